@@ -1,0 +1,18 @@
+"""Ablation: vision tokens weigh as much as text (1.0) instead of half (paper section 2.4).
+
+Hypothesis: captions get worse, since nine of ten tokens are visual; pictures gain little.
+
+  python -m emu3_jax.train --config=configs/ablations/vision_weight_one.py \
+    --workdir=runs/ablations/vision_weight_one
+"""
+
+from ml_collections import ConfigDict
+
+from configs import transformer_nano
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = transformer_nano.get_config(arg)
+    config.data.loss_weights.image = 1.0
+    config.data.loss_weights.video = 1.0
+    return config

@@ -1,0 +1,41 @@
+"""The quickstart's training run: the nano recipe with a smaller model, for minutes on two cores.
+
+Purpose: every part of a pretraining run (mixture of five tasks, packing, mesh, checkpoints,
+evaluation while training) within a coffee break. The model is a third of the nano model and sees a
+few epochs; it learns the grammar, plausible captions and the rough looks of things. The shipped
+nano model (configs/transformer_nano.py) is what hours instead of minutes give.
+
+The argument is the directory that the quickstart works in.
+
+Command (after the corpus is tokenized, which launch/quickstart.sh does):
+  python -m emu3_jax.train --config=configs/quickstart.py:runs/quickstart \
+    --workdir=runs/quickstart/model
+"""
+
+from ml_collections import ConfigDict
+
+from configs import transformer_nano
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    directory = arg or "runs/quickstart"
+    config = transformer_nano.get_config()
+    config.data.mixture = tuple(
+        dict(entry) | {"dataset": f"{directory}/tokens/train"} for entry in config.data.mixture
+    )
+    config.model.update(
+        dict(hidden_size=192, intermediate_size=512, num_layers=4, num_heads=6, num_kv_heads=2)
+    )
+    # In two epochs nothing is learnt by heart, and drawing the masks takes a fifth of the time.
+    config.model.dropout = 0.0
+    config.run.steps = 300
+    config.run.optimizer.warmup_steps = 30
+    # Two virtual CPU devices: parameters and rows are both cut in two, as on a pod.
+    config.run.mesh = ConfigDict(dict(data=1, fsdp=2, context=1, tensor=1))
+    config.run.checkpoint.every = 50
+    config.run.log.every = 10
+    # Likelihood needs token shards alone.
+    config.evaluation.update(
+        dict(every=100, limit=48, tokens=f"{directory}/tokens", data="", vision_tokenizer="")
+    )
+    return config

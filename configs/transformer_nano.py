@@ -1,0 +1,79 @@
+"""The nano transformer: every modality of the embedded emoji corpus in one model, from scratch.
+
+Purpose: the model that the quickstart, the demos and the README pictures use, and the base that
+the ablations import. The mixture is the paper's in small: text, text→image, image→text,
+text→video, video→text, with half weight on vision tokens (paper section 2.4) and dropout 0.1.
+
+Command (after configs/tokenize_nano.py):
+  python -m emu3_jax.train --config=configs/transformer_nano.py --workdir=runs/transformer_nano
+"""
+
+from ml_collections import ConfigDict
+
+TOKENS = "runs/tokens_nano"
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    del arg
+    config = ConfigDict()
+    config.task = "pretrain"
+    config.text_tokenizer = "assets/text_nano.model"
+    config.model = ConfigDict(
+        dict(
+            hidden_size=256,
+            intermediate_size=704,
+            num_layers=6,
+            num_heads=8,
+            num_kv_heads=4,
+            head_dim=32,
+            dropout=0.1,
+        )
+    )
+    config.loss = ConfigDict(dict(chunk_tokens=192, z_loss=0.0))
+    config.data = ConfigDict(
+        dict(
+            mixture=(
+                dict(dataset=f"{TOKENS}/train", task="text_to_image", weight=4.0, null_prompt=0.1),
+                dict(dataset=f"{TOKENS}/train", task="image_to_text", weight=4.0),
+                dict(dataset=f"{TOKENS}/train", task="text_to_video", weight=1.0, null_prompt=0.1),
+                dict(dataset=f"{TOKENS}/train", task="video_to_text", weight=1.0),
+                dict(dataset=f"{TOKENS}/train", task="text", weight=1.0),
+            ),
+            batch_size=16,
+            # The longest document, a captioned clip, has 188 tokens; longer rows would only add
+            # attention between documents that do not see each other.
+            sequence_length=192,
+            loss_weights=dict(text=1.0, image=0.5, video=0.5, structure=1.0),
+            seed=0,
+            workers=0,
+        )
+    )
+    config.run = ConfigDict(
+        dict(
+            steps=1200,
+            seed=0,
+            ema_decay=0.0,
+            mesh=dict(data=1, fsdp=-1, context=1, tensor=1),
+            optimizer=dict(
+                learning_rate=1.5e-3,
+                warmup_steps=100,
+                schedule="cosine",
+                b1=0.9,
+                b2=0.95,
+                weight_decay=0.1,
+                clip_norm=1.0,
+            ),
+            checkpoint=dict(every=250, keep=2),
+            log=dict(every=20),
+        )
+    )
+    config.evaluation = ConfigDict(
+        dict(
+            every=400,
+            evaluators=("likelihood",),
+            tokens=TOKENS,
+            data="runs/emoji",
+            vision_tokenizer="assets/vision_tokenizer_nano",
+        )
+    )
+    return config

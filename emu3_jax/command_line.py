@@ -1,0 +1,118 @@
+"""What every command shares: flags in, one clear sentence out when the user's input is wrong."""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import jax
+from absl import app, flags, logging
+
+from emu3_jax.config import ConfigError, apply_overrides, load_config
+
+# The flags defined here belong to the command that asks for them, which shows them in its --help.
+flags.disclaim_key_flags()
+
+CONFIG_PREFIX = "--config."
+HELP = {"--help", "-help", "-h", "-?", "--helpshort"}
+
+
+def define_config(help_text: str = "") -> None:
+    """Defines `--config=file.py[:arg]`, and with it the overrides `--config.a.b=value`.
+
+    Once `run` has parsed the command line, flags.FLAGS.config is the locked ConfigDict with the
+    overrides in it, or None where the flag was not given.
+    """
+    flags.DEFINE_string(
+        "config", None, help_text or "Config file; override keys with --config.a.b=value."
+    )
+
+
+def run(main: Callable[..., None], usage: str, verbs: Sequence[str] = ()) -> None:
+    """Parses the flags and calls `main()`; a ValueError or OSError becomes one line and exit 2.
+
+    A command with `verbs` takes one of them as its first word and calls `main(verb)`.
+
+    Those are the errors that a user's input can cause; all others keep their traceback, and
+    --verbosity=1 shows that of a shortened one as well. Ctrl-C exits with 130.
+    """
+    sys.modules["__main__"].__doc__ = usage
+    app.run(
+        lambda words: _guarded(lambda: main(*words[1:])),
+        flags_parser=lambda argv: _parse(argv, verbs),
+    )
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between processes, in JAX_COMPILATION_CACHE_DIR or a user's cache."""
+    directory = os.environ.get("JAX_COMPILATION_CACHE_DIR")
+    jax.config.update(
+        "jax_compilation_cache_dir", directory or os.path.expanduser("~/.cache/emu3_jax/compiled")
+    )
+
+
+def _parse(argv: list[str], verbs: Sequence[str]) -> list[str]:
+    """absl's parsing; config files and their overrides are told apart and read here."""
+    if HELP & set(argv[1:]):
+        print(sys.modules["__main__"].__doc__.strip())
+        print("\nFlags:" + flags.FLAGS.main_module_help())
+        sys.exit(0)
+    try:
+        overrides = {}
+        if "config" in flags.FLAGS:
+            argv, overrides = _split_overrides(argv)
+        rest = flags.FLAGS(argv)
+        if verbs and (len(rest) < 2 or rest[1] not in verbs):
+            _fail(f"the first word must be one of: {', '.join(verbs)}; see --help")
+        extra = rest[1 + bool(verbs) :]
+        if extra:
+            _fail(f"unexpected argument {extra[0]!r}; every option is written --name=value")
+        if "config" in flags.FLAGS:
+            _load_config(overrides)
+    except (flags.Error, ConfigError) as error:
+        _fail(str(error))
+    if flags.FLAGS["verbosity"].using_default_value:
+        flags.FLAGS.verbosity = logging.WARNING  # else absl turns it up to INFO for us
+    return rest
+
+
+def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """--config.a.b=value arguments as {"a.b": "value"}, apart from all others."""
+    overrides, others = {}, []
+    for argument in argv:
+        if not argument.startswith(CONFIG_PREFIX):
+            others.append(argument)
+            continue
+        key, equals, value = argument.removeprefix(CONFIG_PREFIX).partition("=")
+        if not equals:
+            raise ConfigError(f"{argument} needs a value, written {argument}=VALUE")
+        overrides[key] = value
+    return others, overrides
+
+
+def _load_config(overrides: dict[str, str]) -> None:
+    flag = flags.FLAGS["config"]
+    if flag.value is None:
+        if overrides:
+            raise ConfigError(f"{CONFIG_PREFIX}{next(iter(overrides))} needs --config=FILE")
+        return
+    config = load_config(flag.value)
+    apply_overrides(config, overrides)
+    flag.value = config
+
+
+def _guarded(main: Callable[[], None]) -> None:
+    use_compilation_cache()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        logging.debug("the error below was raised here", exc_info=True)
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print("Stopped. Run the same command again to go on.", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"Error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,1 @@
+"""From files people have (pictures, clips, captions) to batches a model trains on."""

@@ -1,0 +1,104 @@
+"""The embedded corpus: Fluent emoji pictures and clips with captions, as a folder with jsonl files.
+
+The zip holds each clip as a film strip (eight frames side by side); `prepare` cuts the strips into
+animated WebP files, so that everything behind this file sees ordinary pictures, clips and rows.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from emu3_jax.data import media
+
+# Where the corpus lies in a clone of the project.
+EMBEDDED = Path(__file__).parents[2] / "assets" / "fluent_emoji.zip"
+SPLITS = ("train", "validation", "validation_combination")
+FRAMES = 8  # frames in a film strip, evenly spaced over the loop (the corpus's own README)
+# The columns of captions.jsonl that every row of the folder keeps.
+ATTRIBUTES = ("base", "tone", "tags", "group", "subgroup", "caption_zh")
+DONE = "prepared.json"
+
+
+def prepare(zip_path: str | os.PathLike, out_dir: str | os.PathLike) -> Path:
+    """Unpack the corpus into `out_dir` and return it; a folder that is already prepared stays.
+
+    Files: stills/<id>.webp, clips/<id>.webp (animated), and one jsonl a split (`SPLITS`) with a row
+    {"id","image","text",…} a still and a row {"id","video","text","seconds",…} a clip, and
+    text.jsonl with rows {"id","text"} made of the captions and tags of the train split.
+    """
+    out_dir = Path(out_dir)
+    if (out_dir / DONE).exists():
+        return out_dir
+    if out_dir.exists() and any(out_dir.iterdir()):
+        raise ValueError(f"{out_dir}: is not empty and holds no {DONE}; give an empty folder")
+    building = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.tmp")
+    try:
+        with zipfile.ZipFile(zip_path) as archive:
+            counts = _unpack(archive, building)
+    except (OSError, zipfile.BadZipFile, KeyError) as error:
+        shutil.rmtree(building, ignore_errors=True)
+        raise ValueError(f"{zip_path}: cannot be unpacked as the emoji corpus ({error})") from error
+    (building / DONE).write_text(json.dumps(counts, indent=1) + "\n")
+    if out_dir.exists():
+        out_dir.rmdir()
+    building.rename(out_dir)
+    return out_dir
+
+
+def _unpack(archive: zipfile.ZipFile, out_dir: Path) -> dict[str, int]:
+    captions = [json.loads(line) for line in archive.read("captions.jsonl").splitlines() if line]
+    rows = {split: [] for split in SPLITS}
+    text = []
+    for caption in captions:
+        attributes = {name: caption[name] for name in ATTRIBUTES}
+        row = {"id": caption["id"], "image": caption["still"], "text": caption["caption"]}
+        rows[caption["split"]].append(row | attributes)
+        media.write_atomically(out_dir / caption["still"], archive.read(caption["still"]))
+        if caption["clip"]:
+            _write_clip(out_dir / caption["clip"], archive.read(caption["clip"]), caption)
+            row = {"id": f"{caption['id']}-clip", "video": caption["clip"]}
+            row |= {"text": caption["caption"], "seconds": caption["seconds"]}
+            rows[caption["split"]].append(row | attributes)
+        if caption["split"] == "train":
+            text.append({"id": f"{caption['id']}-text", "text": sentence(caption)})
+    for name, lines in {**rows, "text": text}.items():
+        content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        media.write_atomically(out_dir / f"{name}.jsonl", content.encode())
+    return {name: len(lines) for name, lines in {**rows, "text": text}.items()}
+
+
+def _write_clip(path: Path, strip: bytes, caption: dict) -> None:
+    pixels = media.read_image(strip, name=caption["clip"])
+    frames = np.stack(np.split(pixels, FRAMES, axis=1))
+    media.write_webp(path, frames, fps=FRAMES / caption["seconds"])
+
+
+def sentence(caption: dict) -> str:
+    """What the text-only rows say of one emoji: its caption, its tags and its group."""
+    tags = ", ".join(caption["tags"]) if caption["tags"] else "none"
+    return f"{caption['caption']}. tags: {tags}. group: {caption['group']}, {caption['subgroup']}."
+
+
+def main() -> None:
+    """The command `python -m emu3_jax.data.fluent_emoji --output=FOLDER [--zip=FILE]`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m emu3_jax.data.fluent_emoji",
+        description="Unpack the embedded emoji corpus into a folder with jsonl files.",
+    )
+    parser.add_argument("--output", default="runs/emoji", help="folder to make (runs/emoji)")
+    parser.add_argument("--zip", default=str(EMBEDDED), help="the corpus as it is shipped")
+    arguments = parser.parse_args()
+    try:
+        folder = prepare(arguments.zip, arguments.output)
+    except ValueError as error:
+        parser.exit(2, f"Error: {error}\n")
+    print(f"{folder}: {(folder / DONE).read_text().strip()}")
+
+
+if __name__ == "__main__":
+    main()

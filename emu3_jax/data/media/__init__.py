@@ -1,0 +1,37 @@
+"""Pictures and clips: from files to uint8 arrays, to the numbers a model reads, and back to files.
+
+Every reader takes a path or the file's bytes and ends in an array or in a `MediaError` whose one
+sentence names the file. Every writer writes a temporary name first and renames it.
+"""
+
+from emu3_jax.data.media.clips import MAX_CLIP_PIXELS, read_video
+from emu3_jax.data.media.images import MAX_IMAGE_PIXELS, MediaSource, read_image
+from emu3_jax.data.media.sizes import (
+    MediaError,
+    PixelLimits,
+    center_square,
+    resize,
+    smart_resize,
+    to_model,
+    to_uint8,
+)
+from emu3_jax.data.media.writers import write_atomically, write_mp4, write_png, write_webp
+
+__all__ = [
+    "MAX_CLIP_PIXELS",
+    "MAX_IMAGE_PIXELS",
+    "MediaError",
+    "MediaSource",
+    "PixelLimits",
+    "center_square",
+    "read_image",
+    "read_video",
+    "resize",
+    "smart_resize",
+    "to_model",
+    "to_uint8",
+    "write_atomically",
+    "write_mp4",
+    "write_png",
+    "write_webp",
+]

@@ -1,0 +1,83 @@
+"""Picture files to uint8 arrays, whatever they hold; a bad one is a MediaError that names it."""
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from emu3_jax.data.media.sizes import MediaError
+
+# 8192 x 8192. A decoded picture of this size takes 192 MiB; beyond it we take a decompression bomb
+# for the likelier reading, as Pillow itself does from 89 million on.
+MAX_IMAGE_PIXELS = 1 << 26
+
+MediaSource = str | os.PathLike | bytes
+
+
+def describe(source: MediaSource, name: str | None = None) -> str:
+    """The name a message gives to a source."""
+    if name is not None:
+        return name
+    return f"<{len(source)} bytes>" if isinstance(source, bytes) else os.fspath(source)
+
+
+def read_content(source: MediaSource, label: str) -> bytes:
+    """The bytes of a source; MediaError where there are none."""
+    if not isinstance(source, bytes):
+        try:
+            source = Path(source).read_bytes()
+        except OSError as error:
+            raise MediaError(f"{label}: cannot be read ({error.strerror or error})") from error
+    if not source:
+        raise MediaError(f"{label}: the file is empty")
+    return source
+
+
+def open_image(content: bytes, label: str) -> Image.Image:
+    """The opened, not yet decoded picture; the size is checked before memory is spent on it."""
+    try:
+        image = Image.open(io.BytesIO(content))
+    except Image.UnidentifiedImageError as error:
+        raise MediaError(f"{label}: not a picture in any format that Pillow reads") from error
+    except Exception as error:  # decoders raise whatever hostile bytes make them raise
+        raise MediaError(f"{label}: the picture cannot be opened ({error})") from error
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise MediaError(f"{label}: the picture has no pixels ({width}x{height})")
+    if width * height > MAX_IMAGE_PIXELS:
+        raise MediaError(
+            f"{label}: {width}x{height} pixels is more than the limit of {MAX_IMAGE_PIXELS}"
+        )
+    return image
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Any Pillow mode -> uint8 [H,W,3]; transparency over white, 16 bits scaled to 8."""
+    if image.mode.startswith("I"):  # 16-bit greyscale; Pillow also reads some of it as 32-bit "I"
+        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        grey = ((grey * 255 + 32767) // 65535).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=-1)
+    if image.mode == "F":
+        raise ValueError("floating-point pixels have no stated range")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return np.array(image.convert("RGB"))
+
+
+def read_image(source: MediaSource, name: str | None = None) -> np.ndarray:
+    """uint8 [H,W,3] of a picture file, upright by its EXIF orientation.
+
+    CMYK, palette, grey and 16-bit pictures become 8-bit RGB, transparency is laid over white, and
+    of an animated file the first frame is taken. Raises MediaError for anything unreadable.
+    """
+    label = describe(source, name)
+    image = open_image(read_content(source, label), label)
+    try:
+        image.load()
+        return to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:
+        raise MediaError(f"{label}: the picture cannot be decoded ({error})") from error

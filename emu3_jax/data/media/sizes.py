@@ -1,0 +1,97 @@
+"""Pictures as arrays: how large they may be, and the numbers a model reads."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image
+
+
+class MediaError(ValueError):
+    """A picture or clip that cannot be used; the sentence names the file and the reason."""
+
+
+@dataclass(frozen=True)
+class PixelLimits:
+    """How large a picture may be when it reaches the vision tokenizer.
+
+    The defaults are the released preprocessor_config.json; `max_aspect` is a constant of the
+    released image processor. `spatial_factor` is the vision tokenizer's downsampling.
+    """
+
+    min_pixels: int = 512 * 512
+    max_pixels: int = 1024 * 1024
+    spatial_factor: int = 8
+    max_aspect: float = 5.0
+
+    def __post_init__(self):
+        if not 0 < self.min_pixels <= self.max_pixels:
+            raise ValueError(
+                f"pixel limits: expected 0 < min_pixels <= max_pixels, found {self.min_pixels} "
+                f"and {self.max_pixels}"
+            )
+
+
+def smart_resize(height: int, width: int, limits: PixelLimits = PixelLimits()) -> tuple[int, int]:
+    """The released resize rule: (height, width) in pixels, multiples of the spatial factor.
+
+    Each side goes to its nearest multiple (half to even); an area above `max_pixels` is scaled down
+    (sides floored), one below `min_pixels` is scaled up (sides rounded up). Raises MediaError for a
+    side below the factor or an aspect ratio above `max_aspect`.
+    """
+    factor = limits.spatial_factor
+    if height < factor or width < factor:
+        raise MediaError(
+            f"a picture of {width}x{height} pixels is too small: each side needs at least {factor}"
+        )
+    aspect = max(height, width) / min(height, width)
+    if aspect > limits.max_aspect:
+        raise MediaError(
+            f"a picture of {width}x{height} pixels has the aspect ratio {aspect:.2f}; "
+            f"at most {limits.max_aspect:g} is allowed"
+        )
+    new_height = round(height / factor) * factor
+    new_width = round(width / factor) * factor
+    if new_height * new_width > limits.max_pixels:
+        beta = (height * width / limits.max_pixels) ** 0.5
+        new_height = int(height / beta // factor) * factor
+        new_width = int(width / beta // factor) * factor
+    elif new_height * new_width < limits.min_pixels:
+        beta = (limits.min_pixels / (height * width)) ** 0.5
+        new_height = -int(-height * beta // factor) * factor
+        new_width = -int(-width * beta // factor) * factor
+    if new_height < factor or new_width < factor:
+        raise MediaError(
+            f"a picture of {width}x{height} pixels does not fit into {limits.max_pixels} pixels "
+            f"with sides of at least {factor}"
+        )
+    return new_height, new_width
+
+
+def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bicubic (PIL) resize of uint8 [H,W,3] or [T,H,W,3] to the given height and width."""
+    if pixels.shape[-3:-1] == (height, width):
+        return pixels
+    if pixels.ndim == 4:
+        return np.stack([resize(frame, height, width) for frame in pixels])
+    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def center_square(pixels: np.ndarray) -> np.ndarray:
+    """The largest centred square of [..., H, W, 3]."""
+    height, width = pixels.shape[-3:-1]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[..., top : top + side, left : left + side, :]
+
+
+def to_model(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [0,255] -> float32 [-1,1] (released: scale by 1/255, mean 0.5, deviation 0.5)."""
+    unit = np.asarray(pixels, np.float32) * np.float32(1 / 255)
+    return (unit - np.float32(0.5)) / np.float32(0.5)
+
+
+def to_uint8(pixels: np.ndarray) -> np.ndarray:
+    """float [-1,1] -> uint8; clipped, then cut off and not rounded (released post-processing)."""
+    scaled = (np.asarray(pixels, np.float32) * np.float32(0.5) + np.float32(0.5)) * np.float32(255)
+    return np.clip(scaled, 0, 255).astype(np.uint8)

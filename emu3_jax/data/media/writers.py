@@ -1,0 +1,89 @@
+"""Arrays to files: PNG, animated WebP, MP4; a file appears whole or not at all."""
+
+import io
+import os
+import struct
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, PngImagePlugin
+
+
+def write_atomically(path: str | os.PathLike, content: bytes) -> None:
+    """Write bytes under a temporary name beside `path`, then rename: never a half-written file."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_png(path, pixels: np.ndarray, metadata: dict[str, str] | None = None) -> None:
+    """uint8 [H,W,3] as PNG; `metadata` (prompt, seed, …) goes into text chunks of the file."""
+    info = PngImagePlugin.PngInfo()
+    for key, value in (metadata or {}).items():
+        info.add_itxt(key, str(value))
+    buffer = io.BytesIO()
+    Image.fromarray(_checked(pixels, 3)).save(buffer, "PNG", pnginfo=info)
+    write_atomically(path, buffer.getvalue())
+
+
+def write_webp(path, frames: np.ndarray, fps: float) -> None:
+    """uint8 [T,H,W,3] as a lossless, endlessly looping animated WebP with exactly T frames.
+
+    Encoders merge equal neighbours and so change the number of frames; therefore each frame is
+    compressed alone and the container (RIFF; WebP container specification) is put together here.
+    """
+    frames = _checked(frames, 4)
+    height, width = frames.shape[1:3]
+    size = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
+    stamps = [round(1000 * index / fps) for index in range(len(frames) + 1)]
+    chunks = _chunk(b"VP8X", bytes([0x02, 0, 0, 0]) + size)  # 0x02: the file is an animation
+    chunks += _chunk(b"ANIM", bytes([255, 255, 255, 255, 0, 0]))  # white, looping for ever
+    for frame, start, end in zip(frames, stamps, stamps[1:], strict=False):
+        buffer = io.BytesIO()
+        # The fastest setting: a tenth larger than the default and twenty times as fast.
+        Image.fromarray(frame).save(buffer, "WEBP", lossless=True, quality=0, method=0)
+        duration = struct.pack("<I", end - start)[:3]
+        # Position 0,0; 0x02: replace the canvas instead of blending with it.
+        head = bytes(6) + size + duration + bytes([0x02])
+        chunks += _chunk(b"ANMF", head + buffer.getvalue()[12:])
+    write_atomically(path, _chunk(b"RIFF", b"WEBP" + chunks))
+
+
+def _chunk(name: bytes, payload: bytes) -> bytes:
+    return name + struct.pack("<I", len(payload)) + payload + b"\0" * (len(payload) % 2)
+
+
+def write_mp4(path, frames: np.ndarray, fps: float) -> None:
+    """uint8 [T,H,W,3] as MP4 (H.264, yuv420p); odd sides get their last row or column twice."""
+    import av
+
+    frames = _checked(frames, 4)
+    frames = np.pad(
+        frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge"
+    )
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        stream.options = {"crf": "16"}
+        for pixels in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    write_atomically(path, buffer.getvalue())
+
+
+def _checked(pixels: np.ndarray, rank: int) -> np.ndarray:
+    pixels = np.asarray(pixels)
+    if pixels.dtype != np.uint8 or pixels.ndim != rank or pixels.shape[-1] != 3 or not pixels.size:
+        raise ValueError(
+            f"expected uint8 pixels of rank {rank} with 3 channels, found {pixels.dtype} "
+            f"{pixels.shape}"
+        )
+    return np.ascontiguousarray(pixels)

@@ -1,0 +1,95 @@
+"""WebDataset tars as img2dataset and video2dataset write them: KEY.jpg or KEY.mp4, .txt, .json."""
+
+import glob
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterator
+
+from emu3_jax.data.sources import RawItem, SourceError
+
+IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
+VIDEO_ENDINGS = ("mp4", "webm", "mkv", "mov", "avi", "m4v")
+# Where the json keeps the caption when there is no .txt member.
+CAPTION_KEYS = ("caption", "text", "title")
+
+
+class WebDatasetSource:
+    """Tar files; each is one shard, and the members of one key stand side by side in it.
+
+    `pattern` is a glob, a folder of tars, or holds one range such as {00000..00123}. The caption is
+    KEY.txt, else the json's "caption"; the json's entries become attributes.
+    """
+
+    def __init__(self, pattern: str):
+        self.paths = _expand(pattern)
+        self.name = os.path.basename(os.path.dirname(os.path.abspath(self.paths[0]))) or "tars"
+
+    @property
+    def num_shards(self) -> int:
+        """One a tar file."""
+        return len(self.paths)
+
+    def items(self, shard: int) -> Iterator[RawItem]:
+        """The examples of one tar, media as bytes; SourceError for a tar that is broken."""
+        path = self.paths[shard]
+        key, members = None, {}
+        for name, content in _members(path):
+            folder, base = os.path.split(name)
+            stem, _, ending = base.partition(".")
+            member_key = os.path.join(folder, stem)
+            if member_key != key:
+                if members:
+                    yield _item(path, key, members)
+                key, members = member_key, {}
+            members[ending.lower()] = content
+        if members:
+            yield _item(path, key, members)
+
+
+def _expand(pattern: str) -> list[str]:
+    if os.path.isdir(pattern):
+        pattern = os.path.join(pattern, "*.tar")
+    found = re.fullmatch(r"(.*)\{(\d+)\.\.(\d+)\}(.*)", pattern)
+    if found:
+        before, first, last, after = found.groups()
+        numbers = range(int(first), int(last) + 1)
+        paths = [f"{before}{number:0{len(first)}d}{after}" for number in numbers]
+        missing = [path for path in paths if not os.path.isfile(path)]
+        if missing:
+            raise SourceError(f"{missing[0]}: does not exist, but {pattern} asks for it")
+    else:
+        paths = sorted(glob.glob(pattern))
+    if not paths:
+        raise SourceError(f"{pattern}: the corpus is empty; no tar file is named so")
+    return paths
+
+
+def _members(path: str) -> Iterator[tuple[str, bytes]]:
+    try:
+        with tarfile.open(path, "r:*") as tar:
+            for member in tar:
+                if member.isfile():
+                    yield member.name, tar.extractfile(member).read()
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise SourceError(f"{path}: cannot be read as a tar file ({error})") from error
+
+
+def _item(path: str, key: str, members: dict[str, bytes]) -> RawItem:
+    where = f"{path}:{key}"
+    image = next((members[e] for e in IMAGE_ENDINGS if members.get(e) is not None), None)
+    video = next((members[e] for e in VIDEO_ENDINGS if members.get(e) is not None), None)
+    media = {"image": image} if image is not None else {"video": video}
+    if not any(media.values()) and (image is not None or video is not None):
+        return RawItem(key, where=where, problem="the media member is empty")
+    try:
+        attributes = json.loads(members.get("json") or "{}")
+        text = members["txt"].decode() if "txt" in members else None
+    except ValueError as error:
+        return RawItem(key, where=where, problem=f"its json or txt member is unreadable ({error})")
+    if not isinstance(attributes, dict):
+        return RawItem(key, where=where, problem="its json member is no object")
+    if text is None:
+        text = next((attributes[k] for k in CAPTION_KEYS if attributes.get(k)), "")
+    return RawItem(key, str(text).strip("\n"), **media, attributes=attributes, where=where)

@@ -1,0 +1,185 @@
+"""Compare runs: python -m emu3_jax.evaluate.compare RUN RUN ... --output=DIR
+
+Reads config.json, metrics.jsonl and, where it is there, results.json (or evaluation/results.json)
+of each run directory. Writes comparison.md (which config keys differ, and the last figures of each
+run) and comparison.svg (validation loss by step, one panel a modality; training loss where no
+validation was logged), and prints the tables.
+
+Example:
+  python -m emu3_jax.evaluate.compare runs/nano runs/nano_no_dropout --output=runs/compared
+"""
+
+import argparse
+import dataclasses
+import pathlib
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from emu3_jax.config import config_differences, read_config
+from emu3_jax.data.media import write_atomically
+from emu3_jax.evaluate import chart, report_tables
+from emu3_jax.evaluate.evaluator import RESULTS_FILE, read_results
+from emu3_jax.evaluate.report_tables import MODALITIES, training_key, validation_key
+from emu3_jax.train.metrics import read_metrics
+
+# Keys that say where and how a run was run, not what it was.
+IGNORED = ("run.log.", "run.checkpoint.", "run.mesh.")
+# Training losses are noisy; the last figure is a mean over so many log lines.
+LAST_LINES = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What a run directory holds.
+
+    Attributes:
+      name: of the directory.
+      config: as it was resolved.
+      rows: the log, in step order.
+      results: evaluator → metrics; empty where the run was not evaluated offline.
+    """
+
+    name: str
+    config: ml_collections.ConfigDict
+    rows: Sequence[Mapping[str, Any]]
+    results: report_tables.Results
+
+
+def read_run(path: pathlib.Path) -> Run:
+    """Reads a run directory; ValueError when it has no config or no log."""
+    results = {}
+    for folder in (path, path / "evaluation"):
+        if (folder / RESULTS_FILE).is_file():
+            results = read_results(folder)
+            break
+    return Run(path.name, read_config(path), read_metrics(path), results)
+
+
+def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
+    """Dotted config key → its value in each run, for the keys that are not the same in all."""
+    pairs = [config_differences(runs[0].config, run.config) for run in runs]
+    keys = sorted({key for found in pairs for key in found if not key.startswith(IGNORED)})
+    values = {}
+    for key in keys:
+        base = next(found[key][0] for found in pairs if key in found)
+        values[key] = [found[key][1] if key in found else base for found in pairs]
+    return values
+
+
+def figures(runs: Sequence[Run]) -> dict[str, list[float | None]]:
+    """Label → the last figure of each run; labels that no run has are left out."""
+    table: dict[str, list[float | None]] = {"steps": [_last(run, "step") for run in runs]}
+    for modality in MODALITIES:
+        key = validation_key(modality)
+        table[f"validation, {modality} (nats)"] = [_last(run, key) for run in runs]
+    for modality in MODALITIES:
+        key = training_key(modality)
+        table[f"training, {modality} (nats)"] = [_mean_of_last(run, key) for run in runs]
+    table["tokens per second (median)"] = [_median(run, "tokens_per_second") for run in runs]
+    for heading, lines in report_tables.LANGUAGE_MODEL:
+        for line in lines:
+            label = f"{heading}: {line.label}" if heading else line.label
+            table[label] = [run.results.get(line.evaluator, {}).get(line.metric) for run in runs]
+    return {label: row for label, row in table.items() if any(v is not None for v in row)}
+
+
+def markdown(runs: Sequence[Run]) -> str:
+    """Both tables."""
+    names = [run.name for run in runs]
+    parts = ["## What differs\n"]
+    changed = differences(runs)
+    if changed:
+        rows = [[f"`{key}`", *(f"`{v}`" for v in values)] for key, values in changed.items()]
+        parts.append(_table(["key", *names], rows))
+    else:
+        parts.append("The configs are the same.\n")
+    rows = [[label, *map(_number, row)] for label, row in figures(runs).items()]
+    parts += ["\n## Last figures\n", _table(["", *names], rows)]
+    return "\n".join(parts)
+
+
+def plot(runs: Sequence[Run]) -> str:
+    """One SVG: a panel a modality, a line a run."""
+    held_out = any(validation_key(m) in row for run in runs for row in run.rows for m in MODALITIES)
+    panels = []
+    for modality in MODALITIES:
+        key = validation_key(modality) if held_out else training_key(modality)
+        lines = []
+        for index, run in enumerate(runs):
+            points = tuple((row["step"], row[key]) for row in run.rows if key in row)
+            if not held_out:
+                points = chart.smoothed(points, max(1, len(points) // 40))
+            lines.append(chart.Series(run.name, points, index, dots=held_out))
+        if any(line.finite for line in lines):
+            what = "validation" if held_out else "training"
+            label = "nats a token"
+            svg = chart.line_chart(lines, "step", label)
+            panels.append((f"{modality.capitalize()} tokens, {what}", svg))
+    return chart.sheet(panels, [run.name for run in runs])
+
+
+def compare(paths: Sequence[pathlib.Path], output: pathlib.Path) -> str:
+    """Reads the runs, writes comparison.md and comparison.svg, returns the text of the former."""
+    if len(paths) < 2:
+        raise ValueError("comparing takes two run directories or more")
+    runs = [read_run(path) for path in paths]
+    text = markdown(runs)
+    write_atomically(output / "comparison.svg", plot(runs).encode())
+    content = f"# {', '.join(run.name for run in runs)}\n\n{text}\n![losses](comparison.svg)\n"
+    write_atomically(output / "comparison.md", content.encode())
+    return text
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rules = ["---"] + ["---:"] * (len(head) - 1)
+    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rules, *rows]) + "\n"
+
+
+def _last(run: Run, key: str) -> float | None:
+    return next((row[key] for row in reversed(run.rows) if row.get(key) is not None), None)
+
+
+def _values(run: Run, key: str) -> list[float]:
+    return [row[key] for row in run.rows if row.get(key) is not None]
+
+
+def _mean_of_last(run: Run, key: str) -> float | None:
+    values = _values(run, key)[-LAST_LINES:]
+    return statistics.fmean(values) if values else None
+
+
+def _median(run: Run, key: str) -> float | None:
+    values = _values(run, key)
+    return statistics.median(values) if values else None
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "–"
+    return f"{value:,.0f}" if isinstance(value, int) or value >= 1000 else f"{value:.3f}"
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m emu3_jax.evaluate.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", type=pathlib.Path, help="run directories")
+    parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write into")
+    parsed = parser.parse_args(arguments)
+    try:
+        print(compare(parsed.runs, parsed.output))
+    except (ValueError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+    print(f"written: {parsed.output}/comparison.md, {parsed.output}/comparison.svg")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Evaluation at intervals inside a training run: the evaluators of the command, on the live state.
+
+Numbers go to the run's metrics under `validation/`, pictures to WORKDIR/pictures/step_N/ and to
+TensorBoard.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from emu3_jax.data import media
+from emu3_jax.evaluate import registry
+from emu3_jax.evaluate.evaluator import Subject, flat_metrics
+from emu3_jax.generate.sampling import Sampling
+from emu3_jax.train.metrics import MetricsWriter
+from emu3_jax.train.state import TrainState
+
+PICTURES_FOLDER = "pictures"
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """What a run evaluates while it trains.
+
+    Attributes:
+      every: steps between evaluations; one more follows the last step.
+      evaluators: names as in `evaluate.registry`; none turns evaluation off.
+      data: folder of raw held-out items, for the evaluators that need it.
+      tokens: folder of token datasets, one a split, likewise.
+      vision_tokenizer: directory of the vision tokenizer, likewise.
+      limit: items of a split that are used; 0 for all.
+      batch_size: items at a time; results do not depend on it.
+      guidance, top_k: of drawn pictures.
+    """
+
+    every: int = 1000
+    evaluators: tuple[str, ...] = ()
+    data: str = ""
+    tokens: str = ""
+    vision_tokenizer: str = ""
+    limit: int = 0
+    batch_size: int = 32
+    guidance: float = 3.0
+    top_k: int = 0
+
+    def subject(self, vision: tuple[Any, Any] | None, bundle: Any, label: str) -> Subject:
+        """The subject with these parts and this config's data."""
+        return Subject(
+            bundle=bundle,
+            vision_tokenizer=vision,
+            data=pathlib.Path(self.data) if self.data else None,
+            tokens=pathlib.Path(self.tokens) if self.tokens else None,
+            sampling=Sampling(guidance=self.guidance, top_k=self.top_k),
+            batch_size=self.batch_size,
+            limit=self.limit,
+            label=label,
+        )
+
+
+class EvaluationCallback:
+    """A `train.loop.Callback` that evaluates the state after a step."""
+
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        subject_of: Callable[[TrainState, str], Subject],
+        workdir: str | pathlib.Path,
+    ):
+        self.every = config.every
+        self._names: Sequence[str] = config.evaluators
+        self._subject_of, self._workdir = subject_of, pathlib.Path(workdir)
+        registry.make_evaluators(self._names)  # a wrong name is an error before the first step
+
+    def __call__(self, step: int, state: TrainState, writer: MetricsWriter) -> dict[str, float]:
+        """See Callback."""
+        subject = self._subject_of(state, f"{self._workdir} at step {step}")
+        results = registry.evaluate(subject, self._names)
+        folder = self._workdir / PICTURES_FOLDER / f"step_{step:06d}"
+        for name, result in results.items():
+            for picture, pixels in result.pictures.items():
+                if jax.process_index() == 0:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    media.write_png(folder / f"{name}_{picture}.png", pixels)
+                writer.write_picture(step, f"{name}/{picture}", pixels)
+        return {f"validation/{name}": value for name, value in flat_metrics(results).items()}

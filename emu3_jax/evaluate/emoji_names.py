@@ -1,0 +1,36 @@
+"""What the caption of an emoji says: who or what it is, and which tones of skin."""
+
+import dataclasses
+import re
+import unicodedata
+
+# The five Fitzpatrick modifiers of Unicode, in emojibase's numbering 1 to 5.
+TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
+_TONE = re.compile(r"\b(medium[ -]light|medium[ -]dark|light|medium|dark) skin tones?\b")
+
+
+@dataclasses.dataclass(frozen=True)
+class ParsedCaption:
+    """What a caption says.
+
+    Attributes:
+      person: the caption without tones and punctuation; empty when nothing is left.
+      tones: indices into TONES in the order they are named; a couple has two.
+    """
+
+    person: str
+    tones: tuple[int, ...]
+
+
+def normalise(text: str) -> str:
+    """NFKC, lower case, straight quotes, single spaces, no punctuation but - ' inside words."""
+    text = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
+    text = re.sub(r"(?<!\w)['-]|['-](?!\w)|[^\w'\s-]", " ", text)
+    return " ".join(text.split())
+
+
+def parse_caption(text: str) -> ParsedCaption:
+    """Takes a caption apart: "woman: dark skin tone, blond hair" → "woman blond hair", (4,)."""
+    text = normalise(text)
+    tones = tuple(TONES.index(t.replace(" ", "-")) for t in _TONE.findall(text))
+    return ParsedCaption(" ".join(_TONE.sub(" ", text).split()), tones)

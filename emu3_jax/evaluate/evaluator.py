@@ -1,0 +1,192 @@
+"""What an evaluator is: something with a name that turns a subject into numbers, tables, pictures.
+
+Training at intervals and `python -m emu3_jax.evaluate` go through the same `evaluate`, so a figure
+means the same wherever it was taken.
+"""
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from emu3_jax.data import media
+from emu3_jax.generate.sampling import Sampling
+
+RESULTS_FILE = "results.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """What is evaluated, and on what. An evaluator checks that the parts it needs are there.
+
+    Attributes:
+      bundle: the language model with `.model`, `.variables`, `.vocab` and `.grammar`, or None.
+      vision_tokenizer: (module, variables), or None.
+      data: folder of raw items, `<split>.jsonl` beside its media files, or None.
+      tokens: folder of token datasets, one sub-folder a split, or None.
+      sampling: how pictures are drawn, its seed included. Captions are always greedy.
+      batch_size: pictures or sequences at a time; results do not depend on it.
+      limit: use the first so many items of a split; 0 for all.
+      label: where the weights came from, written into the results.
+    """
+
+    bundle: Any = None
+    vision_tokenizer: tuple[Any, Any] | None = None
+    data: pathlib.Path | None = None
+    tokens: pathlib.Path | None = None
+    sampling: Sampling = Sampling()
+    batch_size: int = 32
+    limit: int = 0
+    label: str = ""
+
+    def need(self, evaluator: str, *names: str) -> None:
+        """Raises ValueError naming the first of the fields `names` that is None."""
+        for name in names:
+            if getattr(self, name) is None:
+                raise ValueError(f"evaluator {evaluator} needs {_OPTIONS[name]}, which is not set")
+
+
+_OPTIONS = {
+    "bundle": "a language model (--model)",
+    "vision_tokenizer": "a vision tokenizer (--vision_tokenizer)",
+    "data": "a folder of pictures and captions (--data)",
+    "tokens": "a folder of token datasets (--tokens)",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows under named columns; cells are str, int, float or None."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one evaluator found.
+
+    Attributes:
+      metrics: name → number; shares are in percent.
+      tables: name → Table, written as CSV.
+      pictures: name → uint8 [H, W, 3], written as PNG.
+    """
+
+    metrics: Mapping[str, float]
+    tables: Mapping[str, Table] = dataclasses.field(default_factory=dict)
+    pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+
+
+class Evaluator(Protocol):
+    """One evaluator: `run` raises ValueError when the subject lacks a part it needs."""
+
+    name: str
+
+    def run(self, subject: Subject) -> Result:
+        """Measures `subject`."""
+
+
+def run_all(
+    subject: Subject, evaluators: Sequence[Evaluator], log=lambda line: None
+) -> dict[str, Result]:
+    """Runs evaluators in order → {name: Result}, with each one's `seconds` among its metrics."""
+    results = {}
+    for evaluator in evaluators:
+        log(f"{evaluator.name} ...")
+        start = time.perf_counter()
+        result = evaluator.run(subject)
+        seconds = time.perf_counter() - start
+        metrics = dict(result.metrics) | {"seconds": round(seconds, 2)}
+        results[evaluator.name] = dataclasses.replace(result, metrics=metrics)
+        log(f"{evaluator.name} done in {seconds:.1f} s")
+    return results
+
+
+def flat_metrics(results: Mapping[str, Result]) -> dict[str, float]:
+    """{"reconstruction/psnr_images": ...}: one level of names, as a metrics log wants them."""
+    return {
+        f"{name}/{metric}": value
+        for name, result in results.items()
+        for metric, value in result.metrics.items()
+    }
+
+
+def format_results(results: Mapping[str, Result]) -> str:
+    """The metrics as an aligned text table, one block an evaluator."""
+    lines = []
+    width = max((len(m) for r in results.values() for m in r.metrics), default=0)
+    for name, result in results.items():
+        lines.append(name)
+        lines += [f"  {m:<{width}}  {_number(v):>12}" for m, v in result.metrics.items()]
+    return "\n".join(lines)
+
+
+def write_results(
+    results: Mapping[str, Result], output: str | os.PathLike, subject: Subject
+) -> pathlib.Path:
+    """Writes results.json, `<evaluator>_<table>.csv` and `<evaluator>_<picture>.png`.
+
+    Each file is written under a temporary name and then renamed; results.json comes last, so that
+    whoever finds it finds everything it names. Returns its path.
+    """
+    output = pathlib.Path(output)
+    output.mkdir(parents=True, exist_ok=True)
+    entries = {}
+    for name, result in results.items():
+        files = {t: f"{name}_{t}.csv" for t in result.tables}
+        pictures = {p: f"{name}_{p}.png" for p in result.pictures}
+        for table, file in files.items():
+            _write_csv(output / file, result.tables[table])
+        for picture, file in pictures.items():
+            media.write_png(output / file, result.pictures[picture])
+        entries[name] = {
+            "metrics": {m: _jsonable(v) for m, v in result.metrics.items()},
+            "tables": files,
+            "pictures": pictures,
+        }
+    document = {"subject": describe(subject), "results": entries}
+    media.write_atomically(output / RESULTS_FILE, (json.dumps(document, indent=1) + "\n").encode())
+    return output / RESULTS_FILE
+
+
+def describe(subject: Subject) -> dict[str, Any]:
+    """The subject's plain fields, for the record."""
+    return {
+        "label": subject.label,
+        "data": str(subject.data) if subject.data else None,
+        "tokens": str(subject.tokens) if subject.tokens else None,
+        "sampling": dataclasses.asdict(subject.sampling),
+        "limit": subject.limit,
+    }
+
+
+def read_results(path: str | os.PathLike) -> dict[str, dict[str, float]]:
+    """{evaluator: {metric: value}} of a results.json or of the folder that holds one."""
+    path = pathlib.Path(path)
+    path = path / RESULTS_FILE if path.is_dir() else path
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: run `python -m emu3_jax.evaluate` first")
+    entries = json.loads(path.read_text(encoding="utf-8"))["results"]
+    return {name: entry["metrics"] for name, entry in entries.items()}
+
+
+def _write_csv(path: pathlib.Path, table: Table) -> None:
+    text = io.StringIO(newline="")
+    csv.writer(text, lineterminator="\n").writerows([table.columns, *table.rows])
+    media.write_atomically(path, text.getvalue().encode())
+
+
+def _jsonable(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.3f}"

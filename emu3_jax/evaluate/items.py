@@ -1,0 +1,102 @@
+"""The raw side of a corpus, as evaluators see it: the items of one split, with their pixels."""
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from emu3_jax.data import media
+from emu3_jax.data.sources import FolderSource
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One row of `<split>.jsonl`.
+
+    Attributes:
+      key: the row's "id".
+      kind: "image" or "video".
+      path: the media file.
+      text: the caption.
+      attributes: every other column.
+    """
+
+    key: str
+    kind: str
+    path: pathlib.Path
+    text: str
+    attributes: dict[str, Any]
+
+    @functools.cached_property
+    def pixels(self) -> np.ndarray:
+        """uint8 [H, W, 3] of an image, [T, H, W, 3] of a clip."""
+        if self.kind == "image":
+            return media.read_image(self.path)
+        return media.read_video(self.path)[0]
+
+
+def split_names(data: pathlib.Path) -> list[str]:
+    """The splits a folder holds: the names of its .jsonl files, those of text alone among them."""
+    return sorted(path.stem for path in pathlib.Path(data).glob("*.jsonl"))
+
+
+def read_split(data: pathlib.Path, split: str, limit: int = 0) -> list[Item]:
+    """The items of a split that have a picture or a clip, in file order; [] for text alone.
+
+    Args:
+      data: a folder of `<split>.jsonl` files (`emu3_jax.data.sources.FolderSource`).
+      split: one of its splits.
+      limit: keep the first so many images and so many clips; 0 for all.
+
+    Raises:
+      ValueError: no such split, or a row that cannot be read.
+    """
+    path = pathlib.Path(data) / f"{split}.jsonl"
+    if not path.is_file():
+        known = ", ".join(split_names(data)) or "none"
+        raise ValueError(f"{data} has no split {split!r} ({path.name}); splits there: {known}")
+    source = FolderSource(path)
+    chosen, counts = [], {"image": 0, "video": 0}
+    for raw in (raw for shard in range(source.num_shards) for raw in source.items(shard)):
+        kind = "image" if raw.image else "video" if raw.video else None
+        if kind is None or (limit and counts[kind] >= limit):
+            continue
+        counts[kind] += 1
+        media_path = pathlib.Path(raw.image or raw.video)
+        chosen.append(Item(raw.key, kind, media_path, raw.text, raw.attributes))
+    return chosen
+
+
+def of_kind(items: Sequence[Item], kind: str) -> list[Item]:
+    """The stills ("image") or the clips ("video") among items."""
+    return [item for item in items if item.kind == kind]
+
+
+def read_images(data: pathlib.Path, split: str, limit: int = 0) -> list[Item]:
+    """The stills of a split; ValueError when it has none."""
+    chosen = of_kind(read_split(data, split, limit), "image")
+    if not chosen:
+        raise ValueError(f"{pathlib.Path(data) / split}.jsonl holds no image")
+    return chosen
+
+
+def batches_of_one_shape(
+    arrays: Sequence[np.ndarray], batch_size: int
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Groups arrays by shape → (their indices, the stacked batch padded to `batch_size`).
+
+    The last batch of a shape repeats its first array, so that each shape compiles once; only the
+    first `len(indices)` rows count.
+    """
+    groups: dict[tuple, list[int]] = {}
+    for index, array in enumerate(arrays):
+        groups.setdefault(array.shape, []).append(index)
+    for indices in groups.values():
+        rows = min(batch_size, len(indices))
+        for start in range(0, len(indices), rows):
+            chosen = indices[start : start + rows]
+            padded = chosen + [chosen[0]] * (rows - len(chosen))
+            yield chosen, np.stack([arrays[i] for i in padded])

@@ -1,0 +1,68 @@
+"""The vision tokenizer as evaluators use it: uint8 pictures in, codes or uint8 pictures out."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from emu3_jax.data import media
+from emu3_jax.evaluate.items import batches_of_one_shape
+
+
+@functools.lru_cache(maxsize=4)
+def _jitted(module: Any, method: str):
+    return jax.jit(functools.partial(module.apply, method=method))
+
+
+def encode(
+    tokenizer: tuple[Any, Any], pictures: Sequence[np.ndarray], batch_size: int
+) -> list[np.ndarray]:
+    """Codes of uint8 [H, W, 3] or [T, H, W, 3] → int32 [h, w] or [t, h, w] each.
+
+    Pictures are cut at the right, at the bottom and at the end to multiples of the tokenizer's
+    factors.
+
+    Raises:
+      ValueError: a picture or clip smaller than one token.
+    """
+    module, variables = tokenizer
+    encoder = _jitted(module, "encode")
+    cut = [whole_tokens(module.config, picture) for picture in pictures]
+    codes: list = [None] * len(cut)
+    for indices, batch in batches_of_one_shape(cut, batch_size):
+        out = np.asarray(encoder(variables, media.to_model(batch)))
+        for index, code in zip(indices, out, strict=False):
+            codes[index] = code
+    return codes
+
+
+def decode(
+    tokenizer: tuple[Any, Any], codes: Sequence[np.ndarray], batch_size: int
+) -> list[np.ndarray]:
+    """Pictures of codes: int32 [h, w] → uint8 [H, W, 3], [t, h, w] → uint8 [T, H, W, 3]."""
+    module, variables = tokenizer
+    decoder = _jitted(module, "decode")
+    pictures: list = [None] * len(codes)
+    for indices, batch in batches_of_one_shape([np.asarray(c) for c in codes], batch_size):
+        out = media.to_uint8(np.asarray(decoder(variables, batch)))
+        if batch.ndim == 3 and out.ndim == 5:
+            out = out[:, 0]
+        for index, picture in zip(indices, out, strict=False):
+            pictures[index] = picture
+    return pictures
+
+
+def whole_tokens(config: Any, picture: np.ndarray) -> np.ndarray:
+    """Cuts uint8 [(T,) H, W, 3] to whole tokens."""
+    space, time = config.spatial_factor, config.temporal_downsample_factor
+    height, width = (size - size % space for size in picture.shape[-3:-1])
+    frames = picture.shape[0] - picture.shape[0] % time if picture.ndim == 4 else 1
+    if 0 in (height, width, frames):
+        raise ValueError(
+            f"a picture of shape {picture.shape} is smaller than one token"
+            f" ({time} frames of {space}x{space} pixels)"
+        )
+    picture = picture[..., :height, :width, :]
+    return picture[:frames] if picture.ndim == 4 else picture

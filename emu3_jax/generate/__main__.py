@@ -1,0 +1,183 @@
+"""Generate: pictures and clips from captions, texts from pictures and clips.
+
+python -m emu3_jax.generate --model=DIR --vision_tokenizer=DIR --task=TASK --output=DIR ...
+
+  --task=text_to_image  --prompt="a red fox" --size=8x8 [--samples=4]
+  --task=text_to_video  --prompt="a waving hand" --size=2x8x8 --fps=8
+  --task=image_to_text  --image=photo.png [--prompt="What is this?"]
+  --task=video_to_text  --video=clip.mp4 [--prompt="What happens?"]
+
+DIR of --model is a run directory of `python -m emu3_jax.train`, a directory that
+`python -m emu3_jax.convert export` wrote, or released weights with emu3.tiktoken beside them; DIR
+of --vision_tokenizer likewise. --prompt, --image and --video may be repeated.
+
+Every PNG holds its settings and its number in a text chunk named "emu3_jax"; clips have them in a
+.json file beside them, texts in their line of captions.jsonl. The same options with --first set to
+that number and --samples=1 make the same answer again, alone.
+"""
+
+import dataclasses
+import pathlib
+
+import jax
+from absl import flags
+
+from emu3_jax import command_line, sharding
+from emu3_jax.evaluate import loading
+from emu3_jax.generate import official, pixels, tasks
+from emu3_jax.generate.job import TASKS, Job, JobError, Runner, size_of
+from emu3_jax.generate.sampling import Sampling
+from emu3_jax.interop.bundle import place, with_vision
+
+MODEL = flags.DEFINE_string("model", None, "Directory of the language model.")
+STEP = flags.DEFINE_integer("step", None, "Checkpoint of a run directory; the newest if left out.")
+VISION = flags.DEFINE_string("vision_tokenizer", None, "Directory of the vision tokenizer.")
+TASK = flags.DEFINE_string("task", None, f"One of {', '.join(TASKS)}.")
+OUTPUT = flags.DEFINE_string("output", None, "Directory for what is made.")
+PROMPT = flags.DEFINE_multi_string("prompt", [], "Caption to draw, or question to answer.")
+PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "Text file with one prompt a line.")
+IMAGE = flags.DEFINE_multi_string("image", [], "Picture to read.")
+VIDEO = flags.DEFINE_multi_string("video", [], "Clip to read.")
+SIZE = flags.DEFINE_string("size", "", "Tokens to draw: HxW, or TxHxW for a clip.")
+RATIO = flags.DEFINE_string("ratio", "", "Instead of --size: width to height, like 4:3.")
+AREA = flags.DEFINE_integer("area", 0, "With --ratio: pixels of the picture (released: 518400).")
+FPS = flags.DEFINE_float(
+    "fps", 0.0, "Frames per second: of the clip to draw, or at which clips are read (0: all)."
+)
+SAMPLES = flags.DEFINE_integer("samples", 1, "Answers for each prompt or file.")
+FIRST = flags.DEFINE_integer("first", 0, "Number of the first answer; see above.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of all draws.")
+SETTINGS = flags.DEFINE_string(
+    "settings",
+    None,
+    f"Published sampling settings, which the flags below change: {', '.join(official.SETTINGS)}. "
+    "Default: demo for drawing, understanding (greedy) for texts.",
+)
+GUIDANCE = flags.DEFINE_float("guidance", None, "Scale of classifier-free guidance; 1 is off.")
+TOP_K = flags.DEFINE_integer("top_k", None, "Draw from the k best tokens; 0 is off.")
+TOP_P = flags.DEFINE_float("top_p", None, "Draw from the smallest set of this mass; 1 is off.")
+TEMPERATURE = flags.DEFINE_float("temperature", None, "Divides the scores; 0 takes the best.")
+NEGATIVE = flags.DEFINE_string("negative_prompt", "", "What guidance leads away from.")
+OFFICIAL = flags.DEFINE_bool(
+    "official_prompts", False, "Append the released quality words, use the released negative."
+)
+CHAT = flags.DEFINE_bool("chat", False, "Put the question in the released chat template.")
+MAX_NEW = flags.DEFINE_integer("max_new", 128, "Longest text in tokens (released: 1024).")
+MIN_PIXELS = flags.DEFINE_integer("min_pixels", None, "Smaller pictures are enlarged to this.")
+MAX_PIXELS = flags.DEFINE_integer("max_pixels", None, "Larger pictures are reduced to this.")
+BATCH = flags.DEFINE_integer("batch_size", 16, "Most answers at a time.")
+MAX_CONTEXT = flags.DEFINE_integer("max_context", None, "Most tokens a sequence may have.")
+MESH = flags.DEFINE_string(
+    "mesh", "", "Spread over devices, like data=2,tensor=4; without it one device is used."
+)
+
+
+def sampling(draws: bool) -> Sampling:
+    """The settings that the flags ask for."""
+    name = SETTINGS.value or ("demo" if draws else "understanding")
+    if name not in official.SETTINGS:
+        raise JobError(f"settings must be one of {', '.join(official.SETTINGS)}, not {name!r}.")
+    chosen = official.SETTINGS[name]
+    given = {
+        "temperature": TEMPERATURE.value,
+        "top_k": TOP_K.value,
+        "top_p": TOP_P.value,
+        "guidance": GUIDANCE.value,
+    }
+    changes = {key: value for key, value in given.items() if value is not None}
+    fields = {key: getattr(chosen, key) for key in given} | changes
+    return Sampling(**fields, seed=SEED.value)
+
+
+def prompts() -> tuple[str, ...]:
+    """Prompts of the flags, then of the file; with the released suffix if asked for."""
+    found = list(PROMPT.value)
+    if PROMPTS_FILE.value:
+        try:
+            text = pathlib.Path(PROMPTS_FILE.value).read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise JobError(f"{PROMPTS_FILE.value} is not UTF-8 text ({error}).") from error
+        found += [line for line in text.splitlines() if line.strip()]
+    suffix = official.POSITIVE_SUFFIX if OFFICIAL.value else ""
+    return tuple(prompt + suffix for prompt in found)
+
+
+def mesh() -> jax.sharding.Mesh | None:
+    """The mesh of the flag, or None."""
+    if not MESH.value:
+        return None
+    sizes = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
+    for part in MESH.value.split(","):
+        axis, _, size = part.partition("=")
+        if axis not in sizes or not size.lstrip("-").isdecimal():
+            raise JobError(f"mesh must be like data=2,tensor=4, not {MESH.value!r}.")
+        sizes[axis] = int(size)
+    return sharding.make_mesh(sharding.MeshConfig(**sizes))
+
+
+def check_flags() -> None:
+    """Raises JobError for options that are missing or exclude each other."""
+    for flag in (MODEL, VISION, TASK, OUTPUT):
+        if not flag.value:
+            raise JobError(f"--{flag.name} is needed; see --help.")
+    if TASK.value not in TASKS:
+        raise JobError(f"task must be one of {', '.join(TASKS)}, not {TASK.value!r}.")
+    if IMAGE.value and "video" in TASK.value:
+        raise JobError(f"{TASK.value} takes --video, not --image.")
+    if VIDEO.value and "image" in TASK.value:
+        raise JobError(f"{TASK.value} takes --image, not --video.")
+    if OFFICIAL.value and not TASK.value.startswith("text_to"):
+        raise JobError("--official_prompts are for drawing.")
+    if OFFICIAL.value and NEGATIVE.value:
+        raise JobError("Give either --official_prompts or --negative_prompt, not both.")
+
+
+def ask(spatial_factor: int) -> Job:
+    """The job that the flags describe."""
+    chosen = sampling(TASK.value.startswith("text_to"))
+    negative = NEGATIVE.value
+    if OFFICIAL.value and chosen.guided:
+        negative = official.NEGATIVE_PROMPT
+    return Job(
+        task=TASK.value,
+        prompts=prompts(),
+        media=tuple(IMAGE.value + VIDEO.value),
+        size=size_of(TASK.value, SIZE.value, RATIO.value, AREA.value, spatial_factor),
+        fps=FPS.value,
+        samples=SAMPLES.value,
+        first=FIRST.value,
+        sampling=chosen,
+        negative_prompt=negative,
+        chat=CHAT.value,
+        max_new=MAX_NEW.value,
+    )
+
+
+def main() -> None:
+    """Reads the flags, loads the models, does the job."""
+    check_flags()
+    vision, vision_variables = loading.load_vision_tokenizer(VISION.value)
+    factor = vision.config.spatial_factor
+    limits = pixels.pixel_limits(VISION.value, factor, MIN_PIXELS.value, MAX_PIXELS.value)
+    job, on = ask(factor), mesh()
+    bundle, label = loading.load_model(MODEL.value, STEP.value)
+    bundle = with_vision(bundle, vision, vision_variables, VISION.value, label)
+    if MAX_CONTEXT.value:
+        bundle = dataclasses.replace(bundle, max_context=MAX_CONTEXT.value)
+    runner = Runner(
+        place(bundle, on),
+        pathlib.Path(OUTPUT.value),
+        limits,
+        tasks.Options(batch_size=BATCH.value, mesh=on, progress=say),
+        {"model": label, "vision_tokenizer": VISION.value},
+    )
+    runner.run(job, say)
+
+
+def say(line: str) -> None:
+    """One line of progress."""
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    command_line.run(main, __doc__)

@@ -1,0 +1,287 @@
+"""Prefill and decoding in one compiled function, for any mix of requests.
+
+A batch reads its left-padded prompts at once (all but the last token), then a `lax.while_loop`
+feeds one token a step until every row is finished. A guided request takes two neighbouring rows,
+one for each branch; both get the token that is drawn. The rules of `generate.grammar` say what a
+row may emit, so pictures, clips and captions share a batch.
+
+The official order is kept: guidance, constraint, temperature, top-k, top-p, draw.
+"""
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from emu3_jax import sharding
+from emu3_jax.generate import cache as kv_cache
+from emu3_jax.generate import grammar, guidance, sampling
+from emu3_jax.generate.requests import Batch, Request, check, plan
+from emu3_jax.generate.sampling import Sampling
+from emu3_jax.models.attention import KVCache
+from emu3_jax.models.transformer import Transformer, check_mesh
+from emu3_jax.vocab import Vocab
+
+
+class _Static(NamedTuple):
+    """What is compiled in: a change of any field compiles anew."""
+
+    guided: bool
+    greedy: bool
+    top_k: int
+    use_top_p: bool
+    visual: bool
+    text: bool
+
+
+class _Inputs(NamedTuple):
+    """One batch on the device; B requests, R rows (2 B when guided), P prompt columns, N new."""
+
+    prompt_RP: jax.Array
+    table_BN: jax.Array
+    lengths_B: jax.Array
+    guided_B: jax.Array
+    numbers_B: jax.Array
+
+
+class _Settings(NamedTuple):
+    """The numbers of `Sampling` that need no new compilation."""
+
+    seed: jax.Array
+    temperature: jax.Array
+    top_p: jax.Array
+    guidance: jax.Array
+
+
+class _State(NamedTuple):
+    """What the loop carries from token to token."""
+
+    step: jax.Array
+    token_R: jax.Array
+    position_R: jax.Array
+    cache: KVCache
+    new_BN: jax.Array
+    finished_B: jax.Array
+
+
+def generate(
+    model: Transformer,
+    params,
+    requests: list[Request],
+    settings: Sampling,
+    vocab: Vocab,
+    mesh: jax.sharding.Mesh | None = None,
+    *,
+    batch_size: int = 16,
+    max_context: int | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[np.ndarray]:
+    """Answers every request.
+
+    Args:
+      model: the transformer; `model.config.vocab_size` must be `vocab.size`.
+      params: its parameters, boxed or not, already sharded when there is a mesh.
+      requests: any number, of any lengths and kinds.
+      settings: how tokens are drawn. With `guidance` other than 1, requests that have a negative
+        prompt are guided; the others in the same call are not.
+      vocab: the token space.
+      mesh: rows are spread over `data` and `fsdp`, key-value heads over `tensor`; None takes the
+        mesh of `jax.set_mesh`, if there is one.
+      batch_size: the most requests that run together; guided ones take two rows each.
+      max_context: the most tokens, prompt and answer, that the model may read; None for no limit.
+      progress: called with one line before and after each batch.
+
+    Returns:
+      For each request, in order, int32 [n]: the new tokens, n <= max_new. EOS is among them where
+      it was reached; nothing follows it.
+
+    Raises:
+      ValueError: a request is malformed or longer than the context; said before any work.
+    """
+    if model.config.vocab_size != vocab.size:
+        raise ValueError(
+            f"The model has {model.config.vocab_size} token ids, the vocabulary {vocab.size}."
+        )
+    check(requests, vocab, max_context)
+    devices = 1
+    active = jax.sharding.get_abstract_mesh() if mesh is None else mesh
+    if not active.empty:
+        check_mesh(model.config, active)
+        devices = active.shape["data"] * active.shape["fsdp"]
+    params = nn.meta.unbox(params)
+    answers: list = [None] * len(requests)
+    batches = plan(requests, batch_size, devices)
+    for i, batch in enumerate(batches):
+        report = _reporter(model, batch, settings, f"batch {i + 1}/{len(batches)}", progress)
+        new_BN = _run(model, params, requests, batch, settings, vocab, mesh)
+        for row, member in zip(new_BN, batch.members, strict=False):
+            answers[member] = _cut(row, requests[member].new, vocab)
+        report(sum(len(answers[member]) for member in batch.members))
+    return answers
+
+
+def _run(model, params, requests, batch: Batch, settings: Sampling, vocab, mesh) -> np.ndarray:
+    """The new tokens of one batch, int32 [B, N] on the host."""
+    inputs = _inputs(requests, batch, settings, vocab)
+    table = inputs.table_BN
+    static = _Static(
+        guided=len(inputs.prompt_RP) > len(table),
+        greedy=settings.greedy,
+        top_k=0 if settings.greedy else settings.top_k,
+        use_top_p=not settings.greedy and settings.top_p < 1,
+        visual=bool((table == grammar.VISUAL).any()),
+        text=bool((table == grammar.TEXT).any()),
+    )
+    numbers = _Settings(
+        seed=np.uint32(settings.seed),
+        temperature=np.float32(settings.temperature),
+        top_p=np.float32(settings.top_p),
+        guidance=np.float32(settings.guidance),
+    )
+    if mesh is None:
+        context = contextlib.nullcontext()
+    else:
+        context = jax.set_mesh(mesh)
+        rows = jax.NamedSharding(mesh, sharding.partition_spec("batch"))
+        inputs = jax.device_put(inputs, rows)
+    with context:
+        return np.asarray(_decode(params, inputs, numbers, model=model, vocab=vocab, static=static))
+
+
+def _inputs(requests: list[Request], batch: Batch, settings: Sampling, vocab: Vocab) -> _Inputs:
+    """Lays the members of a batch out as arrays; rows beyond them have nothing to generate."""
+    members = [requests[i] for i in batch.members]
+    has_negative = np.zeros(batch.rows, bool)
+    has_negative[: len(members)] = [r.negative is not None for r in members]
+    guided = settings.guided and bool(has_negative.any())
+    prompt_BP = np.full((batch.rows, batch.prefill + 1), vocab.pad, np.int32)
+    prompt_BP[:, -1] = vocab.bos
+    negative_BP = prompt_BP.copy()
+    for b, request in enumerate(members):
+        prompt_BP[b, -len(request.prompt) :] = request.prompt
+        # Without a negative prompt the second row repeats the first and its result is not used.
+        negative = request.prompt if request.negative is None else request.negative
+        negative_BP[b, -len(negative) :] = negative
+    lengths = np.zeros(batch.rows, np.int32)
+    lengths[: len(members)] = [r.new for r in members]
+    numbers = np.zeros(batch.rows, np.int32)
+    numbers[: len(members)] = [
+        place if r.number is None else r.number
+        for place, r in zip(batch.members, members, strict=True)
+    ]
+    table = grammar.table([r.rule for r in members], batch.rows, batch.new, vocab.pad)
+    if guided:
+        prompt_BP = np.stack([prompt_BP, negative_BP], axis=1).reshape(-1, prompt_BP.shape[1])
+    return _Inputs(prompt_BP, table, lengths, has_negative, numbers)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "vocab", "static"))
+def _decode(
+    params, inputs: _Inputs, settings: _Settings, *, model: Transformer, vocab: Vocab, static
+) -> jax.Array:
+    """Runs one batch to its end; int32 [B, N], PAD behind the end of each row."""
+    key = jax.random.key(settings.seed)
+
+    def draw(scores_BV, keys_B):
+        return sampling.draw(
+            keys_B,
+            scores_BV,
+            settings.temperature,
+            settings.top_p,
+            greedy=static.greedy,
+            top_k=static.top_k,
+            use_top_p=static.use_top_p,
+        )
+
+    def step(state: _State) -> _State:
+        logits_R1V, cache = model.apply(
+            {"params": params},
+            state.token_R[:, None],
+            state.position_R[:, None],
+            state.cache,
+            method="decode",
+        )
+        scores_BV = logits_R1V[:, 0]
+        if static.guided:
+            scores_BV = guidance.guide_interleaved(scores_BV, inputs.guided_B, settings.guidance)
+        keys_B = sampling.row_keys(key, inputs.numbers_B, state.step)
+        code_B = draw(grammar.visual_scores(scores_BV, vocab), keys_B) if static.visual else None
+        text_B = draw(grammar.text_scores(scores_BV, vocab), keys_B) if static.text else None
+        rule_B = jax.lax.dynamic_index_in_dim(inputs.table_BN, state.step, 1, keepdims=False)
+        rule_B = jnp.where(state.finished_B, vocab.pad, rule_B)
+        token_B = grammar.choose(rule_B, code_B, text_B, vocab)
+        ended_B = (token_B == vocab.eos) | (state.step + 1 >= inputs.lengths_B)
+        return _State(
+            step=state.step + 1,
+            token_R=jnp.repeat(token_B, 2) if static.guided else token_B,
+            position_R=state.position_R + 1,
+            cache=cache,
+            new_BN=jax.lax.dynamic_update_index_in_dim(state.new_BN, token_B, state.step, 1),
+            finished_B=state.finished_B | ended_B,
+        )
+
+    state = _prefill(params, inputs, model, vocab)
+    last = inputs.table_BN.shape[1]
+
+    def go_on(state: _State) -> jax.Array:
+        return (state.step < last) & ~state.finished_B.all()
+
+    return jax.lax.while_loop(go_on, step, state).new_BN
+
+
+def _prefill(params, inputs: _Inputs, model: Transformer, vocab: Vocab) -> _State:
+    """Reads every prompt but for its last token, which the loop reads first."""
+    prompt_RP = inputs.prompt_RP
+    rows, columns = prompt_RP.shape
+    # PAD never occurs inside a prompt, so it marks exactly the padding on the left.
+    valid_RP = prompt_RP != vocab.pad
+    positions_RP = jnp.cumsum(valid_RP, axis=1) - 1
+    cache = kv_cache.allocate(model.config, rows, columns - 1 + inputs.table_BN.shape[1])
+    _, cache = model.apply(
+        {"params": params},
+        prompt_RP[:, :-1],
+        positions_RP[:, :-1],
+        cache,
+        method="decode",
+    )
+    return _State(
+        step=jnp.zeros((), jnp.int32),
+        token_R=prompt_RP[:, -1],
+        position_R=positions_RP[:, -1],
+        cache=cache,
+        new_BN=jnp.full(inputs.table_BN.shape, vocab.pad, jnp.int32),
+        finished_B=inputs.lengths_B == 0,
+    )
+
+
+def _cut(row: np.ndarray, longest: int, vocab: Vocab) -> np.ndarray:
+    """The row up to and with its EOS, or its first `longest` tokens."""
+    row = row[:longest]
+    ends = np.flatnonzero(row == vocab.eos)
+    return row[: ends[0] + 1] if len(ends) else row
+
+
+def _reporter(model, batch: Batch, settings: Sampling, name: str, progress):
+    """Says what a batch will take; returns a function that says how long its tokens took."""
+    if progress is None:
+        return lambda tokens: None
+    branches = 2 if settings.guided else 1
+    size = kv_cache.size_bytes(model.config, batch.rows * branches, batch.capacity)
+    progress(
+        f"{name}: {len(batch.members)} requests in {batch.rows} rows"
+        f"{' x 2 branches' if settings.guided else ''}, prompts up to {batch.prefill + 1} tokens, "
+        f"{batch.new} new, cache {size / 2**20:.1f} MiB"
+    )
+    start = time.perf_counter()
+
+    def done(tokens: int) -> None:
+        seconds = time.perf_counter() - start
+        progress(f"{name}: {tokens} tokens in {seconds:.1f} s, {tokens / seconds:.0f} a second")
+
+    return done

@@ -1,0 +1,62 @@
+"""What each row may emit next, as one table that the decoding loop reads column by column.
+
+`table[b, t]` says what row b's t-th new token may be: an id (exactly that one), VISUAL (any visual
+token), or TEXT (any text token, or EOS). The rules themselves come from `emu3_jax.sequence`; here
+they only get the shape of a batch. Sampling then happens inside the two id ranges, never over the
+whole vocabulary: an id outside, or a padded one, cannot be drawn.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emu3_jax.sequence import ANY_VISUAL
+from emu3_jax.vocab import Vocab
+
+VISUAL = ANY_VISUAL
+TEXT = -2
+
+
+def free_text(max_new: int) -> np.ndarray:
+    """The row of a caption or an answer: text until EOS, at most `max_new` tokens."""
+    return np.full(max_new, TEXT, np.int32)
+
+
+def table(rows: list[np.ndarray], batch: int, columns: int, pad: int) -> np.ndarray:
+    """Stacks rows into int32 [batch, columns]; what is past a row's end is forced to be PAD."""
+    table_BN = np.full((batch, columns), pad, np.int32)
+    for b, row in enumerate(rows):
+        table_BN[b, : len(row)] = row
+    return table_BN
+
+
+def visual_scores(scores_BV: jax.Array, vocab: Vocab) -> jax.Array:
+    """The part of the scores over visual tokens, [B, codebook size]; index k is code k."""
+    start = vocab.visual_start
+    return scores_BV[:, start : start + vocab.codebook_size]
+
+
+def text_scores(scores_BV: jax.Array, vocab: Vocab) -> jax.Array:
+    """The part of the scores over text tokens and, last, EOS: [B, text size + 1]."""
+    eos_B1 = scores_BV[:, vocab.eos : vocab.eos + 1]
+    return jnp.concatenate([scores_BV[:, : vocab.text_size], eos_B1], axis=-1)
+
+
+def choose(
+    rule_B: jax.Array, code_B: jax.Array | None, text_B: jax.Array | None, vocab: Vocab
+) -> jax.Array:
+    """The next token ids, int32 [B], from the rules of this column and the draws.
+
+    Args:
+      rule_B: int32 [B], one column of the table.
+      code_B: int32 [B], indices into `visual_scores`, or None when no row of the batch needs them.
+      text_B: int32 [B], indices into `text_scores`, or None likewise.
+      vocab: the token space.
+    """
+    token_B = rule_B
+    if code_B is not None:
+        token_B = jnp.where(rule_B == VISUAL, vocab.visual_start + code_B, token_B)
+    if text_B is not None:
+        text_B = jnp.where(text_B == vocab.text_size, vocab.eos, text_B)
+        token_B = jnp.where(rule_B == TEXT, text_B, token_B)
+    return token_B.astype(jnp.int32)

@@ -1,0 +1,269 @@
+"""One command's worth of generation: what is asked, checked in one place before any work.
+
+A `Job` says everything that decides the outcome; its `settings` are written beside every answer
+(into each PNG, each line of captions.jsonl), so that any answer can be made again.
+"""
+
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Callable
+
+import numpy as np
+
+from emu3_jax.data import media
+from emu3_jax.generate import official, pixels, tasks
+from emu3_jax.generate.sampling import Sampling
+from emu3_jax.interop.bundle import Bundle
+from emu3_jax.sequence import Image, Turn, Video, image_size
+
+TASKS = ("text_to_image", "image_to_text", "text_to_video", "video_to_text")
+# Key of the PNG text chunk that holds the settings as JSON.
+METADATA_KEY = "emu3_jax"
+
+
+class JobError(ValueError):
+    """Options that do not go together; the sentence says which and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What to generate.
+
+    Attributes:
+      task: one of TASKS.
+      prompts: captions to draw; or questions, one for all media or one each, possibly none.
+      media: files to read, for the tasks that end in text.
+      size: tokens (h, w) of a picture or (t, h, w) of a clip, for the tasks that draw.
+      fps: rate of a clip: stated in the prompt when drawing, sampled at when reading (0: as is).
+      samples: answers for each prompt or file.
+      first: number of the first answer; answer n depends on the seed and on first + n alone.
+      sampling: how tokens are drawn.
+      negative_prompt: of the unconditional branch.
+      chat: questions are put in the released chat template.
+      max_new: longest text answer in tokens.
+    """
+
+    task: str
+    prompts: tuple[str, ...] = ()
+    media: tuple[str, ...] = ()
+    size: tuple[int, ...] = ()
+    fps: float = 0.0
+    samples: int = 1
+    first: int = 0
+    sampling: Sampling = Sampling()
+    negative_prompt: str = ""
+    chat: bool = False
+    max_new: int = official.UNDERSTANDING_MAX_NEW
+
+    def __post_init__(self):
+        if self.task not in TASKS:
+            raise JobError(f"task must be one of {', '.join(TASKS)}, not {self.task!r}.")
+        if self.samples < 1:
+            raise JobError(f"samples must be at least 1, not {self.samples}.")
+        if self.samples > 1 and self.sampling.greedy:
+            raise JobError("With temperature 0 all samples are alike; ask for one.")
+        if self.first < 0:
+            raise JobError(f"first must be at least 0, not {self.first}.")
+        if self.draws:
+            self._check_drawing()
+        else:
+            self._check_reading()
+
+    @property
+    def draws(self) -> bool:
+        """True for the tasks that end in pictures or clips."""
+        return self.task.startswith("text_to")
+
+    @property
+    def is_video(self) -> bool:
+        """True for the tasks about clips."""
+        return "video" in self.task
+
+    def _check_drawing(self):
+        if not self.prompts:
+            raise JobError(f"{self.task} needs a prompt.")
+        if self.media:
+            raise JobError(f"{self.task} reads no files, but {self.media[0]} is given.")
+        if self.chat:
+            raise JobError(f"The chat template is for questions, not for {self.task}.")
+        dims, form = (3, "TxHxW") if self.is_video else (2, "HxW")
+        if len(self.size) != dims:
+            raise JobError(f"{self.task} needs a size in tokens, {form}.")
+        if min(self.size) < 1:
+            raise JobError(f"The size {self.size} has a side below 1 token.")
+        if self.is_video and self.fps <= 0:
+            raise JobError("text_to_video needs the frames per second, which the prompt states.")
+        if self.negative_prompt and not self.sampling.guided:
+            raise JobError("A negative prompt does nothing at guidance 1; set guidance above 1.")
+
+    def _check_reading(self):
+        kind = "video" if self.is_video else "image"
+        if not self.media:
+            raise JobError(f"{self.task} needs at least one {kind} file.")
+        if len(self.prompts) not in (0, 1, len(self.media)):
+            raise JobError(
+                f"There are {len(self.prompts)} questions for {len(self.media)} files; give none, "
+                "one for all, or one each."
+            )
+        if self.chat and not self.prompts:
+            raise JobError("The chat template needs a question as the prompt.")
+        if self.size:
+            raise JobError(f"{self.task} takes the size from the file; leave the size out.")
+        if self.sampling.guided:
+            raise JobError(f"Guidance is for drawing; {self.task} runs at guidance 1.")
+        if self.negative_prompt:
+            raise JobError(f"A negative prompt is for drawing, not for {self.task}.")
+
+
+def parse_size(text: str, task: str) -> tuple[int, ...]:
+    """Tokens of "8x8" (h, w) or "2x8x8" (t, h, w)."""
+    form = "TxHxW, like 2x8x8" if task == "text_to_video" else "HxW, like 8x8"
+    if not re.fullmatch(r"\d+x\d+(x\d+)?", text):
+        raise JobError(f"size must be {form}, in tokens, not {text!r}.")
+    return tuple(int(part) for part in text.split("x"))
+
+
+def size_of(task: str, size: str, ratio: str, area: int, spatial_factor: int) -> tuple[int, ...]:
+    """Size in tokens from the command's options, of which `size` excludes the other two."""
+    if not task.startswith("text_to") and (size or ratio or area):
+        raise JobError(f"{task} takes the size from the file; leave size, ratio and area out.")
+    if size:
+        if ratio or area:
+            raise JobError("Give either size, or ratio and area, not both.")
+        return parse_size(size, task)
+    if not (ratio or area):
+        return ()
+    if task == "text_to_video":
+        raise JobError("text_to_video takes its size as TxHxW; ratio and area are for pictures.")
+    return image_size(ratio or "1:1", area or official.GEN_AREA, spatial_factor)
+
+
+@dataclasses.dataclass(frozen=True)
+class Runner:
+    """What runs jobs: the model, where files go, how much at once.
+
+    Attributes:
+      bundle: with a vision tokenizer.
+      output: directory, made if missing; files of earlier jobs with the same names are replaced.
+      limits: sizes to which pictures are brought before they are read.
+      options: batch size, mesh and progress; sampling and the rest come from the job.
+      about: where model and tokenizer came from, written beside every answer.
+    """
+
+    bundle: Bundle
+    output: pathlib.Path
+    limits: media.PixelLimits
+    options: tasks.Options
+    about: dict
+
+    def run(self, job: Job, say: Callable[[str], None] = print) -> list[pathlib.Path]:
+        """Does a job; returns the files written."""
+        options = dataclasses.replace(
+            self.options,
+            sampling=job.sampling,
+            negative_prompt=job.negative_prompt,
+            max_new=job.max_new,
+            first=job.first,
+        )
+        self.output.mkdir(parents=True, exist_ok=True)
+        if not job.draws:
+            return self._texts(job, options, say)
+        return self._clips(job, options, say) if job.is_video else self._pictures(job, options, say)
+
+    def _settings(self, job: Job, number: int, **rest) -> dict:
+        """Everything needed to make answer `number` again, as one flat JSON object."""
+        sampling = dataclasses.asdict(job.sampling)
+        return {"task": job.task, **rest, **sampling, "first": job.first + number, **self.about}
+
+    def _pictures(self, job: Job, options: tasks.Options, say) -> list[pathlib.Path]:
+        captions = [prompt for prompt in job.prompts for _ in range(job.samples)]
+        codes = tasks.text_to_image(self.bundle, captions, *job.size, options)
+        files = []
+        for i, picture in enumerate(pixels.decode(self.bundle, codes)):
+            settings = self._settings(
+                job,
+                i,
+                prompt=captions[i],
+                negative_prompt=job.negative_prompt,
+                size="x".join(map(str, job.size)),
+                height=picture.shape[0],
+                width=picture.shape[1],
+            )
+            file = self.output / f"image_{job.first + i:05d}.png"
+            media.write_png(file, picture, {METADATA_KEY: json.dumps(settings, ensure_ascii=False)})
+            say(f"{file}  {captions[i]}")
+            files.append(file)
+        return files
+
+    def _clips(self, job: Job, options: tasks.Options, say) -> list[pathlib.Path]:
+        captions = [prompt for prompt in job.prompts for _ in range(job.samples)]
+        seconds = job.size[0] * self.bundle.vision.config.temporal_downsample_factor / job.fps
+        codes = tasks.text_to_video(self.bundle, captions, *job.size, job.fps, seconds, options)
+        files = []
+        for i, frames in enumerate(pixels.decode(self.bundle, codes)):
+            settings = self._settings(
+                job,
+                i,
+                prompt=captions[i],
+                negative_prompt=job.negative_prompt,
+                size="x".join(map(str, job.size)),
+                fps=job.fps,
+                seconds=seconds,
+            )
+            stem = self.output / f"video_{job.first + i:05d}"
+            media.write_webp(stem.with_suffix(".webp"), frames, job.fps)
+            media.write_mp4(stem.with_suffix(".mp4"), frames, job.fps)
+            text = json.dumps(settings, ensure_ascii=False, indent=1) + "\n"
+            media.write_atomically(stem.with_suffix(".json"), text.encode())
+            say(f"{stem}.webp  {captions[i]}")
+            files += [stem.with_suffix(s) for s in (".webp", ".mp4", ".json")]
+        return files
+
+    def _texts(self, job: Job, options: tasks.Options, say) -> list[pathlib.Path]:
+        blocks = self._read(job)
+        questions = job.prompts * len(blocks) if len(job.prompts) == 1 else job.prompts
+        prompts = []
+        for i, block in enumerate(blocks):
+            question = questions[i] if questions else None
+            if job.chat:
+                prompt = self.bundle.grammar.chat_prompt([Turn(question, media=(block,))])
+            else:
+                prompt = tasks.question_prompt(self.bundle, block, question)
+            prompts += [prompt] * job.samples
+        answers = tasks.continue_texts(self.bundle, prompts, options)
+        lines = []
+        for i, answer in enumerate(answers):
+            place = i // job.samples
+            question = questions[place] if questions else None
+            source = job.media[place]
+            settings = self._settings(job, i, source=source, question=question, chat=job.chat)
+            size = "x".join(map(str, blocks[place].codes.shape))
+            lines.append(json.dumps({"text": answer, **settings, "size": size}, ensure_ascii=False))
+            say(f"{source}  {answer}")
+        file = self.output / "captions.jsonl"
+        media.write_atomically(file, ("\n".join(lines) + "\n").encode())
+        return [file]
+
+    def _read(self, job: Job) -> list[Image | Video]:
+        """The job's files as visual blocks; MediaError names the file that cannot be used."""
+        if not job.is_video:
+            pictures = [media.read_image(file) for file in job.media]
+            return [Image(codes) for codes in self._encode(job, pictures)]
+        blocks = []
+        factor = self.bundle.vision.config.temporal_downsample_factor
+        clips = [media.read_video(file, fps=job.fps or None) for file in job.media]
+        codes = self._encode(job, [frames for frames, _, _ in clips])
+        for block, (_, fps, _) in zip(codes, clips, strict=True):
+            blocks.append(Video(block, fps, len(block) * factor / fps))
+        return blocks
+
+    def _encode(self, job: Job, arrays: list[np.ndarray]) -> list[np.ndarray]:
+        codes = []
+        for file, array in zip(job.media, arrays, strict=True):
+            try:
+                codes += pixels.encode(self.bundle, [array], self.limits)
+            except media.MediaError as error:
+                raise media.MediaError(f"{file}: {error}") from error
+        return codes

@@ -1,0 +1,101 @@
+"""From scores to one token: temperature, top-k, top-p, and a draw that depends on its row alone.
+
+The filters agree with those of transformers, which the released inference code runs: in that
+order, ties at the k-th score all kept, and the smallest set of tokens that holds the mass p.
+Every draw takes its randomness from (seed, request, offset), so what a request gets does not
+depend on the rows that happen to share its batch.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Attributes:
+      temperature: scores are divided by it; 0 takes the best token (greedy).
+      top_k: only the k best scores (and what ties with the k-th) stay; 0 keeps all.
+      top_p: only the smallest set of tokens whose probability reaches p stays; 1 keeps all.
+      guidance: scale of classifier-free guidance; 1 switches it off and runs no second branch.
+      seed: of the draws; the same seed and request give the same tokens.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    guidance: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self):
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            raise ValueError(f"temperature must be 0 (greedy) or positive, not {self.temperature}.")
+        if self.top_k < 0:
+            raise ValueError(f"top_k must be 0 (off) or positive, not {self.top_k}.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}.")
+        if not (self.guidance >= 0 and math.isfinite(self.guidance)):
+            raise ValueError(f"guidance must be at least 0 (1 is off), not {self.guidance}.")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be from 0 to 4294967295, not {self.seed}.")
+
+    @property
+    def greedy(self) -> bool:
+        """True when no randomness is used."""
+        return self.temperature == 0
+
+    @property
+    def guided(self) -> bool:
+        """True when a second, unconditional branch is computed."""
+        return self.guidance != 1
+
+
+def keep_top_k(scores_BV: jax.Array, k: int) -> jax.Array:
+    """Sets every score below the k-th best of its row to -inf; ties with the k-th stay."""
+    k = min(k, scores_BV.shape[-1])
+    kth_B1 = jax.lax.top_k(scores_BV, k)[0][..., -1:]
+    return jnp.where(scores_BV < kth_B1, -jnp.inf, scores_BV)
+
+
+def keep_top_p(scores_BV: jax.Array, p: jax.Array | float) -> jax.Array:
+    """Keeps the smallest set of each row whose softmax mass reaches p; the rest is -inf.
+
+    The best token always stays. Ties are cut in index order, so the set is the smallest one.
+    """
+    order_BV = jnp.argsort(scores_BV, axis=-1, stable=True)
+    ascending_BV = jnp.take_along_axis(scores_BV, order_BV, axis=-1)
+    below_BV = jnp.cumsum(jax.nn.softmax(ascending_BV, axis=-1), axis=-1)
+    drop_BV = (below_BV <= 1 - p).at[..., -1].set(False)
+    drop_BV = jnp.put_along_axis(jnp.zeros_like(drop_BV), order_BV, drop_BV, -1, inplace=False)
+    return jnp.where(drop_BV, -jnp.inf, scores_BV)
+
+
+def row_keys(seed_key: jax.Array, requests_B: jax.Array, offset: jax.Array) -> jax.Array:
+    """One PRNG key a row from (seed, number of the request, offset of the token)."""
+    fold = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(seed_key, n), offset))
+    return fold(requests_B)
+
+
+def draw(
+    keys_B: jax.Array,
+    scores_BV: jax.Array,
+    temperature: jax.Array | float,
+    top_p: jax.Array | float,
+    *,
+    greedy: bool,
+    top_k: int,
+    use_top_p: bool,
+) -> jax.Array:
+    """Draws one index per row, int32 [B]; the keyword arguments fix what is compiled in."""
+    if greedy:
+        return jnp.argmax(scores_BV, axis=-1).astype(jnp.int32)
+    scores_BV = scores_BV / temperature
+    if top_k:
+        scores_BV = keep_top_k(scores_BV, top_k)
+    if use_top_p:
+        scores_BV = keep_top_p(scores_BV, top_p)
+    return jax.vmap(jax.random.categorical)(keys_B, scores_BV).astype(jnp.int32)

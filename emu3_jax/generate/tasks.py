@@ -1,0 +1,165 @@
+"""The four tasks as plain functions: captions to pictures and clips, and back.
+
+Evaluators and the command call these; what they share is a `Bundle` (model, weights, grammar) and
+`Options` (how to sample and how much at once).
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from emu3_jax.generate.engine import generate
+from emu3_jax.generate.requests import Request
+from emu3_jax.generate.sampling import Sampling
+from emu3_jax.interop.bundle import Bundle
+from emu3_jax.sequence import Image, Text, Video
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to sample, and how much at once.
+
+    Attributes:
+      sampling: temperature, filters, guidance, seed.
+      negative_prompt: text of the unconditional branch, used where `sampling.guidance` is not 1.
+      max_new: the longest caption or answer in tokens.
+      first: number of the first request; draws depend on the seed and on this number alone.
+      batch_size: the most requests that run together.
+      mesh: where to run; None for the default device.
+      progress: called with a line before and after each batch.
+    """
+
+    sampling: Sampling = Sampling()
+    negative_prompt: str = ""
+    max_new: int = 128
+    first: int = 0
+    batch_size: int = 16
+    mesh: jax.sharding.Mesh | None = None
+    progress: Callable[[str], None] | None = None
+
+
+def text_to_image(
+    bundle: Bundle, captions: Sequence[str], h: int, w: int, options: Options = Options()
+) -> np.ndarray:
+    """Draws one picture a caption: codes int32 [N, h, w]. Repeat a caption for more samples."""
+    grammar = bundle.grammar
+    negative = _negative(options, lambda text: grammar.image_prompt(text, h, w))
+    prompts = [grammar.image_prompt(caption, h, w) for caption in captions]
+    forced = grammar.visual_layout("image", 1, h, w)
+    return _visual(bundle, prompts, negative, forced, options).reshape(-1, h, w)
+
+
+def text_to_video(
+    bundle: Bundle,
+    captions: Sequence[str],
+    t: int,
+    h: int,
+    w: int,
+    fps: float,
+    seconds: float,
+    options: Options = Options(),
+) -> np.ndarray:
+    """Draws one clip a caption: codes int32 [N, t, h, w].
+
+    `fps` and `seconds` are of the decoded clip; the prompt states them as training documents do.
+    """
+    grammar = bundle.grammar
+
+    def prompt(text: str) -> np.ndarray:
+        return grammar.video_prompt(text, t, h, w, fps, seconds)
+
+    negative = _negative(options, prompt)
+    forced = grammar.visual_layout("video", t, h, w)
+    codes = _visual(bundle, [prompt(c) for c in captions], negative, forced, options)
+    return codes.reshape(-1, t, h, w)
+
+
+def caption_images(
+    bundle: Bundle,
+    codes: Sequence[np.ndarray],
+    options: Options = Options(),
+    questions: Sequence[str] | None = None,
+) -> list[str]:
+    """Texts that the model writes behind pictures.
+
+    Args:
+      bundle: the model.
+      codes: int32 [h, w] each; sizes may differ.
+      options: how to sample; guidance is not used.
+      questions: text behind each picture, which the answer continues; None for captions.
+
+    Returns:
+      One text a picture, without EOS.
+    """
+    return _texts(bundle, [Image(c) for c in codes], questions, options)
+
+
+def caption_videos(
+    bundle: Bundle,
+    codes: Sequence[np.ndarray],
+    fps: float,
+    seconds: float,
+    options: Options = Options(),
+    questions: Sequence[str] | None = None,
+) -> list[str]:
+    """As `caption_images`, for clips: codes int32 [t, h, w] each, all of one rate and length."""
+    return _texts(bundle, [Video(c, fps, seconds) for c in codes], questions, options)
+
+
+def _negative(options: Options, prompt: Callable[[str], list[int]]) -> np.ndarray | None:
+    """The prompt of the second branch, formatted as the first; None where it is not needed."""
+    return prompt(options.negative_prompt) if options.sampling.guided else None
+
+
+def _visual(bundle: Bundle, prompts, negative, forced, options: Options) -> np.ndarray:
+    """Codes int32 [N, codes of one answer] of prompts that end in IMG."""
+    requests = [Request(prompt, negative, forced) for prompt in prompts]
+    answers = _generate(bundle, requests, options)
+    visual = forced < 0
+    codes = [bundle.vocab.codes(answer[visual]) for answer in answers]
+    return np.stack(codes) if codes else np.zeros((0, int(visual.sum())), np.int32)
+
+
+def _texts(bundle: Bundle, blocks, questions, options: Options) -> list[str]:
+    """What the model writes behind each block and, if there are questions, its question."""
+    if questions is None:
+        questions = [None] * len(blocks)
+    if len(questions) != len(blocks):
+        raise ValueError(
+            f"There are {len(blocks)} pictures or clips and {len(questions)} questions."
+        )
+    pairs = zip(blocks, questions, strict=True)
+    return continue_texts(bundle, [question_prompt(bundle, b, q) for b, q in pairs], options)
+
+
+def question_prompt(bundle: Bundle, block: Image | Video, question: str | None) -> np.ndarray:
+    """Ids of the block and, if there is one, the question behind it (the Stage1 template)."""
+    segments = (block,) if question is None else (block, Text(question))
+    return bundle.grammar.understanding_prompt(segments)
+
+
+def continue_texts(bundle: Bundle, prompts: Sequence[np.ndarray], options: Options) -> list[str]:
+    """The text that the model writes behind each prompt int32 [P], without EOS."""
+    requests = [Request(prompt, max_new=options.max_new) for prompt in prompts]
+    answers = _generate(bundle, requests, options)
+    decode = bundle.grammar.tokenizer.decode
+    return [decode(answer[bundle.vocab.is_text(answer)].tolist()) for answer in answers]
+
+
+def _generate(bundle: Bundle, requests: list[Request], options: Options) -> list[np.ndarray]:
+    if options.first:
+        numbered = enumerate(requests, options.first)
+        requests = [dataclasses.replace(request, number=n) for n, request in numbered]
+    return generate(
+        bundle.model,
+        bundle.variables["params"],
+        requests,
+        options.sampling,
+        bundle.vocab,
+        options.mesh,
+        batch_size=options.batch_size,
+        max_context=bundle.max_context,
+        progress=options.progress,
+    )

@@ -1,0 +1,296 @@
+"""A directory that holds everything needed to generate: weights, vocabulary, text tokenizer.
+
+Beside `config.json` and the safetensors files of the released layout stand
+  vocab.json            the token space;
+  text_tokenizer.*      its text half, a SentencePiece model or a rank file (none for bytes);
+  bundle.json           schema, name of the text tokenizer, video format, fingerprints.
+A directory without `bundle.json` is taken for released weights: the released vocabulary, and the
+rank file that the hub ships beside them.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from emu3_jax import sharding
+from emu3_jax import vocab as vocab_lib
+from emu3_jax.data.records import vision_fingerprint
+from emu3_jax.interop import language_model, vision_tokenizer
+from emu3_jax.models.transformer import Transformer
+from emu3_jax.models.vision_tokenizer import VisionTokenizer
+from emu3_jax.sequence import Grammar
+from emu3_jax.text import ByteTokenizer, load_text_tokenizer
+from emu3_jax.vocab import Vocab
+
+SCHEMA = 1
+BUNDLE_FILE = "bundle.json"
+VOCAB_FILE = "vocab.json"
+# Name of the rank file on the hub, beside the released weights.
+RELEASED_RANKS = "emu3.tiktoken"
+
+
+class BundleError(ValueError):
+    """A model directory that cannot be used; the message names the file and what it should be."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Language:
+    """The half of a bundle that is not weights.
+
+    Attributes:
+      vocab: the token space.
+      grammar: order of tokens in documents, with the text tokenizer.
+      vision_fingerprint: of the vision tokenizer whose codes the model was trained on, if known.
+      max_context: most tokens of one sequence, or None where nothing limits it.
+    """
+
+    vocab: Vocab
+    grammar: Grammar
+    vision_fingerprint: str | None = None
+    max_context: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Bundle:
+    """A language model with all it needs to be used.
+
+    Attributes:
+      model: the transformer.
+      variables: {"params": …}, its weights.
+      vocab: the token space.
+      grammar: builds prompts and reads documents.
+      vision: the vision tokenizer, or None where only codes are wanted.
+      vision_variables: its weights.
+      vision_fingerprint: of the tokenizer that the model was trained with, if known.
+      max_context: most tokens of one sequence, or None.
+    """
+
+    model: Transformer
+    variables: Any
+    vocab: Vocab
+    grammar: Grammar
+    vision: VisionTokenizer | None = None
+    vision_variables: Any = None
+    vision_fingerprint: str | None = None
+    max_context: int | None = None
+
+
+def save_language(path: str | os.PathLike, language: Language) -> None:
+    """Writes vocab.json, the text tokenizer and bundle.json into the directory `path`.
+
+    A training run calls this on its own directory, so that its checkpoints can be generated from.
+    """
+    path = pathlib.Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    tokenizer = language.grammar.tokenizer
+    if isinstance(tokenizer, ByteTokenizer):
+        name = "bytes"
+    else:
+        source = pathlib.Path(tokenizer.path)
+        name = "text_tokenizer" + source.suffix
+        if source.absolute() != (path / name).absolute():
+            _write(path / name, source.read_bytes())
+    _write_json(path / VOCAB_FILE, language.vocab.to_dict())
+    _write_json(
+        path / BUNDLE_FILE,
+        {
+            "schema": SCHEMA,
+            "text_tokenizer": name,
+            "text_fingerprint": tokenizer.fingerprint,
+            "video_format": language.grammar.video_format,
+            "vision_fingerprint": language.vision_fingerprint,
+            "max_context": language.max_context,
+        },
+    )
+
+
+def load_language(path: str | os.PathLike) -> Language:
+    """The inverse of `save_language`; for a directory of released weights, the released language.
+
+    Raises:
+      BundleError: a file is missing, unreadable, or belongs to another vocabulary.
+    """
+    path = pathlib.Path(path)
+    if not path.is_dir():
+        raise BundleError(f"{path} is no directory; expected one that holds a model.")
+    if not (path / BUNDLE_FILE).exists():
+        return _released_language(path)
+    stored = _read_json(path / BUNDLE_FILE)
+    if stored.get("schema") != SCHEMA:
+        raise BundleError(
+            f"{path / BUNDLE_FILE} has schema {stored.get('schema')}; expected {SCHEMA}."
+        )
+    try:
+        vocab = Vocab.from_dict(_read_json(path / VOCAB_FILE))
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"{path / VOCAB_FILE} is no vocabulary: {error}") from error
+    name = stored["text_tokenizer"]
+    tokenizer = load_text_tokenizer(name if name == "bytes" else path / name)
+    if tokenizer.fingerprint != stored["text_fingerprint"]:
+        raise BundleError(
+            f"{path / name} has fingerprint {tokenizer.fingerprint}; the model was trained with "
+            f"{stored['text_fingerprint']}."
+        )
+    return Language(
+        vocab,
+        Grammar(vocab, tokenizer, video_format=stored["video_format"]),
+        stored["vision_fingerprint"],
+        stored["max_context"],
+    )
+
+
+def _released_language(path: pathlib.Path) -> Language:
+    """The language of a directory as the hub ships it."""
+    ranks = path / RELEASED_RANKS
+    if not ranks.exists():
+        raise BundleError(
+            f"{path} has neither {BUNDLE_FILE} (a model of this package) nor {RELEASED_RANKS} "
+            "(released weights); one of them is needed to know the vocabulary."
+        )
+    config = _read_json(path / "config.json")
+    vocab = vocab_lib.released()
+    if config.get("vocab_size") != vocab.size:
+        raise BundleError(
+            f"{path / 'config.json'} has vocab_size {config.get('vocab_size')}; the released "
+            f"vocabulary has {vocab.size}."
+        )
+    grammar = Grammar(vocab, load_text_tokenizer(ranks))
+    return Language(vocab, grammar, None, config.get("max_position_embeddings"))
+
+
+def load_bundle(
+    path: str | os.PathLike, vision_tokenizer_path: str | os.PathLike | None = None
+) -> Bundle:
+    """Reads a model directory and, if given, the directory of its vision tokenizer.
+
+    Raises:
+      BundleError: something is missing, or the two were not trained together.
+    """
+    language = load_language(path)
+    config, params = language_model.load(path)
+    model = Transformer(config)
+    return assemble(model, {"params": params}, language, vision_tokenizer_path, where=str(path))
+
+
+def assemble(
+    model: Transformer,
+    variables: Any,
+    language: Language,
+    vision_tokenizer_path: str | os.PathLike | None = None,
+    where: str = "the model",
+) -> Bundle:
+    """Puts a bundle together and checks that its parts belong together."""
+    if model.config.vocab_size != language.vocab.size:
+        raise BundleError(
+            f"{where} has {model.config.vocab_size} token ids, its vocabulary "
+            f"{language.vocab.size}."
+        )
+    bundle = Bundle(
+        model,
+        variables,
+        language.vocab,
+        language.grammar,
+        vision_fingerprint=language.vision_fingerprint,
+        max_context=language.max_context,
+    )
+    if vision_tokenizer_path is None:
+        return bundle
+    config, vision_variables = vision_tokenizer.load(vision_tokenizer_path)
+    return with_vision(
+        bundle, VisionTokenizer(config), vision_variables, f"{vision_tokenizer_path}", where
+    )
+
+
+def with_vision(
+    bundle: Bundle,
+    vision: VisionTokenizer,
+    variables: Any,
+    vision_where: str = "given",
+    where: str = "the model",
+) -> Bundle:
+    """The bundle with a vision tokenizer; BundleError if the model was trained with another."""
+    codes = vision.config.codebook_size
+    if codes != bundle.vocab.codebook_size:
+        raise BundleError(
+            f"The vision tokenizer {vision_where} has {codes} codes; {where} was trained with "
+            f"{bundle.vocab.codebook_size}."
+        )
+    expected = bundle.vision_fingerprint
+    if expected is not None:
+        found = vision_fingerprint(vision.config, variables)
+        if found != expected:
+            raise BundleError(
+                f"The vision tokenizer {vision_where} has fingerprint {found}; {where} was "
+                f"trained with {expected}."
+            )
+    return dataclasses.replace(bundle, vision=vision, vision_variables=variables)
+
+
+def place(bundle: Bundle, mesh: jax.sharding.Mesh | None) -> Bundle:
+    """The bundle with its weights on the devices: spread over the mesh, or on the default one."""
+    params = nn.meta.unbox(bundle.variables["params"])
+    if mesh is None:
+        params = jax.device_put(params)
+    else:
+        token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+        abstract = jax.eval_shape(bundle.model.init, jax.random.key(0), token)["params"]
+        params = jax.device_put(params, sharding.state_shardings(abstract, mesh))
+    vision = bundle.vision_variables
+    return dataclasses.replace(
+        bundle,
+        variables={"params": params},
+        vision_variables=None if vision is None else jax.device_put(vision),
+    )
+
+
+def save_bundle(path: str | os.PathLike, bundle: Bundle, dtype: str = "float32") -> None:
+    """Writes the language model of a bundle as a directory, whole or not at all.
+
+    A directory that was there before is replaced at the end. `dtype` is that of the file.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    old = path.with_name(f".{path.name}.old-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    vocab = bundle.vocab
+    extra = {f"{role}_token_id": getattr(vocab, role) for role in ("pad", "bos", "eos")}
+    if bundle.max_context is not None:
+        extra["max_position_embeddings"] = bundle.max_context
+    try:
+        params = bundle.variables["params"]
+        language_model.save(temporary, bundle.model.config, params, dtype, extra)
+        language = Language(vocab, bundle.grammar, bundle.vision_fingerprint, bundle.max_context)
+        save_language(temporary, language)
+        if path.exists():
+            path.rename(old)
+        temporary.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _read_json(path: pathlib.Path) -> dict:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise BundleError(f"{path} is not JSON ({error}).") from error
+
+
+def _write_json(path: pathlib.Path, value: dict) -> None:
+    _write(path, (json.dumps(value, indent=1) + "\n").encode())
+
+
+def _write(path: pathlib.Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.replace(path)

@@ -1,0 +1,270 @@
+"""Language model weights in the released layout: config.json beside safetensors files.
+
+The layout is data: `KEYS` and `LAYER_KEYS` give each tensor its name in the file, its path here,
+and the meaning of its dimensions on both sides; shapes, transposes and the report of what does not
+fit all follow from those.
+"""
+
+import dataclasses
+import os
+import pathlib
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from emu3_jax.interop.safetensors_io import Tensors, read_json, write_json, write_tensors
+from emu3_jax.models.transformer import Transformer, TransformerConfig
+
+CONFIG_FILE = "config.json"
+
+# Name in the file, path here, dimensions in the file, dimensions here. The file's linear layers
+# are (out, in); "heads*head_dim" is one dimension of the file that is two here.
+KEYS = (
+    ("model.embed_tokens.weight", "embed/embedding", "vocab embed", "vocab embed"),
+    ("model.norm.weight", "final_norm/scale", "embed", "embed"),
+    ("lm_head.weight", "lm_head/kernel", "vocab embed", "embed vocab"),
+)
+# The same inside a layer, behind "model.layers.{i}." in the file and "layers/" here.
+LAYER_KEYS = (
+    ("input_layernorm.weight", "attention_norm/scale", "embed", "embed"),
+    (
+        "self_attn.q_proj.weight",
+        "attention/query/kernel",
+        "heads*head_dim embed",
+        "embed heads head_dim",
+    ),
+    (
+        "self_attn.k_proj.weight",
+        "attention/key/kernel",
+        "kv_heads*head_dim embed",
+        "embed kv_heads head_dim",
+    ),
+    (
+        "self_attn.v_proj.weight",
+        "attention/value/kernel",
+        "kv_heads*head_dim embed",
+        "embed kv_heads head_dim",
+    ),
+    (
+        "self_attn.o_proj.weight",
+        "attention/output/kernel",
+        "embed heads*head_dim",
+        "heads head_dim embed",
+    ),
+    ("post_attention_layernorm.weight", "mlp_norm/scale", "embed", "embed"),
+    ("mlp.gate_proj.weight", "gate/kernel", "mlp embed", "embed mlp"),
+    ("mlp.up_proj.weight", "up/kernel", "mlp embed", "embed mlp"),
+    ("mlp.down_proj.weight", "down/kernel", "embed mlp", "mlp embed"),
+)
+
+# Field of config.json -> field of TransformerConfig.
+CONFIG_KEYS = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "intermediate_size": "intermediate_size",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "num_key_value_heads": "num_kv_heads",
+    "rope_theta": "rope_theta",
+    "rms_norm_eps": "norm_eps",
+    "attention_dropout": "dropout",
+}
+# Choices that this model does not have; another value in a config.json is an error.
+CONSTANTS = {
+    "model_type": "Emu3",
+    "hidden_act": "silu",
+    "rope_scaling": None,
+    "tie_word_embeddings": False,
+}
+
+DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One tensor of the file and its place here; the vocabulary is the true one on both sides."""
+
+    name: str
+    path: tuple[str, ...]
+    layer: int | None
+    file_dims: str
+    dims: str
+    sizes: dict[str, int]
+
+    @property
+    def _flat_dims(self) -> list[str]:
+        return self.file_dims.replace("*", " ").split()
+
+    @property
+    def file_shape(self) -> tuple[int, ...]:
+        """Shape in the file."""
+        merged = [dim.split("*") for dim in self.file_dims.split()]
+        return tuple(int(np.prod([self.sizes[d] for d in dims])) for dims in merged)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape here, without the layer axis and without vocabulary padding."""
+        return tuple(self.sizes[dim] for dim in self.dims.split())
+
+    def from_file(self, array: np.ndarray) -> np.ndarray:
+        """The file's tensor with our dimensions."""
+        order = [self._flat_dims.index(dim) for dim in self.dims.split()]
+        return array.reshape([self.sizes[dim] for dim in self._flat_dims]).transpose(order)
+
+    def to_file(self, array: np.ndarray) -> np.ndarray:
+        """Our array (padding included) as the file has it."""
+        array = array[tuple(slice(0, size) for size in self.shape)]
+        order = [self.dims.split().index(dim) for dim in self._flat_dims]
+        return array.transpose(order).reshape(self.file_shape)
+
+
+def key_map(config: TransformerConfig) -> list[Pair]:
+    """Every tensor of a model of this config: its name and shape in the file and its place here."""
+    sizes = {
+        "vocab": config.vocab_size,
+        "embed": config.hidden_size,
+        "mlp": config.intermediate_size,
+        "heads": config.num_heads,
+        "kv_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+    }
+    pairs = [
+        Pair(name, tuple(path.split("/")), None, file_dims, dims, sizes)
+        for name, path, file_dims, dims in KEYS
+    ]
+    for i in range(config.num_layers):
+        root = "layers" if config.scan_layers else f"layers_{i}"
+        pairs += [
+            Pair(f"model.layers.{i}.{name}", (root, *path.split("/")), i, file_dims, dims, sizes)
+            for name, path, file_dims, dims in LAYER_KEYS
+        ]
+    return pairs
+
+
+def read_config(path: str | os.PathLike) -> TransformerConfig:
+    """The config of a directory in the released layout.
+
+    Raises:
+        ValueError: names the file, the key and what was expected.
+    """
+    file = pathlib.Path(path) / CONFIG_FILE
+    stored = read_json(file)
+    for key, expected in CONSTANTS.items():
+        if stored.get(key, expected) != expected:
+            raise ValueError(f"{file}: {key} is {stored[key]!r}, expected {expected!r}")
+    missing = [key for key in CONFIG_KEYS if key not in stored]
+    if missing:
+        raise ValueError(f"{file} lacks {', '.join(missing)}")
+    types = {field.name: field.type for field in dataclasses.fields(TransformerConfig)}
+    fields = {}
+    for key, name in CONFIG_KEYS.items():
+        try:
+            fields[name] = types[name](stored[key])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{file}: {key} is {stored[key]!r}, expected a number") from error
+    # The released file has no head_dim.
+    head_dim = stored.get("head_dim") or fields["hidden_size"] // fields["num_heads"]
+    try:
+        return TransformerConfig(head_dim=head_dim, **fields)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def load(path: str | os.PathLike, param_dtype: str = "float32") -> tuple[TransformerConfig, dict]:
+    """Config and weights of a directory in the released layout.
+
+    Args:
+        path: holds config.json and model.safetensors, or several files with their index.
+        param_dtype: a name in DTYPES; whatever the file has is converted.
+
+    Returns:
+        (config, params): numpy arrays, layers stacked, vocabulary rows padded with zeros.
+
+    Raises:
+        ValueError: a file is missing or unreadable, a config field is not one this model has, or
+            tensors are missing, unexpected or mis-shaped: all of those in one message.
+    """
+    config = dataclasses.replace(read_config(path), param_dtype=param_dtype)
+    pairs = key_map(config)
+    # Shapes first and then one tensor at a time: 34 GB are never held twice.
+    arrays = {
+        key: np.zeros(leaf.shape, DTYPES[param_dtype])
+        for key, leaf in _abstract_params(config).items()
+    }
+    with Tensors(path) as tensors:
+        tensors.check({pair.name: pair.file_shape for pair in pairs})
+        for pair in pairs:
+            where = tuple(slice(0, size) for size in pair.shape)
+            if pair.path[0] == "layers":
+                where = (pair.layer, *where)
+            arrays[pair.path][where] = pair.from_file(tensors.read(pair.name))
+    return config, flax.traverse_util.unflatten_dict(arrays)
+
+
+def save(
+    path: str | os.PathLike,
+    config: TransformerConfig,
+    params: dict,
+    dtype: str = "float32",
+    extra: dict | None = None,
+) -> None:
+    """Write a directory in the released layout; each file appears whole or not at all.
+
+    Args:
+        path: directory, created if need be.
+        config: what the params were made with.
+        params: arrays plain or boxed with their axis names, layers stacked or not as in config.
+        dtype: "float32", "bfloat16" or "float16".
+        extra: further fields of config.json, such as max_position_embeddings, pad_token_id,
+            bos_token_id, eos_token_id; the official code has the released values as defaults.
+
+    Raises:
+        ValueError: the params are not those of this config, or the dtype has no name here.
+    """
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    flat = flax.traverse_util.flatten_dict(nn.unbox(dict(params)))
+    _check_params(config, flat)
+
+    def tensors():
+        for pair in key_map(config):
+            array = flat[pair.path]
+            array = array[pair.layer] if pair.path[0] == "layers" else array
+            yield pair.name, pair.to_file(np.asarray(array)).astype(DTYPES[dtype])
+
+    stored = {"architectures": ["Emu3ForCausalLM"]} | CONSTANTS
+    stored |= {key: getattr(config, name) for key, name in CONFIG_KEYS.items()}
+    stored |= {"initializer_range": 0.02, "torch_dtype": dtype}
+    if config.head_dim * config.num_heads != config.hidden_size:
+        stored["head_dim"] = config.head_dim
+    write_tensors(path, tensors())
+    write_json(pathlib.Path(path) / CONFIG_FILE, stored | (extra or {}))
+
+
+def load_language_model(path: str | os.PathLike) -> tuple[Transformer, dict]:
+    """(module, {"params": …} on the default device) of a directory; errors as `load`."""
+    config, params = load(path)
+    return Transformer(config), {"params": jax.tree.map(jnp.asarray, params)}
+
+
+def _abstract_params(config: TransformerConfig) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    variables = jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens)
+    return flax.traverse_util.flatten_dict(nn.unbox(variables)["params"])
+
+
+def _check_params(config: TransformerConfig, flat: dict) -> None:
+    expected = {path: leaf.shape for path, leaf in _abstract_params(config).items()}
+    problems = [f"{'/'.join(path)} is missing" for path in expected if path not in flat]
+    problems += [f"{'/'.join(path)} is unexpected" for path in flat if path not in expected]
+    problems += [
+        f"{'/'.join(path)} has shape {list(np.shape(flat[path]))}, expected {list(shape)}"
+        for path, shape in expected.items()
+        if path in flat and np.shape(flat[path]) != shape
+    ]
+    if problems:
+        raise ValueError(f"params do not fit the config: {'; '.join(problems)}")

@@ -1,0 +1,151 @@
+"""Weights on disk: one safetensors file, or several with an index, read tensor by tensor.
+
+Both are what the hub serves. A file is written under a temporary name and renamed, the index
+last, so that a directory never holds half of a model under its final names.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9  # as the released checkpoints are cut
+
+
+class Tensors:
+    """The tensors of a directory, opened without reading them; a context manager.
+
+    Raises:
+        ValueError: no weights there, or a file that is no safetensors file; names it.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        self.path = pathlib.Path(path)
+        self._stack = contextlib.ExitStack()
+        self._where = {}
+        try:
+            for file in self._files():
+                try:
+                    opened = self._stack.enter_context(safetensors.safe_open(file, "np"))
+                except (OSError, safetensors.SafetensorError) as error:
+                    raise ValueError(f"{file} cannot be read as safetensors: {error}") from error
+                self._where |= {name: opened for name in opened.keys()}
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def _files(self) -> list[pathlib.Path]:
+        index = self.path / INDEX_FILE
+        if index.exists():
+            names = sorted(set(read_json(index).get("weight_map", {}).values()))
+            return [self.path / name for name in names]
+        return [self.path / WEIGHTS_FILE]
+
+    def __enter__(self) -> "Tensors":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.close()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Name -> shape of all tensors."""
+        return {n: tuple(f.get_slice(n).get_shape()) for n, f in self._where.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor in the type it is stored in."""
+        return self._where[name].get_tensor(name)
+
+    def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
+        """ValueError that lists every missing, unexpected and mis-shaped tensor at once."""
+        found = self.shapes()
+        problems = [f"{name} is missing" for name in expected if name not in found]
+        problems += [f"{name} is unexpected" for name in found if name not in expected]
+        problems += [
+            f"{name} has shape {list(found[name])}, expected {list(shape)}"
+            for name, shape in expected.items()
+            if name in found and found[name] != tuple(shape)
+        ]
+        if problems:
+            raise ValueError(f"weights in {self.path} do not fit: {'; '.join(problems)}")
+
+
+def read_json(file: pathlib.Path) -> dict:
+    """A JSON object; ValueError naming the file if it is missing or something else."""
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{file} holds a {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def write_tensors(
+    path: str | os.PathLike,
+    tensors: Iterable[tuple[str, np.ndarray]],
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Write (name, array) pairs to a directory, at most `shard_bytes` a file and in memory."""
+    path = pathlib.Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    written: list[tuple[pathlib.Path, list[str]]] = []
+    shard: dict[str, np.ndarray] = {}
+    total = size = 0
+
+    def flush():
+        temporary = path / f".{WEIGHTS_FILE}.{len(written)}.tmp-{os.getpid()}"
+        written.append((temporary, list(shard)))
+        safetensors.numpy.save_file(shard, temporary, metadata={"format": "pt"})
+
+    try:
+        for name, array in tensors:
+            if shard and size + array.nbytes > shard_bytes:
+                flush()
+                shard, size = {}, 0
+            shard[name] = np.ascontiguousarray(array)
+            size += array.nbytes
+            total += array.nbytes
+        flush()
+        _rename(path, written, total)
+    finally:
+        for temporary, _ in written:
+            temporary.unlink(missing_ok=True)
+
+
+def _rename(path: pathlib.Path, written: list[tuple[pathlib.Path, list[str]]], total: int) -> None:
+    if len(written) == 1:
+        os.replace(written[0][0], path / WEIGHTS_FILE)
+        (path / INDEX_FILE).unlink(missing_ok=True)
+        return
+    weight_map = {}
+    for i, (temporary, names) in enumerate(written):
+        file = f"model-{i + 1:05d}-of-{len(written):05d}.safetensors"
+        os.replace(temporary, path / file)
+        weight_map |= dict.fromkeys(names, file)
+    write_json(path / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    (path / WEIGHTS_FILE).unlink(missing_ok=True)
+
+
+def write_json(file: pathlib.Path, value: dict) -> None:
+    """Write JSON so that a reader finds the old file or all of the new one."""
+    temporary = file.with_name(f".{file.name}.tmp-{os.getpid()}")
+    try:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,249 @@
+"""Vision tokenizer weights in the released layout: config.json beside model.safetensors.
+
+The layout is data: `MODULES` rewrites the path of a module, `LEAVES` names its arrays and says how
+their axes move. Both are read from our side: the config fixes every array of the model, each array
+has one name and one shape in the file, and that one list of pairs serves loading, saving and the
+report of what does not fit.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import re
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from emu3_jax.models.vision_config import VisionTokenizerConfig
+from emu3_jax.models.vision_tokenizer import VisionTokenizer
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+# Path of a module here -> its name in the file, one substitution after the other.
+MODULES = (
+    (r"(down|up)_(\d+)/(block|attn)_(\d+)", r"\1.\2.\3.\4"),
+    (r"(down|up)_(\d+)/(downsample|upsample)", r"\1.\2.\3"),
+    (r"(time_conv|time_res_stack)_(\d+)", r"\1.\2"),
+    (r"/", r"."),
+)
+
+# (collection, array) -> (name in the file, axes of the file's array in the order of ours).
+# Convolutions: torch keeps (out, in, *kernel), we keep (*kernel, in, out).
+LEAVES = {
+    ("params", "kernel"): ("weight", {4: (2, 3, 1, 0), 5: (2, 3, 4, 1, 0)}),
+    ("params", "bias"): ("bias", None),
+    ("params", "scale"): ("weight", None),
+    ("params", "embedding"): ("embedding.weight", None),
+    ("batch_stats", "mean"): ("running_mean", None),
+    ("batch_stats", "var"): ("running_var", None),
+}
+
+# A counter torch stores with every BatchNorm. Nothing reads it while the momentum is a number, as
+# it is here; it is written as 0 so that torch finds the key.
+COUNTER = "num_batches_tracked"
+
+# Config fields that describe computation rather than weights; a file has none of them.
+_NOT_STORED = ("dtype", "param_dtype")
+_STORED_CONSTANTS = {
+    "double_z": False,
+    "model_type": "Emu3VisionVQ",
+    "architectures": ["Emu3VisionVQModel"],
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One array: its path here, its name in the file, and both shapes."""
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    name: str
+    axes: tuple[int, ...] | None
+
+    @property
+    def file_shape(self) -> tuple[int, ...]:
+        """Shape of the array in the file."""
+        if self.axes is None:
+            return self.shape
+        return tuple(self.shape[i] for i in np.argsort(self.axes))
+
+    def from_file(self, array: np.ndarray) -> np.ndarray:
+        """The file's array with the axes in our order."""
+        return array if self.axes is None else np.ascontiguousarray(array.transpose(self.axes))
+
+    def to_file(self, array: np.ndarray) -> np.ndarray:
+        """Our array with the axes in the file's order."""
+        if self.axes is None:
+            return np.ascontiguousarray(array)
+        return np.ascontiguousarray(array.transpose(np.argsort(self.axes)))
+
+
+@functools.lru_cache(maxsize=8)
+def key_map(config: VisionTokenizerConfig) -> tuple[Pair, ...]:
+    """Every array of a tokenizer with this config and its name in the released layout."""
+    still = jax.ShapeDtypeStruct(
+        (1, config.spatial_factor, config.spatial_factor, config.in_channels), jnp.float32
+    )
+    variables = jax.eval_shape(VisionTokenizer(config).init, jax.random.key(0), still)
+    pairs = []
+    for path, array in flax.traverse_util.flatten_dict(nn.unbox(variables)).items():
+        collection, *modules, leaf = path
+        name, axes = LEAVES[collection, leaf]
+        module = "/".join(modules)
+        for pattern, replacement in MODULES:
+            module = re.sub(pattern, replacement, module)
+        pairs.append(Pair(path, array.shape, f"{module}.{name}", axes and axes[len(array.shape)]))
+    return tuple(pairs)
+
+
+def counters(pairs: tuple[Pair, ...]) -> list[str]:
+    """Names of the BatchNorm counters that stand beside the arrays in the file."""
+    suffix = ".running_mean"
+    return [p.name.removesuffix(suffix) + "." + COUNTER for p in pairs if p.name.endswith(suffix)]
+
+
+def read_config(path: str | os.PathLike) -> VisionTokenizerConfig:
+    """The config of a directory in the released layout; ValueError if it is not one."""
+    file = pathlib.Path(path) / CONFIG_FILE
+    try:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(
+            f"{file}: a vision tokenizer's config is expected here: {error}."
+        ) from error
+    except ValueError as error:
+        raise ValueError(f"{file}: expected a JSON object: {error}.") from error
+    if not isinstance(stored, dict) or stored.get("model_type") != "Emu3VisionVQ":
+        found = stored.get("model_type") if isinstance(stored, dict) else type(stored).__name__
+        raise ValueError(f'{file}: expected model_type "Emu3VisionVQ", found {found!r}.')
+    if stored.get("double_z"):
+        raise ValueError(
+            f"{file}: double_z must be false; this quantizer reads one set of latents."
+        )
+    names = [f.name for f in dataclasses.fields(VisionTokenizerConfig)]
+    fields = {name: stored[name] for name in names if name in stored and name not in _NOT_STORED}
+    try:
+        return VisionTokenizerConfig(**fields)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def load(path: str | os.PathLike) -> tuple[VisionTokenizerConfig, dict]:
+    """Config and weights of a directory in the released layout.
+
+    Args:
+      path: directory with config.json and model.safetensors, the arrays of any floating type.
+
+    Returns:
+      (config, {"params": ..., "batch_stats": ...}) of float32 numpy arrays.
+
+    Raises:
+      ValueError: a file is missing or unreadable, or arrays are missing, unexpected or of another
+        shape; all of those are listed.
+    """
+    config = read_config(path)
+    file = pathlib.Path(path) / WEIGHTS_FILE
+    try:
+        stored = safetensors.numpy.load_file(file)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{file}: the weights cannot be read: {error}.") from error
+    pairs = key_map(config)
+    _check_names_and_shapes(file, stored, pairs)
+    flat = {pair.path: pair.from_file(stored[pair.name].astype(np.float32)) for pair in pairs}
+    return config, flax.traverse_util.unflatten_dict(flat)
+
+
+def save(
+    path: str | os.PathLike,
+    config: VisionTokenizerConfig,
+    variables: dict,
+    dtype: str = "float32",
+) -> None:
+    """Writes a directory in the released layout, each file under a temporary name first.
+
+    Args:
+      path: directory, created if need be.
+      config: what the variables were made with.
+      variables: {"params": ..., "batch_stats": ...}, arrays plain or boxed with their axis names.
+      dtype: "float32" or "bfloat16"; BatchNorm's statistics stay float32.
+
+    Raises:
+      ValueError: the variables are not those of this config, or the dtype is neither.
+    """
+    types = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+    if dtype not in types:
+        raise ValueError(f"dtype must be one of {', '.join(types)}, found {dtype!r}.")
+    flat = flax.traverse_util.flatten_dict(nn.unbox(dict(variables)))
+    pairs = key_map(config)
+    _check_variables(flat, pairs)
+    tensors = {name: np.zeros((), np.int64) for name in counters(pairs)}
+    for pair in pairs:
+        stored_type = types[dtype] if pair.path[0] == "params" else np.float32
+        tensors[pair.name] = pair.to_file(np.asarray(flat[pair.path])).astype(stored_type)
+
+    stored = dataclasses.asdict(config)
+    for name in _NOT_STORED:
+        del stored[name]
+    if config.norm_groups == 32:  # the released value, for which the released file has no key
+        del stored["norm_groups"]
+    text = json.dumps(stored | _STORED_CONSTANTS | {"torch_dtype": dtype}, indent=2) + "\n"
+    folder = pathlib.Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / WEIGHTS_FILE, safetensors.numpy.save(tensors, metadata={"format": "pt"}))
+    _replace(folder / CONFIG_FILE, text.encode("utf-8"))
+
+
+def load_vision_tokenizer(path: str | os.PathLike) -> tuple[VisionTokenizer, dict]:
+    """(module, variables) of a directory in the released layout; errors as `load`."""
+    config, variables = load(path)
+    return VisionTokenizer(config), variables
+
+
+def _replace(file: pathlib.Path, content: bytes) -> None:
+    """Writes a file so that a reader finds either the old content or all of the new."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _check_names_and_shapes(file, stored: dict, pairs: tuple[Pair, ...]) -> None:
+    """ValueError that lists everything in which the file differs from the config."""
+    expected = {pair.name: pair.file_shape for pair in pairs}
+    optional = set(counters(pairs))
+    problems = [f"{name} is missing" for name in expected if name not in stored]
+    problems += [
+        f"{name} is unexpected" for name in stored if name not in expected and name not in optional
+    ]
+    problems += [
+        f"{name} has shape {list(stored[name].shape)}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in stored and stored[name].shape != shape
+    ]
+    if problems:
+        raise ValueError(f"{file} does not fit its {CONFIG_FILE}: {'; '.join(problems)}.")
+
+
+def _check_variables(flat: dict, pairs: tuple[Pair, ...]) -> None:
+    """ValueError that lists everything in which the variables differ from the config."""
+    expected = {pair.path: pair.shape for pair in pairs}
+    problems = [f"{'/'.join(path)} is missing" for path in expected if path not in flat]
+    problems += [f"{'/'.join(path)} is unexpected" for path in flat if path not in expected]
+    problems += [
+        f"{'/'.join(path)} has shape {list(np.shape(flat[path]))}, expected {list(shape)}"
+        for path, shape in expected.items()
+        if path in flat and np.shape(flat[path]) != shape
+    ]
+    if problems:
+        raise ValueError(f"the variables do not fit the config: {'; '.join(problems)}.")

@@ -1,0 +1,194 @@
+"""Causal grouped-query attention within documents, over whole rows or through a cache.
+
+Whole rows: several documents may share a row; a query sees the keys of its own segment id at or
+before its own place in the row. Segment 0 is padding: it sees nothing and gives zeros.
+
+Cache: prompts are padded on the left so that all rows write the same slots at the same time.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from emu3_jax.models import rope
+from emu3_jax.models.layers import Linear
+from emu3_jax.sharding import constrain
+
+MASKED = -1e30  # finite, so that a row with nothing to see stays finite
+
+
+class KVCache(NamedTuple):
+    """Keys and values of what was read so far, for all layers.
+
+    Attributes:
+        k: [L, B, C, K, H], keys after rotation; C slots.
+        v: [L, B, C, K, H].
+        valid: bool [B, C], slots that hold a real token (written by `Transformer.decode`).
+        index: int32 scalar, the next slot to be written, the same for the whole batch.
+    """
+
+    k: jax.Array
+    v: jax.Array
+    valid: jax.Array
+    index: jax.Array
+
+    LOGICAL = ("layers", "batch", None, "kv_heads", "head_dim")
+
+    @classmethod
+    def zeros(cls, num_layers, batch, slots, num_kv_heads, head_dim, dtype) -> "KVCache":
+        """An empty cache."""
+        shape = (num_layers, batch, slots, num_kv_heads, head_dim)
+        return cls(
+            k=jnp.zeros(shape, dtype),
+            v=jnp.zeros(shape, dtype),
+            valid=jnp.zeros((batch, slots), bool),
+            index=jnp.zeros((), jnp.int32),
+        )
+
+
+class Context(NamedTuple):
+    """What every layer of one call shares: rotations, and who sees whom.
+
+    Attributes:
+        cos, sin: [B, S, H / 2].
+        segment_ids: int [B, S], for whole rows.
+        old_mask: bool [B, S, C], which slots of the cache a new query sees.
+        new_mask: bool [B, S, S], which new keys it sees.
+    """
+
+    cos: jax.Array
+    sin: jax.Array
+    segment_ids: jax.Array | None = None
+    old_mask: jax.Array | None = None
+    new_mask: jax.Array | None = None
+
+
+def document_mask(segment_ids_BS: jax.Array) -> jax.Array:
+    """bool [B, S, S]: query s sees key t of the same segment (not 0) with t <= s."""
+    length = segment_ids_BS.shape[1]
+    same = segment_ids_BS[:, :, None] == segment_ids_BS[:, None, :]
+    real = (segment_ids_BS != 0)[:, :, None]
+    return same & real & jnp.tril(jnp.ones((length, length), bool))
+
+
+def _scores(q_BSNH, k_BTKH):
+    """Scaled float32 scores [B, K, G, S, T]; head n = (k, g) uses key head n // G."""
+    batch, length, heads, dim = q_BSNH.shape
+    kv_heads = k_BTKH.shape[2]
+    q_BSKGH = q_BSNH.reshape(batch, length, kv_heads, heads // kv_heads, dim)
+    scores = jnp.einsum("bskgh,btkh->bkgst", q_BSKGH, k_BTKH, preferred_element_type=jnp.float32)
+    return scores * dim**-0.5
+
+
+def _weighted_sum(probs_BKGST, v_BTKH):
+    """Heads of probs @ values, [B, S, N, H] in the type of the values."""
+    out = jnp.einsum("bkgst,btkh->bskgh", probs_BKGST.astype(v_BTKH.dtype), v_BTKH)
+    return out.reshape(*out.shape[:2], -1, out.shape[-1])
+
+
+def _zero_blind_rows(out_BSNH, sees_BS):
+    return jnp.where(sees_BS[:, :, None, None], out_BSNH, jnp.zeros((), out_BSNH.dtype))
+
+
+def reference(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, dropout=0.0, dropout_key=None):
+    """Whole score matrix, softmax in float32, dropout on the probabilities.
+
+    Memory grows with S^2; right for short rows, on CPU, and as the meaning of all others.
+    """
+    mask_BST = document_mask(segment_ids_BS)
+    scores = jnp.where(mask_BST[:, None, None], _scores(q_BSNH, k_BSKH), MASKED)
+    probs = jax.nn.softmax(scores, axis=-1)
+    if dropout > 0.0:
+        keep = jax.random.bernoulli(dropout_key, 1.0 - dropout, probs.shape)
+        probs = jnp.where(keep, probs / (1.0 - dropout), 0.0)
+    return _zero_blind_rows(_weighted_sum(probs, v_BSKH), segment_ids_BS != 0)
+
+
+def dot_product(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, dropout=0.0, dropout_key=None):
+    """`jax.nn.dot_product_attention`; has no dropout on the probabilities."""
+    del dropout_key
+    if dropout > 0.0:
+        raise ValueError(
+            "attention='dot_product' has no dropout on probabilities; "
+            "use attention='reference' or dropout=0"
+        )
+    mask_BST = document_mask(segment_ids_BS)
+    out = jax.nn.dot_product_attention(q_BSNH, k_BSKH, v_BSKH, mask=mask_BST[:, None])
+    return _zero_blind_rows(out, segment_ids_BS != 0)
+
+
+IMPLEMENTATIONS = {"reference": reference, "dot_product": dot_product}
+"""Name -> f(q [B,S,N,H], k [B,S,K,H], v [B,S,K,H], segment_ids [B,S], dropout, dropout_key)."""
+
+
+def cached(q_BSNH, k_BTKH, v_BTKH, k_BCKH, v_BCKH, context: Context):
+    """New queries over the cache and over the new keys.
+
+    The cache is only read, never copied: scores over old and new keys meet in one softmax, and
+    the caller writes the new keys of all layers at once.
+    """
+    mask = jnp.concatenate([context.old_mask, context.new_mask], axis=-1)
+    scores = jnp.concatenate([_scores(q_BSNH, k_BCKH), _scores(q_BSNH, k_BTKH)], axis=-1)
+    probs = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1)
+    old, new = jnp.split(probs, [k_BCKH.shape[1]], axis=-1)
+    out = _weighted_sum(old, v_BCKH) + _weighted_sum(new, v_BTKH)
+    return _zero_blind_rows(out, mask.any(axis=-1))
+
+
+class Attention(nn.Module):
+    """Projections, rotation, attention, output projection.
+
+    Attributes are those of TransformerConfig, which see.
+    """
+
+    hidden_size: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    implementation: str
+    dropout: float
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    def _project(self, name, heads, logical, x_BSD):
+        shape = (self.hidden_size, heads, self.head_dim)
+        axes = ("embed", logical, "head_dim")
+        x = Linear(shape, axes, 1, self.dtype, self.param_dtype, name=name)(x_BSD)
+        x = constrain(x, "batch", "sequence", logical, "head_dim")
+        return checkpoint_name(x, name)
+
+    @nn.compact
+    def __call__(self, x_BSD, cache, context: Context, deterministic: bool):
+        """Attend.
+
+        Args:
+            x_BSD: normed input.
+            cache: None, or (k, v) of this layer, [B, C, K, H] each.
+            context: rotations and masks.
+            deterministic: no dropout.
+
+        Returns:
+            y_BSD, and the new (k, v) [B, S, K, H] where a cache was given, else None.
+        """
+        q = self._project("query", self.num_heads, "heads", x_BSD)
+        k = self._project("key", self.num_kv_heads, "kv_heads", x_BSD)
+        v = self._project("value", self.num_kv_heads, "kv_heads", x_BSD)
+        q = rope.rotate(q, context.cos, context.sin)
+        k = rope.rotate(k, context.cos, context.sin)
+        if cache is None:
+            rate = 0.0 if deterministic else self.dropout
+            key = self.make_rng("dropout") if rate > 0.0 else None
+            attend = IMPLEMENTATIONS[self.implementation]
+            out, new = attend(q, k, v, context.segment_ids, rate, key), None
+        else:
+            new = (k.astype(cache[0].dtype), v.astype(cache[1].dtype))
+            out = cached(q, k, v, cache[0].astype(q.dtype), cache[1].astype(q.dtype), context)
+        out = constrain(out, "batch", "sequence", "heads", "head_dim")
+        out = checkpoint_name(out, "attention")
+        shape = (self.num_heads, self.head_dim, self.hidden_size)
+        axes = ("heads", "head_dim", "embed")
+        y_BSD = Linear(shape, axes, 2, self.dtype, self.param_dtype, name="output")(out)
+        return y_BSD, new

@@ -1,0 +1,253 @@
+"""Convolutions, resampling and norms of the vision tokenizer, channels last, torch's padding.
+
+Widths get logical axis names ("conv_in", "conv_out", "norm"), but only where they are wide: latents
+(4 channels) and pixels (3) are never worth sharding, and no mesh would divide them.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+# Groups' epsilon of the released code; BatchNorm keeps torch's defaults (1e-5, momentum 0.1, which
+# is a decay of 0.9 here).
+GROUP_NORM_EPS = 1e-6
+BATCH_NORM_EPS = 1e-5
+BATCH_NORM_DECAY = 0.9
+
+# Weights: normal, variance 2 / fan_out, as the released code initialises them.
+_KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def _bias_init(fan_in: int):
+    """torch's default for a convolution's bias: uniform in +-1/sqrt(fan_in)."""
+    bound = 1.0 / math.sqrt(fan_in)
+
+    def init(key, shape, dtype):
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+def conv_2d(x, kernel, stride: int, padding):
+    """float [B, H, W, I] and [kh, kw, I, O] -> [B, H', W', O]."""
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def causal_conv_3d(x, kernel, time_stride: int):
+    """float [B, T, H, W, I] and [kt, kh, kw, I, O] -> [B, T', H, W, O].
+
+    T' = (T + 2 - kt) // time_stride + 1: two zero frames stand in front and none behind, whatever
+    kt, as in the released code; height and width keep their size (kh and kw odd). The frames a step
+    sees are laid side by side as channels of one 2-D convolution: the sums are the same, and the
+    gradient of a 3-D convolution takes 5 to 30 times as long on a CPU.
+    """
+    kt, kh, kw, inputs, outputs = kernel.shape
+    B, T, H, W, _ = x.shape
+    steps = (T + 2 - kt) // time_stride + 1
+    x = jnp.pad(x, ((0, 0), (2, 0), (0, 0), (0, 0), (0, 0)))
+    last = (steps - 1) * time_stride + 1
+    frames = [x[:, i : i + last : time_stride] for i in range(kt)]
+    stacked = jnp.concatenate(frames, axis=-1).reshape(B * steps, H, W, kt * inputs)
+    flat_kernel = kernel.transpose(1, 2, 0, 3, 4).reshape(kh, kw, kt * inputs, outputs)
+    y = conv_2d(stacked, flat_kernel, 1, ((kh // 2,) * 2, (kw // 2,) * 2))
+    return y.reshape(B, steps, H, W, outputs)
+
+
+class Conv(nn.Module):
+    """A convolution with bias: 2-D over [B, H, W, C], or causal 3-D over [B, T, H, W, C].
+
+    Attributes:
+      features: channels out.
+      kernel: (height, width), or (time, height, width) for the causal 3-D one.
+      stride: step along height and width in 2-D, along time in 3-D.
+      padding: zeros around the frame in 2-D ((top, bottom), (left, right)); 3-D has its own.
+      narrow_in: the input is latents or pixels, so its channels have no logical name.
+      narrow_out: the same for the output.
+    """
+
+    features: int
+    kernel: tuple[int, ...]
+    config: object
+    stride: int = 1
+    padding: tuple = ((1, 1), (1, 1))
+    narrow_in: bool = False
+    narrow_out: bool = False
+
+    @nn.compact
+    def __call__(self, x):
+        """float [B, ..., C_in] -> `config.dtype` [B, ..., features]."""
+        channels = x.shape[-1]
+        conv_in = None if self.narrow_in else "conv_in"
+        conv_out = None if self.narrow_out else "conv_out"
+        kernel_names = (None,) * len(self.kernel) + (conv_in, conv_out)
+        bias_init = _bias_init(channels * math.prod(self.kernel))
+        param_dtype, dtype = jnp.dtype(self.config.param_dtype), jnp.dtype(self.config.dtype)
+        kernel = self.param(
+            "kernel",
+            nn.with_logical_partitioning(_KERNEL_INIT, kernel_names),
+            (*self.kernel, channels, self.features),
+            param_dtype,
+        )
+        bias = self.param(
+            "bias",
+            nn.with_logical_partitioning(bias_init, (conv_out,)),
+            (self.features,),
+            param_dtype,
+        )
+        x, kernel = x.astype(dtype), kernel.astype(dtype)
+        if len(self.kernel) == 3:
+            y = causal_conv_3d(x, kernel, self.stride)
+        else:
+            y = conv_2d(x, kernel, self.stride, self.padding)
+        return y + bias.astype(dtype)
+
+
+def conv3x3(features: int, config, name: str | None = None, **narrow) -> Conv:
+    """The 3x3 convolution with one zero on every side."""
+    return Conv(features, (3, 3), config, name=name, **narrow)
+
+
+def conv1x1(features: int, config, name: str | None = None, **narrow) -> Conv:
+    """A matrix over the channels of every position."""
+    return Conv(features, (1, 1), config, padding=((0, 0), (0, 0)), name=name, **narrow)
+
+
+class CausalConv(nn.Module):
+    """Causal 3-D convolution among latents, see `causal_conv_3d`.
+
+    Attributes:
+      features: channels out.
+      kernel: (time, height, width).
+      time_stride: step along time.
+    """
+
+    features: int
+    config: object
+    kernel: tuple[int, int, int] = (3, 1, 1)
+    time_stride: int = 1
+
+    @nn.compact
+    def __call__(self, x):
+        """float [B, T, H, W, C] -> [B, (T + 2 - kernel[0]) // time_stride + 1, H, W, features]."""
+        return Conv(
+            self.features,
+            self.kernel,
+            self.config,
+            self.time_stride,
+            narrow_in=True,
+            narrow_out=True,
+            name="conv",
+        )(x)
+
+
+def repeat_nearest(x, factors: tuple[int, ...]):
+    """Nearest-neighbour enlargement: axis 1 + i of [B, ..., C] is repeated `factors[i]` times."""
+    for axis, factor in enumerate(factors, start=1):
+        if factor > 1:
+            x = jnp.repeat(x, factor, axis=axis)
+    return x
+
+
+class Downsample(nn.Module):
+    """Halves height and width: 3x3, step 2, a zero on the right and at the bottom only."""
+
+    config: object
+
+    @nn.compact
+    def __call__(self, x):
+        """float [F, H, W, C] -> [F, H/2, W/2, C]."""
+        padding = ((0, 1), (0, 1))
+        return Conv(x.shape[-1], (3, 3), self.config, 2, padding, name="conv")(x)
+
+
+class Upsample(nn.Module):
+    """Doubles height and width: nearest neighbour, then 3x3."""
+
+    config: object
+
+    @nn.compact
+    def __call__(self, x):
+        """float [F, H, W, C] -> [F, 2H, 2W, C]."""
+        return conv3x3(x.shape[-1], self.config, name="conv")(repeat_nearest(x, (2, 2)))
+
+
+class GroupNorm(nn.Module):
+    """GroupNorm over one frame, statistics in float32.
+
+    Sums run over positions first and over the channels of a group after, so the large array is
+    never reshaped into groups; the variance is taken around the mean (two passes), as torch's is.
+    """
+
+    config: object
+
+    @nn.compact
+    def __call__(self, x):
+        """float [F, H, W, C] -> the same shape."""
+        frames, _, _, channels = x.shape
+        groups = self.config.norm_groups
+        param_dtype = jnp.dtype(self.config.param_dtype)
+        scale = self.param(
+            "scale",
+            nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
+            (channels,),
+            param_dtype,
+        )
+        bias = self.param(
+            "bias",
+            nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
+            (channels,),
+            param_dtype,
+        )
+
+        def over_groups(values):
+            mean_FC = jnp.mean(values, axis=(1, 2))
+            mean_FG = jnp.mean(mean_FC.reshape(frames, groups, -1), axis=-1)
+            return jnp.repeat(mean_FG, channels // groups, axis=-1)[:, None, None, :]
+
+        x32 = x.astype(jnp.float32)
+        centred = x32 - over_groups(x32)
+        gain = jax.lax.rsqrt(over_groups(jnp.square(centred)) + GROUP_NORM_EPS)
+        return (centred * (gain * scale) + bias).astype(x.dtype)
+
+
+class SpatialNorm(nn.Module):
+    """GroupNorm whose scale and shift at each position are read off the codebook entries there.
+
+    The entries are enlarged to the feature's grid by nearest neighbour; a 1x1 convolution commutes
+    with that, so it is applied before, on the small grid.
+    """
+
+    config: object
+
+    @nn.compact
+    def __call__(self, x, entries):
+        """float [F, H, W, C] and entries float [F, h, w, D] -> [F, H, W, C]; H/h, W/w whole."""
+        factors = (x.shape[1] // entries.shape[1], x.shape[2] // entries.shape[2])
+        y = GroupNorm(self.config, name="norm_layer")(x)
+        channels = x.shape[-1]
+        scale = conv1x1(channels, self.config, name="conv_y", narrow_in=True)(entries)
+        shift = conv1x1(channels, self.config, name="conv_b", narrow_in=True)(entries)
+        return y * repeat_nearest(scale, factors) + repeat_nearest(shift, factors)
+
+
+def batch_norm(config, train: bool, name: str) -> nn.BatchNorm:
+    """BatchNorm over everything but the channels: batch statistics while training, else running.
+
+    The running variance averages the biased batch variance (torch: the unbiased one, larger by
+    n / (n - 1) for the n = B*T*H*W values of a channel, which is nothing at these n).
+    """
+    return nn.BatchNorm(
+        use_running_average=not train,
+        momentum=BATCH_NORM_DECAY,
+        epsilon=BATCH_NORM_EPS,
+        dtype=jnp.dtype(config.dtype),
+        param_dtype=jnp.dtype(config.param_dtype),
+        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
+        use_fast_variance=False,
+        name=name,
+    )

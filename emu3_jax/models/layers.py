@@ -1,0 +1,90 @@
+"""The three layers that own weights: matmul, embedding table, root-mean-square norm.
+
+Each weight is declared once, with its logical axes: its shape, initial values and layout over
+the mesh follow from that declaration. Weights are N(0, 0.02) (released config.json,
+`initializer_range`) and there are no biases.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+INIT_STDDEV = 0.02
+
+
+def weight_init(*logical: str):
+    """N(0, 0.02) with logical axis names."""
+    return nn.with_logical_partitioning(nn.initializers.normal(INIT_STDDEV), logical)
+
+
+class Linear(nn.Module):
+    """Matmul of the last dimensions of x with a kernel of the given shape; no bias.
+
+    `num_in` dimensions of the kernel are summed over. Inputs and kernel are rounded to `dtype`;
+    the result has `out_dtype` (default: `dtype`).
+    """
+
+    shape: tuple[int, ...]
+    logical: tuple[str, ...]
+    num_in: int
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+    out_dtype: jnp.dtype | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in dimensions] -> [..., out dimensions]."""
+        kernel = self.param("kernel", weight_init(*self.logical), self.shape, self.param_dtype)
+        last = tuple(range(x.ndim - self.num_in, x.ndim))
+        contract = ((last, tuple(range(self.num_in))), ((), ()))
+        return jax.lax.dot_general(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            contract,
+            preferred_element_type=self.out_dtype or self.dtype,
+        )
+
+
+class Embedding(nn.Module):
+    """Table of one vector per token id; the rows above the true vocabulary are never read."""
+
+    rows: int
+    features: int
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, tokens_BS: jax.Array) -> jax.Array:
+        """int [B, S] -> `dtype` [B, S, D]."""
+        table_VD = self.param(
+            "embedding",
+            weight_init("vocab", "embed"),
+            (self.rows, self.features),
+            self.param_dtype,
+        )
+        # Rounded before the lookup, so that a table in pieces is gathered in the small type.
+        return jnp.take(table_VD.astype(self.dtype), tokens_BS, axis=0, mode="clip")
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) in float32, rounded to the type of x, then times the scale."""
+
+    eps: float
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D], same dtype."""
+        scale_init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+        scale_D = self.param("scale", scale_init, (x.shape[-1],), self.param_dtype)
+        x_float = x.astype(jnp.float32)
+        variance = jnp.mean(jnp.square(x_float), axis=-1, keepdims=True)
+        normed = (x_float * jax.lax.rsqrt(variance + self.eps)).astype(x.dtype)
+        return normed * scale_D.astype(x.dtype)
+
+
+def padded_rows(vocab_size: int, multiple: int) -> int:
+    """Smallest multiple of `multiple` that holds `vocab_size` ids."""
+    return math.ceil(vocab_size / multiple) * multiple

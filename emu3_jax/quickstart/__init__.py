@@ -1,0 +1,1 @@
+"""The whole system once, on a CPU: the public commands in order, each stage resumable."""

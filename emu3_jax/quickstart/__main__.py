@@ -1,0 +1,91 @@
+"""The whole system once, on a CPU: python -m emu3_jax.quickstart [--directory=runs/quickstart]
+
+Unpacks the embedded emoji corpus, tokenizes it with the shipped vision tokenizer, pretrains a nano
+transformer from scratch over a mesh of two CPU devices, interrupts that training once and resumes
+it, evaluates, samples, and writes report.html. Run it again after a stop: what is finished is kept.
+"""
+
+import argparse
+import pathlib
+import shutil
+import sys
+import time
+
+from emu3_jax.config import load_config
+from emu3_jax.quickstart import stages
+from emu3_jax.quickstart.runner import (
+    Runner,
+    StageError,
+    Stopped,
+    locked,
+    peak_memory_bytes,
+    write_json,
+)
+from emu3_jax.quickstart.stages import Plan
+
+# Unpacking, tokenizing, two parts of training, the evaluation of the tokenizer, the report; and for
+# each model an evaluation and three kinds of samples.
+FIXED_STAGES = 6
+STAGES_PER_MODEL = 4
+
+
+def run(plan: Plan, say=print) -> pathlib.Path:
+    """Runs everything that is not done yet; returns the path of the report.
+
+    Raises:
+      ValueError: an input is missing, a stage failed, or another quickstart is at work there.
+      Stopped: by a signal.
+    """
+    plan.check()
+    config = load_config(f"{plan.config}:{plan.directory}")
+    # A little before the middle, so that most of the curve lies behind the resumption.
+    interrupt_at = max(1, (plan.steps or config.run.steps) * 2 // 5)
+    resolved = config.to_json_best_effort(sort_keys=True)
+    total = FIXED_STAGES + STAGES_PER_MODEL * len(plan.models())
+    with locked(plan.directory) as lock:
+        runner = Runner(plan.directory, lock, say)
+        first = stages.preparation(plan) + stages.training(plan, interrupt_at, resolved)
+        runner.run(first, 1, total)
+        items = stages.choose_items(plan.corpus, plan)
+        write_json(plan.items, items)
+        second = stages.evaluation(plan) + stages.sampling(plan, items)
+        runner.run(second, 1 + len(first), total)
+        everything = [*first, *second]
+        runner.run([stages.reporting(plan, everything)], 1 + len(everything), total)
+    return plan.report
+
+
+def main() -> None:
+    """Reads the command line and runs."""
+    parser = argparse.ArgumentParser(
+        prog="python -m emu3_jax.quickstart",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--directory", type=pathlib.Path, default=Plan.directory,
+                        help="everything is written below it (%(default)s)")  # fmt: skip
+    parser.add_argument("--steps", type=int, default=0, help="of training (the config's)")
+    parser.add_argument("--limit", type=int, default=Plan.limit,
+                        help="items of a split to evaluate on (%(default)s)")  # fmt: skip
+    parser.add_argument("--fresh", action="store_true", help="remove the directory first")
+    arguments = parser.parse_args()
+    plan = Plan(directory=arguments.directory, steps=arguments.steps, limit=arguments.limit)
+    began = time.monotonic()
+    try:
+        if arguments.fresh and (plan.directory / "stages").is_dir():
+            shutil.rmtree(plan.directory)
+        report = run(plan, lambda text: print(text, flush=True))
+    except Stopped:
+        print("\nStopped. Run the same command again to go on.", file=sys.stderr)
+        sys.exit(130)
+    except (StageError, ValueError, OSError) as error:
+        print(f"\nError: {error}", file=sys.stderr)
+        sys.exit(2)
+    minutes, seconds = divmod(round(time.monotonic() - began), 60)
+    print(f"\n{minutes} min {seconds:02d} s; peak memory of a command "
+          f"{peak_memory_bytes() / 1e9:.1f} GB")  # fmt: skip
+    print(f"Report: {report.absolute()}")
+
+
+if __name__ == "__main__":
+    main()

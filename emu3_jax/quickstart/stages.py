@@ -1,0 +1,313 @@
+"""What the quickstart runs: each stage is one public command, with what it reads and writes.
+
+The stages are data. `runner` runs them and knows nothing about models; here nothing is run.
+"""
+
+import dataclasses
+import json
+import pathlib
+from collections import Counter
+from collections.abc import Sequence
+
+# Latent frames, height and width of the corpus under the nano tokenizer: 64 px stills and clips of
+# eight frames, 8 x 8 pixels and 4 frames to a code.
+STILL_SIZE = "8x8"
+CLIP_SIZE = "2x8x8"
+CLIP_FRAMES = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One command.
+
+    Attributes:
+      name: names its marker and its log.
+      title: for the reader.
+      command: arguments of the Python interpreter: ("-m", "emu3_jax.tokenize", ...).
+      after: names of stages whose results it reads.
+      inputs: other files and folders whose content decides the result.
+      settings: what else decides it, such as a resolved config.
+      outputs: what it writes. All must exist for the stage to count as done, and all are removed
+        before it runs again for another reason than having been stopped.
+      interrupt_at: the process is sent SIGTERM once it has logged this step; 0 leaves it alone.
+      devices: virtual CPU devices.
+    """
+
+    name: str
+    title: str
+    command: tuple[str, ...]
+    after: tuple[str, ...] = ()
+    inputs: tuple[pathlib.Path, ...] = ()
+    settings: str = ""
+    outputs: tuple[pathlib.Path, ...] = ()
+    interrupt_at: int = 0
+    devices: int = 1
+
+    def shown(self) -> str:
+        """The command as one would type it."""
+        return " \\\n  ".join(_grouped(("python", *self.command)))
+
+
+def _grouped(words: Sequence[str]) -> list[str]:
+    """The interpreter and module on the first line, then one option a line."""
+    options = [_quoted(word) for word in words[3:]]
+    return [" ".join(words[:3]), *options]
+
+
+def _quoted(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return f'{name}{equals}"{value}"' if " " in value else word
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the quickstart works on; every path may be replaced, which the tests do.
+
+    Attributes:
+      directory: everything is written below it.
+      config: training config; gets the directory as its argument.
+      steps: of training; 0 takes the config's.
+      train_options: further options of the training command.
+      corpus_zip, text_tokenizer, vision_tokenizer: inputs that lie in the project.
+      tokenize_config, tokenize_options: how the corpus is tokenized.
+      shipped: directory of the shipped model; its stages are left out where it does not exist.
+      limit: items of a validation split that the language models are evaluated on.
+      pictures, clips, captions: how many are sampled, of each model.
+      devices: virtual CPU devices of the training mesh.
+    """
+
+    directory: pathlib.Path = pathlib.Path("runs/quickstart")
+    config: pathlib.Path = pathlib.Path("configs/quickstart.py")
+    steps: int = 0
+    train_options: tuple[str, ...] = ()
+    corpus_zip: pathlib.Path = pathlib.Path("assets/fluent_emoji.zip")
+    text_tokenizer: pathlib.Path = pathlib.Path("assets/text_nano.model")
+    vision_tokenizer: pathlib.Path = pathlib.Path("assets/vision_tokenizer_nano")
+    tokenize_config: pathlib.Path = pathlib.Path("configs/tokenize_nano.py")
+    tokenize_options: tuple[str, ...] = ()
+    shipped: pathlib.Path = pathlib.Path("assets/transformer_nano")
+    limit: int = 64
+    pictures: int = 16
+    clips: int = 4
+    captions: int = 12
+    devices: int = 2
+
+    def check(self) -> None:
+        """Raises ValueError for an input that is not there."""
+        for path in (self.config, self.corpus_zip, self.text_tokenizer, self.tokenize_config):
+            if not path.is_file():
+                raise ValueError(f"{path} does not exist; is this the folder of the project?")
+        if not (self.vision_tokenizer / "config.json").is_file():
+            raise ValueError(
+                f"{self.vision_tokenizer} holds no vision tokenizer; it is part of the project"
+            )
+
+    @property
+    def corpus(self) -> pathlib.Path:
+        """The unpacked corpus."""
+        return self.directory / "corpus"
+
+    @property
+    def tokens(self) -> pathlib.Path:
+        """The token datasets, one a split."""
+        return self.directory / "tokens"
+
+    @property
+    def model(self) -> pathlib.Path:
+        """The run directory of the training."""
+        return self.directory / "model"
+
+    @property
+    def items(self) -> pathlib.Path:
+        """The held-out rows that are sampled for, as `choose_items` chose them."""
+        return self.directory / "items.json"
+
+    @property
+    def report(self) -> pathlib.Path:
+        """What it all ends in."""
+        return self.directory / "report.html"
+
+    def evaluation(self, of: str) -> pathlib.Path:
+        """Results of "vision_tokenizer", "shipped" or "trained"."""
+        return self.directory / "evaluation" / of
+
+    def samples(self, of: str, kind: str) -> pathlib.Path:
+        """What "shipped" or "trained" made: "pictures", "clips" or "captions"."""
+        return self.directory / "samples" / of / kind
+
+    def models(self) -> dict[str, pathlib.Path]:
+        """The models that are evaluated and sampled, the shipped one first."""
+        models = {"trained": self.model}
+        if self.has_shipped():
+            models = {"shipped": self.shipped} | models
+        return models
+
+    def has_shipped(self) -> bool:
+        """Whether the shipped model is there."""
+        return (self.shipped / "config.json").is_file()
+
+
+def preparation(plan: Plan) -> list[Stage]:
+    """Corpus and shards: what the other stages are made from."""
+    unpack = Stage(
+        "corpus",
+        "Unpack the corpus: pictures, clips, captions",
+        ("-m", "emu3_jax.data.fluent_emoji", f"--zip={plan.corpus_zip}", f"--output={plan.corpus}"),
+        inputs=(plan.corpus_zip,),
+        outputs=(plan.corpus,),
+    )
+    tokenize = Stage(
+        "tokens",
+        "Tokenize pictures, clips and captions into ArrayRecord shards",
+        ("-m", "emu3_jax.tokenize", f"--config={plan.tokenize_config}",
+         "--config.corpus_zip=", f"--config.corpus={plan.corpus}",
+         f"--config.output={plan.tokens}", f"--config.vision_tokenizer={plan.vision_tokenizer}",
+         f"--config.text_tokenizer={plan.text_tokenizer}", *plan.tokenize_options),
+        after=("corpus",),
+        inputs=(plan.tokenize_config, plan.vision_tokenizer, plan.text_tokenizer),
+        outputs=(plan.tokens,),
+    )  # fmt: skip
+    return [unpack, tokenize]
+
+
+def training(plan: Plan, interrupt_at: int, resolved: str = "") -> list[Stage]:
+    """The training in two parts: interrupted once, then resumed by the same command.
+
+    `resolved` is the config as text: a change in a file that it imports counts as well.
+    """
+    command = (
+        "-m", "emu3_jax.train", f"--config={plan.config}:{plan.directory}",
+        f"--workdir={plan.model}", *plan.train_options,
+    )  # fmt: skip
+    if plan.steps:
+        command += (f"--config.run.steps={plan.steps}",)
+    first = Stage(
+        "train_1",
+        f"Pretrain from scratch; interrupted by SIGTERM after step {interrupt_at}",
+        command,
+        after=("tokens",),
+        inputs=(plan.text_tokenizer,),
+        settings=resolved,
+        outputs=(plan.model,),
+        interrupt_at=interrupt_at,
+        devices=plan.devices,
+    )
+    second = Stage(
+        "train_2",
+        "Pretrain, resumed from the checkpoint by the same command",
+        command,
+        after=("train_1",),
+        devices=plan.devices,
+    )
+    return [first, second]
+
+
+def evaluation(plan: Plan) -> list[Stage]:
+    """The vision tokenizer once, then each language model."""
+    common = (f"--vision_tokenizer={plan.vision_tokenizer}", f"--data={plan.corpus}")
+    stages = [
+        Stage(
+            "evaluate_vision_tokenizer",
+            "Evaluate the vision tokenizer: reconstruction",
+            ("-m", "emu3_jax.evaluate", "--evaluators=reconstruction", *common, "--batch_size=16",
+             f"--output={plan.evaluation('vision_tokenizer')}"),
+            after=("corpus",),
+            inputs=(plan.vision_tokenizer,),
+            outputs=(plan.evaluation("vision_tokenizer"),),
+        )
+    ]  # fmt: skip
+    for name, path in plan.models().items():
+        evaluators = "likelihood,emoji_captions,emoji_retrieval"
+        stages.append(
+            Stage(
+                f"evaluate_{name}",
+                f"Evaluate the {name} model: likelihood, captions, drawn pictures",
+                ("-m", "emu3_jax.evaluate", f"--evaluators={evaluators}", f"--model={path}",
+                 *common, f"--tokens={plan.tokens}", f"--limit={plan.limit}",
+                 f"--output={plan.evaluation(name)}"),
+                outputs=(plan.evaluation(name),),
+                **_reads(plan, name, path),
+            )
+        )  # fmt: skip
+    return stages
+
+
+def sampling(plan: Plan, items: dict) -> list[Stage]:
+    """Pictures, clips and captions of each model, for the held-out `items` of `choose_items`."""
+    pictures = tuple(f"--prompt={item['text']}" for item in items["pictures"])
+    clips = tuple(f"--prompt={item['text']}" for item in items["clips"])
+    shown = tuple(f"--image={plan.corpus / item['image']}" for item in items["captions"])
+    fps = CLIP_FRAMES / items["clips"][0]["seconds"] if clips else 0.0
+    kinds = {
+        "pictures": ("text_to_image", (f"--size={STILL_SIZE}", *pictures)),
+        "clips": ("text_to_video", (f"--size={CLIP_SIZE}", f"--fps={fps:g}", *clips)),
+        "captions": ("image_to_text", ("--min_pixels=4096", "--max_pixels=4096",
+                                       "--max_new=64", *shown)),
+    }  # fmt: skip
+    stages = []
+    for name, path in plan.models().items():
+        for kind, (task, options) in kinds.items():
+            if not items[kind]:
+                continue
+            output = plan.samples(name, kind)
+            stages.append(
+                Stage(
+                    f"sample_{name}_{kind}",
+                    f"Sample {kind} from the {name} model",
+                    ("-m", "emu3_jax.generate", f"--model={path}",
+                     f"--vision_tokenizer={plan.vision_tokenizer}", f"--task={task}",
+                     f"--output={output}", *options),
+                    outputs=(output,),
+                    **_reads(plan, name, path),
+                )
+            )  # fmt: skip
+    return stages
+
+
+def _reads(plan: Plan, name: str, path: pathlib.Path) -> dict:
+    """What a stage that uses a language model depends on."""
+    if name == "trained":
+        return {"after": ("tokens", "train_2"), "inputs": (plan.vision_tokenizer,)}
+    return {"after": ("tokens",), "inputs": (plan.vision_tokenizer, path)}
+
+
+def reporting(plan: Plan, stages: Sequence[Stage]) -> Stage:
+    """The last stage; what it shows depends on all the others."""
+    return Stage(
+        "report",
+        "Write the report",
+        ("-m", "emu3_jax.quickstart.report", f"--directory={plan.directory}",
+         f"--vision_tokenizer={plan.vision_tokenizer}",
+         f"--text_tokenizer={plan.text_tokenizer}", f"--shipped={plan.shipped}"),
+        after=tuple(stage.name for stage in stages),
+        outputs=(plan.report,),
+    )  # fmt: skip
+
+
+def choose_items(corpus: pathlib.Path, plan: Plan) -> dict[str, list[dict]]:
+    """Held-out rows to sample for, spread evenly over both validation splits.
+
+    The choice looks at no model's results. Clips all have the commonest duration, since one command
+    states one frame rate.
+    """
+    rows = []
+    for split in ("validation", "validation_combination"):
+        lines = (corpus / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
+        rows += [json.loads(line) for line in lines]
+    stills = [row for row in rows if "image" in row]
+    clips = [row for row in rows if "video" in row]
+    seconds = Counter(row["seconds"] for row in clips).most_common(1)
+    clips = [row for row in clips if row["seconds"] == seconds[0][0]]
+    toned = [row for row in stills if row.get("tone")]
+    return {
+        "pictures": _spread(stills, plan.pictures),
+        "clips": _spread(clips, plan.clips),
+        "captions": _spread(toned, plan.captions // 2)
+        + _spread([row for row in stills if not row.get("tone")], (plan.captions + 1) // 2),
+    }
+
+
+def _spread(rows: Sequence[dict], count: int) -> list[dict]:
+    """`count` rows at even distances, the middle of each part."""
+    count = min(count, len(rows))
+    return [rows[(2 * i + 1) * len(rows) // (2 * count)] for i in range(count)]

@@ -1,0 +1,168 @@
+"""The device mesh and the one table from logical axis names to mesh axes.
+
+Models name the axes of their arrays by meaning ("batch", "heads", "vocab", ...). What a name
+means on a machine is decided here and nowhere else, so that any mesh runs the same model code.
+A named size that does not divide its mesh axes is an error before anything is compiled.
+"""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "context", "tensor")
+
+RULES = (
+    ("batch", ("data", "fsdp")),
+    ("sequence", "context"),
+    ("vocab", "tensor"),
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("mlp", "tensor"),
+    ("embed", ("fsdp", "context")),
+    ("layers", None),
+    ("head_dim", None),
+    ("norm", None),
+    ("conv_in", None),
+    ("conv_out", None),
+    ("code", None),
+)
+"""Logical axis -> mesh axes, in order of precedence, and why:
+
+batch     every device of `data` and `fsdp` reads its own rows.
+sequence  `context` splits long sequences; the only axis that cuts inside a row.
+vocab, heads, kv_heads, mlp
+          the wide side of each matmul: column- then row-parallel, one reduction per block.
+embed     the narrow side of each weight: stored in pieces, gathered for use. Devices of
+          `context` hold the same weights as one another, so they share the storage as well.
+          On an activation `batch` stands first and takes `fsdp`, which leaves `embed` whole.
+layers    the scanned axis: one layer is used at a time, every device needs its part of each.
+head_dim  inside one head nothing is worth splitting.
+norm      scales and other vectors: a few kilobytes, not worth a gather.
+conv_in, conv_out, code
+          the vision tokenizer has 0.27 B parameters, small channel counts at its ends (3 and 4)
+          and a codebook of 32,768 x 4: replicated, it is pure data parallelism.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the mesh axes; -1 (one axis at most) takes the devices that are left."""
+
+    data: int = 1
+    fsdp: int = -1
+    context: int = 1
+    tensor: int = 1
+
+    def sizes(self, num_devices: int) -> tuple[int, ...]:
+        """The four sizes in the order of AXES; ValueError if they do not make `num_devices`."""
+        sizes = {axis: getattr(self, axis) for axis in AXES}
+        written = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
+        for axis, size in sizes.items():
+            if size == 0 or size < -1:
+                raise ValueError(f"mesh.{axis}={size} must be a positive number or -1")
+        free = [axis for axis, size in sizes.items() if size == -1]
+        if len(free) > 1:
+            raise ValueError(f"mesh {written}: at most one axis may be -1, got {len(free)}")
+        known = math.prod(size for size in sizes.values() if size != -1)
+        if free:
+            if num_devices % known:
+                raise ValueError(
+                    f"mesh {written}: {num_devices} devices cannot be shared out, "
+                    f"the given axes need a multiple of {known}"
+                )
+            sizes[free[0]] = num_devices // known
+        elif known != num_devices:
+            raise ValueError(f"mesh {written} needs {known} devices, there are {num_devices}")
+        return tuple(sizes.values())
+
+
+def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
+    """Mesh over `devices` (default: all of them), axes AXES, to be used with `jax.set_mesh`."""
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = config.sizes(len(devices))
+    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def mesh_axes(logical: str) -> tuple[str, ...]:
+    """Mesh axes that the rules give to one logical axis; () if it stays whole."""
+    table = dict(RULES)
+    if logical not in table:
+        raise ValueError(f"unknown logical axis {logical!r}; RULES has {', '.join(table)}")
+    axes = table[logical]
+    return axes if isinstance(axes, tuple) else (axes,) if axes else ()
+
+
+def check_divides(mesh, logical: str, name: str, size: int) -> None:
+    """ValueError if `size` of the thing called `name` cannot be cut along `logical` on `mesh`."""
+    axes = mesh_axes(logical)
+    ways = math.prod(mesh.shape[axis] for axis in axes)
+    if size % ways:
+        over = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes if mesh.shape[axis] > 1)
+        raise ValueError(
+            f"{name}={size} is split over mesh axis {over}, so it must be a multiple of {ways}"
+        )
+
+
+def partition_spec(*logical: str | None) -> PartitionSpec:
+    """Mesh axes of an array whose dimensions have these logical names (None: whole)."""
+    for name in logical:
+        if name is not None:
+            mesh_axes(name)
+    return nn.logical_to_mesh_axes(logical, RULES)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Sharding of a batch array [B, S]: rows over data and fsdp, positions over context."""
+    return NamedSharding(mesh, partition_spec("batch", "sequence"))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_shardings(abstract_variables, mesh: Mesh):
+    """NamedShardings of a tree made by `jax.eval_shape` over boxed linen variables.
+
+    Args:
+        abstract_variables: any tree (variables, a train state with its optimizer state, ...)
+            whose leaves are ShapeDtypeStructs, boxed by `nn.with_logical_partitioning` where they
+            have logical axes; leaves without a box are replicated.
+        mesh: where to.
+
+    Returns:
+        The tree without boxes (as `nn.unbox` gives it), each leaf a NamedSharding.
+
+    Raises:
+        ValueError: names the array, the dimension and the mesh axes that do not divide it.
+    """
+
+    def sharding(path, leaf, spec):
+        for size, logical in zip(leaf.shape, spec, strict=False):
+            if logical is not None:
+                check_divides(mesh, logical, f"{jax.tree_util.keystr(path)} ({logical})", size)
+        return NamedSharding(mesh, partition_spec(*spec))
+
+    specs = nn.get_partition_spec(abstract_variables)
+    return jax.tree_util.tree_map_with_path(sharding, nn.unbox(abstract_variables), specs)
+
+
+def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
+    """Ask the compiler to lay `x` out by the logical names of its dimensions.
+
+    Outside `jax.set_mesh` this does nothing. A dimension of size 1 is left whole (the one-token
+    step of a decoder has no sequence to cut); any other size must divide.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    if len(logical) != x.ndim:
+        raise ValueError(f"{len(logical)} logical names {logical} for an array of shape {x.shape}")
+    names = [None if size == 1 else name for size, name in zip(x.shape, logical, strict=True)]
+    for name, size in zip(names, x.shape, strict=True):
+        if name is not None:
+            check_divides(mesh, name, name, size)
+    return jax.lax.with_sharding_constraint(x, partition_spec(*names))

@@ -1,0 +1,58 @@
+"""Text tokenizers behind one protocol: SentencePiece, the released byte-pair ranks, bytes.
+
+Ids are 0..size-1 and only text: no tokenizer here knows a special token, so the name of one inside
+a caption stays ordinary text.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
+
+from emu3_jax.text.bytes import ByteTokenizer
+from emu3_jax.text.sentencepiece import SentencePieceTokenizer
+from emu3_jax.text.tiktoken import QwenTiktoken
+
+__all__ = [
+    "ByteTokenizer",
+    "QwenTiktoken",
+    "SentencePieceTokenizer",
+    "TextTokenizer",
+    "load_text_tokenizer",
+]
+
+
+@runtime_checkable
+class TextTokenizer(Protocol):
+    """What the rest of the package asks of a tokenizer: decode(encode(t)) == t for any text t.
+
+    (With `QwenTiktoken` the right side is the NFC form of t, as released.)
+    """
+
+    size: int
+    fingerprint: str
+
+    def encode(self, text: str) -> list[int]:
+        """Ids 0..size-1; ValueError for a lone surrogate."""
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text; ids outside 0..size-1 are skipped."""
+
+
+def load_text_tokenizer(path: str | pathlib.Path) -> TextTokenizer:
+    """The tokenizer a path stands for: "bytes", `*.model` (SentencePiece) or `*.tiktoken` (ranks).
+
+    Raises ValueError where the file is missing, of another kind or not readable as that kind.
+    """
+    name = str(path)
+    if name == "bytes":
+        return ByteTokenizer()
+    if name.endswith(".model"):
+        return SentencePieceTokenizer(path)
+    if name.endswith(".tiktoken"):
+        return QwenTiktoken(path)
+    raise ValueError(
+        f'The text tokenizer is {name!r}, expected "bytes", a SentencePiece file *.model '
+        f"or a rank file *.tiktoken."
+    )

@@ -1,0 +1,90 @@
+"""Train a text tokenizer on a text file or on fields of a JSON-lines file.
+
+python -m emu3_jax.text.train --input=captions.jsonl --field=caption,tags --output=text.model
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Iterator
+
+from absl import app, flags
+
+from emu3_jax.text import sentencepiece
+
+_INPUT = flags.DEFINE_string(
+    "input",
+    None,
+    "A .jsonl file (see --field), or a text file with one sentence a line.",
+    required=True,
+)
+_FIELD = flags.DEFINE_list(
+    "field", ["text"], "Keys of the .jsonl file to train on; each holds a text or a list of texts."
+)
+_OUTPUT = flags.DEFINE_string("output", None, "The file to write, *.model.", required=True)
+_SIZE = flags.DEFINE_integer("size", 1024, "Number of text ids.")
+
+
+def read_sentences(path: str | pathlib.Path, fields: list[str]) -> Iterator[str]:
+    """Lines of a text file, or the texts under `fields` in each line of a .jsonl file.
+
+    A list of texts is joined by ", ". A line may lack a field or hold null there. Raises ValueError
+    naming file and line for invalid JSON, other values, and fields that no line has.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no input file {path}.")
+    seen: set[str] = set()
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                line = raw.decode("utf-8")
+            except UnicodeDecodeError:
+                raise ValueError(f"{path}, line {number}: expected UTF-8 text.") from None
+            if path.suffix != ".jsonl":
+                yield line
+            elif line.strip():
+                yield from _texts(line, fields, seen, f"{path}, line {number}")
+    missing = [field for field in fields if field not in seen]
+    if path.suffix == ".jsonl" and missing:
+        raise ValueError(f"No line of {path} has the key {missing[0]!r} with a text.")
+
+
+def _texts(line: str, fields: list[str], seen: set[str], where: str) -> Iterator[str]:
+    try:
+        item = json.loads(line)
+    except json.JSONDecodeError:
+        item = None
+    if not isinstance(item, dict):
+        raise ValueError(f"{where}: expected a JSON object.")
+    for field in fields:
+        value = item.get(field)
+        if value is None:
+            continue
+        texts = value if isinstance(value, list) else [value]
+        if not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"{where}: the key {field!r} holds neither a text nor texts.")
+        seen.add(field)
+        yield ", ".join(texts)
+
+
+def main(_) -> None:
+    """Read, train, write; one sentence on standard error and exit status 1 for bad input."""
+    if not _OUTPUT.value.endswith(".model"):
+        raise SystemExit(f"--output is {_OUTPUT.value}, expected a file name ending in .model.")
+    try:
+        sentences = list(read_sentences(_INPUT.value, _FIELD.value))
+        sentencepiece.train(sentences, _SIZE.value, _OUTPUT.value)
+    except ValueError as error:
+        raise SystemExit(f"{error}") from None
+    tokenizer = sentencepiece.SentencePieceTokenizer(_OUTPUT.value)
+    tokens = sum(len(tokenizer.encode(sentence)) for sentence in sentences)
+    print(
+        f"{_OUTPUT.value}: {tokenizer.size} pieces, {tokens / max(1, len(sentences)):.1f} tokens "
+        f"a sentence over {len(sentences)} sentences, fingerprint {tokenizer.fingerprint}"
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,30 @@
+"""Make token datasets of a raw corpus (pictures, clips, captions, text).
+
+  python -m emu3_jax.tokenize --config=configs/tokenize_nano.py --config.output=runs/tokens
+
+Each split becomes a folder with ArrayRecord shards and a dataset.json. Run the same command again
+after a stop: finished shards are kept. What was skipped, and why, stands in skipped.jsonl. On
+several machines give each --config.worker=I --config.workers=N and the same output.
+"""
+
+import inspect
+import logging
+
+from absl import flags
+
+from emu3_jax import command_line
+from emu3_jax.config import to_dataclass
+from emu3_jax.tokenize.config import TokenizeConfig
+from emu3_jax.tokenize.run import tokenize
+
+
+def _main() -> None:
+    logging.getLogger().setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.INFO)
+    tokenize(to_dataclass(TokenizeConfig, flags.FLAGS.config))
+
+
+if __name__ == "__main__":
+    command_line.define_config(help_text="Config file; see emu3_jax/tokenize/config.py for keys.")
+    keys = inspect.cleandoc(TokenizeConfig.__doc__).partition("Attributes:\n")[2]
+    command_line.run(_main, f"{__doc__}\nKeys of the config, set with --config.KEY=VALUE:\n{keys}")

@@ -1,0 +1,75 @@
+"""What `python -m emu3_jax.tokenize` is told, and the part of it that the output depends on."""
+
+import dataclasses
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizeConfig:
+    """Which corpus becomes which datasets, and how.
+
+    Attributes:
+      output: folder; each split becomes the dataset output/<split>.
+      splits: split → list of sources (`emu3_jax.data.sources.open_source`): "rows.jsonl",
+        "webdataset:shards/{000..123}.tar" or "tfds:name:split".
+      corpus: folder that the paths in `splits` are relative to.
+      corpus_zip: the embedded emoji corpus, unpacked into `corpus` first; "" for one's own data.
+      vision_tokenizer: folder with config.json and weights; "" for a corpus of text alone.
+      text_tokenizer: SentencePiece *.model, ranks *.tiktoken, or "bytes".
+      vocabulary: "small" (as large as the two tokenizers need) or "released".
+      video_format: "paper" or "univla" (`emu3_jax.sequence.formats`).
+      min_pixels, max_pixels: limits of the resize rule (released: 262144 and 1048576).
+      fps: rate at which clips are sampled; 0 takes every frame.
+      max_frames: clips are cut to this many frames; 0 sets no limit.
+      image_batch, clip_batch: media of one size that are encoded together.
+      items_per_shard: rows of a jsonl file, or TFDS examples, that make one shard.
+      max_skipped: share of the items that may be unusable; more is an error.
+      decode_threads: threads that read and resize media.
+      worker, workers: this process does the shards i with i % workers == worker.
+    """
+
+    output: str
+    splits: dict
+    corpus: str = "."
+    corpus_zip: str = ""
+    vision_tokenizer: str = ""
+    text_tokenizer: str = "bytes"
+    vocabulary: str = "small"
+    video_format: str = "paper"
+    min_pixels: int = 512 * 512
+    max_pixels: int = 1024 * 1024
+    fps: float = 0.0
+    max_frames: int = 0
+    image_batch: int = 16
+    clip_batch: int = 4
+    items_per_shard: int = 512
+    max_skipped: float = 0.01
+    decode_threads: int = 2
+    worker: int = 0
+    workers: int = 1
+
+    def __post_init__(self):
+        if not self.output:
+            raise ValueError("output is empty, expected a folder; set --config.output=FOLDER")
+        if not self.splits:
+            raise ValueError("splits names no split, expected at least one with its sources")
+        for split, sources in self.splits.items():
+            if not isinstance(sources, list | tuple) or not sources:
+                raise ValueError(f"splits.{split} must be a list of sources, found {sources!r}")
+        if self.vocabulary not in ("small", "released"):
+            raise ValueError(f'vocabulary must be "small" or "released", found {self.vocabulary!r}')
+        if not 0 <= self.max_skipped <= 1:
+            raise ValueError(f"max_skipped must be a share from 0 to 1, found {self.max_skipped}")
+        if not 0 <= self.worker < self.workers:
+            raise ValueError(
+                f"worker must be from 0 to workers - 1, found {self.worker} of {self.workers}"
+            )
+        for name in ("image_batch", "clip_batch", "items_per_shard", "decode_threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+
+    def recipe(self, split: str) -> dict[str, Any]:
+        """What the bytes of a split's dataset depend on, beside its tokenizers."""
+        names = ("min_pixels", "max_pixels", "fps", "max_frames", "image_batch", "clip_batch")
+        recipe = {name: getattr(self, name) for name in (*names, "items_per_shard")}
+        return {"sources": list(self.splits[split]), **recipe}

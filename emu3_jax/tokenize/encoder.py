@@ -1,0 +1,81 @@
+"""The vision tokenizer at work: media of one size are gathered into batches for the device."""
+
+import os
+from collections import defaultdict
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from emu3_jax.data import media
+from emu3_jax.data.records import vision_fingerprint
+
+
+class VisionEncoder:
+    """Codes of uint8 media, computed in batches of one shape, split over devices (all local ones).
+
+    `spatial_factor`, `temporal_factor`, `codebook_size` and `fingerprint` are the tokenizer's.
+    """
+
+    def __init__(self, module, variables, devices=None):
+        config = module.config
+        self.spatial_factor = config.spatial_factor
+        self.temporal_factor = config.temporal_downsample_factor
+        self.codebook_size = config.codebook_size
+        self.fingerprint = vision_fingerprint(config, variables)
+        mesh = Mesh(np.array(devices or jax.local_devices()), ("data",))
+        self._devices = mesh.size
+        self._split = NamedSharding(mesh, PartitionSpec("data"))
+        self._variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+        self._encode = jax.jit(lambda v, pixels: module.apply(v, pixels, method="encode"))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "VisionEncoder":
+        """From a folder with config.json and weights; ValueError names what is wrong with it."""
+        from emu3_jax.interop.vision_tokenizer import load_vision_tokenizer
+
+        return cls(*load_vision_tokenizer(path))
+
+    def encode(self, pixels: np.ndarray, rows: int) -> np.ndarray:
+        """uint8 [B,H,W,3] or [B,T,H,W,3] -> int32 codes [B,h,w] or [B,t,h,w].
+
+        The batch is filled up to `rows` (and to a multiple of the devices), so that each shape
+        compiles once.
+        """
+        rows = -(-max(rows, len(pixels)) // self._devices) * self._devices
+        filling = np.broadcast_to(pixels[:1], (rows - len(pixels), *pixels.shape[1:]))
+        batch = media.to_model(np.concatenate([pixels, filling]))
+        codes = self._encode(self._variables, jax.device_put(batch, self._split))
+        return np.asarray(codes)[: len(pixels)]
+
+
+class Batcher:
+    """Collects media by shape and hands the codes of each to its callback.
+
+    `add` encodes as soon as one shape has a full batch, `flush` what is left. Which media share a
+    batch depends on the order of `add` alone.
+    """
+
+    def __init__(self, encoder: VisionEncoder, image_batch: int, clip_batch: int):
+        self._encoder = encoder
+        self._rows = {3: image_batch, 4: clip_batch}
+        self._waiting: dict[tuple[int, ...], list] = defaultdict(list)
+
+    def add(self, pixels: np.ndarray, done: Callable[[np.ndarray], None]) -> None:
+        """Take uint8 [H,W,3] or [T,H,W,3]; `done(codes)` is called here or in a later call."""
+        waiting = self._waiting[pixels.shape]
+        waiting.append((pixels, done))
+        if len(waiting) == self._rows[pixels.ndim]:
+            self._run(pixels.shape)
+
+    def flush(self) -> None:
+        """Encode what still waits."""
+        for shape in list(self._waiting):
+            self._run(shape)
+
+    def _run(self, shape: tuple[int, ...]) -> None:
+        waiting = self._waiting.pop(shape)
+        codes = self._encoder.encode(np.stack([p for p, _ in waiting]), self._rows[len(shape)])
+        for row, (_, done) in zip(codes, waiting, strict=True):
+            done(row)

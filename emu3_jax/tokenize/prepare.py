@@ -1,0 +1,142 @@
+"""One raw item to the pixels and text a record is made of, or the reason why it is skipped."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from emu3_jax.data import media
+from emu3_jax.data.media import MediaError, PixelLimits
+from emu3_jax.data.records import Record
+from emu3_jax.data.sources import RawItem
+from emu3_jax.sequence import (
+    Document,
+    Grammar,
+    Image,
+    Segment,
+    Text,
+    Turn,
+    Video,
+    chat_document,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class MediaRules:
+    """How media are read: pixel limits, frame rate (None: as filmed), frame limit, and the
+    vision tokenizer's temporal factor."""
+
+    limits: PixelLimits
+    temporal_factor: int
+    fps: float | None = None
+    max_frames: int | None = None
+
+
+@dataclasses.dataclass
+class Medium:
+    """A picture or clip on its way to codes: uint8 pixels first, codes [h,w] or [t,h,w] later."""
+
+    pixels: np.ndarray | None
+    fps: float = 0.0
+    seconds: float = 0.0
+    codes: np.ndarray | None = None
+
+    def take(self, codes: np.ndarray) -> None:
+        """Keep the codes and let the pixels go."""
+        self.codes, self.pixels = codes, None
+
+    def segment(self) -> Image | Video:
+        """The segment of a document that these codes are."""
+        if self.codes.ndim == 2:
+            return Image(self.codes)
+        return Video(self.codes, self.fps, self.seconds)
+
+
+@dataclasses.dataclass
+class Prepared:
+    """An item with its media decoded, in the order in which the document shows them."""
+
+    item: RawItem
+    media: list[Medium]
+
+
+def prepare(item: RawItem, rules: MediaRules | None) -> Prepared:
+    """Decode and resize what the item shows. ValueError (often MediaError) says what is wrong.
+
+    `rules` is None where there is no vision tokenizer; then only text is possible.
+    """
+    if item.problem:
+        raise ValueError(item.problem)
+    if item.kind == "text" and not item.text:
+        raise ValueError("neither text nor a picture nor a clip")
+    shown = [("image", item.image), ("video", item.video)]
+    for part in (*item.segments, *item.turns):
+        shown += [(kind, part.get(kind)) for kind in ("image", "video")]
+    shown = [(kind, source) for kind, source in shown if source is not None]
+    if shown and rules is None:
+        raise ValueError("it shows a picture or a clip, but no vision tokenizer was given")
+    return Prepared(item, [_read(kind, source, item.where, rules) for kind, source in shown])
+
+
+def _read(kind: str, source: Any, where: str, rules: MediaRules) -> Medium:
+    name = where if isinstance(source, bytes) else None
+    if kind == "image":
+        pixels = source if isinstance(source, np.ndarray) else media.read_image(source, name)
+        return Medium(media.resize(pixels, *media.smart_resize(*pixels.shape[:2], rules.limits)))
+    if isinstance(source, np.ndarray):
+        pixels, fps = source[: rules.max_frames], rules.fps or 0.0
+    else:
+        pixels, fps, _ = media.read_video(source, rules.fps, rules.max_frames, name)
+    frames = len(pixels) // rules.temporal_factor * rules.temporal_factor
+    if not frames:
+        raise MediaError(
+            f"a clip of {len(pixels)} frames is shorter than the vision tokenizer's temporal "
+            f"factor {rules.temporal_factor}"
+        )
+    height, width = media.smart_resize(*pixels.shape[1:3], rules.limits)
+    seconds = frames / fps if fps else 0.0
+    return Medium(media.resize(pixels[:frames], height, width), fps, seconds)
+
+
+def to_record(prepared: Prepared, source: str, grammar: Grammar) -> tuple[Record, int]:
+    """The record of an item whose media have their codes, and its length in tokens.
+
+    Texts get their ids. ValueError for text that has none (a lone surrogate) and for segments or
+    turns that make no document.
+    """
+    item = prepared.item
+    shown = iter(medium.segment() for medium in prepared.media)
+    if item.turns:
+        segments = chat_document([_turn(part, shown) for part in item.turns]).segments
+    elif item.segments:
+        segments = tuple(_segment(part, shown) for part in item.segments)
+    else:
+        segments = (Text(item.text), *shown)
+    segments = tuple(_with_ids(segment, grammar) for segment in segments)
+    record = Record(item.key, source, item.kind, segments, item.attributes)
+    return record, grammar.document_length(Document(segments))
+
+
+def _turn(part: dict, shown) -> Turn:
+    for name in ("question", "answer"):
+        if not isinstance(part.get(name), str):
+            raise ValueError(f'a turn needs a "{name}", found {sorted(part)}')
+    return Turn(part["question"], part["answer"], (next(shown),) if _shows(part) else ())
+
+
+def _segment(part: dict, shown) -> Segment:
+    if _shows(part):
+        return next(shown)
+    if not isinstance(part.get("text"), str):
+        raise ValueError(f'a segment needs "text", "image" or "video", found {sorted(part)}')
+    return Text(part["text"])
+
+
+def _shows(part: dict) -> bool:
+    return part.get("image") is not None or part.get("video") is not None
+
+
+def _with_ids(segment: Segment, grammar: Grammar) -> Segment:
+    if isinstance(segment, Text):
+        return dataclasses.replace(segment, ids=np.array(grammar.text_ids(segment.text), np.int32))
+    return segment

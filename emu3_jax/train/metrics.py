@@ -1,0 +1,238 @@
+"""Where numbers go: one JSON line a log step, TensorBoard, and Weights & Biases if asked for."""
+
+import dataclasses
+import json
+import math
+import pathlib
+import time
+import uuid
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+METRICS_FILE = "metrics.jsonl"
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """What is logged and where.
+
+    Attributes:
+      every: steps between log lines; the numbers are means over those steps.
+      tensorboard: also write TensorBoard event files.
+      wandb_project: Weights & Biases project; empty for none (needs the wandb package).
+    """
+
+    every: int = 20
+    tensorboard: bool = True
+    wandb_project: str = ""
+
+    def __post_init__(self):
+        if self.every < 1:
+            raise ValueError(f"log.every must be 1 or more, got {self.every}")
+
+
+class MetricsWriter:
+    """Appends scalars to workdir/metrics.jsonl and the other sinks; process 0 only."""
+
+    def __init__(
+        self,
+        workdir: str | pathlib.Path,
+        config: LogConfig,
+        run_config: dict,
+        start_step: int = 0,
+    ):
+        """Opens the sinks.
+
+        Args:
+          workdir: run directory.
+          config: which sinks.
+          run_config: the resolved config, for Weights & Biases.
+          start_step: updates done so far; what an earlier process logged after it is superseded.
+        """
+        self._active = jax.process_index() == 0
+        self._board = self._wandb = None
+        if not self._active:
+            return
+        workdir = pathlib.Path(workdir)
+        workdir.mkdir(parents=True, exist_ok=True)
+        if config.wandb_project:
+            self._wandb = _start_wandb(workdir, config.wandb_project, run_config)
+        if config.tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        self._path = workdir / METRICS_FILE
+        self._file = open(self._path, "ab", buffering=0)
+        if self._file.tell() and not _ends_with_newline(self._path):
+            self._file.write(b"\n")  # the line that was being written when a run was killed
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Writes one line; values that are not finite are written as null."""
+        if not self._active:
+            return
+        finite = {name: float(v) for name, v in values.items() if math.isfinite(v)}
+        line = {"step": step} | {name: finite.get(name) for name in values}
+        try:
+            self._file.write(json.dumps(line).encode() + b"\n")
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self._path)) from error
+        if self._board is not None:
+            for name, value in finite.items():
+                self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(finite, step=step)
+
+    def write_picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Adds a picture uint8 [H, W, 3] to TensorBoard."""
+        if self._board is not None:
+            self._board.add_image(name, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flushes and closes every sink."""
+        if not self._active:
+            return
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+
+def _ends_with_newline(path: pathlib.Path) -> bool:
+    with open(path, "rb") as file:
+        file.seek(-1, 2)
+        return file.read() == b"\n"
+
+
+def _start_wandb(workdir: pathlib.Path, project: str, run_config: dict):
+    """A Weights & Biases run; its id is kept in the run directory, so that resuming goes on."""
+    try:
+        import wandb
+    except ImportError as error:
+        raise ValueError(
+            f"log.wandb_project={project!r} needs the wandb package: pip install wandb"
+        ) from error
+    id_file = workdir / "wandb_id"
+    if not id_file.exists():
+        id_file.write_text(uuid.uuid4().hex)
+    return wandb.init(
+        project=project,
+        dir=str(workdir),
+        config=run_config,
+        id=id_file.read_text().strip(),
+        resume="allow",
+    )
+
+
+def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
+    """The lines of workdir/metrics.jsonl in step order, one a step.
+
+    A resumed run goes back to its last checkpoint: where the step falls, what was logged at that
+    step and after it is superseded. Lines of the same step are merged.
+    """
+    path = pathlib.Path(workdir) / METRICS_FILE
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: no run has logged there")
+    rows: list[dict] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the line that was being written when a run was killed
+        if rows and row["step"] < rows[-1]["step"]:
+            while rows and rows[-1]["step"] >= row["step"]:
+                rows.pop()
+        if rows and row["step"] == rows[-1]["step"]:
+            rows[-1] |= row
+        else:
+            rows.append(row)
+    return rows
+
+
+class Accumulator:
+    """Means of (sum, count) metrics over the steps since the last log line.
+
+    The sums stay on the device until `means` fetches what `take` returned, which the loop does one
+    step late, so that the device never waits for the host.
+    """
+
+    def __init__(self):
+        self._sums: dict | None = None
+        self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
+
+    def add(self, metrics: dict) -> None:
+        """Adds one step's device metrics."""
+        self._sums = metrics if self._sums is None else self._add(self._sums, metrics)
+
+    def take(self) -> dict | None:
+        """Returns the device sums and starts anew."""
+        sums, self._sums = self._sums, None
+        return sums
+
+
+def means(sums: dict) -> dict[str, float]:
+    """Fetches (sum, count) pairs and divides; a name that counted nothing is left out."""
+    host = jax.device_get(sums)
+    return {name: float(s / c) for name, (s, c) in host.items() if c > 0}
+
+
+class Progress:
+    """Throughput and time to go, paused while the loop does other things than stepping."""
+
+    def __init__(self, start_step: int, total_steps: int, units_per_step: int):
+        self._total = total_steps
+        self._units = units_per_step
+        self._mark = (start_step, time.perf_counter())
+        self._paused = 0.0
+
+    def pause(self, seconds: float) -> None:
+        """Leaves `seconds` out of the next rate."""
+        self._paused += seconds
+
+    def rate(self, step: int) -> tuple[float, float]:
+        """(units per second since the last call, seconds to go)."""
+        old_step, old_time = self._mark
+        now = time.perf_counter()
+        elapsed = max(1e-9, now - old_time - self._paused)
+        self._mark, self._paused = (step, now), 0.0
+        steps_per_second = (step - old_step) / elapsed
+        to_go = (self._total - step) / steps_per_second if steps_per_second else math.inf
+        return steps_per_second * self._units, to_go
+
+
+# Dense bf16 peak, FLOP/s a chip, from the makers' data sheets.
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5p": 459e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+}
+
+
+def mfu(flops_per_second: float) -> float | None:
+    """Share of the devices' peak, or None where the peak is unknown (CPU).
+
+    The caller counts model FLOPs: 6 per matmul parameter and token, causal half of attention.
+    """
+    kind = jax.devices()[0].device_kind
+    matches = [name for name in PEAK_FLOPS if kind.startswith(name)]
+    if not matches:
+        return None
+    return flops_per_second / (PEAK_FLOPS[max(matches, key=len)] * jax.device_count())
+
+
+def duration(seconds: float) -> str:
+    """ "1h 05m", "4m 10s", "9s"; "?" when unknown."""
+    if not math.isfinite(seconds):
+        return "?"
+    seconds = int(seconds)
+    if seconds >= 3600:
+        return f"{seconds // 3600}h {seconds % 3600 // 60:02d}m"
+    return f"{seconds // 60}m {seconds % 60:02d}s" if seconds >= 60 else f"{seconds}s"

@@ -1,0 +1,93 @@
+"""AdamW with warm-up, a decay schedule, clipping, and weight decay on matrices only."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW and its schedule.
+
+    Emu3 states the peak (5e-5) and "cosine to zero" (paper section 2.4); betas, epsilon, weight
+    decay and clipping are unknown for pretraining, so the defaults are those of the official
+    fine-tuning script (scripts/t2i_sft.sh), with a smaller clipping norm.
+
+    Attributes:
+      learning_rate: peak, reached after `warmup_steps`.
+      schedule: "cosine" | "linear" | "constant", from the peak to `final_fraction` × peak.
+      weight_decay: decoupled, of kernels only; see `decay_mask`.
+      clip_norm: global gradient norm limit; 0 turns clipping off.
+    """
+
+    learning_rate: float = 5e-5
+    warmup_steps: int = 100
+    schedule: str = "cosine"
+    final_fraction: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        if self.schedule not in ("cosine", "linear", "constant"):
+            raise ValueError(f"schedule must be cosine, linear or constant, got {self.schedule!r}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"warmup_steps must be 0 or more, got {self.warmup_steps}")
+        for name in ("learning_rate", "final_fraction", "weight_decay", "clip_norm"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+        for name in ("b1", "b2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+
+
+def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """Step → learning rate: linear warm-up, then the named decay over the remaining steps."""
+    decay_steps = max(1, total_steps - config.warmup_steps)
+    peak, floor = config.learning_rate, config.final_fraction
+    decay = {
+        "cosine": lambda: optax.cosine_decay_schedule(peak, decay_steps, alpha=floor),
+        "linear": lambda: optax.linear_schedule(peak, peak * floor, decay_steps),
+        "constant": lambda: optax.constant_schedule(peak),
+    }[config.schedule]()
+    warmup = optax.linear_schedule(0.0, peak, max(1, config.warmup_steps))
+    # The first update runs at peak / warmup_steps, not at zero: a zero step would be wasted.
+    return optax.join_schedules(
+        [lambda step: warmup(step + 1), decay], boundaries=[config.warmup_steps]
+    )
+
+
+def decay_mask(params: Any) -> Any:
+    """True where weight decay applies: leaves called "kernel", the matrices of every layer.
+
+    Norms, biases, embedding tables and codebooks have other names, which by their shape alone
+    could not be told from matrices once layers are stacked. Boxed leaves keep their boxes.
+    """
+
+    def decays(path, leaf) -> bool:
+        del leaf
+        names = [part.key for part in path if isinstance(part, jax.tree_util.DictKey)]
+        return names[-1:] == ["kernel"]
+
+    return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def make_optimizer(
+    config: OptimizerConfig, total_steps: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """Returns the optax transformation and the schedule it follows."""
+    schedule = make_schedule(config, total_steps)
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    adamw = optax.adamw(
+        schedule,
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=decay_mask,
+    )
+    return optax.chain(clip, adamw), schedule

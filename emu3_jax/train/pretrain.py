@@ -1,0 +1,142 @@
+"""Pretraining: weighted next-token prediction over packed documents of every modality."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from emu3_jax import sharding
+from emu3_jax.data.pipeline import DataConfig, make_iterator
+from emu3_jax.data.records import open_dataset
+from emu3_jax.interop.bundle import Language
+from emu3_jax.models.transformer import Transformer, TransformerConfig, check_mesh
+from emu3_jax.sequence import Grammar, TokenClass
+from emu3_jax.train.loss import chunked_cross_entropy
+from emu3_jax.train.state import Loss, TrainState
+
+# The classes of predicted tokens whose losses are reported apart, under these names.
+REPORTED = {
+    "text": TokenClass.TEXT,
+    "image": TokenClass.IMAGE,
+    "video": TokenClass.VIDEO,
+    "structure": TokenClass.STRUCTURE,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Of the cross-entropy.
+
+    The weights per token class (0.5 on vision tokens, paper section 2.4) belong to the data: they
+    arrive with each batch.
+
+    Attributes:
+      chunk_tokens: positions of a row whose logits exist at once.
+      z_loss: coefficient of log(Z)²; the paper mentions none.
+    """
+
+    chunk_tokens: int = 512
+    z_loss: float = 0.0
+
+
+class PretrainTask:
+    """Trains a Transformer on batches of packed rows; see data.pipeline for the arrays."""
+
+    unit = "tokens"
+
+    def __init__(
+        self, model: TransformerConfig, loss: LossConfig, data: DataConfig, grammar: Grammar
+    ):
+        self.config, self.loss_config, self.data, self.grammar = model, loss, data, grammar
+        if model.vocab_size != grammar.vocab.size:
+            raise ValueError(
+                f"model.vocab_size is {model.vocab_size}, the data's vocabulary has "
+                f"{grammar.vocab.size} ids"
+            )
+        self.model = Transformer(model)
+
+    def language(self) -> Language:
+        """Vocabulary, grammar and limits, which a run directory keeps beside its checkpoints."""
+        fingerprint = open_dataset(self.data.mixture[0].dataset).info.vision_tokenizer
+        return Language(
+            self.grammar.vocab, self.grammar, fingerprint or None, self.data.sequence_length
+        )
+
+    def init(self, key: jax.Array) -> Any:
+        """See Task."""
+        tokens = jnp.zeros((1, 8), jnp.int32)
+        return self.model.init(key, tokens)
+
+    def loss(self, params: Any, model_state: Any, batch: dict, key: jax.Array) -> Loss:
+        """See Task. The weight is the sum of token weights."""
+        x_BSD = self.model.apply(
+            {"params": params},
+            batch["inputs"],
+            batch["positions"],
+            batch["segment_ids"],
+            deterministic=self.config.dropout == 0.0,
+            method="hidden",
+            rngs={"dropout": key},
+        )
+        result = chunked_cross_entropy(
+            x_BSD,
+            params["lm_head"]["kernel"],
+            batch["targets"],
+            batch["weights"],
+            vocab_size=self.config.vocab_size,
+            chunk_tokens=self.loss_config.chunk_tokens,
+            z_loss=self.loss_config.z_loss,
+        )
+        metrics = self._metrics(result.nll, batch)
+        return Loss(result.total, result.weight, metrics, model_state)
+
+    def _metrics(self, nll_BS: jax.Array, batch: dict) -> dict:
+        """Mean nats per predicted token, by class and by source; tokens of weight 0 count not."""
+
+        def pair(mask):
+            mask = mask & (batch["weights"] > 0)
+            return jnp.sum(nll_BS * mask), jnp.sum(mask.astype(jnp.float32))
+
+        metrics = {f"loss/{n}": pair(batch["classes"] == c) for n, c in REPORTED.items()}
+        for index, name in enumerate(self.data.source_names()):
+            metrics[f"loss/source/{name}"] = pair(batch["sources"] == index)
+        filled = jnp.sum((batch["segment_ids"] > 0).astype(jnp.float32))
+        size = jnp.asarray(batch["segment_ids"].size, jnp.float32)
+        return metrics | {"data/filled": (filled, size)}
+
+    def after_update(self, state: TrainState, batch: dict, key: jax.Array) -> TrainState:
+        """Nothing to do."""
+        del batch, key
+        return state
+
+    def batches(self, mesh: Mesh):
+        """See Task. Each process reads only its own rows of the global batch."""
+        check_mesh(self.config, mesh)
+        rows = self.data.batch_size
+        sharding.check_divides(mesh, "batch", "data.batch_size", rows)
+        sharding.check_divides(mesh, "sequence", "data.sequence_length", self.data.sequence_length)
+        shape = (rows, self.data.sequence_length)
+        places = sharding.batch_sharding(mesh).addressable_devices_indices_map(shape).values()
+        # Processes that share rows (their devices differ in context or tensor) all read them.
+        held = {place[0].indices(rows)[:2] for place in places}
+        mine = range(min(start for start, _ in held), max(stop for _, stop in held))
+        return make_iterator(self.data, self.grammar, rows=mine)
+
+    def batch_shardings(self, mesh: Mesh) -> Any:
+        """See Task: one sharding for all arrays of the batch."""
+        return sharding.batch_sharding(mesh)
+
+    def tokens_per_batch(self) -> int:
+        """Positions in one batch, padding included."""
+        return self.data.batch_size * self.data.sequence_length
+
+    def flops_per_unit(self) -> float:
+        """Model FLOPs per token: 6 a matmul parameter, and the causal half of attention."""
+        c = self.config
+        layer = c.hidden_size * c.head_dim * 2 * (c.num_heads + c.num_kv_heads)
+        layer += 3 * c.hidden_size * c.intermediate_size
+        matmul = c.num_layers * layer + c.hidden_size * c.vocab_size
+        attention = self.data.sequence_length * c.num_heads * c.head_dim * c.num_layers
+        return 6.0 * (matmul + attention)

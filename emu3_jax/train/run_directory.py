@@ -1,0 +1,54 @@
+"""A run directory belongs to one config: checked when a run goes on, written when it begins."""
+
+import pathlib
+
+import jax
+import ml_collections
+
+from emu3_jax.config import ConfigError, config_differences, read_config, save_config
+from emu3_jax.train.checkpoint import has_checkpoints
+
+# Keys that may differ between the parts of one run, since they do not change its losses: exact
+# names, or sections with a dot at the end.
+FREE_KEYS = (
+    "run.log.",
+    "run.checkpoint.",
+    "run.mesh.",
+    "evaluation.",
+    "data.workers",
+    "data.prefetch",
+    "data.cache_bytes",
+)
+
+
+def claim(
+    config: ml_collections.ConfigDict, workdir: str | pathlib.Path, allow_changes: bool
+) -> None:
+    """Writes the resolved config into the directory of the run that it begins or goes on with.
+
+    Args:
+      config: the resolved config.
+      workdir: made if it does not exist.
+      allow_changes: go on although the config differs from that of the existing checkpoints.
+
+    Raises:
+      ConfigError: `workdir` holds checkpoints made with another config; names the keys.
+    """
+    if has_checkpoints(workdir):
+        differences = {
+            key: pair
+            for key, pair in config_differences(read_config(workdir), config).items()
+            if not any(
+                key == free or free[-1] == "." and key.startswith(free) for free in FREE_KEYS
+            )
+        }
+        shown = "; ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in differences.items())
+        if differences and not allow_changes:
+            raise ConfigError(
+                f"{workdir} was begun with another config ({shown}); use a new --workdir, "
+                "or --allow_changes to go on with the new one"
+            )
+        if differences:
+            print(f"config changed on resume: {shown}", flush=True)
+    if jax.process_index() == 0:
+        save_config(config, workdir)

@@ -1,0 +1,232 @@
+"""The training state, and the one function that advances it."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import flax
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from emu3_jax import sharding
+
+Tree = Any
+
+# XLA's CPU compiler takes minutes to optimise an initialisation that runs once for a second.
+RUN_ONCE = {"xla_backend_optimization_level": 0}
+
+
+class Loss(NamedTuple):
+    """What a task's loss returns for one (micro)batch.
+
+    The loss that is minimised is total / weight, summed over micro-batches before the division,
+    so that accumulation over unequal micro-batches equals the whole batch exactly.
+
+    Attributes:
+      total: float32 scalar, weighted sum of losses.
+      weight: float32 scalar, sum of weights.
+      metrics: name → (sum, count), float32 scalars; reported as sum / count.
+      model_state: the collections other than "params" after the call (BatchNorm statistics…).
+    """
+
+    total: jax.Array
+    weight: jax.Array
+    metrics: dict[str, tuple[jax.Array, jax.Array]]
+    model_state: Tree
+
+
+class TrainState(flax.struct.PyTreeNode):
+    """Everything that training changes.
+
+    Attributes:
+      step: int32 scalar, number of updates done.
+      params: trained weights, in the master dtype.
+      model_state: collections that are not trained by gradients.
+      opt_state: optax state, sharded as the parameters.
+      ema: moving average of the parameters in float32, or None.
+    """
+
+    step: jax.Array
+    params: Tree
+    model_state: Tree
+    opt_state: Tree
+    ema: Tree | None
+
+    def evaluation_params(self) -> Tree:
+        """The averaged weights where they are kept, else the trained ones."""
+        return self.params if self.ema is None else self.ema
+
+
+class Task(Protocol):
+    """What the loop needs to know about a thing that is trained.
+
+    Attributes:
+      unit: what throughput counts ("tokens", "frames").
+    """
+
+    unit: str
+
+    def init(self, key: jax.Array) -> Tree:
+        """Returns variables {"params": …, other collections}, boxed with logical axis names."""
+
+    def loss(self, params: Tree, model_state: Tree, batch: dict, key: jax.Array) -> Loss:
+        """Pure function of its arguments; called inside jit."""
+
+    def after_update(self, state: TrainState, batch: dict, key: jax.Array) -> TrainState:
+        """Pure hook after the optimizer (for instance dead-code revival); inside jit."""
+
+    def batches(self, mesh: Mesh):
+        """Iterator over numpy batches with get_state() and set_state(JSON-able).
+
+        Where it holds processes or threads, it has close() as well.
+        """
+
+    def batch_shardings(self, mesh: Mesh) -> Any:
+        """A sharding for all arrays of a batch, or one for each."""
+
+    def tokens_per_batch(self) -> int:
+        """Work in one batch, in `unit`s, for the throughput line."""
+
+    def flops_per_unit(self) -> float:
+        """Model FLOPs of one `unit`, forward and backward; 0 where nobody has counted them."""
+
+
+def init_state(
+    task: Task, optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh, ema: bool
+) -> TrainState:
+    """Creates the state directly in its shards: no device ever holds a whole large tensor."""
+    create = jax.jit(
+        lambda k: nn.unbox(_create(task, optimizer, k, ema)),
+        out_shardings=state_shardings(task, optimizer, key, mesh, ema),
+        compiler_options=RUN_ONCE if mesh.devices.flat[0].platform == "cpu" else None,
+    )
+    return create(key)
+
+
+def _create(task: Task, optimizer: optax.GradientTransformation, key, ema: bool) -> TrainState:
+    variables = dict(task.init(key))
+    params = variables.pop("params")
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        model_state=variables,
+        opt_state=optimizer.init(params),
+        ema=average_start(params) if ema else None,
+    )
+
+
+def average_start(params: Tree) -> Tree:
+    """The moving average before the first step: a float32 copy, since small steps would be lost
+    in fewer digits."""
+    return jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
+
+
+def state_shardings(
+    task: Task, optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh, ema: bool
+) -> TrainState:
+    """The NamedSharding of every leaf; moments follow their parameter by its axis names."""
+    abstract = jax.eval_shape(lambda k: _create(task, optimizer, k, ema), key)
+    return sharding.state_shardings(abstract, mesh)
+
+
+def abstract_state(
+    task: Task, optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh, ema: bool
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state, without creating it."""
+    shapes = jax.eval_shape(lambda k: nn.unbox(_create(task, optimizer, k, ema)), key)
+    return jax.tree.map(
+        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
+        shapes,
+        state_shardings(task, optimizer, key, mesh, ema),
+    )
+
+
+def make_train_step(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulation: int = 1,
+    ema_decay: float = 0.0,
+    key: jax.Array,
+) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+    """Returns the pure function (state, batch) → (state, metrics) that `train` jits.
+
+    A step whose loss or gradient is not finite changes nothing but the step counter, reports
+    `nonfinite` = 1 and counts in no other metric; what happens then is the loop's policy.
+
+    Metrics are (sum, count) pairs, as in Loss.
+    """
+
+    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+        step_key = jax.random.fold_in(key, state.step)
+        grads, loss = _gradients(task, state, batch, step_key, accumulation)
+        grads = jax.tree.map(lambda g: g / loss.weight, grads)
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(norm) & jnp.isfinite(loss.total)
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            # The average follows quickly at first, or it would remember the initial noise.
+            count = state.step.astype(jnp.float32)
+            decay = jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count))
+            ema = jax.tree.map(lambda e, p: e * decay + p * (1.0 - decay), ema, params)
+        new = TrainState(
+            step=state.step,
+            params=params,
+            model_state=loss.model_state,
+            opt_state=opt_state,
+            ema=ema,
+        )
+        new = task.after_update(new, batch, jax.random.fold_in(step_key, 1))
+        new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
+        new = new.replace(step=state.step + 1)
+
+        one = jnp.ones((), jnp.float32)
+        metrics = dict(loss.metrics, loss=(loss.total, loss.weight), gradient_norm=(norm, one))
+        metrics = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), metrics)
+        return new, dict(metrics, nonfinite=(1.0 - finite.astype(jnp.float32), one))
+
+    return train_step
+
+
+def _gradients(task: Task, state: TrainState, batch: dict, key, accumulation: int):
+    """Summed gradients of `total` and the summed Loss over `accumulation` micro-batches."""
+
+    def total(params, model_state, microbatch, micro_key):
+        loss = task.loss(params, model_state, microbatch, micro_key)
+        return loss.total, loss
+
+    grad = jax.grad(total, has_aux=True)
+    if accumulation == 1:
+        return grad(state.params, state.model_state, batch, key)
+
+    def split(x):
+        if x.shape[0] % accumulation:
+            raise ValueError(
+                f"run.accumulation={accumulation} micro-batches cannot be made of "
+                f"{x.shape[0]} rows: the batch must be a multiple of it"
+            )
+        # Rows are dealt out in turn, so every device keeps a share of every micro-batch.
+        return jnp.moveaxis(x.reshape(x.shape[0] // accumulation, accumulation, *x.shape[1:]), 1, 0)
+
+    def body(carry, inputs):
+        grads, loss = carry
+        microbatch, index = inputs
+        g, new = grad(state.params, loss.model_state, microbatch, jax.random.fold_in(key, index))
+        grads = jax.tree.map(jnp.add, grads, g)
+        sums = jax.tree.map(jnp.add, loss[:3], new[:3])
+        return (grads, Loss(*sums, new.model_state)), None
+
+    microbatches = jax.tree.map(split, batch)
+    first = jax.tree.map(lambda x: x[0], microbatches)
+    abstract = jax.eval_shape(
+        lambda p, m, b: task.loss(p, m, b, key), state.params, state.model_state, first
+    )
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), abstract[:3])
+    start = (jax.tree.map(jnp.zeros_like, state.params), Loss(*zeros, state.model_state))
+    (grads, loss), _ = jax.lax.scan(body, start, (microbatches, jnp.arange(accumulation)))
+    return grads, loss

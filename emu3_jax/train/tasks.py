@@ -1,0 +1,66 @@
+"""From a config to the task it names: the only place that knows all tasks."""
+
+import ml_collections
+
+from emu3_jax.config import ConfigError, to_dataclass
+from emu3_jax.train.loop import RunConfig
+from emu3_jax.train.state import Task
+
+
+def _vision_tokenizer(config, run: RunConfig) -> Task:
+    from emu3_jax.data.pixels import PixelConfig
+    from emu3_jax.train import vision_tokenizer as task
+
+    return task.VisionTokenizerTask(
+        model=to_dataclass(task.VisionTokenizerConfig, config.model, "model"),
+        loss=to_dataclass(task.VisionLossConfig, config.loss, "loss"),
+        data=to_dataclass(PixelConfig, config.data, "data"),
+        steps=run.steps,
+    )
+
+
+def _pretrain(config, run: RunConfig) -> Task:
+    from emu3_jax.data.pipeline import DataConfig
+    from emu3_jax.models.transformer import TransformerConfig
+    from emu3_jax.train import pretrain as task
+
+    del run
+    data = to_dataclass(DataConfig, config.data, "data")
+    grammar = dataset_grammar(data, config.text_tokenizer)
+    # The data fixes the number of token ids, so a config need not repeat it.
+    model = {"vocab_size": grammar.vocab.size} | config.model.to_dict()
+    return task.PretrainTask(
+        model=to_dataclass(TransformerConfig, model, "model"),
+        loss=to_dataclass(task.LossConfig, config.loss, "loss"),
+        data=data,
+        grammar=grammar,
+    )
+
+
+def dataset_grammar(data, text_tokenizer: str):
+    """The grammar that the first dataset of the mixture was made with.
+
+    Args:
+      data: a data.pipeline.DataConfig.
+      text_tokenizer: a SentencePiece *.model, a *.tiktoken rank file, or "bytes".
+    """
+    from emu3_jax.data.records import open_dataset
+    from emu3_jax.sequence import Grammar
+    from emu3_jax.text import load_text_tokenizer
+
+    info = open_dataset(data.mixture[0].dataset).info
+    return Grammar(info.vocabulary, load_text_tokenizer(text_tokenizer), info.video_format)
+
+
+TASKS = {"pretrain": _pretrain, "vision_tokenizer": _vision_tokenizer}
+
+
+def make_task(config: ml_collections.ConfigDict, run: RunConfig) -> Task:
+    """Builds the task `config.task` names.
+
+    Raises:
+      ConfigError: unknown task, or a wrong key or type in one of its sections.
+    """
+    if config.get("task") not in TASKS:
+        raise ConfigError(f"task must be one of {', '.join(TASKS)}, got {config.get('task')!r}")
+    return TASKS[config.task](config, run)

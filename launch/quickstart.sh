@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# The whole system once, on a CPU: pictures and captions -> token shards -> a transformer trained
+# from scratch, interrupted and resumed -> evaluation -> samples -> runs/quickstart/report.html
+#
+#   bash launch/quickstart.sh [--help] [--directory=runs/quickstart] [--fresh] [--steps=N]
+#
+# About 12 minutes on two cores after the install. Ctrl-C at any point: the same command goes on.
+
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
+cd "$ROOT"
+set_up requirements.txt
+exec "$PYTHON_BIN" -m emu3_jax.quickstart "$@"

@@ -1,0 +1,254 @@
+"""Checkpoints: whole or not at all, kept as asked, and refused with a reason."""
+
+import contextlib
+import os
+import pathlib
+import subprocess
+import time
+
+import jax
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+from toy_task import ToyTask, assert_same_trees, run_config
+
+from emu3_jax import sharding
+from emu3_jax.config import ConfigError, save_config
+from emu3_jax.sharding import MeshConfig
+from emu3_jax.train import checkpoint
+from emu3_jax.train.checkpoint import (
+    CheckpointConfig,
+    CheckpointError,
+    Checkpoints,
+    has_checkpoints,
+    restore_for_evaluation,
+)
+from emu3_jax.train.loop import train
+from emu3_jax.train.metrics import MetricsWriter
+from emu3_jax.train.state import abstract_state, init_state
+
+KEY = jax.random.key(0)
+DEFAULT = CheckpointConfig()
+
+
+def _mesh():
+    return sharding.make_mesh(MeshConfig(fsdp=2, tensor=4))
+
+
+def _state(step=0, ema=False):
+    state = init_state(ToyTask(), optax.adam(0.1), KEY, _mesh(), ema)
+    return state.replace(step=state.step + step)
+
+
+def _abstract(task=None, optimizer=None, ema=False):
+    return abstract_state(task or ToyTask(), optimizer or optax.adam(0.1), KEY, _mesh(), ema)
+
+
+def _saved(workdir, *steps, config=DEFAULT, ema=False):
+    checkpoints = Checkpoints(workdir, config)
+    for step in steps:
+        checkpoints.save(step, _state(step, ema), {"next": step}, wait=True)
+    checkpoints.close()
+
+
+def _steps(workdir):
+    return sorted(int(c.name) for c in (workdir / "checkpoints").iterdir())
+
+
+def test_what_is_saved_comes_back_in_its_shards(tmp_path):
+    _saved(tmp_path, 3, ema=True)
+    again = Checkpoints(tmp_path, CheckpointConfig())
+    state, position = again.restore(_abstract(ema=True))
+    again.close()
+    assert_same_trees(state, _state(3, ema=True))
+    assert position == {"next": 3}
+    layouts = jax.tree.map(lambda a, b: a.sharding == b.sharding, state, _abstract(ema=True))
+    assert all(jax.tree.leaves(layouts))
+    assert state.params["dense"]["kernel"].addressable_shards[0].data.shape == (4, 2)
+
+
+def test_retention(tmp_path):
+    _saved(tmp_path, 2, 4, 6, 8, 10, config=CheckpointConfig(keep=2, keep_every=4))
+    assert _steps(tmp_path) == [4, 8, 10]
+
+
+def test_saving_a_step_twice_is_no_error(tmp_path):
+    _saved(tmp_path, 3, 3)
+    _saved(tmp_path, 3)
+    assert _steps(tmp_path) == [3]
+
+
+def test_a_directory_without_checkpoints(tmp_path):
+    assert not has_checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    assert checkpoints.latest_step() is None and not has_checkpoints(tmp_path)
+    with pytest.raises(CheckpointError, match="holds no complete checkpoint"):
+        checkpoints.restore(_abstract())
+    checkpoints.close()
+
+
+def test_an_unfinished_checkpoint_does_not_count_and_is_cleared_away(tmp_path):
+    _saved(tmp_path, 3)
+    folder = tmp_path / "checkpoints"
+    os.rename(folder / "3", folder / "5.orbax-checkpoint-tmp")
+    assert not has_checkpoints(tmp_path)
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    assert checkpoints.latest_step() is None
+    checkpoints.save(6, _state(6), {}, wait=True)
+    checkpoints.close()
+    assert _steps(tmp_path) == [6]
+
+
+def _explode(*args, **kwargs):
+    raise OSError(28, "No space left on device")
+
+
+def test_a_failed_save_is_one_sentence_and_leaves_the_earlier_checkpoint(tmp_path, monkeypatch):
+    _saved(tmp_path, 3)
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.ocp.JsonCheckpointHandler, "async_save", _explode)
+        with pytest.raises(CheckpointError) as error:
+            checkpoints.save(5, _state(5), {}, wait=True)
+    message = str(error.value)
+    assert message.startswith("saving step 5 to ") and message.endswith("; step 3 is intact")
+    assert "No space left on device" in message and "\n" not in message
+    assert _steps(tmp_path) == [3]  # nothing half-written
+    state, _ = checkpoints.restore(_abstract())
+    assert_same_trees(state, _state(3))
+    checkpoints.save(5, _state(5), {}, wait=True)  # there is room again
+    checkpoints.close()
+    assert _steps(tmp_path) == [3, 5]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of four megabytes, where the machine lets us mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(command, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    if not mounted:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_during_training(small_disk, caplog, capfd):
+    """One sentence and no log of the library's; room made, the run goes on."""
+
+    class Fill:
+        every = 7
+
+        def __call__(self, step, state, writer):
+            while not has_checkpoints(small_disk):
+                time.sleep(0.01)
+            with open(small_disk / "ballast", "wb", buffering=0) as file:
+                try:
+                    while file.write(b"x" * 4096):
+                        pass
+                except OSError:
+                    return {}
+
+    run = run_config(steps=20, every=5, log_every=100)
+    with pytest.raises(CheckpointError, match="saving step 10 .*No space left.*step 5 is intact"):
+        train(ToyTask(), run, small_disk, callbacks=[Fill()])
+    assert _steps(small_disk) == [5]
+    assert not [record for record in caplog.records if record.exc_info]
+    assert "No space left" not in "".join(capfd.readouterr())
+    with pytest.raises(OSError, match="No space left on device: .*metrics.jsonl"):
+        with contextlib.closing(MetricsWriter(small_disk, run.log, {})) as writer:
+            for step in range(1000):
+                writer.write(step, {"loss": 1.0})
+    (small_disk / "ballast").unlink()
+    assert int(train(ToyTask(), run, small_disk).step) == 20
+
+
+def test_a_place_where_nothing_can_be_kept(tmp_path):
+    (tmp_path / "checkpoints").write_text("a file")
+    with pytest.raises(CheckpointError, match="checkpoints cannot be kept in .*checkpoints"):
+        Checkpoints(tmp_path, CheckpointConfig())
+
+
+@pytest.mark.parametrize(
+    "wanted, message",
+    [
+        (
+            lambda: _abstract(ToyTask(outputs=16)),
+            r"checkpoint .*/checkpoints/3 does not fit this config: params/dense/bias is "
+            r"float32 \[8\], the config gives float32 \[16\]; params/dense/kernel is",
+        ),
+        (lambda: _abstract(ema=True), "ema/dense/bias is missing; ema/dense/kernel is missing"),
+        (lambda: _abstract(optimizer=optax.sgd(0.1)), "opt_state/0/count is unexpected"),
+        (
+            lambda: jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct(a.shape, np.float16, sharding=a.sharding),
+                _abstract(),
+            ),
+            r"step is int32 \[\], the config gives float16 \[\]",
+        ),
+    ],
+    ids=["shapes", "average", "optimizer", "dtypes"],
+)
+def test_a_checkpoint_of_another_config_names_the_first_differences(tmp_path, wanted, message):
+    _saved(tmp_path, 3)
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    with pytest.raises(CheckpointError, match=message):
+        checkpoints.restore(wanted())
+    checkpoints.close()
+
+
+def test_a_damaged_checkpoint_is_one_sentence(tmp_path):
+    _saved(tmp_path, 3)
+    for file in (tmp_path / "checkpoints/3/state").rglob("*"):
+        if file.is_file() and file.parent.name == "d":
+            file.write_bytes(b"")
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    with pytest.raises(CheckpointError, match="checkpoints/3 cannot be read: "):
+        checkpoints.restore(_abstract())
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("ema", [False, True])
+def test_evaluation_reads_the_weights_alone(tmp_path, ema):
+    save_config(ConfigDict(dict(task="toy")), tmp_path)
+    state = _state(3, ema)
+    if ema:
+        state = state.replace(ema=jax.tree.map(lambda x: x + 1, state.ema))
+    checkpoints = Checkpoints(tmp_path, CheckpointConfig())
+    checkpoints.save(3, state, {}, wait=True)
+    checkpoints.save(5, _state(5, ema), {}, wait=True)
+    checkpoints.close()
+    config, params, model_state, step = restore_for_evaluation(tmp_path, step=3)
+    assert config.task == "toy" and step == 3
+    assert_same_trees(params, state.evaluation_params())
+    assert_same_trees(model_state, state.model_state)
+    assert all(len(x.devices()) == 1 for x in jax.tree.leaves(params))
+    assert restore_for_evaluation(tmp_path)[3] == 5
+
+
+def test_evaluation_of_what_is_no_finished_run(tmp_path):
+    with pytest.raises(ConfigError, match="is not a run directory"):
+        restore_for_evaluation(tmp_path)
+    save_config(ConfigDict(), tmp_path)
+    with pytest.raises(CheckpointError, match="has a config but no checkpoint yet"):
+        restore_for_evaluation(tmp_path)
+    _saved(tmp_path, 3, 5)
+    with pytest.raises(CheckpointError, match="has no checkpoint of step 4; it has: 3, 5"):
+        restore_for_evaluation(tmp_path, step=4)
+
+
+@pytest.mark.parametrize("changes", [dict(every=0), dict(keep=0), dict(keep_every=-1)])
+def test_bad_settings(changes):
+    with pytest.raises(ValueError, match=f"checkpoint.{next(iter(changes))} must be"):
+        CheckpointConfig(**changes)
+
+
+def test_only_this_file_knows_the_checkpoint_library():
+    package = pathlib.Path(checkpoint.__file__).parents[1]
+    knowing = [p.name for p in package.rglob("*.py") if "import orbax" in p.read_text()]
+    assert knowing == ["checkpoint.py"]

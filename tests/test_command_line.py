@@ -1,0 +1,144 @@
+"""Commands: a user's mistake is one sentence on stderr and exit 2; a bug keeps its traceback."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+COMMAND = '''
+import dataclasses, signal, os
+from absl import flags
+from emu3_jax import command_line
+from emu3_jax.config import to_dataclass
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    num_layers: int = 1
+    dropout: float = 0.0
+
+command_line.define_config("What to do.")
+WHAT = flags.DEFINE_string("what", "", "What happens.")
+
+def main():
+    model = to_dataclass(Model, flags.FLAGS.config.model, "config.model")
+    print(model)
+    if WHAT.value == "value":
+        raise ValueError("two\\nlines")
+    if WHAT.value == "os":
+        open("/no/such/file")
+    if WHAT.value == "bug":
+        raise TypeError("a bug")
+    if WHAT.value == "stop":
+        os.kill(os.getpid(), signal.SIGINT)
+
+if __name__ == "__main__":
+    command_line.run(main, """Does things.
+
+    --what=THING""")
+'''
+
+CONFIG = """
+from ml_collections import ConfigDict
+def get_config(arg=""):
+    return ConfigDict(dict(model=dict(num_layers=2)))
+"""
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("command")
+    (folder / "command.py").write_text(COMMAND)
+    (folder / "tiny.py").write_text(CONFIG)
+    return folder
+
+
+def _run(files, *arguments, module=None):
+    program = ["-m", module] if module else [str(files / "command.py")]
+    return subprocess.run(
+        [sys.executable, *program, *arguments],
+        capture_output=True, text=True, cwd=ROOT,
+        env=os.environ | {
+            "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu",
+            "JAX_COMPILATION_CACHE_DIR": str(files / "cache"),
+        },
+    )  # fmt: skip
+
+
+def _assert_one_sentence(result, sentence):
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.splitlines() == [f"Error: {sentence}"]
+
+
+def test_overrides_reach_the_dataclass_also_where_the_file_is_silent(files):
+    result = _run(
+        files, f"--config={files}/tiny.py", "--config.model.num_layers=5",
+        "--config.model.dropout=1e-1",
+    )  # fmt: skip
+    assert result.stdout == "Model(num_layers=5, dropout=0.1)\n" and result.returncode == 0
+
+
+def test_a_wrong_key_is_one_sentence(files):
+    result = _run(files, f"--config={files}/tiny.py", "--config.model.num_layer=5")
+    _assert_one_sentence(
+        result, "config.model.num_layer does not exist; did you mean config.model.num_layers?"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--config={0}/no.py"], "config file {0}/no.py does not exist"),
+        (["--config.model.num_layers=5"], "--config.model.num_layers needs --config=FILE"),
+        (
+            ["--config={0}/tiny.py", "--config.model.num_layers"],
+            "--config.model.num_layers needs a value, written --config.model.num_layers=VALUE",
+        ),
+        (
+            ["--config={0}/tiny.py", "more"],
+            "unexpected argument 'more'; every option is written --name=value",
+        ),
+        (["--whatt=1"], "Unknown command line flag 'whatt'. Did you mean: what ?"),
+        (["--config={0}/tiny.py", "--what=value"], "two lines"),
+        (
+            ["--config={0}/tiny.py", "--what=os"],
+            "[Errno 2] No such file or directory: '/no/such/file'",
+        ),
+    ],
+    ids=lambda value: None if isinstance(value, str) else value[-1].replace("{0}/", ""),
+)
+def test_mistakes_are_one_sentence(files, arguments, sentence):
+    result = _run(files, *[a.format(files) for a in arguments])
+    _assert_one_sentence(result, sentence.format(files))
+
+
+def test_verbosity_shows_the_traceback(files):
+    result = _run(files, f"--config={files}/tiny.py", "--what=value", "--verbosity=1")
+    assert result.returncode == 2 and 'raise ValueError("two' in result.stderr
+
+
+def test_a_bug_keeps_its_traceback(files):
+    result = _run(files, f"--config={files}/tiny.py", "--what=bug")
+    assert result.returncode == 1 and "TypeError: a bug" in result.stderr
+
+
+def test_ctrl_c(files):
+    result = _run(files, f"--config={files}/tiny.py", "--what=stop")
+    assert result.returncode == 128 + signal.SIGINT
+    assert result.stderr == "Stopped. Run the same command again to go on.\n"
+
+
+def test_help_explains_and_lists_the_flags(files):
+    result = _run(files, "--help")
+    assert result.returncode == 0 and result.stdout.startswith("Does things.")
+    assert "--config: What to do." in result.stdout and "--what: What happens." in result.stdout
+
+
+def test_train_asks_for_its_flags(files):
+    _assert_one_sentence(
+        _run(files, module="emu3_jax.train"), "--config and --workdir are needed; see --help"
+    )

@@ -1,0 +1,234 @@
+"""The generate command, model directories and the four tasks, on a tiny random model."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from PIL import Image as Picture
+
+from emu3_jax import vocab as vocab_lib
+from emu3_jax.data import media
+from emu3_jax.data.records import vision_fingerprint
+from emu3_jax.generate import job as job_lib
+from emu3_jax.generate import pixels, tasks
+from emu3_jax.generate.job import Job, JobError, Runner
+from emu3_jax.generate.sampling import Sampling
+from emu3_jax.interop import bundle as bundle_lib
+from emu3_jax.interop import vision_tokenizer
+from emu3_jax.models.transformer import Transformer, TransformerConfig
+from emu3_jax.models.vision_tokenizer import VisionTokenizer, VisionTokenizerConfig
+from emu3_jax.sequence import Grammar
+from emu3_jax.text import ByteTokenizer
+
+LIMITS = media.PixelLimits(min_pixels=4 * 4, max_pixels=8 * 8, spatial_factor=2)
+GUIDED = Sampling(guidance=2.0, top_k=20, seed=4)
+
+
+def random_weights(module, example, scale):
+    """Normal weights without compiling an initialisation; vectors, such as norms, are near 1."""
+    rng = np.random.default_rng(0)
+    shapes = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), example))
+    return jax.tree.map(
+        lambda leaf: (scale * rng.normal(size=leaf.shape) if len(leaf.shape) > 1 else
+                      1 + 0.1 * rng.random(leaf.shape)).astype(np.float32),
+        shapes,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def directories(tmp_path_factory):
+    """Directories of a vision tokenizer and of a language model trained with it, so to speak."""
+    root = tmp_path_factory.mktemp("models")
+    config = VisionTokenizerConfig(
+        codebook_size=32, ch=4, ch_mult=(1, 1), num_res_blocks=1, norm_groups=2, attn_resolutions=()
+    )
+    variables = random_weights(VisionTokenizer(config), jnp.zeros((1, 4, 4, 3)), 1.0)
+    vision_tokenizer.save(root / "vision", config, variables)
+    fingerprint = vision_fingerprint(*vision_tokenizer.load(root / "vision"))
+
+    vocab = vocab_lib.small(256, 32)
+    model = Transformer(TransformerConfig(vocab.size, 16, 24, 1, 2, 1, 8))
+    weights = random_weights(model, jnp.zeros((1, 4), jnp.int32), 0.5)
+    bundle = bundle_lib.Bundle(
+        model, weights, vocab, Grammar(vocab, ByteTokenizer()),
+        vision_fingerprint=fingerprint, max_context=200,
+    )  # fmt: skip
+    bundle_lib.save_bundle(root / "language", bundle)
+    return root
+
+
+@pytest.fixture(scope="module")
+def bundle(directories):
+    return bundle_lib.place(
+        bundle_lib.load_bundle(directories / "language", directories / "vision"), None
+    )
+
+
+@pytest.fixture
+def runner(bundle, tmp_path):
+    about = {"model": "m", "vision_tokenizer": "v"}
+    return Runner(bundle, tmp_path / "out", LIMITS, tasks.Options(), about)
+
+
+def test_a_bundle_survives_its_directory(directories, bundle, tmp_path):
+    bundle_lib.save_bundle(tmp_path / "again", bundle)
+    bundle_lib.save_bundle(tmp_path / "again", bundle)
+    again = bundle_lib.load_bundle(tmp_path / "again")
+    assert again.vocab == bundle.vocab and again.max_context == 200
+    assert again.grammar.video_format == bundle.grammar.video_format
+    jax.tree.map(np.testing.assert_array_equal, again.variables, bundle.variables)
+    assert [p.name for p in tmp_path.iterdir()] == ["again"]
+
+
+def test_directories_that_do_not_fit_are_refused(directories, tmp_path):
+    with pytest.raises(ValueError, match="no directory"):
+        bundle_lib.load_bundle(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="neither bundle.json"):
+        bundle_lib.load_bundle(tmp_path)
+    config, variables = vision_tokenizer.load(directories / "vision")
+    variables["params"]["quantize"]["embedding"] += 1
+    vision_tokenizer.save(tmp_path / "other", config, variables)
+    with pytest.raises(ValueError, match="fingerprint .* was trained with"):
+        bundle_lib.load_bundle(directories / "language", tmp_path / "other")
+
+
+def test_a_picture_can_be_made_again_from_its_metadata(runner):
+    job = Job("text_to_image", ("a cat", "a dog"), size=(2, 3), samples=2, sampling=GUIDED,
+              negative_prompt="bad")  # fmt: skip
+    files = runner.run(job, say=lambda line: None)
+    assert [f.name for f in files] == [f"image_0000{i}.png" for i in range(4)]
+    original = np.asarray(Picture.open(files[2]))
+    assert original.shape == (4, 6, 3)
+    stored = json.loads(Picture.open(files[2]).text[job_lib.METADATA_KEY])
+    assert (stored["prompt"], stored["first"], stored["seed"]) == ("a dog", 2, 4)
+    again = Job(
+        stored["task"],
+        (stored["prompt"],),
+        size=job_lib.parse_size(stored["size"], stored["task"]),
+        first=stored["first"],
+        sampling=Sampling(**{k: stored[k] for k in vars(GUIDED)}),
+        negative_prompt=stored["negative_prompt"],
+    )
+    files[2].unlink()
+    (file,) = runner.run(again, say=lambda line: None)
+    np.testing.assert_array_equal(np.asarray(Picture.open(file)), original)
+    assert len({f.read_bytes() for f in files}) == 4
+
+
+def test_a_clip_is_drawn_and_read(runner):
+    job = Job("text_to_video", ("wave",), size=(2, 2, 2), fps=4.0)
+    webp, mp4, settings = runner.run(job, say=lambda line: None)
+    for file in (webp, mp4):
+        frames, fps, seconds = media.read_video(file)
+        assert frames.shape == (8, 4, 4, 3) and fps == pytest.approx(4) and seconds == 2
+    assert json.loads(settings.read_text())["seconds"] == 2
+
+    job = Job(
+        "video_to_text", ("What?",), (str(webp),), sampling=Sampling(temperature=0), max_new=5
+    )
+    (file,) = runner.run(job, say=lambda line: None)
+    line = json.loads(file.read_text())
+    assert line["size"] == "2x2x2" and line["question"] == "What?" and isinstance(line["text"], str)
+
+
+def test_texts_equal_the_library_call(runner, bundle, tmp_path):
+    rng = np.random.default_rng(0)
+    names = []
+    for i, shape in enumerate([(4, 6, 3), (6, 4, 3)]):
+        names.append(str(tmp_path / f"{i}.png"))
+        media.write_png(names[-1], rng.integers(0, 255, shape, dtype=np.uint8))
+    greedy = Sampling(temperature=0)
+    job = Job("image_to_text", (), tuple(names), sampling=greedy, max_new=6)
+    (file,) = runner.run(job, say=lambda line: None)
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    codes = pixels.encode(bundle, [media.read_image(name) for name in names], LIMITS)
+    assert [c.shape for c in codes] == [(2, 3), (3, 2)]
+    options = tasks.Options(greedy, max_new=6)
+    assert [line["text"] for line in lines] == tasks.caption_images(bundle, codes, options)
+    chat = Job("image_to_text", ("Who?",), (names[0],), sampling=greedy, chat=True, max_new=6)
+    runner.run(chat, say=lambda line: None)
+    assert json.loads(file.read_text())["chat"] is True
+
+
+def test_codes_of_drawing_calls(bundle):
+    codes = tasks.text_to_image(bundle, ["a", "b", "c"], 2, 3, tasks.Options(batch_size=2))
+    assert codes.shape == (3, 2, 3) and codes.min() >= 0 and codes.max() < 32
+    clips = tasks.text_to_video(bundle, ["a"], 2, 2, 3, 8.0, 1.0)
+    assert clips.shape == (1, 2, 2, 3)
+    assert tasks.text_to_image(bundle, [], 2, 3).shape == (0, 2, 3)
+    with pytest.raises(ValueError, match="context of 200"):
+        tasks.text_to_image(bundle, ["a"], 20, 20)
+
+
+@pytest.mark.parametrize(
+    "words, fields",
+    [
+        ("task must be one of", {"task": "image_to_image"}),
+        ("needs a prompt", {"prompts": ()}),
+        ("reads no files", {"media": ("x.png",)}),
+        ("needs a size", {"size": ()}),
+        ("below 1", {"size": (0, 4)}),
+        ("guidance 1", {"negative_prompt": "bad"}),
+        ("alike", {"samples": 2, "sampling": Sampling(temperature=0)}),
+        ("frames per second", {"task": "text_to_video", "size": (1, 2, 2)}),
+        ("at least one image", {"task": "image_to_text", "size": ()}),
+        ("leave the size out", {"task": "image_to_text", "media": ("x",)}),
+        ("2 questions for 3 files", {"task": "image_to_text", "size": (), "media": ("x",) * 3,
+                                     "prompts": ("a", "b")}),
+        ("Guidance is for drawing", {"task": "image_to_text", "size": (), "media": ("x",),
+                                     "sampling": GUIDED}),
+        ("needs a question", {"task": "image_to_text", "size": (), "media": ("x",), "chat": True,
+                              "prompts": ()}),
+    ],
+)  # fmt: skip
+def test_options_that_do_not_go_together_are_refused(words, fields):
+    good = {"task": "text_to_image", "prompts": ("a",), "size": (2, 2)}
+    Job(**good)
+    with pytest.raises(JobError, match=words):
+        Job(**(good | fields))
+
+
+def test_size_from_the_options():
+    assert job_lib.size_of("text_to_image", "8x9", "", 0, 8) == (8, 9)
+    assert job_lib.size_of("text_to_video", "2x8x9", "", 0, 8) == (2, 8, 9)
+    assert job_lib.size_of("text_to_image", "", "4:3", 0, 8) == (78, 104)
+    assert job_lib.size_of("text_to_image", "", "", 64 * 64, 8) == (8, 8)
+    for size, ratio in (("8by9", ""), ("8x9", "1:1"), ("", "wide")):
+        with pytest.raises(ValueError, match="size|ratio"):
+            job_lib.size_of("text_to_image", size, ratio, 0, 8)
+
+
+def test_pixel_limits_come_from_flags_then_file_then_release(tmp_path):
+    assert pixels.pixel_limits(tmp_path, 8) == media.PixelLimits()
+    (tmp_path / pixels.PREPROCESSOR_FILE).write_text('{"min_pixels": 64, "max_pixels": 4096}')
+    assert pixels.pixel_limits(tmp_path, 8) == media.PixelLimits(64, 4096, 8)
+    assert pixels.pixel_limits(tmp_path, 4, 100, 200) == media.PixelLimits(100, 200, 4)
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "emu3_jax.generate", *arguments],
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def test_the_command_line(directories, tmp_path):
+    common = [
+        f"--model={directories / 'language'}",
+        f"--vision_tokenizer={directories / 'vision'}",
+        f"--output={tmp_path / 'out'}",
+    ]
+    done = command(*common, "--task=text_to_image", "--prompt=a cat", "--size=2x2", "--samples=2")
+    assert done.returncode == 0, done.stderr
+    assert "cache" in done.stdout and "image_00001.png" in done.stdout
+    stored = json.loads(Picture.open(tmp_path / "out" / "image_00001.png").text["emu3_jax"])
+    assert (stored["guidance"], stored["top_k"]) == (3.0, 2048)
+
+    wrong = command(*common, "--task=text_to_image", "--prompt=a cat", "--video=x.mp4")
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
+    assert "not --video" in wrong.stderr

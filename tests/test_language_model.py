@@ -1,0 +1,160 @@
+"""The released layout: names, shapes, vocabulary padding, several files, one error for all."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+from conftest import GOLDEN
+
+from emu3_jax.interop import language_model, safetensors_io
+from emu3_jax.models.transformer import released, unstack_layers
+
+PATH = GOLDEN / "language_model"
+
+
+def _file(path):
+    return safetensors.numpy.load_file(path / "model.safetensors")
+
+
+def test_every_name_and_shape_of_the_released_checkpoint():
+    shapes = {pair.name: pair.file_shape for pair in language_model.key_map(released())}
+    expected = {
+        "model.embed_tokens.weight": (184622, 4096),
+        "model.norm.weight": (4096,),
+        "lm_head.weight": (184622, 4096),
+    }
+    for i in range(32):
+        expected |= {
+            f"model.layers.{i}.{name}.weight": shape
+            for name, shape in {
+                "input_layernorm": (4096,),
+                "self_attn.q_proj": (4096, 4096),
+                "self_attn.k_proj": (1024, 4096),
+                "self_attn.v_proj": (1024, 4096),
+                "self_attn.o_proj": (4096, 4096),
+                "post_attention_layernorm": (4096,),
+                "mlp.gate_proj": (14336, 4096),
+                "mlp.up_proj": (14336, 4096),
+                "mlp.down_proj": (4096, 14336),
+            }.items()
+        }
+    assert shapes == expected
+    assert len(shapes) == 291
+    assert sum(int(np.prod(shape)) for shape in shapes.values()) == 8_492_011_520
+
+
+def test_save_is_the_inverse_of_load(tmp_path):
+    config, params = language_model.load(PATH)
+    language_model.save(tmp_path / "m", config, params, extra={"pad_token_id": 900})
+    before, after = _file(PATH), _file(tmp_path / "m")
+    assert before.keys() == after.keys()
+    for name, array in before.items():
+        np.testing.assert_array_equal(after[name], array)
+    stored = json.loads((tmp_path / "m" / "config.json").read_text())
+    original = json.loads((PATH / "config.json").read_text())
+    shared = set(original) - {"max_position_embeddings", "bos_token_id", "eos_token_id"}
+    shared -= {"initializer_range"}  # the golden model was drawn wider than the released one
+    assert {key: stored[key] for key in shared} == {key: original[key] for key in shared}
+    assert language_model.read_config(tmp_path / "m") == config
+
+
+def test_vocabulary_is_padded_with_zeros_and_cut_off_again(tmp_path):
+    config, params = language_model.load(PATH)
+    small = dataclasses.replace(config, vocab_size=1000, vocab_multiple=64)
+    params["embed"]["embedding"] = params["embed"]["embedding"][:1024]
+    language_model.save(tmp_path, small, params)
+    assert _file(tmp_path)["lm_head.weight"].shape == (1000, 96)
+    loaded, padded = language_model.load(tmp_path)
+    assert loaded.padded_vocab_size == 1024
+    np.testing.assert_array_equal(padded["lm_head"]["kernel"][:, 1000:], 0.0)
+    np.testing.assert_array_equal(
+        padded["embed"]["embedding"][:1000], params["embed"]["embedding"][:1000]
+    )
+
+
+def test_unstacked_layers_give_the_same_file(tmp_path):
+    config, params = language_model.load(PATH)
+    unstacked = jax.tree.map(np.asarray, unstack_layers(params))
+    language_model.save(tmp_path, dataclasses.replace(config, scan_layers=False), unstacked)
+    for name, array in _file(PATH).items():
+        np.testing.assert_array_equal(_file(tmp_path)[name], array)
+
+
+def test_bfloat16_and_a_head_dim_that_is_not_the_quotient(tmp_path):
+    config, params = language_model.load(PATH)
+    language_model.save(tmp_path / "low", config, params, dtype="bfloat16")
+    low, low_params = language_model.load(tmp_path / "low", param_dtype="bfloat16")
+    assert low.param_dtype == "bfloat16"
+    kernel, right = low_params["lm_head"]["kernel"], params["lm_head"]["kernel"]
+    assert kernel.dtype.name == "bfloat16"
+    np.testing.assert_allclose(kernel.astype(np.float32), right, rtol=2**-8)
+
+    wide = dataclasses.replace(config, head_dim=32, num_heads=3, num_kv_heads=1)
+    shape = params["layers"]["attention"]["output"]["kernel"].shape
+    assert shape == (3, 6, 16, 96)
+    params["layers"]["attention"]["output"]["kernel"] = np.zeros((3, 3, 32, 96), np.float32)
+    params["layers"]["attention"]["query"]["kernel"] = np.zeros((3, 96, 3, 32), np.float32)
+    for name in ("key", "value"):
+        params["layers"]["attention"][name]["kernel"] = np.zeros((3, 96, 1, 32), np.float32)
+    language_model.save(tmp_path / "wide", wide, params)
+    assert language_model.read_config(tmp_path / "wide") == wide
+    narrow = dataclasses.replace(wide, hidden_size=64)
+    with pytest.raises(ValueError, match=r"lm_head/kernel has shape \[96, 1024\], expected \[64,"):
+        language_model.save(tmp_path / "no", narrow, params)
+
+
+def test_several_files_with_an_index(tmp_path):
+    tensors = _file(PATH)
+    safetensors_io.write_tensors(tmp_path, tensors.items(), shard_bytes=200_000)
+    shutil.copy(PATH / "config.json", tmp_path)
+    files = sorted(p.name for p in tmp_path.glob("*.safetensors"))
+    assert len(files) > 2 and files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    _, params = language_model.load(tmp_path)
+    _, right = language_model.load(PATH)
+    jax.tree.map(np.testing.assert_array_equal, params, right)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_one_error_for_everything_that_does_not_fit(tmp_path):
+    tensors = _file(PATH)
+    del tensors["model.norm.weight"]
+    tensors["model.layers.3.extra"] = np.zeros(2, np.float32)
+    tensors["lm_head.weight"] = tensors["lm_head.weight"][:1000].copy()
+    safetensors_io.write_tensors(tmp_path, tensors.items())
+    shutil.copy(PATH / "config.json", tmp_path)
+    with pytest.raises(ValueError) as caught:
+        language_model.load(tmp_path)
+    message = str(caught.value)
+    assert str(tmp_path) in message
+    assert "model.norm.weight is missing" in message
+    assert "model.layers.3.extra is unexpected" in message
+    assert "lm_head.weight has shape [1000, 96], expected [1024, 96]" in message
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"hidden_act": "gelu"}, "config.json: hidden_act is 'gelu', expected 'silu'"),
+        ({"rope_scaling": {"type": "linear"}}, "rope_scaling is .*, expected None"),
+        ({"num_key_value_heads": 4}, "config.json: model.num_heads=6 must be a multiple of"),
+        ({"vocab_size": "many"}, "vocab_size is 'many', expected a number"),
+    ],
+)
+def test_a_config_of_another_model_names_the_key(tmp_path, change, message):
+    stored = json.loads((PATH / "config.json").read_text()) | change
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    with pytest.raises(ValueError, match=message):
+        language_model.load(tmp_path)
+
+
+def test_missing_and_broken_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match="config.json cannot be read"):
+        language_model.load(tmp_path)
+    shutil.copy(PATH / "config.json", tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"not weights")
+    with pytest.raises(ValueError, match="model.safetensors cannot be read as safetensors"):
+        language_model.load(tmp_path)

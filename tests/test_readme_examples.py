@@ -1,0 +1,97 @@
+"""The README tells the truth: its Python runs, its commands and paths exist."""
+
+import importlib.util
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+from emu3_jax.config import apply_overrides, load_config
+
+ROOT = pathlib.Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README = PAGES[0].read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+_BASH = re.compile(r"^ *```bash\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+
+
+def commands():
+    """Every `python -m emu3_jax...` line of the bash blocks, with the page it stands on."""
+    found = []
+    for page in PAGES:
+        for block in _BASH.findall(page.read_text(encoding="utf-8")):
+            lines = block.replace("\\\n", " ").splitlines()
+            found += [(page.name, line.strip()) for line in lines if "python -m emu3_jax" in line]
+    return found
+
+
+def source_of(module):
+    """The text of a command's module, or of its __main__."""
+    spec = importlib.util.find_spec(module)
+    assert spec is not None, f"{module} does not exist"
+    path = pathlib.Path(spec.origin)
+    return (path.with_name("__main__.py") if path.name == "__init__.py" else path).read_text()
+
+
+@pytest.mark.parametrize("index", range(len(EXAMPLES)))
+def test_python_examples_run(index, tmp_path, monkeypatch, capsys):
+    code = EXAMPLES[index]
+    for asset in re.findall(r'"(assets/[^"]+)"', code):
+        if not (ROOT / asset).exists():
+            pytest.skip(f"{asset} is not there")
+    (tmp_path / "assets").symlink_to(ROOT / "assets")
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, f"README.md, example {index + 1}", "exec"), {})
+
+
+def test_there_are_examples_and_each_is_short():
+    assert len(EXAMPLES) >= 4
+    assert all(len(code.strip().splitlines()) <= 14 for code in EXAMPLES)
+
+
+@pytest.mark.parametrize(("page", "line"), commands())
+def test_commands_and_their_flags_exist(page, line):
+    words = line.split()
+    module = words[words.index("-m") + 1]
+    source = source_of(module)
+    for flag in re.findall(r"--(\w+)(?=[=\s]|$)", line):
+        assert flag == "config" or re.search(rf'"(--)?{flag}"', source), f"{module} has no --{flag}"
+
+
+@pytest.mark.parametrize(("page", "line"), [c for c in commands() if "--config=" in c[1]])
+def test_configs_and_their_overrides_exist(page, line, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = load_config(re.search(r"--config=(\S+)", line)[1])
+    overrides = dict(re.findall(r"--config\.([\w.]+)=(\S*)", line))
+    apply_overrides(config, overrides)
+
+
+def test_paths_in_the_folder_listing_exist():
+    listing = re.search(r"^```\nemu3_jax/\n(.*?)^```", README, re.MULTILINE | re.DOTALL)[1]
+    for line in listing.splitlines():
+        name = line.split()[0]
+        folder = ROOT / "emu3_jax" if line.startswith("  ") else ROOT
+        assert (folder / name).exists(), f"{name} does not exist"
+
+
+def test_every_room_of_the_package_is_listed():
+    rooms = {path.name for path in (ROOT / "emu3_jax").iterdir() if (path / "__init__.py").exists()}
+    assert rooms <= set(re.findall(r"^  (\w+)/", README, re.MULTILINE))
+
+
+def test_links_lead_to_files():
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text(encoding="utf-8")):
+            if target.startswith("docs/pictures/"):
+                continue  # made by the code, not written
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_importing_the_package_does_not_import_jax():
+    code = (
+        "import time; t = time.perf_counter(); import emu3_jax, sys; "
+        "assert 'jax' not in sys.modules and 'numpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)

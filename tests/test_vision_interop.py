@@ -1,0 +1,122 @@
+"""Vision tokenizer weights in the released layout: read, written, and refused with reasons."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from conftest import GOLDEN
+
+from emu3_jax.interop import vision_tokenizer as interop
+from emu3_jax.models.vision_tokenizer import VisionTokenizerConfig
+
+RELEASED = GOLDEN / "vision_tokenizer"
+TINY = VisionTokenizerConfig(
+    codebook_size=64,
+    ch=4,
+    ch_mult=(1, 2),
+    num_res_blocks=1,
+    attn_resolutions=(1,),
+    norm_groups=4,
+)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """Variables of the tiny config without running it: random numbers of the right shapes."""
+    generator = np.random.default_rng(0)
+    variables = {}
+    for pair in interop.key_map(TINY):
+        node = variables
+        for part in pair.path[:-1]:
+            node = node.setdefault(part, {})
+        node[pair.path[-1]] = generator.normal(size=pair.shape).astype(np.float32)
+    return variables
+
+
+def test_round_trip_is_bit_identical(tmp_path):
+    config, variables = interop.load(RELEASED)
+    interop.save(tmp_path, config, variables)
+    again_config, again = interop.load(tmp_path)
+    assert again_config == config
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
+    old = safetensors.numpy.load_file(RELEASED / interop.WEIGHTS_FILE)
+    new = safetensors.numpy.load_file(tmp_path / interop.WEIGHTS_FILE)
+    assert set(new) == set(old)
+    for name, array in old.items():
+        if not name.endswith(interop.COUNTER):
+            np.testing.assert_array_equal(new[name], array)
+            assert new[name].dtype == array.dtype
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        interop.CONFIG_FILE,
+        interop.WEIGHTS_FILE,
+    ]
+
+
+def test_own_config_survives_and_bfloat16_halves_the_file(tiny, tmp_path):
+    interop.save(tmp_path / "full", TINY, tiny)
+    interop.save(tmp_path / "half", TINY, tiny, dtype="bfloat16")
+    stored = json.loads((tmp_path / "full" / interop.CONFIG_FILE).read_text())
+    assert stored["norm_groups"] == 4
+    config, half = interop.load(tmp_path / "half")
+    assert config == TINY
+    rounded = jax.tree.map(
+        lambda a: np.asarray(a).astype(ml_dtypes.bfloat16).astype(np.float32), tiny["params"]
+    )
+    jax.tree.map(np.testing.assert_array_equal, half["params"], rounded)
+    jax.tree.map(np.testing.assert_array_equal, half["batch_stats"], tiny["batch_stats"])
+
+
+def test_config_of_the_released_norms_has_no_extra_key(tmp_path):
+    config, variables = interop.load(RELEASED)
+    interop.save(tmp_path, config, variables)
+    stored = json.loads((tmp_path / interop.CONFIG_FILE).read_text())
+    original = json.loads((RELEASED / interop.CONFIG_FILE).read_text())
+    assert set(stored) - set(original) == {"torch_dtype"}
+    assert {key: stored[key] for key in original} == original
+
+
+def test_all_that_does_not_fit_is_listed(tmp_path):
+    tensors = safetensors.numpy.load_file(RELEASED / interop.WEIGHTS_FILE)
+    del tensors["encoder.conv_in.bias"], tensors["quantize.embedding.weight"]
+    tensors["teapot"] = np.zeros(1, np.float32)
+    tensors["decoder.conv_out.bias"] = np.zeros(4, np.float32)
+    safetensors.numpy.save_file(tensors, tmp_path / interop.WEIGHTS_FILE)
+    shutil.copy(RELEASED / interop.CONFIG_FILE, tmp_path)
+    with pytest.raises(ValueError) as caught:
+        interop.load(tmp_path)
+    message = str(caught.value)
+    for words in (
+        str(tmp_path),
+        "encoder.conv_in.bias is missing",
+        "quantize.embedding.weight is missing",
+        "teapot is unexpected",
+        "decoder.conv_out.bias has shape [4], expected [3]",
+    ):
+        assert words in message
+
+
+def test_unreadable_directories(tmp_path):
+    with pytest.raises(ValueError, match="config.json"):
+        interop.load(tmp_path)
+    (tmp_path / interop.CONFIG_FILE).write_text('{"model_type": "llama"}')
+    with pytest.raises(ValueError, match="Emu3VisionVQ"):
+        interop.load(tmp_path)
+    shutil.copy(RELEASED / interop.CONFIG_FILE, tmp_path)
+    content = (RELEASED / interop.WEIGHTS_FILE).read_bytes()
+    (tmp_path / interop.WEIGHTS_FILE).write_bytes(content[: len(content) // 2])
+    with pytest.raises(ValueError, match="model.safetensors"):
+        interop.load(tmp_path)
+
+
+def test_saving_what_does_not_fit_writes_nothing(tiny, tmp_path):
+    target = tmp_path / "out"
+    with pytest.raises(ValueError, match="do not fit the config"):
+        interop.save(target, dataclasses.replace(TINY, codebook_size=65), tiny)
+    with pytest.raises(ValueError, match="dtype must be one of"):
+        interop.save(target, TINY, tiny, dtype="float16")
+    assert not target.exists()
