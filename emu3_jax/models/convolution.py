@@ -4,7 +4,7 @@ Widths get logical axis names ("conv_in", "conv_out", "norm"), but only where th
 (4 channels) and pixels (3) are never worth sharding, and no mesh would divide them.
 """
 
-import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -16,16 +16,41 @@ GROUP_NORM_EPS = 1e-6
 BATCH_NORM_EPS = 1e-5
 BATCH_NORM_DECAY = 0.9
 
-# Weights: normal, variance 2 / fan_out, as the released code initialises them.
-_KERNEL_INIT = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# Weights: normal, variance 1 / fan_in. How Emu3's tokenizer was initialised is not published; the
+# released code's variance of 2 / fan_out (for a model that is only ever loaded) multiplies the
+# variance of the latents by 36 where 128 channels become 8, and training starts by undoing it.
+FAN_IN = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+ZEROS = nn.initializers.zeros
+ONES = nn.initializers.ones
 
 
-def _bias_init(fan_in: int):
-    """torch's default for a convolution's bias: uniform in +-1/sqrt(fan_in)."""
-    bound = 1.0 / math.sqrt(fan_in)
+def identity_in_time(key, shape, dtype):
+    """Kernel [kt, kh, kw, C, C] that hands on the newest frame as it is."""
+    del key
+    kt, kh, kw, inputs, outputs = shape
+    kernel = jnp.zeros(shape, dtype)
+    return kernel.at[kt - 1, kh // 2, kw // 2].set(jnp.eye(inputs, outputs, dtype=dtype))
+
+
+def mirrored_identity(newest: int):
+    """Initialiser of a kernel [kt, kh, kw, C, C] whose output a SiLU follows.
+
+    The first half of the channels becomes y, the mean of the `newest` frames, and the second half
+    -y. Since silu(y) - silu(-y) = y, a chain of such layers hands y on unchanged in spite of the
+    activations between them: training begins with a tokenizer of single pictures that works.
+    """
 
     def init(key, shape, dtype):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
+        del key
+        kt, kh, kw, inputs, outputs = shape
+        channel, half = jnp.arange(inputs), inputs // 2
+        sign = jnp.where(channel < half, 1.0, -1.0)
+        # An odd last channel has no mirror and starts on its own.
+        pair = jnp.where(channel < 2 * half, channel % max(half, 1), channel)
+        same = pair[:, None] == pair[None, :]
+        matrix = jnp.where(same, sign[:, None] * sign[None, :], 0.0).astype(dtype) / newest
+        kernel = jnp.zeros(shape, dtype)
+        return kernel.at[kt - newest :, kh // 2, kw // 2].set(matrix[:, :outputs])
 
     return init
 
@@ -67,6 +92,7 @@ class Conv(nn.Module):
       padding: zeros around the frame in 2-D ((top, bottom), (left, right)); 3-D has its own.
       narrow_in: the input is latents or pixels, so its channels have no logical name.
       narrow_out: the same for the output.
+      kernel_init, bias_init: initialisers.
     """
 
     features: int
@@ -76,6 +102,8 @@ class Conv(nn.Module):
     padding: tuple = ((1, 1), (1, 1))
     narrow_in: bool = False
     narrow_out: bool = False
+    kernel_init: Callable = FAN_IN
+    bias_init: Callable = ZEROS
 
     @nn.compact
     def __call__(self, x):
@@ -84,17 +112,16 @@ class Conv(nn.Module):
         conv_in = None if self.narrow_in else "conv_in"
         conv_out = None if self.narrow_out else "conv_out"
         kernel_names = (None,) * len(self.kernel) + (conv_in, conv_out)
-        bias_init = _bias_init(channels * math.prod(self.kernel))
         param_dtype, dtype = jnp.dtype(self.config.param_dtype), jnp.dtype(self.config.dtype)
         kernel = self.param(
             "kernel",
-            nn.with_logical_partitioning(_KERNEL_INIT, kernel_names),
+            nn.with_logical_partitioning(self.kernel_init, kernel_names),
             (*self.kernel, channels, self.features),
             param_dtype,
         )
         bias = self.param(
             "bias",
-            nn.with_logical_partitioning(bias_init, (conv_out,)),
+            nn.with_logical_partitioning(self.bias_init, (conv_out,)),
             (self.features,),
             param_dtype,
         )
@@ -106,14 +133,14 @@ class Conv(nn.Module):
         return y + bias.astype(dtype)
 
 
-def conv3x3(features: int, config, name: str | None = None, **narrow) -> Conv:
+def conv3x3(features: int, config, name: str | None = None, **options) -> Conv:
     """The 3x3 convolution with one zero on every side."""
-    return Conv(features, (3, 3), config, name=name, **narrow)
+    return Conv(features, (3, 3), config, name=name, **options)
 
 
-def conv1x1(features: int, config, name: str | None = None, **narrow) -> Conv:
+def conv1x1(features: int, config, name: str | None = None, **options) -> Conv:
     """A matrix over the channels of every position."""
-    return Conv(features, (1, 1), config, padding=((0, 0), (0, 0)), name=name, **narrow)
+    return Conv(features, (1, 1), config, padding=((0, 0), (0, 0)), name=name, **options)
 
 
 class CausalConv(nn.Module):
@@ -123,12 +150,14 @@ class CausalConv(nn.Module):
       features: channels out.
       kernel: (time, height, width).
       time_stride: step along time.
+      kernel_init: initialiser; the identity suits a layer that no activation follows.
     """
 
     features: int
     config: object
     kernel: tuple[int, int, int] = (3, 1, 1)
     time_stride: int = 1
+    kernel_init: Callable = identity_in_time
 
     @nn.compact
     def __call__(self, x):
@@ -140,6 +169,7 @@ class CausalConv(nn.Module):
             self.time_stride,
             narrow_in=True,
             narrow_out=True,
+            kernel_init=self.kernel_init,
             name="conv",
         )(x)
 
@@ -229,8 +259,10 @@ class SpatialNorm(nn.Module):
         factors = (x.shape[1] // entries.shape[1], x.shape[2] // entries.shape[2])
         y = GroupNorm(self.config, name="norm_layer")(x)
         channels = x.shape[-1]
-        scale = conv1x1(channels, self.config, name="conv_y", narrow_in=True)(entries)
-        shift = conv1x1(channels, self.config, name="conv_b", narrow_in=True)(entries)
+        # Zero kernels: at first a plain GroupNorm, the entries' say is learnt.
+        start = dict(narrow_in=True, kernel_init=ZEROS)
+        scale = conv1x1(channels, self.config, name="conv_y", bias_init=ONES, **start)(entries)
+        shift = conv1x1(channels, self.config, name="conv_b", **start)(entries)
         return y * repeat_nearest(scale, factors) + repeat_nearest(shift, factors)
 
 

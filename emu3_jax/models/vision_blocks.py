@@ -7,12 +7,15 @@ import jax
 import jax.numpy as jnp
 
 from emu3_jax.models.convolution import (
+    FAN_IN,
+    ZEROS,
     CausalConv,
     GroupNorm,
     SpatialNorm,
     batch_norm,
     conv1x1,
     conv3x3,
+    mirrored_identity,
     repeat_nearest,
 )
 
@@ -41,7 +44,7 @@ class ResBlock(nn.Module):
         y = conv3x3(self.features, self.config, name="conv1")(y)
         y = nn.silu(frame_norm(self.config, "norm2", y, entries))
         y = nn.Dropout(self.config.dropout)(y, deterministic=not train)
-        y = conv3x3(self.features, self.config, name="conv2")(y)
+        y = conv3x3(self.features, self.config, name="conv2", kernel_init=ZEROS)(y)
         if x.shape[-1] != self.features:
             x = conv1x1(self.features, self.config, name="nin_shortcut")(x)
         return x + y
@@ -83,7 +86,7 @@ class AttnBlock(nn.Module):
         )
         attend = plain_attention if H * W <= MAX_PLAIN_POSITIONS else blockwise_attention
         y = attend(q, k, v).reshape(F, H, W, C)
-        return x + conv1x1(C, self.config, name="proj_out")(y)
+        return x + conv1x1(C, self.config, name="proj_out", kernel_init=ZEROS)(y)
 
 
 class TemporalResBlock(nn.Module):
@@ -96,10 +99,10 @@ class TemporalResBlock(nn.Module):
         """float [B, T, H, W, C] -> the same shape."""
         C = x.shape[-1]
         y = nn.silu(batch_norm(self.config, train, "norm1")(x))
-        y = CausalConv(C, self.config, (3, 3, 3), name="conv1")(y)
+        y = CausalConv(C, self.config, (3, 3, 3), kernel_init=FAN_IN, name="conv1")(y)
         y = nn.silu(batch_norm(self.config, train, "norm2")(y))
         y = nn.Dropout(self.config.dropout)(y, deterministic=not train)
-        return x + CausalConv(C, self.config, (3, 3, 3), name="conv2")(y)
+        return x + CausalConv(C, self.config, (3, 3, 3), kernel_init=ZEROS, name="conv2")(y)
 
 
 class TemporalDown(nn.Module):
@@ -110,7 +113,8 @@ class TemporalDown(nn.Module):
     @nn.compact
     def __call__(self, x):
         """float [B, T, H, W, C] -> [B, T/2, H, W, C]; T even."""
-        return CausalConv(x.shape[-1], self.config, (4, 3, 3), 2, name="conv")(x)
+        start = mirrored_identity(newest=2)
+        return CausalConv(x.shape[-1], self.config, (4, 3, 3), 2, start, name="conv")(x)
 
 
 class TemporalUp(nn.Module):
@@ -121,4 +125,6 @@ class TemporalUp(nn.Module):
     @nn.compact
     def __call__(self, x):
         """float [B, T, H, W, C] -> [B, 2T, H, W, C]."""
-        return CausalConv(x.shape[-1], self.config, (3, 3, 3), name="conv")(repeat_nearest(x, (2,)))
+        start = mirrored_identity(newest=1)
+        conv = CausalConv(x.shape[-1], self.config, (3, 3, 3), kernel_init=start, name="conv")
+        return conv(repeat_nearest(x, (2,)))

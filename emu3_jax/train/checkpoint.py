@@ -18,6 +18,8 @@ from etils import epath
 from emu3_jax.config import read_config
 
 CHECKPOINT_FOLDER = "checkpoints"
+# More than there are: state, data, metadata written twice, and the renaming of the folder.
+_PARTS_OF_A_SAVE = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,13 +59,20 @@ class Checkpoints:
             raise CheckpointError(
                 f"checkpoints cannot be kept in {self._directory}: {_first_line(error)}"
             ) from error
+        self._config = config
+        self._manager = self._new_manager()
+        _quiet_orbax()
+        self._saving: int | None = None
+
+    def _new_manager(self) -> ocp.CheckpointManager:
+        """Clears away unfinished folders of earlier saves as well."""
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=config.keep,
-            keep_period=config.keep_every or None,
+            max_to_keep=self._config.keep,
+            keep_period=self._config.keep_every or None,
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
         )
-        self._manager = ocp.CheckpointManager(
+        return ocp.CheckpointManager(
             self._directory,
             options=options,
             item_handlers={
@@ -71,9 +80,6 @@ class Checkpoints:
                 "data": ocp.JsonCheckpointHandler(),
             },
         )
-        _quiet_orbax()
-        self._saving: int | None = None
-        self._broken = False
 
     def latest_step(self) -> int | None:
         """The newest complete checkpoint's step, or None."""
@@ -118,10 +124,15 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> CheckpointError:
-        """What a failed save comes to; its unfinished folder would only fill the disk."""
-        self._broken = True
+        """What a failed save comes to; its unfinished folder would only fill the disk.
+
+        The manager is made anew: other parts of the failed save may still be writing, and their
+        errors would otherwise come up in whatever is asked of it next.
+        """
+        self._close_manager()
         for child in self._directory.glob("*orbax-checkpoint-tmp*"):
             shutil.rmtree(child, ignore_errors=True)
+        self._manager = self._new_manager()
         latest = self.latest_step()
         kept = "no earlier checkpoint exists" if latest is None else f"step {latest} is intact"
         return CheckpointError(
@@ -152,15 +163,18 @@ class Checkpoints:
         Whoever needs to know how the save ended calls `wait` before: this is called on the way
         out of an error as well, which it must not hide.
         """
-        if self._broken:
-            with contextlib.suppress(Exception):  # the same error once more
-                self._manager.close()
-            return
         try:
             self.wait()
         except CheckpointError as error:
             print(f"Warning: {error}", flush=True)
-        self._manager.close()
+        self._close_manager()
+
+    def _close_manager(self) -> None:
+        """Waits for everything that still writes; each failed part raises its error once."""
+        for _ in range(_PARTS_OF_A_SAVE):
+            with contextlib.suppress(Exception):
+                self._manager.close()
+                return
 
 
 def _quiet_orbax() -> None:

@@ -140,6 +140,7 @@ class VisionTokenizerTask:
             return state
         step = state.step + 1
         due = (step % config.revive_every == 0) & (step <= config.revive_until * self.steps)
+        due |= step == 1  # hardly an entry is in use yet: the codebook starts on latents
         return jax.lax.cond(due, lambda s: self._revive(s, batch, key), lambda s: s, state)
 
     def _revive(self, state: TrainState, batch: dict, key: jax.Array) -> TrainState:
