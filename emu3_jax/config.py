@@ -47,7 +47,7 @@ def to_dataclass(cls: type[T], values: Any, where: str = "config") -> T:
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     for key in values:
         if key not in fields:
-            raise ConfigError(_unknown_key(key, fields, where))
+            raise ConfigError(unknown_key(key, fields, where))
     arguments = {}
     for name, field in fields.items():
         if name in values:
@@ -65,7 +65,8 @@ def to_dataclass(cls: type[T], values: Any, where: str = "config") -> T:
         raise ConfigError(message) from error
 
 
-def _unknown_key(key: str, known: Iterable[str], where: str) -> str:
+def unknown_key(key: str, known: Iterable[str], where: str) -> str:
+    """The sentence for a key that does not exist in section `where`, with the nearest that does."""
     known = list(known)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"did you mean {where}.{near[0]}?" if near else f"valid keys: {', '.join(known)}"
@@ -137,10 +138,10 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, s
         *parents, last = dotted.split(".")
         for parent in parents:
             if not isinstance(section.get(parent), ml_collections.ConfigDict):
-                raise ConfigError(_unknown_key(parent, _sections(section), where))
+                raise ConfigError(unknown_key(parent, _sections(section), where))
             section, where = section[parent], f"{where}.{parent}"
         if last not in section and not parents:
-            raise ConfigError(_unknown_key(last, section.keys(), where))
+            raise ConfigError(unknown_key(last, section.keys(), where))
         old = section.get(last)
         if isinstance(old, ml_collections.ConfigDict):
             raise ConfigError(f"{where}.{last} is a section; set one of its keys")

@@ -6,7 +6,8 @@ import evaluation_stand_ins as parts
 import numpy as np
 import pytest
 
-from emu3_jax.evaluate import items, picture_quality, reconstruction, tokenizer_use
+from emu3_jax.data import vision_codec
+from emu3_jax.evaluate import items, picture_quality, reconstruction
 from emu3_jax.evaluate.evaluator import Subject
 
 
@@ -57,7 +58,7 @@ def test_codebook_use_counts_codes_of_the_split_and_of_all_splits(subject, resul
     seen = set()
     for split in ("train", "validation", "validation_combination"):
         chosen = [i.pixels for i in items.read_split(subject.data, split)]
-        for codes in tokenizer_use.encode(subject.vision_tokenizer, chosen, 4):
+        for codes in vision_codec.encode(subject.vision_tokenizer, chosen, 4):
             seen |= set(codes.ravel().tolist())
     assert result.metrics["codebook_used_corpus"] == pytest.approx(100 * len(seen) / 64)
     assert (
@@ -82,10 +83,10 @@ def test_sheets_show_originals_above_reconstructions(subject, result):
 
 def test_pictures_are_cut_to_whole_tokens():
     config = parts.GreyConfig()
-    assert tokenizer_use.whole_tokens(config, np.zeros((19, 17, 3), np.uint8)).shape == (16, 16, 3)
-    assert tokenizer_use.whole_tokens(config, np.zeros((6, 8, 8, 3), np.uint8)).shape[0] == 4
+    assert vision_codec.whole_tokens(config, np.zeros((19, 17, 3), np.uint8)).shape == (16, 16, 3)
+    assert vision_codec.whole_tokens(config, np.zeros((6, 8, 8, 3), np.uint8)).shape[0] == 4
     with pytest.raises(ValueError, match="smaller than one token"):
-        tokenizer_use.whole_tokens(config, np.zeros((3, 8, 8, 3), np.uint8))
+        vision_codec.whole_tokens(config, np.zeros((3, 8, 8, 3), np.uint8))
 
 
 def test_what_is_missing_is_named(subject):

@@ -12,6 +12,7 @@ import safetensors.numpy
 from conftest import GOLDEN
 
 from emu3_jax.interop import vision_tokenizer as interop
+from emu3_jax.interop.safetensors_io import WEIGHTS_FILE
 from emu3_jax.models.vision_tokenizer import VisionTokenizerConfig
 
 RELEASED = GOLDEN / "vision_tokenizer"
@@ -44,8 +45,8 @@ def test_round_trip_is_bit_identical(tmp_path):
     again_config, again = interop.load(tmp_path)
     assert again_config == config
     jax.tree.map(np.testing.assert_array_equal, again, variables)
-    old = safetensors.numpy.load_file(RELEASED / interop.WEIGHTS_FILE)
-    new = safetensors.numpy.load_file(tmp_path / interop.WEIGHTS_FILE)
+    old = safetensors.numpy.load_file(RELEASED / WEIGHTS_FILE)
+    new = safetensors.numpy.load_file(tmp_path / WEIGHTS_FILE)
     assert set(new) == set(old)
     for name, array in old.items():
         if not name.endswith(interop.COUNTER):
@@ -53,7 +54,7 @@ def test_round_trip_is_bit_identical(tmp_path):
             assert new[name].dtype == array.dtype
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         interop.CONFIG_FILE,
-        interop.WEIGHTS_FILE,
+        WEIGHTS_FILE,
     ]
 
 
@@ -81,11 +82,11 @@ def test_config_of_the_released_norms_has_no_extra_key(tmp_path):
 
 
 def test_all_that_does_not_fit_is_listed(tmp_path):
-    tensors = safetensors.numpy.load_file(RELEASED / interop.WEIGHTS_FILE)
+    tensors = safetensors.numpy.load_file(RELEASED / WEIGHTS_FILE)
     del tensors["encoder.conv_in.bias"], tensors["quantize.embedding.weight"]
     tensors["teapot"] = np.zeros(1, np.float32)
     tensors["decoder.conv_out.bias"] = np.zeros(4, np.float32)
-    safetensors.numpy.save_file(tensors, tmp_path / interop.WEIGHTS_FILE)
+    safetensors.numpy.save_file(tensors, tmp_path / WEIGHTS_FILE)
     shutil.copy(RELEASED / interop.CONFIG_FILE, tmp_path)
     with pytest.raises(ValueError) as caught:
         interop.load(tmp_path)
@@ -107,8 +108,8 @@ def test_unreadable_directories(tmp_path):
     with pytest.raises(ValueError, match="Emu3VisionVQ"):
         interop.load(tmp_path)
     shutil.copy(RELEASED / interop.CONFIG_FILE, tmp_path)
-    content = (RELEASED / interop.WEIGHTS_FILE).read_bytes()
-    (tmp_path / interop.WEIGHTS_FILE).write_bytes(content[: len(content) // 2])
+    content = (RELEASED / WEIGHTS_FILE).read_bytes()
+    (tmp_path / WEIGHTS_FILE).write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match="model.safetensors"):
         interop.load(tmp_path)
 

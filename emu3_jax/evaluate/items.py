@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -81,22 +81,3 @@ def read_images(data: pathlib.Path, split: str, limit: int = 0) -> list[Item]:
     if not chosen:
         raise ValueError(f"{pathlib.Path(data) / split}.jsonl holds no image")
     return chosen
-
-
-def batches_of_one_shape(
-    arrays: Sequence[np.ndarray], batch_size: int
-) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Groups arrays by shape → (their indices, the stacked batch padded to `batch_size`).
-
-    The last batch of a shape repeats its first array, so that each shape compiles once; only the
-    first `len(indices)` rows count.
-    """
-    groups: dict[tuple, list[int]] = {}
-    for index, array in enumerate(arrays):
-        groups.setdefault(array.shape, []).append(index)
-    for indices in groups.values():
-        rows = min(batch_size, len(indices))
-        for start in range(0, len(indices), rows):
-            chosen = indices[start : start + rows]
-            padded = chosen + [chosen[0]] * (rows - len(chosen))
-            yield chosen, np.stack([arrays[i] for i in padded])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from emu3_jax.evaluate import tokenizer_use
+from emu3_jax.data import vision_codec
 from emu3_jax.evaluate.evaluator import Subject
 from emu3_jax.evaluate.items import Item
 from emu3_jax.generate import tasks
@@ -16,7 +16,7 @@ MAX_CAPTION_TOKENS = 96
 
 def caption(subject: Subject, pictures: Sequence[np.ndarray]) -> list[str]:
     """The most likely continuation, token by token, behind each uint8 [H, W, 3]."""
-    codes = tokenizer_use.encode(subject.vision_tokenizer, pictures, subject.batch_size)
+    codes = vision_codec.encode(subject.vision_tokenizer, pictures, subject.batch_size)
     options = tasks.Options(
         sampling=Sampling(temperature=0.0),
         max_new=MAX_CAPTION_TOKENS,
@@ -30,7 +30,7 @@ def draw(subject: Subject, chosen: Sequence[Item]) -> list[np.ndarray]:
     sizes: dict[tuple[int, int], list[int]] = {}
     config = subject.vision_tokenizer[0].config
     for index, item in enumerate(chosen):
-        height, width, _ = tokenizer_use.whole_tokens(config, item.pixels).shape
+        height, width, _ = vision_codec.whole_tokens(config, item.pixels).shape
         grid = (height // config.spatial_factor, width // config.spatial_factor)
         sizes.setdefault(grid, []).append(index)
     options = tasks.Options(sampling=subject.sampling, batch_size=subject.batch_size)
@@ -38,7 +38,7 @@ def draw(subject: Subject, chosen: Sequence[Item]) -> list[np.ndarray]:
     for (h, w), indices in sizes.items():
         captions = [chosen[i].text for i in indices]
         codes = tasks.text_to_image(subject.bundle, captions, h, w, options)
-        drawn = tokenizer_use.decode(subject.vision_tokenizer, list(codes), subject.batch_size)
+        drawn = vision_codec.decode(subject.vision_tokenizer, list(codes), subject.batch_size)
         for index, picture in zip(indices, drawn, strict=True):
             pictures[index] = picture
     return pictures

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from emu3_jax.evaluate import items, picture_quality, tokenizer_use
+from emu3_jax.data import vision_codec
+from emu3_jax.evaluate import items, picture_quality
 from emu3_jax.evaluate.contact_sheet import contact_sheet, film_strip
 from emu3_jax.evaluate.evaluator import Result, Subject, Table
 
@@ -60,7 +61,7 @@ class Reconstruction:
                 continue
             chosen = items.read_split(subject.data, split, subject.limit)
             pixels = [item.pixels for item in chosen]
-            codes += tokenizer_use.encode(subject.vision_tokenizer, pixels, subject.batch_size)
+            codes += vision_codec.encode(subject.vision_tokenizer, pixels, subject.batch_size)
         return codes
 
 
@@ -68,9 +69,9 @@ def reconstruct(subject: Subject, chosen: Sequence[items.Item]):
     """Passes items through the tokenizer → (originals, reconstructions, codes), lists of arrays."""
     tokenizer, batch_size = subject.vision_tokenizer, subject.batch_size
     config = tokenizer[0].config
-    originals = [tokenizer_use.whole_tokens(config, item.pixels) for item in chosen]
-    codes = tokenizer_use.encode(tokenizer, originals, batch_size)
-    return originals, tokenizer_use.decode(tokenizer, codes, batch_size), codes
+    originals = [vision_codec.whole_tokens(config, item.pixels) for item in chosen]
+    codes = vision_codec.encode(tokenizer, originals, batch_size)
+    return originals, vision_codec.decode(tokenizer, codes, batch_size), codes
 
 
 def quality(originals: Sequence[np.ndarray], rebuilt: Sequence[np.ndarray], kind: str) -> dict:

@@ -8,7 +8,7 @@ import contextlib
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import TracebackType
 
 import numpy as np
@@ -68,11 +68,16 @@ class Tensors:
         """One tensor in the type it is stored in."""
         return self._where[name].get_tensor(name)
 
-    def check(self, expected: Mapping[str, tuple[int, ...]]) -> None:
-        """ValueError that lists every missing, unexpected and mis-shaped tensor at once."""
-        found = self.shapes()
+    def check(
+        self, expected: Mapping[str, tuple[int, ...]], optional: Collection[str] = ()
+    ) -> None:
+        """ValueError that lists every missing, unexpected and mis-shaped tensor at once.
+
+        Tensors named in `optional` may be there or not, in any shape.
+        """
+        found, known = self.shapes(), {*expected, *optional}
         problems = [f"{name} is missing" for name in expected if name not in found]
-        problems += [f"{name} is unexpected" for name in found if name not in expected]
+        problems += [f"{name} is unexpected" for name in found if name not in known]
         problems += [
             f"{name} has shape {list(found[name])}, expected {list(shape)}"
             for name, shape in expected.items()

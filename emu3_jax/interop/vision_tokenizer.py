@@ -8,7 +8,6 @@ report of what does not fit.
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 import re
@@ -19,14 +18,12 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-import safetensors
-import safetensors.numpy
 
+from emu3_jax.interop.safetensors_io import Tensors, read_json, write_json, write_tensors
 from emu3_jax.models.vision_config import VisionTokenizerConfig
 from emu3_jax.models.vision_tokenizer import VisionTokenizer
 
 CONFIG_FILE = "config.json"
-WEIGHTS_FILE = "model.safetensors"
 
 # Path of a module here -> its name in the file, one substitution after the other.
 MODULES = (
@@ -114,16 +111,9 @@ def counters(pairs: tuple[Pair, ...]) -> list[str]:
 def read_config(path: str | os.PathLike) -> VisionTokenizerConfig:
     """The config of a directory in the released layout; ValueError if it is not one."""
     file = pathlib.Path(path) / CONFIG_FILE
-    try:
-        stored = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(
-            f"{file}: a vision tokenizer's config is expected here: {error}."
-        ) from error
-    except ValueError as error:
-        raise ValueError(f"{file}: expected a JSON object: {error}.") from error
-    if not isinstance(stored, dict) or stored.get("model_type") != "Emu3VisionVQ":
-        found = stored.get("model_type") if isinstance(stored, dict) else type(stored).__name__
+    stored = read_json(file)
+    if stored.get("model_type") != "Emu3VisionVQ":
+        found = stored.get("model_type")
         raise ValueError(f'{file}: expected model_type "Emu3VisionVQ", found {found!r}.')
     if stored.get("double_z"):
         raise ValueError(
@@ -141,7 +131,8 @@ def load(path: str | os.PathLike) -> tuple[VisionTokenizerConfig, dict]:
     """Config and weights of a directory in the released layout.
 
     Args:
-      path: directory with config.json and model.safetensors, the arrays of any floating type.
+      path: directory with config.json and weights in one safetensors file or several with an index,
+        of any floating type.
 
     Returns:
       (config, {"params": ..., "batch_stats": ...}) of float32 numpy arrays.
@@ -151,14 +142,11 @@ def load(path: str | os.PathLike) -> tuple[VisionTokenizerConfig, dict]:
         shape; all of those are listed.
     """
     config = read_config(path)
-    file = pathlib.Path(path) / WEIGHTS_FILE
-    try:
-        stored = safetensors.numpy.load_file(file)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"{file}: the weights cannot be read: {error}.") from error
     pairs = key_map(config)
-    _check_names_and_shapes(file, stored, pairs)
-    flat = {pair.path: pair.from_file(stored[pair.name].astype(np.float32)) for pair in pairs}
+    with Tensors(path) as stored:
+        expected = {pair.name: pair.file_shape for pair in pairs}
+        stored.check(expected, optional=counters(pairs))
+        flat = {p.path: p.from_file(stored.read(p.name).astype(np.float32)) for p in pairs}
     return config, flax.traverse_util.unflatten_dict(flat)
 
 
@@ -195,44 +183,16 @@ def save(
         del stored[name]
     if config.norm_groups == 32:  # the released value, for which the released file has no key
         del stored["norm_groups"]
-    text = json.dumps(stored | _STORED_CONSTANTS | {"torch_dtype": dtype}, indent=2) + "\n"
-    folder = pathlib.Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / WEIGHTS_FILE, safetensors.numpy.save(tensors, metadata={"format": "pt"}))
-    _replace(folder / CONFIG_FILE, text.encode("utf-8"))
+    write_tensors(path, tensors.items())
+    write_json(
+        pathlib.Path(path) / CONFIG_FILE, stored | _STORED_CONSTANTS | {"torch_dtype": dtype}
+    )
 
 
 def load_vision_tokenizer(path: str | os.PathLike) -> tuple[VisionTokenizer, dict]:
     """(module, variables) of a directory in the released layout; errors as `load`."""
     config, variables = load(path)
     return VisionTokenizer(config), variables
-
-
-def _replace(file: pathlib.Path, content: bytes) -> None:
-    """Writes a file so that a reader finds either the old content or all of the new."""
-    temporary = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _check_names_and_shapes(file, stored: dict, pairs: tuple[Pair, ...]) -> None:
-    """ValueError that lists everything in which the file differs from the config."""
-    expected = {pair.name: pair.file_shape for pair in pairs}
-    optional = set(counters(pairs))
-    problems = [f"{name} is missing" for name in expected if name not in stored]
-    problems += [
-        f"{name} is unexpected" for name in stored if name not in expected and name not in optional
-    ]
-    problems += [
-        f"{name} has shape {list(stored[name].shape)}, expected {list(shape)}"
-        for name, shape in expected.items()
-        if name in stored and stored[name].shape != shape
-    ]
-    if problems:
-        raise ValueError(f"{file} does not fit its {CONFIG_FILE}: {'; '.join(problems)}.")
 
 
 def _check_variables(flat: dict, pairs: tuple[Pair, ...]) -> None:

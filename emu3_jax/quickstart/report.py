@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from emu3_jax import vocab as vocab_lib
-from emu3_jax.data import media
+from emu3_jax.data import media, vision_codec
 from emu3_jax.data.records import DATASET_FILE, DatasetInfo
-from emu3_jax.evaluate import items, loading, tokenizer_use
+from emu3_jax.evaluate import items, loading
 from emu3_jax.evaluate.contact_sheet import contact_sheet, film_strip
 from emu3_jax.evaluate.evaluator import read_results
 from emu3_jax.evaluate.report import (
@@ -114,9 +114,9 @@ class Gathered:
         """Held-out pictures and clips through the vision tokenizer."""
         chosen = self.chosen["pictures"][:pictures] + self.chosen["clips"][:clips]
         chosen = [self.item(row) for row in chosen]
-        originals = [tokenizer_use.whole_tokens(self.vision[0].config, i.pixels) for i in chosen]
-        codes = tokenizer_use.encode(self.vision, originals, 8)
-        pixels = tokenizer_use.decode(self.vision, codes, 8)
+        originals = [vision_codec.whole_tokens(self.vision[0].config, i.pixels) for i in chosen]
+        codes = vision_codec.encode(self.vision, originals, 8)
+        pixels = vision_codec.decode(self.vision, codes, 8)
         return [
             Rebuilt(a, b, item.text, item.attributes.get("seconds", 1.0))
             for item, a, b in zip(chosen, originals, pixels, strict=True)
@@ -125,7 +125,7 @@ class Gathered:
     def stream(self) -> list[tuple[str, str]]:
         """One document as the model sees it, shortened."""
         item = self.item(self.chosen["pictures"][0])
-        codes = tokenizer_use.encode(self.vision, [item.pixels], 1)[0]
+        codes = vision_codec.encode(self.vision, [item.pixels], 1)[0]
         tokenizer = load_text_tokenizer(self.plan.text_tokenizer)
         tokens = [("BOS", "text")]
         tokens += [(tokenizer.decode([i]), "text") for i in tokenizer.encode(item.text)]

@@ -2,7 +2,7 @@
 
 import ml_collections
 
-from emu3_jax.config import ConfigError, to_dataclass
+from emu3_jax.config import ConfigError, to_dataclass, unknown_key
 from emu3_jax.train.loop import RunConfig
 from emu3_jax.train.state import Task
 
@@ -52,15 +52,28 @@ def dataset_grammar(data, text_tokenizer: str):
     return Grammar(info.vocabulary, load_text_tokenizer(text_tokenizer), info.video_format)
 
 
-TASKS = {"pretrain": _pretrain, "vision_tokenizer": _vision_tokenizer}
+# Task → (its maker, what its config must have besides `task` and `run`).
+TASKS = {
+    "pretrain": (_pretrain, ("text_tokenizer", "model", "loss", "data")),
+    "vision_tokenizer": (_vision_tokenizer, ("model", "loss", "data")),
+}
+OPTIONAL = ("evaluation",)
 
 
 def make_task(config: ml_collections.ConfigDict, run: RunConfig) -> Task:
     """Builds the task `config.task` names.
 
     Raises:
-      ConfigError: unknown task, or a wrong key or type in one of its sections.
+      ConfigError: unknown task, a section too many or too few, or a wrong key or type in one.
     """
     if config.get("task") not in TASKS:
         raise ConfigError(f"task must be one of {', '.join(TASKS)}, got {config.get('task')!r}")
-    return TASKS[config.task](config, run)
+    make, needed = TASKS[config.task]
+    known = ("task", "run", *needed)
+    for key in config:
+        if key not in known + OPTIONAL:
+            raise ConfigError(unknown_key(key, known + OPTIONAL, "config"))
+    for key in known:
+        if key not in config:
+            raise ConfigError(f"config.{key} is missing; the task {config.task} needs it")
+    return make(config, run)

@@ -1,18 +1,18 @@
-"""The vision tokenizer as evaluators use it: uint8 pictures in, codes or uint8 pictures out."""
+"""A vision tokenizer at work: uint8 pictures and clips of any size to codes and back."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from emu3_jax.data import media
-from emu3_jax.evaluate.items import batches_of_one_shape
 
 
 @functools.lru_cache(maxsize=4)
 def _jitted(module: Any, method: str):
+    """The compiled `encode` or `decode` of a module: (variables, array) → array."""
     return jax.jit(functools.partial(module.apply, method=method))
 
 
@@ -47,8 +47,6 @@ def decode(
     pictures: list = [None] * len(codes)
     for indices, batch in batches_of_one_shape([np.asarray(c) for c in codes], batch_size):
         out = media.to_uint8(np.asarray(decoder(variables, batch)))
-        if batch.ndim == 3 and out.ndim == 5:
-            out = out[:, 0]
         for index, picture in zip(indices, out, strict=False):
             pictures[index] = picture
     return pictures
@@ -66,3 +64,22 @@ def whole_tokens(config: Any, picture: np.ndarray) -> np.ndarray:
         )
     picture = picture[..., :height, :width, :]
     return picture[:frames] if picture.ndim == 4 else picture
+
+
+def batches_of_one_shape(
+    arrays: Sequence[np.ndarray], batch_size: int
+) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Groups arrays by shape → (their indices, the stacked batch padded to `batch_size`).
+
+    The last batch of a shape repeats its first array, so that each shape compiles once; only the
+    first `len(indices)` rows count.
+    """
+    groups: dict[tuple, list[int]] = {}
+    for index, array in enumerate(arrays):
+        groups.setdefault(array.shape, []).append(index)
+    for indices in groups.values():
+        rows = min(batch_size, len(indices))
+        for start in range(0, len(indices), rows):
+            chosen = indices[start : start + rows]
+            padded = chosen + [chosen[0]] * (rows - len(chosen))
+            yield chosen, np.stack([arrays[i] for i in padded])
