@@ -13,8 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from emu3_jax.models import rope
-from emu3_jax.models.layers import Linear
+from emu3_jax.models import layers, rope
 from emu3_jax.sharding import constrain
 
 MASKED = -1e30  # finite, so that a row with nothing to see stays finite
@@ -102,8 +101,7 @@ def reference(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, dropout=0.0, dropout_key=N
     scores = jnp.where(mask_BST[:, None, None], _scores(q_BSNH, k_BSKH), MASKED)
     probs = jax.nn.softmax(scores, axis=-1)
     if dropout > 0.0:
-        keep = jax.random.bernoulli(dropout_key, 1.0 - dropout, probs.shape)
-        probs = jnp.where(keep, probs / (1.0 - dropout), 0.0)
+        probs = layers.dropout(probs, dropout, dropout_key)
     return _zero_blind_rows(_weighted_sum(probs, v_BSKH), segment_ids_BS != 0)
 
 
@@ -156,7 +154,7 @@ class Attention(nn.Module):
     def _project(self, name, heads, logical, x_BSD):
         shape = (self.hidden_size, heads, self.head_dim)
         axes = ("embed", logical, "head_dim")
-        x = Linear(shape, axes, 1, self.dtype, self.param_dtype, name=name)(x_BSD)
+        x = layers.Linear(shape, axes, 1, self.dtype, self.param_dtype, name=name)(x_BSD)
         x = constrain(x, "batch", "sequence", logical, "head_dim")
         return checkpoint_name(x, name)
 
@@ -190,5 +188,5 @@ class Attention(nn.Module):
         out = checkpoint_name(out, "attention")
         shape = (self.num_heads, self.head_dim, self.hidden_size)
         axes = ("heads", "head_dim", "embed")
-        y_BSD = Linear(shape, axes, 2, self.dtype, self.param_dtype, name="output")(out)
+        y_BSD = layers.Linear(shape, axes, 2, self.dtype, self.param_dtype, name="output")(out)
         return y_BSD, new

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from emu3_jax.models import rope
 from emu3_jax.models.attention import IMPLEMENTATIONS, Attention, Context, KVCache
-from emu3_jax.models.layers import Embedding, Linear, RMSNorm, padded_rows
+from emu3_jax.models.layers import Dropout, Embedding, Linear, RMSNorm, padded_rows
 from emu3_jax.sharding import check_divides, constrain
 
 _POLICIES = jax.checkpoint_policies
@@ -145,9 +145,6 @@ class Block(nn.Module):
 
     config: TransformerConfig
 
-    def _dropout(self, x, deterministic):
-        return nn.Dropout(self.config.dropout)(x, deterministic=deterministic)
-
     @nn.compact
     def __call__(self, x_BSD, cache, context: Context, deterministic: bool):
         """x_BSD -> (x_BSD, new keys and values or None); see Attention for the arguments."""
@@ -165,7 +162,7 @@ class Block(nn.Module):
         )
         h_BSD = RMSNorm(c.norm_eps, dtypes[1], name="attention_norm")(x_BSD)
         h_BSD, new = attention(h_BSD, cache, context, deterministic)
-        x_BSD = x_BSD + self._dropout(h_BSD, deterministic)
+        x_BSD = x_BSD + Dropout(c.dropout)(h_BSD, deterministic)
         x_BSD = constrain(x_BSD, "batch", "sequence", "embed")
 
         h_BSD = RMSNorm(c.norm_eps, dtypes[1], name="mlp_norm")(x_BSD)
@@ -174,7 +171,7 @@ class Block(nn.Module):
         h_BSF = nn.silu(Linear(*wide, name="gate")(h_BSD)) * Linear(*wide, name="up")(h_BSD)
         h_BSF = constrain(h_BSF, "batch", "sequence", "mlp")
         h_BSD = Linear(*narrow, name="down")(h_BSF)
-        x_BSD = x_BSD + self._dropout(h_BSD, deterministic)
+        x_BSD = x_BSD + Dropout(c.dropout)(h_BSD, deterministic)
         return constrain(x_BSD, "batch", "sequence", "embed"), new
 
 
@@ -200,7 +197,7 @@ class Transformer(nn.Module):
         c = self.config
         dtypes = (jnp.dtype(c.dtype), jnp.dtype(c.param_dtype))
         self.embed = Embedding(c.padded_vocab_size, c.hidden_size, *dtypes)
-        self.embed_dropout = nn.Dropout(c.dropout)
+        self.embed_dropout = Dropout(c.dropout)
         block = Block
         if c.remat != "none":
             # In a scan the loop itself keeps the two forward passes apart.
@@ -286,7 +283,7 @@ class Transformer(nn.Module):
         return rope.rotation(positions, c.head_dim, c.rope_theta, jnp.dtype(c.dtype))
 
     def _embed(self, tokens, deterministic):
-        x_BSD = self.embed_dropout(self.embed(tokens), deterministic=deterministic)
+        x_BSD = self.embed_dropout(self.embed(tokens), deterministic)
         return constrain(x_BSD, "batch", "sequence", "embed")
 
     def _layers(self, x_BSD, cache, context, deterministic):
