@@ -1,4 +1,4 @@
-"""Language model weights in the released layout: config.json beside safetensors files.
+"""Language model weights as BAAI and the -hf conversions keep them: config.json and safetensors.
 
 The layout is data: `KEYS` and `LAYER_KEYS` give each tensor its name in the file, its path here,
 and the meaning of its dimensions on both sides; shapes, transposes and the report of what does not
@@ -8,6 +8,8 @@ fit all follow from those.
 import dataclasses
 import os
 import pathlib
+import re
+from collections.abc import Collection
 
 import flax.linen as nn
 import flax.traverse_util
@@ -60,6 +62,11 @@ LAYER_KEYS = (
     ("mlp.up_proj.weight", "up/kernel", "mlp embed", "embed mlp"),
     ("mlp.down_proj.weight", "down/kernel", "embed mlp", "mlp embed"),
 )
+
+# BAAI name -> -hf name, as one substitution: as a save of the whole model writes it, as the class
+# in memory has it, and in a text model alone.
+HF_NAMES = ((r"^", "text_model."), (r"^model\.", "model.text_model."), (r"^", ""))
+HF_MODEL_TYPES = ("emu3", "emu3_text_model")
 
 # Field of config.json -> field of TransformerConfig.
 CONFIG_KEYS = {
@@ -145,14 +152,39 @@ def key_map(config: TransformerConfig) -> list[Pair]:
     return pairs
 
 
+def hf_key_map(config: TransformerConfig, names: Collection[str]) -> list[Pair]:
+    """The same with the names of an -hf file that has these tensors."""
+    for pattern, replacement in HF_NAMES:
+        pairs = [
+            dataclasses.replace(pair, name=re.sub(pattern, replacement, pair.name))
+            for pair in key_map(config)
+        ]
+        if pairs[0].name in names:
+            return pairs
+    return key_map(config)
+
+
+def _from_hf(stored: dict) -> dict:
+    """The fields of an -hf config.json under BAAI's names."""
+    text = dict(stored.get("text_config", stored))
+    rope = text.get("rope_parameters") or {}
+    if "rope_theta" in rope:
+        text["rope_theta"] = rope["rope_theta"]
+    if rope.get("rope_type", "default") != "default":
+        text["rope_scaling"] = rope
+    return text | {"model_type": CONSTANTS["model_type"]}
+
+
 def read_config(path: str | os.PathLike) -> TransformerConfig:
-    """The config of a directory in the released layout.
+    """The config of a directory in BAAI's or the -hf layout.
 
     Raises:
         ValueError: names the file, the key and what was expected.
     """
     file = pathlib.Path(path) / CONFIG_FILE
     stored = read_json(file)
+    if stored.get("model_type") in HF_MODEL_TYPES:
+        stored = _from_hf(stored)
     for key, expected in CONSTANTS.items():
         if stored.get(key, expected) != expected:
             raise ValueError(f"{file}: {key} is {stored[key]!r}, expected {expected!r}")
@@ -175,7 +207,7 @@ def read_config(path: str | os.PathLike) -> TransformerConfig:
 
 
 def load(path: str | os.PathLike, param_dtype: str = "float32") -> tuple[TransformerConfig, dict]:
-    """Config and weights of a directory in the released layout.
+    """Config and weights of a directory in BAAI's or the -hf layout.
 
     Args:
         path: holds config.json and model.safetensors, or several files with their index.
@@ -189,14 +221,17 @@ def load(path: str | os.PathLike, param_dtype: str = "float32") -> tuple[Transfo
             tensors are missing, unexpected or mis-shaped: all of those in one message.
     """
     config = dataclasses.replace(read_config(path), param_dtype=param_dtype)
-    pairs = key_map(config)
+    hf = read_json(pathlib.Path(path) / CONFIG_FILE)["model_type"] in HF_MODEL_TYPES
     # Shapes first and then one tensor at a time: 34 GB are never held twice.
     arrays = {
         key: np.zeros(leaf.shape, DTYPES[param_dtype])
         for key, leaf in _abstract_params(config).items()
     }
     with Tensors(path) as tensors:
-        tensors.check({pair.name: pair.file_shape for pair in pairs})
+        names = tensors.shapes()
+        pairs = hf_key_map(config, names) if hf else key_map(config)
+        beside = [name for name in names if hf and "vqmodel." in name]
+        tensors.check({pair.name: pair.file_shape for pair in pairs}, optional=beside)
         for pair in pairs:
             where = tuple(slice(0, size) for size in pair.shape)
             if pair.path[0] == "layers":

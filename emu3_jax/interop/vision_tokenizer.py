@@ -1,9 +1,9 @@
-"""Vision tokenizer weights in the released layout: config.json beside model.safetensors.
+"""Vision tokenizer weights as BAAI and the -hf conversions keep them: config.json and safetensors.
 
-The layout is data: `MODULES` rewrites the path of a module, `LEAVES` names its arrays and says how
-their axes move. Both are read from our side: the config fixes every array of the model, each array
-has one name and one shape in the file, and that one list of pairs serves loading, saving and the
-report of what does not fit.
+The layouts are data: `MODULES` rewrites the path of a module, `LEAVES` names its arrays and says
+how their axes move, `HF_NAMES` makes a BAAI name an -hf one. They are read from our side: the
+config fixes every array of the model, each array has one name and one shape in the file, and that
+one list of pairs serves loading, saving and the report of what does not fit.
 """
 
 import dataclasses
@@ -11,6 +11,7 @@ import functools
 import os
 import pathlib
 import re
+from collections.abc import Collection
 
 import flax.linen as nn
 import flax.traverse_util
@@ -44,6 +45,28 @@ LEAVES = {
     ("batch_stats", "var"): ("running_var", None),
 }
 
+# BAAI name -> -hf name, one substitution after the other (transformers, modular_emu3.py).
+HF_NAMES = (
+    (r"\.(down|up)\.(\d+)\.", r".\1_block.\1.\2."),
+    (r"\.mid\.attn_1\.norm\.", r".middle_block.attn_norm."),
+    (r"\.mid\.", r".middle_block."),
+    (r"\.attn\.(\d+)\.norm\.", r".attn_norms.\1."),
+    (r"\.(q|k|v)\.(weight|bias)$", r".\1_proj.\2"),
+    (r"\.proj_out\.", r".out_proj."),
+)
+# The projections of attention are linear layers there, 1x1 convolutions in BAAI's file.
+HF_LINEAR = r"\.(q|k|v|proj_out)\.weight$"
+# What stands before the names: in a model of both parts, as an -hf save writes it and as the
+# class in memory has it, and in a vision tokenizer alone.
+HF_PREFIXES = ("vqmodel.", "model.vqmodel.", "")
+# Field of an -hf vq_config -> field of VisionTokenizerConfig, where the names differ.
+HF_CONFIG_KEYS = {
+    "base_channels": "ch",
+    "channel_multiplier": "ch_mult",
+    "latent_channels": "z_channels",
+    "double_latent": "double_z",
+}
+
 # A counter torch stores with every BatchNorm. Nothing reads it while the momentum is a number, as
 # it is here; it is written as 0 so that torch finds the key.
 COUNTER = "num_batches_tracked"
@@ -59,29 +82,42 @@ _STORED_CONSTANTS = {
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """One array: its path here, its name in the file, and both shapes."""
+    """One array: its path here, its name in the file, and both shapes.
+
+    Attributes:
+      path, shape: here.
+      name: in the file.
+      axes: axes of the file's array in the order of ours, None where they agree.
+      linear: the file has (out, in) where we have a 1x1 convolution.
+    """
 
     path: tuple[str, ...]
     shape: tuple[int, ...]
     name: str
     axes: tuple[int, ...] | None
+    linear: bool = False
 
     @property
-    def file_shape(self) -> tuple[int, ...]:
-        """Shape of the array in the file."""
+    def _torch_shape(self) -> tuple[int, ...]:
         if self.axes is None:
             return self.shape
         return tuple(self.shape[i] for i in np.argsort(self.axes))
 
+    @property
+    def file_shape(self) -> tuple[int, ...]:
+        """Shape of the array in the file."""
+        return self._torch_shape[:2] if self.linear else self._torch_shape
+
     def from_file(self, array: np.ndarray) -> np.ndarray:
         """The file's array with the axes in our order."""
+        array = array.reshape(self._torch_shape)
         return array if self.axes is None else np.ascontiguousarray(array.transpose(self.axes))
 
     def to_file(self, array: np.ndarray) -> np.ndarray:
         """Our array with the axes in the file's order."""
-        if self.axes is None:
-            return np.ascontiguousarray(array)
-        return np.ascontiguousarray(array.transpose(np.argsort(self.axes)))
+        if self.axes is not None:
+            array = array.transpose(np.argsort(self.axes))
+        return np.ascontiguousarray(array.reshape(self.file_shape))
 
 
 @functools.lru_cache(maxsize=8)
@@ -102,19 +138,41 @@ def key_map(config: VisionTokenizerConfig) -> tuple[Pair, ...]:
     return tuple(pairs)
 
 
+def hf_key_map(config: VisionTokenizerConfig, prefix: str = HF_PREFIXES[0]) -> tuple[Pair, ...]:
+    """The same with the names and shapes of the -hf layout."""
+    pairs = []
+    for pair in key_map(config):
+        name = pair.name
+        for pattern, replacement in HF_NAMES:
+            name = re.sub(pattern, replacement, name)
+        linear = bool(re.search(HF_LINEAR, pair.name))
+        pairs.append(dataclasses.replace(pair, name=prefix + name, linear=linear))
+    return tuple(pairs)
+
+
 def counters(pairs: tuple[Pair, ...]) -> list[str]:
     """Names of the BatchNorm counters that stand beside the arrays in the file."""
     suffix = ".running_mean"
     return [p.name.removesuffix(suffix) + "." + COUNTER for p in pairs if p.name.endswith(suffix)]
 
 
+def is_hf(stored: dict) -> bool:
+    """Whether a config.json is one of transformers, of a whole model or a vision tokenizer."""
+    return stored.get("model_type") in ("emu3", "emu3_vqgan")
+
+
 def read_config(path: str | os.PathLike) -> VisionTokenizerConfig:
     """The config of a directory in the released layout; ValueError if it is not one."""
     file = pathlib.Path(path) / CONFIG_FILE
     stored = read_json(file)
-    if stored.get("model_type") != "Emu3VisionVQ":
-        found = stored.get("model_type")
-        raise ValueError(f'{file}: expected model_type "Emu3VisionVQ", found {found!r}.')
+    if is_hf(stored):
+        stored = stored.get("vq_config", stored)
+        stored = {HF_CONFIG_KEYS.get(key, key): value for key, value in stored.items()}
+    elif stored.get("model_type") != "Emu3VisionVQ":
+        raise ValueError(
+            f'{file}: expected model_type "Emu3VisionVQ", or "emu3" or "emu3_vqgan" of an -hf '
+            f"conversion, found {stored.get('model_type')!r}."
+        )
     if stored.get("double_z"):
         raise ValueError(
             f"{file}: double_z must be false; this quantizer reads one set of latents."
@@ -142,12 +200,22 @@ def load(path: str | os.PathLike) -> tuple[VisionTokenizerConfig, dict]:
         shape; all of those are listed.
     """
     config = read_config(path)
-    pairs = key_map(config)
+    hf = is_hf(read_json(pathlib.Path(path) / CONFIG_FILE))
     with Tensors(path) as stored:
+        names = stored.shapes()
+        prefix = _hf_prefix(names) if hf else ""
+        pairs = hf_key_map(config, prefix) if hf else key_map(config)
+        beside = [name for name in names if not name.startswith(prefix)]  # the language model
         expected = {pair.name: pair.file_shape for pair in pairs}
-        stored.check(expected, optional=counters(pairs))
+        stored.check(expected, optional=[*counters(pairs), *beside])
         flat = {p.path: p.from_file(stored.read(p.name).astype(np.float32)) for p in pairs}
     return config, flax.traverse_util.unflatten_dict(flat)
+
+
+def _hf_prefix(names: Collection[str]) -> str:
+    """What stands before the names of the file, judged by the codebook's."""
+    found = [prefix for prefix in HF_PREFIXES if f"{prefix}quantize.embedding.weight" in names]
+    return (found or HF_PREFIXES)[0]
 
 
 def save(
