@@ -9,6 +9,8 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
     from emu3_jax.interop.bundle import Bundle
     from emu3_jax.models.transformer import Transformer
     from emu3_jax.models.vision_tokenizer import VisionTokenizer
@@ -20,8 +22,8 @@ def load_vision_tokenizer(path: str | os.PathLike) -> "tuple[VisionTokenizer, An
     """Reads a vision tokenizer.
 
     Args:
-      path: a directory with config.json and model.safetensors in the released (BAAI) layout, or a
-        run directory of `python -m emu3_jax.train`, whose newest checkpoint is taken.
+      path: a directory with config.json and safetensors files as BAAI or the -hf conversions keep
+        them, or a run directory of `python -m emu3_jax.train`, whose newest checkpoint is taken.
 
     Returns:
       (module, variables). `module.apply(variables, pixels, method="encode")` turns floats in
@@ -39,12 +41,16 @@ def load_vision_tokenizer(path: str | os.PathLike) -> "tuple[VisionTokenizer, An
     return vision_tokenizer.load_vision_tokenizer(path)
 
 
-def load_language_model(path: str | os.PathLike) -> "tuple[Transformer, Any]":
+def load_language_model(
+    path: str | os.PathLike, mesh: "Mesh | None" = None
+) -> "tuple[Transformer, Any]":
     """Reads a language model's weights, without vocabulary and tokenizers.
 
     Args:
-      path: a directory with config.json and safetensors files in the released (BAAI) layout, or a
-        run directory of `python -m emu3_jax.train`, whose newest checkpoint is taken.
+      path: a directory with config.json and safetensors files as BAAI or the -hf conversions keep
+        them, or a run directory of `python -m emu3_jax.train`, whose newest checkpoint is taken.
+      mesh: devices (`emu3_jax.sharding.make_mesh`) onto which the weights of a directory are read
+        tensor by tensor; default: the first device.
 
     Returns:
       (module, variables). `module.apply(variables, tokens)` turns int32 [B, S] into float32 logits
@@ -58,11 +64,13 @@ def load_language_model(path: str | os.PathLike) -> "tuple[Transformer, Any]":
         return bundle.model, bundle.variables
     from emu3_jax.interop import language_model
 
-    return language_model.load_language_model(path)
+    return language_model.load_language_model(path, mesh)
 
 
 def load_bundle(
-    path: str | os.PathLike, vision_tokenizer: str | os.PathLike | None = None
+    path: str | os.PathLike,
+    vision_tokenizer: str | os.PathLike | None = None,
+    mesh: "Mesh | None" = None,
 ) -> "Bundle":
     """Reads a language model with all it needs to generate: vocabulary, grammar, tokenizers.
 
@@ -70,6 +78,7 @@ def load_bundle(
       path: a run directory, a directory written by `python -m emu3_jax.convert`, or released
         weights with their rank file.
       vision_tokenizer: directory of the vision tokenizer, or None where only codes are wanted.
+      mesh: as in `load_language_model`; default: the language model's weights stay on the host.
 
     Raises:
       ValueError: something is missing, or the two were not trained together.
@@ -77,7 +86,7 @@ def load_bundle(
     if not _is_run_directory(path):
         from emu3_jax.interop import bundle
 
-        return bundle.load_bundle(path, vision_tokenizer)
+        return bundle.load_bundle(path, vision_tokenizer, mesh)
     from emu3_jax.evaluate import loading
     from emu3_jax.interop.bundle import assemble, load_language
 

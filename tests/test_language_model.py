@@ -10,8 +10,10 @@ import pytest
 import safetensors.numpy
 from conftest import GOLDEN
 
+from emu3_jax import sharding
 from emu3_jax.interop import language_model, safetensors_io
-from emu3_jax.models.transformer import released, unstack_layers
+from emu3_jax.models.transformer import Transformer, released, unstack_layers
+from emu3_jax.sharding import MeshConfig
 
 PATH = GOLDEN / "language_model"
 
@@ -158,3 +160,27 @@ def test_missing_and_broken_files_are_named(tmp_path):
     (tmp_path / "model.safetensors").write_bytes(b"not weights")
     with pytest.raises(ValueError, match="model.safetensors cannot be read as safetensors"):
         language_model.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "mesh", [MeshConfig(fsdp=8), MeshConfig(data=2, fsdp=2, tensor=2)], ids=["fsdp", "mixed"]
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_weights_go_straight_onto_the_mesh(tmp_path, mesh, dtype):
+    mesh = sharding.make_mesh(mesh)
+    config, params = language_model.load(PATH)
+    # 1,001 ids, padded to 1,024: no shard of the vocabulary ends where the file does.
+    language_model.save(tmp_path, dataclasses.replace(config, vocab_size=1001), params)
+    config, expected = language_model.load(tmp_path, param_dtype=dtype)
+    _, params = language_model.load(tmp_path, param_dtype=dtype, mesh=mesh)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+    assert not np.any(params["embed"]["embedding"][1001:])
+    token = jax.ShapeDtypeStruct((1, 1), "int32")
+    abstract = jax.eval_shape(Transformer(config).init, jax.random.key(0), token)["params"]
+    layout = sharding.state_shardings(abstract, mesh)
+    assert jax.tree.map(lambda x: x.sharding, params) == layout
+
+
+def test_a_mesh_that_does_not_divide_the_model():
+    with pytest.raises(ValueError, match="kv_heads.*=2 is split over mesh axis tensor=8"):
+        language_model.load(PATH, mesh=sharding.make_mesh(MeshConfig(fsdp=1, tensor=8)))

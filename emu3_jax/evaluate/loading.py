@@ -7,6 +7,8 @@ import os
 import pathlib
 from typing import Any
 
+import jax
+
 from emu3_jax.config import to_dataclass
 from emu3_jax.interop import vision_tokenizer as vision_files
 from emu3_jax.interop.bundle import Bundle, assemble, load_bundle, load_language
@@ -20,18 +22,21 @@ def is_run_directory(path: str | os.PathLike) -> bool:
     return (pathlib.Path(path) / CHECKPOINT_FOLDER).is_dir()
 
 
-def load_model(path: str | os.PathLike, step: int | None = None) -> tuple[Bundle, str]:
+def load_model(
+    path: str | os.PathLike, step: int | None = None, mesh: jax.sharding.Mesh | None = None
+) -> tuple[Bundle, str]:
     """Reads a language model → (bundle without vision tokenizer, label for the record).
 
     Args:
       path: a run directory of the task pretrain, or a model directory.
       step: checkpoint of a run directory; None for the newest.
+      mesh: where the weights of a model directory go at once (see `load_bundle`).
 
     Raises:
       ValueError: no such directory or checkpoint, or it holds something else.
     """
     if not is_run_directory(path):
-        return load_bundle(path), str(path)
+        return load_bundle(path, mesh=mesh), str(path)
     config, params, _, step = restore_for_evaluation(path, step)
     _check_task(path, config, "pretrain")
     language = load_language(path)

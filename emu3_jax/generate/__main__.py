@@ -160,7 +160,7 @@ def main() -> None:
     factor = vision.config.spatial_factor
     limits = pixels.pixel_limits(VISION.value, factor, MIN_PIXELS.value, MAX_PIXELS.value)
     job, on = ask(factor), mesh()
-    bundle, label = loading.load_model(MODEL.value, STEP.value)
+    bundle, label = loading.load_model(MODEL.value, STEP.value, mesh=on)
     bundle = with_vision(bundle, vision, vision_variables, VISION.value, label)
     if MAX_CONTEXT.value:
         bundle = dataclasses.replace(bundle, max_context=MAX_CONTEXT.value)

@@ -166,15 +166,20 @@ def _released_language(path: pathlib.Path) -> Language:
 
 
 def load_bundle(
-    path: str | os.PathLike, vision_tokenizer_path: str | os.PathLike | None = None
+    path: str | os.PathLike,
+    vision_tokenizer_path: str | os.PathLike | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Bundle:
     """Reads a model directory and, if given, the directory of its vision tokenizer.
+
+    With a mesh the language model's weights go straight onto it, tensor by tensor; without one
+    they stay on the host (see `place`).
 
     Raises:
       BundleError: something is missing, or the two were not trained together.
     """
     language = load_language(path)
-    config, params = language_model.load(path)
+    config, params = language_model.load(path, mesh=mesh)
     model = Transformer(config)
     return assemble(model, {"params": params}, language, vision_tokenizer_path, where=str(path))
 

@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from emu3_jax import sharding
+from emu3_jax.interop.onto_mesh import OntoMesh
 from emu3_jax.interop.safetensors_io import Tensors, read_json, write_json, write_tensors
 from emu3_jax.models.transformer import Transformer, TransformerConfig
 
@@ -206,38 +208,62 @@ def read_config(path: str | os.PathLike) -> TransformerConfig:
         raise ValueError(f"{file}: {error}") from error
 
 
-def load(path: str | os.PathLike, param_dtype: str = "float32") -> tuple[TransformerConfig, dict]:
+def load(
+    path: str | os.PathLike,
+    param_dtype: str = "float32",
+    mesh: jax.sharding.Mesh | None = None,
+) -> tuple[TransformerConfig, dict]:
     """Config and weights of a directory in BAAI's or the -hf layout.
 
     Args:
         path: holds config.json and model.safetensors, or several files with their index.
         param_dtype: a name in DTYPES; whatever the file has is converted.
+        mesh: where the weights go, by the rules of `sharding`; None leaves them on the host.
 
     Returns:
-        (config, params): numpy arrays, layers stacked, vocabulary rows padded with zeros.
+        (config, params): layers stacked, vocabulary rows padded with zeros; jax arrays laid out
+        over the mesh, or numpy arrays.
 
     Raises:
         ValueError: a file is missing or unreadable, a config field is not one this model has, or
-            tensors are missing, unexpected or mis-shaped: all of those in one message.
+            tensors are missing, unexpected or mis-shaped: all of those in one message; or a size
+            that the mesh does not divide.
     """
     config = dataclasses.replace(read_config(path), param_dtype=param_dtype)
     hf = read_json(pathlib.Path(path) / CONFIG_FILE)["model_type"] in HF_MODEL_TYPES
     # Shapes first and then one tensor at a time: 34 GB are never held twice.
-    arrays = {
-        key: np.zeros(leaf.shape, DTYPES[param_dtype])
-        for key, leaf in _abstract_params(config).items()
-    }
+    destination = _OnHost(config) if mesh is None else OntoMesh(_on_mesh(config, mesh))
     with Tensors(path) as tensors:
         names = tensors.shapes()
         pairs = hf_key_map(config, names) if hf else key_map(config)
         beside = [name for name in names if hf and "vqmodel." in name]
         tensors.check({pair.name: pair.file_shape for pair in pairs}, optional=beside)
         for pair in pairs:
-            where = tuple(slice(0, size) for size in pair.shape)
-            if pair.path[0] == "layers":
-                where = (pair.layer, *where)
-            arrays[pair.path][where] = pair.from_file(tensors.read(pair.name))
-    return config, flax.traverse_util.unflatten_dict(arrays)
+            layer = pair.layer if pair.path[0] == "layers" else None
+            destination.write(pair.path, layer, pair.from_file(tensors.read(pair.name)))
+    return config, flax.traverse_util.unflatten_dict(destination.arrays)
+
+
+class _OnHost:
+    """Numpy arrays, filled as OntoMesh fills its own."""
+
+    def __init__(self, config: TransformerConfig):
+        dtype = DTYPES[config.param_dtype]
+        leaves = _abstract_params(config)
+        self.arrays = {path: np.zeros(leaf.shape, dtype) for path, leaf in leaves.items()}
+
+    def write(self, path: tuple[str, ...], layer: int | None, array: np.ndarray) -> None:
+        place = self.arrays[path] if layer is None else self.arrays[path][layer]
+        place[tuple(slice(0, size) for size in array.shape)] = array
+
+
+def _on_mesh(config: TransformerConfig, mesh) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+    boxed = _abstract_variables(config)["params"]
+    shardings = flax.traverse_util.flatten_dict(sharding.state_shardings(boxed, mesh))
+    return {
+        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
+        for path, leaf in flax.traverse_util.flatten_dict(nn.unbox(boxed)).items()
+    }
 
 
 def save(
@@ -280,16 +306,22 @@ def save(
     write_json(pathlib.Path(path) / CONFIG_FILE, stored | (extra or {}))
 
 
-def load_language_model(path: str | os.PathLike) -> tuple[Transformer, dict]:
-    """(module, {"params": …} on the default device) of a directory; errors as `load`."""
-    config, params = load(path)
-    return Transformer(config), {"params": jax.tree.map(jnp.asarray, params)}
+def load_language_model(
+    path: str | os.PathLike, mesh: jax.sharding.Mesh | None = None
+) -> tuple[Transformer, dict]:
+    """(module, {"params": …}) of a directory, on `mesh` or the default device; errors as `load`."""
+    mesh = mesh or sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+    config, params = load(path, mesh=mesh)
+    return Transformer(config), {"params": params}
+
+
+def _abstract_variables(config: TransformerConfig) -> dict:
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens)
 
 
 def _abstract_params(config: TransformerConfig) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
-    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    variables = jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens)
-    return flax.traverse_util.flatten_dict(nn.unbox(variables)["params"])
+    return flax.traverse_util.flatten_dict(nn.unbox(_abstract_variables(config))["params"])
 
 
 def _check_params(config: TransformerConfig, flat: dict) -> None:
