@@ -1,5 +1,6 @@
 """Checkpoints as the -hf conversions keep them, against figures of transformers."""
 
+import dataclasses
 import json
 import shutil
 
@@ -9,8 +10,9 @@ import pytest
 import safetensors.numpy
 from conftest import GOLDEN
 
-from emu3_jax.interop import language_model, vision_tokenizer
+from emu3_jax.interop import hf_export, language_model, vision_tokenizer
 from emu3_jax.interop.safetensors_io import WEIGHTS_FILE
+from emu3_jax.vocab import Vocab
 
 HF = GOLDEN / "hf"
 
@@ -103,3 +105,54 @@ def test_another_rotation_is_refused(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(stored))
     with pytest.raises(ValueError, match="rope_scaling is .*yarn"):
         language_model.read_config(tmp_path)
+
+
+def _released_vocab_part():
+    """The token space of the golden checkpoint, read off its config."""
+    stored = json.loads((HF / "config.json").read_text())
+    ids = stored["vocabulary_map"]
+    text = stored["text_config"]
+    roles = {role: text[f"{role}_token_id"] for role in ("pad", "bos", "eos")}
+    free = dict(zip(("boi", "img", "eof", "eoi"), range(132, 136), strict=True))
+    return Vocab(
+        text_size=120,
+        **roles,
+        **free,
+        eol=ids["<|extra_200|>"],
+        visual_start=ids["<|visual token 000000|>"],
+        codebook_size=64,
+    )
+
+
+def test_an_export_is_the_golden_checkpoint_again(tmp_path):
+    language, vision = language_model.load(HF), vision_tokenizer.load(HF)
+    hf_export.save_model(tmp_path, language, vision, _released_vocab_part(), 256, image_token=130)
+    golden = safetensors.numpy.load_file(HF / WEIGHTS_FILE)
+    written = safetensors.numpy.load_file(tmp_path / WEIGHTS_FILE)
+    assert written.keys() == golden.keys()
+    for name, array in golden.items():
+        if not name.endswith(vision_tokenizer.COUNTER):
+            np.testing.assert_array_equal(written[name], array, err_msg=name)
+    expected = json.loads((HF / "config.json").read_text())
+    found = json.loads((tmp_path / "config.json").read_text())
+    for section in ("text_config", "vq_config"):
+        defaults = {"use_cache": True}
+        assert found[section] | defaults == expected[section] | defaults
+    assert found["vocabulary_map"] == expected["vocabulary_map"]
+    assert set(expected) - set(found) == {"transformers_version"}
+
+
+def test_exports_of_one_part(tmp_path):
+    language, vision = language_model.load(HF), vision_tokenizer.load(HF)
+    hf_export.save_language_model(tmp_path / "text", language, _released_vocab_part(), 256)
+    hf_export.save_vision_tokenizer(tmp_path / "vision", vision)
+    _same(language_model.load(tmp_path / "text"), language)
+    _same(vision_tokenizer.load(tmp_path / "vision"), vision)
+
+
+def test_an_export_of_what_transformers_has_no_class_for(tmp_path):
+    config, variables = vision_tokenizer.load(HF)
+    other = dataclasses.replace(config, norm_groups=16)
+    with pytest.raises(ValueError, match="norm_groups=16 must be 32 for transformers"):
+        hf_export.save_vision_tokenizer(tmp_path / "out", (other, variables))
+    assert not (tmp_path / "out").exists()

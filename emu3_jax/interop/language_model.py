@@ -9,7 +9,7 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 
 import flax.linen as nn
 import flax.traverse_util
@@ -154,16 +154,15 @@ def key_map(config: TransformerConfig) -> list[Pair]:
     return pairs
 
 
-def hf_key_map(config: TransformerConfig, names: Collection[str]) -> list[Pair]:
-    """The same with the names of an -hf file that has these tensors."""
-    for pattern, replacement in HF_NAMES:
-        pairs = [
-            dataclasses.replace(pair, name=re.sub(pattern, replacement, pair.name))
-            for pair in key_map(config)
-        ]
-        if pairs[0].name in names:
-            return pairs
-    return key_map(config)
+def hf_key_map(config: TransformerConfig, rename: tuple[str, str] = HF_NAMES[0]) -> list[Pair]:
+    """The same with -hf names, by one of HF_NAMES."""
+    return [dataclasses.replace(pair, name=re.sub(*rename, pair.name)) for pair in key_map(config)]
+
+
+def _hf_pairs(config: TransformerConfig, names: Collection[str]) -> list[Pair]:
+    """The pairs by whose names the file has the embedding."""
+    candidates = [hf_key_map(config, rename) for rename in HF_NAMES]
+    return next((pairs for pairs in candidates if pairs[0].name in names), candidates[0])
 
 
 def _from_hf(stored: dict) -> dict:
@@ -235,7 +234,7 @@ def load(
     destination = _OnHost(config) if mesh is None else OntoMesh(_on_mesh(config, mesh))
     with Tensors(path) as tensors:
         names = tensors.shapes()
-        pairs = hf_key_map(config, names) if hf else key_map(config)
+        pairs = _hf_pairs(config, names) if hf else key_map(config)
         beside = [name for name in names if hf and "vqmodel." in name]
         tensors.check({pair.name: pair.file_shape for pair in pairs}, optional=beside)
         for pair in pairs:
@@ -286,24 +285,31 @@ def save(
     Raises:
         ValueError: the params are not those of this config, or the dtype has no name here.
     """
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
-    flat = flax.traverse_util.flatten_dict(nn.unbox(dict(params)))
-    _check_params(config, flat)
-
-    def tensors():
-        for pair in key_map(config):
-            array = flat[pair.path]
-            array = array[pair.layer] if pair.path[0] == "layers" else array
-            yield pair.name, pair.to_file(np.asarray(array)).astype(DTYPES[dtype])
-
+    tensors = file_tensors(config, params, dtype, key_map(config))
     stored = {"architectures": ["Emu3ForCausalLM"]} | CONSTANTS
     stored |= {key: getattr(config, name) for key, name in CONFIG_KEYS.items()}
     stored |= {"initializer_range": 0.02, "torch_dtype": dtype}
     if config.head_dim * config.num_heads != config.hidden_size:
         stored["head_dim"] = config.head_dim
-    write_tensors(path, tensors())
+    write_tensors(path, tensors)
     write_json(pathlib.Path(path) / CONFIG_FILE, stored | (extra or {}))
+
+
+def file_tensors(
+    config: TransformerConfig, params: dict, dtype: str, pairs: Iterable[Pair]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array) of each pair, made when asked for; errors as `save`, before the first."""
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    flat = flax.traverse_util.flatten_dict(nn.unbox(dict(params)))
+    _check_params(config, flat)
+
+    def tensor(pair):
+        array = flat[pair.path]
+        array = array[pair.layer] if pair.path[0] == "layers" else array
+        return pair.name, pair.to_file(np.asarray(array)).astype(DTYPES[dtype])
+
+    return map(tensor, pairs)
 
 
 def load_language_model(

@@ -235,17 +235,7 @@ def save(
     Raises:
       ValueError: the variables are not those of this config, or the dtype is neither.
     """
-    types = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
-    if dtype not in types:
-        raise ValueError(f"dtype must be one of {', '.join(types)}, found {dtype!r}.")
-    flat = flax.traverse_util.flatten_dict(nn.unbox(dict(variables)))
-    pairs = key_map(config)
-    _check_variables(flat, pairs)
-    tensors = {name: np.zeros((), np.int64) for name in counters(pairs)}
-    for pair in pairs:
-        stored_type = types[dtype] if pair.path[0] == "params" else np.float32
-        tensors[pair.name] = pair.to_file(np.asarray(flat[pair.path])).astype(stored_type)
-
+    tensors = file_tensors(config, variables, dtype, key_map(config))
     stored = dataclasses.asdict(config)
     for name in _NOT_STORED:
         del stored[name]
@@ -255,6 +245,22 @@ def save(
     write_json(
         pathlib.Path(path) / CONFIG_FILE, stored | _STORED_CONSTANTS | {"torch_dtype": dtype}
     )
+
+
+def file_tensors(
+    config: VisionTokenizerConfig, variables: dict, dtype: str, pairs: tuple[Pair, ...]
+) -> dict[str, np.ndarray]:
+    """Name → array of everything in a file with these pairs; errors as `save`."""
+    types = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+    if dtype not in types:
+        raise ValueError(f"dtype must be one of {', '.join(types)}, found {dtype!r}.")
+    flat = flax.traverse_util.flatten_dict(nn.unbox(dict(variables)))
+    _check_variables(flat, key_map(config))
+    tensors = {name: np.zeros((), np.int64) for name in counters(pairs)}
+    for pair in pairs:
+        stored_type = types[dtype] if pair.path[0] == "params" else np.float32
+        tensors[pair.name] = pair.to_file(np.asarray(flat[pair.path])).astype(stored_type)
+    return tensors
 
 
 def load_vision_tokenizer(path: str | os.PathLike) -> tuple[VisionTokenizer, dict]:
