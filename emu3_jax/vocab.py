@@ -117,6 +117,20 @@ class Vocab:
             return f"unused id {token}"
         return f"id {token}, outside the vocabulary of {self.size}"
 
+    def placeholder(self) -> int:
+        """The id that transformers puts where a picture's codes will stand.
+
+        Of the released layout <|extra_0|>, which it renames <image>; of others the least id that
+        is neither text, role nor code. ValueError if every id has a use.
+        """
+        if self == released():
+            return 151646
+        roles = {getattr(self, role) for role in ROLES}
+        for token in range(self.text_size, self.size):
+            if token not in roles and not self.visual_start <= token < self.visual_end:
+                return token
+        raise ValueError(f"All {self.size} ids of this vocabulary are in use.")
+
     def to_dict(self) -> dict[str, int]:
         """The fields as plain integers, for JSON."""
         return {key: int(value) for key, value in dataclasses.asdict(self).items()}

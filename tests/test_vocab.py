@@ -88,3 +88,12 @@ def test_bad_layouts_are_refused():
     values["eop"] = values.pop("eof")
     with pytest.raises(ValueError, match=r"missing keys \['eof'\], unknown keys \['eop'\]"):
         Vocab.from_dict(values)
+
+
+def test_placeholder_of_a_picture():
+    assert vocab_lib.released().placeholder() == 151646
+    layout = vocab_lib.small(16, 16)
+    with pytest.raises(ValueError, match="All 40 ids of this vocabulary are in use"):
+        layout.placeholder()
+    with_room = dataclasses.replace(layout, visual_start=layout.visual_start + 1)
+    assert with_room.placeholder() == 24
