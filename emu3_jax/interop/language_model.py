@@ -232,14 +232,14 @@ def load(
     hf = read_json(pathlib.Path(path) / CONFIG_FILE)["model_type"] in HF_MODEL_TYPES
     # Shapes first and then one tensor at a time: 34 GB are never held twice.
     destination = _OnHost(config) if mesh is None else OntoMesh(_on_mesh(config, mesh))
-    with Tensors(path) as tensors:
-        names = tensors.shapes()
-        pairs = _hf_pairs(config, names) if hf else key_map(config)
-        beside = [name for name in names if hf and "vqmodel." in name]
-        tensors.check({pair.name: pair.file_shape for pair in pairs}, optional=beside)
-        for pair in pairs:
-            layer = pair.layer if pair.path[0] == "layers" else None
-            destination.write(pair.path, layer, pair.from_file(tensors.read(pair.name)))
+    tensors = Tensors(path)
+    names = tensors.shapes()
+    pairs = _hf_pairs(config, names) if hf else key_map(config)
+    beside = [name for name in names if hf and "vqmodel." in name]
+    tensors.check({pair.name: pair.file_shape for pair in pairs}, optional=beside)
+    for pair in pairs:
+        layer = pair.layer if pair.path[0] == "layers" else None
+        destination.write(pair.path, layer, pair.from_file(tensors.read(pair.name)))
     return config, flax.traverse_util.unflatten_dict(destination.arrays)
 
 

@@ -9,7 +9,6 @@ import json
 import os
 import pathlib
 from collections.abc import Collection, Iterable, Mapping
-from types import TracebackType
 
 import numpy as np
 import safetensors
@@ -21,7 +20,7 @@ SHARD_BYTES = 5 * 10**9  # as the released checkpoints are cut
 
 
 class Tensors:
-    """The tensors of a directory, opened without reading them; a context manager.
+    """The tensors of a directory, of which only names and shapes are in memory.
 
     Raises:
         ValueError: no weights there, or a file that is no safetensors file; names it.
@@ -29,18 +28,13 @@ class Tensors:
 
     def __init__(self, path: str | os.PathLike):
         self.path = pathlib.Path(path)
-        self._stack = contextlib.ExitStack()
-        self._where = {}
-        try:
-            for file in self._files():
-                try:
-                    opened = self._stack.enter_context(safetensors.safe_open(file, "np"))
-                except (OSError, safetensors.SafetensorError) as error:
-                    raise ValueError(f"{file} cannot be read as safetensors: {error}") from error
-                self._where |= {name: opened for name in opened.keys()}
-        except BaseException:
-            self._stack.close()
-            raise
+        self._where: dict[str, pathlib.Path] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        for file in self._files():
+            with _opened(file) as tensors:
+                for name in tensors.keys():
+                    self._where[name] = file
+                    self._shapes[name] = tuple(tensors.get_slice(name).get_shape())
 
     def _files(self) -> list[pathlib.Path]:
         index = self.path / INDEX_FILE
@@ -49,24 +43,18 @@ class Tensors:
             return [self.path / name for name in names]
         return [self.path / WEIGHTS_FILE]
 
-    def __enter__(self) -> "Tensors":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stack.close()
-
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of all tensors."""
-        return {n: tuple(f.get_slice(n).get_shape()) for n, f in self._where.items()}
+        return self._shapes
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor in the type it is stored in."""
-        return self._where[name].get_tensor(name)
+        """One tensor in the type it is stored in.
+
+        The file is open only meanwhile: an open one is mapped, and would count as memory with
+        every part of it that has been read.
+        """
+        with _opened(self._where[name]) as tensors:
+            return tensors.get_tensor(name)
 
     def check(
         self, expected: Mapping[str, tuple[int, ...]], optional: Collection[str] = ()
@@ -85,6 +73,15 @@ class Tensors:
         ]
         if problems:
             raise ValueError(f"weights in {self.path} do not fit: {'; '.join(problems)}")
+
+
+@contextlib.contextmanager
+def _opened(file: pathlib.Path):
+    try:
+        with safetensors.safe_open(file, "np") as tensors:
+            yield tensors
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(f"{file} cannot be read as safetensors: {error}") from error
 
 
 def read_json(file: pathlib.Path) -> dict:

@@ -201,14 +201,14 @@ def load(path: str | os.PathLike) -> tuple[VisionTokenizerConfig, dict]:
     """
     config = read_config(path)
     hf = is_hf(read_json(pathlib.Path(path) / CONFIG_FILE))
-    with Tensors(path) as stored:
-        names = stored.shapes()
-        prefix = _hf_prefix(names) if hf else ""
-        pairs = hf_key_map(config, prefix) if hf else key_map(config)
-        beside = [name for name in names if not name.startswith(prefix)]  # the language model
-        expected = {pair.name: pair.file_shape for pair in pairs}
-        stored.check(expected, optional=[*counters(pairs), *beside])
-        flat = {p.path: p.from_file(stored.read(p.name).astype(np.float32)) for p in pairs}
+    stored = Tensors(path)
+    names = stored.shapes()
+    prefix = _hf_prefix(names) if hf else ""
+    pairs = hf_key_map(config, prefix) if hf else key_map(config)
+    beside = [name for name in names if not name.startswith(prefix)]  # the language model
+    expected = {pair.name: pair.file_shape for pair in pairs}
+    stored.check(expected, optional=[*counters(pairs), *beside])
+    flat = {p.path: p.from_file(stored.read(p.name).astype(np.float32)) for p in pairs}
     return config, flax.traverse_util.unflatten_dict(flat)
 
 
