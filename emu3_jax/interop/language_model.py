@@ -20,7 +20,13 @@ import numpy as np
 
 from emu3_jax import sharding
 from emu3_jax.interop.onto_mesh import OntoMesh
-from emu3_jax.interop.safetensors_io import Tensors, read_json, write_json, write_tensors
+from emu3_jax.interop.safetensors_io import (
+    Tensors,
+    differences,
+    read_json,
+    write_json,
+    write_tensors,
+)
 from emu3_jax.models.transformer import Transformer, TransformerConfig
 
 CONFIG_FILE = "config.json"
@@ -331,13 +337,7 @@ def _abstract_params(config: TransformerConfig) -> dict[tuple[str, ...], jax.Sha
 
 
 def _check_params(config: TransformerConfig, flat: dict) -> None:
-    expected = {path: leaf.shape for path, leaf in _abstract_params(config).items()}
-    problems = [f"{'/'.join(path)} is missing" for path in expected if path not in flat]
-    problems += [f"{'/'.join(path)} is unexpected" for path in flat if path not in expected]
-    problems += [
-        f"{'/'.join(path)} has shape {list(np.shape(flat[path]))}, expected {list(shape)}"
-        for path, shape in expected.items()
-        if path in flat and np.shape(flat[path]) != shape
-    ]
+    expected = {"/".join(path): leaf.shape for path, leaf in _abstract_params(config).items()}
+    problems = differences({"/".join(p): np.shape(array) for p, array in flat.items()}, expected)
     if problems:
         raise ValueError(f"params do not fit the config: {'; '.join(problems)}")

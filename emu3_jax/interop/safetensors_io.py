@@ -63,16 +63,25 @@ class Tensors:
 
         Tensors named in `optional` may be there or not, in any shape.
         """
-        found, known = self.shapes(), {*expected, *optional}
-        problems = [f"{name} is missing" for name in expected if name not in found]
-        problems += [f"{name} is unexpected" for name in found if name not in known]
-        problems += [
-            f"{name} has shape {list(found[name])}, expected {list(shape)}"
-            for name, shape in expected.items()
-            if name in found and found[name] != tuple(shape)
-        ]
+        problems = differences(self._shapes, expected, optional)
         if problems:
             raise ValueError(f"weights in {self.path} do not fit: {'; '.join(problems)}")
+
+
+def differences(
+    found: Mapping[str, tuple[int, ...]],
+    expected: Mapping[str, tuple[int, ...]],
+    optional: Collection[str] = (),
+) -> list[str]:
+    """Every array that is missing, unexpected or of another shape, in words; see `Tensors.check`."""
+    known = {*expected, *optional}
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is unexpected" for name in found if name not in known]
+    return problems + [
+        f"{name} has shape {list(found[name])}, expected {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
 
 
 @contextlib.contextmanager

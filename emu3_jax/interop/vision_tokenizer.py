@@ -20,7 +20,13 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from emu3_jax.interop.safetensors_io import Tensors, read_json, write_json, write_tensors
+from emu3_jax.interop.safetensors_io import (
+    Tensors,
+    differences,
+    read_json,
+    write_json,
+    write_tensors,
+)
 from emu3_jax.models.vision_config import VisionTokenizerConfig
 from emu3_jax.models.vision_tokenizer import VisionTokenizer
 
@@ -271,13 +277,7 @@ def load_vision_tokenizer(path: str | os.PathLike) -> tuple[VisionTokenizer, dic
 
 def _check_variables(flat: dict, pairs: tuple[Pair, ...]) -> None:
     """ValueError that lists everything in which the variables differ from the config."""
-    expected = {pair.path: pair.shape for pair in pairs}
-    problems = [f"{'/'.join(path)} is missing" for path in expected if path not in flat]
-    problems += [f"{'/'.join(path)} is unexpected" for path in flat if path not in expected]
-    problems += [
-        f"{'/'.join(path)} has shape {list(np.shape(flat[path]))}, expected {list(shape)}"
-        for path, shape in expected.items()
-        if path in flat and np.shape(flat[path]) != shape
-    ]
+    expected = {"/".join(pair.path): pair.shape for pair in pairs}
+    problems = differences({"/".join(p): np.shape(array) for p, array in flat.items()}, expected)
     if problems:
         raise ValueError(f"the variables do not fit the config: {'; '.join(problems)}.")
