@@ -97,20 +97,39 @@ def allowed(rule):
     return np.array([rule])
 
 
+def greedy(params, request, negative, guidance):
+    """The greedy answer by whole forward passes."""
+    prompt, answer = list(request.prompt), []
+    for rule in request.rule:
+        ids = allowed(rule)
+        token = ids[np.argmax(scores_of(params, prompt, negative, guidance)[ids])]
+        answer.append(token)
+        prompt.append(token)
+        negative = None if negative is None else [*negative, token]
+        if token == VOCAB.eos:
+            break
+    return answer
+
+
 def test_greedy_equals_whole_forward_passes(params):
     settings = Sampling(temperature=0, guidance=2.5)
     answers = generate(MODEL, params, some_requests(), settings, VOCAB)
     for request, answer in zip(some_requests(), answers, strict=True):
-        prompt, negative, expected = list(request.prompt), request.negative, []
-        for rule in request.rule:
-            ids = allowed(rule)
-            token = ids[np.argmax(scores_of(params, prompt, negative, 2.5)[ids])]
-            expected.append(token)
-            prompt.append(token)
-            negative = None if negative is None else [*negative, token]
-            if token == VOCAB.eos:
-                break
-        assert answer.tolist() == expected
+        assert answer.tolist() == greedy(params, request, request.negative, 2.5)
+
+
+def test_the_official_scripts_let_the_negative_branch_see_its_padding(params):
+    settings = Sampling(temperature=0, guidance=2.5, attend_negative_padding=True)
+    chosen = [request for request in some_requests() if request.negative is not None]
+    longest = max(len(request.negative) for request in chosen)
+    answers = generate(MODEL, params, chosen, settings, VOCAB)
+    lengths = set()
+    for request, answer in zip(chosen, answers, strict=True):
+        missing = longest - len(request.negative)
+        padded = [VOCAB.pad] * missing + list(request.negative)
+        assert answer.tolist() == greedy(params, request, padded, 2.5)
+        lengths.add(missing)
+    assert len(lengths) > 1  # or nothing was padded
 
 
 def test_company_does_not_change_an_answer(params):

@@ -58,6 +58,9 @@ TOP_K = flags.DEFINE_integer("top_k", None, "Draw from the k best tokens; 0 is o
 TOP_P = flags.DEFINE_float("top_p", None, "Draw from the smallest set of this mass; 1 is off.")
 TEMPERATURE = flags.DEFINE_float("temperature", None, "Divides the scores; 0 takes the best.")
 NEGATIVE = flags.DEFINE_string("negative_prompt", "", "What guidance leads away from.")
+ATTEND_PADDING = flags.DEFINE_bool(
+    "attend_negative_padding", False, "Guidance as the official scripts batch it; see Sampling."
+)
 OFFICIAL = flags.DEFINE_bool(
     "official_prompts", False, "Append the released quality words, use the released negative."
 )
@@ -83,6 +86,7 @@ def sampling(draws: bool) -> Sampling:
         "top_k": TOP_K.value,
         "top_p": TOP_P.value,
         "guidance": GUIDANCE.value,
+        "attend_negative_padding": ATTEND_PADDING.value,
     }
     changes = {key: value for key, value in given.items() if value is not None}
     fields = {key: getattr(chosen, key) for key in given} | changes

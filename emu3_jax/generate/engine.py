@@ -44,6 +44,7 @@ class _Inputs(NamedTuple):
     """One batch on the device; B requests, R rows (2 B when guided), P prompt columns, N new."""
 
     prompt_RP: jax.Array
+    valid_RP: jax.Array
     table_BN: jax.Array
     lengths_B: jax.Array
     guided_B: jax.Array
@@ -168,6 +169,11 @@ def _inputs(requests: list[Request], batch: Batch, settings: Sampling, vocab: Vo
         # Without a negative prompt the second row repeats the first and its result is not used.
         negative = request.prompt if request.negative is None else request.negative
         negative_BP[b, -len(negative) :] = negative
+    # PAD never occurs inside a prompt, so it marks exactly the padding on the left.
+    valid_BP, negative_valid_BP = prompt_BP != vocab.pad, negative_BP != vocab.pad
+    if settings.attend_negative_padding:
+        longest = max((len(r.negative) for r in members if r.negative is not None), default=1)
+        negative_valid_BP[has_negative, -longest:] = True
     lengths = np.zeros(batch.rows, np.int32)
     lengths[: len(members)] = [r.new for r in members]
     numbers = np.zeros(batch.rows, np.int32)
@@ -178,7 +184,8 @@ def _inputs(requests: list[Request], batch: Batch, settings: Sampling, vocab: Vo
     table = grammar.table([r.rule for r in members], batch.rows, batch.new, vocab.pad)
     if guided:
         prompt_BP = np.stack([prompt_BP, negative_BP], axis=1).reshape(-1, prompt_BP.shape[1])
-    return _Inputs(prompt_BP, table, lengths, has_negative, numbers)
+        valid_BP = np.stack([valid_BP, negative_valid_BP], axis=1).reshape(prompt_BP.shape)
+    return _Inputs(prompt_BP, valid_BP, table, lengths, has_negative, numbers)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "vocab", "static"))
@@ -239,9 +246,7 @@ def _prefill(params, inputs: _Inputs, model: Transformer, vocab: Vocab) -> _Stat
     """Reads every prompt but for its last token, which the loop reads first."""
     prompt_RP = inputs.prompt_RP
     rows, columns = prompt_RP.shape
-    # PAD never occurs inside a prompt, so it marks exactly the padding on the left.
-    valid_RP = prompt_RP != vocab.pad
-    positions_RP = jnp.cumsum(valid_RP, axis=1) - 1
+    positions_RP = jnp.cumsum(inputs.valid_RP, axis=1) - 1
     cache = kv_cache.allocate(model.config, rows, columns - 1 + inputs.table_BN.shape[1])
     _, cache = model.apply(
         {"params": params},

@@ -23,6 +23,9 @@ class Sampling:
       top_p: only the smallest set of tokens whose probability reaches p stays; 1 keeps all.
       guidance: scale of classifier-free guidance; 1 switches it off and runs no second branch.
       seed: of the draws; the same seed and request give the same tokens.
+      attend_negative_padding: the official scripts give the unconditional branch no mask, so where
+        negative prompts of a batch differ in length the shorter ones read the padding in front of
+        them. True does the same; False, the padding is never seen.
     """
 
     temperature: float = 1.0
@@ -30,6 +33,7 @@ class Sampling:
     top_p: float = 1.0
     guidance: float = 1.0
     seed: int = 0
+    attend_negative_padding: bool = False
 
     def __post_init__(self):
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):

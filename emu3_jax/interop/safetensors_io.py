@@ -73,7 +73,7 @@ def differences(
     expected: Mapping[str, tuple[int, ...]],
     optional: Collection[str] = (),
 ) -> list[str]:
-    """Every array that is missing, unexpected or of another shape, in words; see `Tensors.check`."""
+    """Every array that is missing, unexpected or of another shape; see `Tensors.check`."""
     known = {*expected, *optional}
     problems = [f"{name} is missing" for name in expected if name not in found]
     problems += [f"{name} is unexpected" for name in found if name not in known]
