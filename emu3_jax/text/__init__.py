@@ -12,12 +12,14 @@ from typing import Protocol, runtime_checkable
 
 from emu3_jax.text.bytes import ByteTokenizer
 from emu3_jax.text.sentencepiece import SentencePieceTokenizer
+from emu3_jax.text.stream import StreamDecoder
 from emu3_jax.text.tiktoken import QwenTiktoken
 
 __all__ = [
     "ByteTokenizer",
     "QwenTiktoken",
     "SentencePieceTokenizer",
+    "StreamDecoder",
     "TextTokenizer",
     "load_text_tokenizer",
 ]
@@ -37,7 +39,10 @@ class TextTokenizer(Protocol):
         """Ids 0..size-1; ValueError for a lone surrogate."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Text; ids outside 0..size-1 are skipped."""
+        """Text; ids outside 0..size-1 are skipped, invalid UTF-8 becomes U+FFFD."""
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The UTF-8 of the text, of which an id may hold a part of a character."""
 
 
 def load_text_tokenizer(path: str | pathlib.Path) -> TextTokenizer:

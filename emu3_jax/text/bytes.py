@@ -17,4 +17,8 @@ class ByteTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; ids outside 0..255 are skipped, invalid UTF-8 becomes U+FFFD."""
-        return bytes(int(i) for i in ids if 0 <= i < 256).decode("utf-8", errors="replace")
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The same as UTF-8, valid or not."""
+        return bytes(i for i in ids if 0 <= i < 256)

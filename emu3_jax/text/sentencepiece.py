@@ -81,8 +81,11 @@ class SentencePieceTokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; ids outside 0..size-1 are skipped, invalid UTF-8 becomes U+FFFD."""
-        data = b"".join(self._pieces[i] for i in ids if 0 <= i < self.size)
-        return data.decode("utf-8", errors="replace")
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The same as UTF-8, valid or not."""
+        return b"".join(self._pieces[i] for i in ids if 0 <= i < self.size)
 
 
 def train(sentences: Iterable[str], size: int, path: str | pathlib.Path) -> None:

@@ -78,5 +78,8 @@ class QwenTiktoken:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; ids outside 0..size-1 are skipped, invalid UTF-8 becomes U+FFFD."""
-        inside = [int(i) for i in ids if 0 <= i < self.size]
-        return self._encoding.decode_bytes(inside).decode("utf-8", errors="replace")
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The same as UTF-8, valid or not."""
+        return self._encoding.decode_bytes([int(i) for i in ids if 0 <= i < self.size])
