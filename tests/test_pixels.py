@@ -90,6 +90,16 @@ def test_clips_are_windows_of_consecutive_frames_flipped_together(root):
     assert starts == {0, 1, 2} and sides == {0, -1}
 
 
+def test_about_half_of_the_clips_run_backwards_if_asked(root):
+    iterator = pixel_batches(config(root, flip=False, reverse=True, stills_per_batch=0))
+    steps = []
+    for _ in range(30):
+        frames = media.to_uint8(next(iterator)["clips"] + 1e-4)
+        steps += list(np.diff(frames[:, :, 0, 0, 0].astype(int), axis=1)[:, 0])
+    assert set(steps) == {-1, 1}
+    assert 0.3 < np.mean(np.equal(steps, -1)) < 0.7
+
+
 def test_pictures_of_any_size_become_squares(tmp_path):
     pixels = np.zeros((20, 40, 3), np.uint8)
     pixels[:, 10:30] = 255

@@ -27,6 +27,7 @@ class PixelConfig:
 
     root, files: folder and the jsonl files in it (layout of `sources.FolderSource`).
     image_size: pictures are cut to their centred square and resized to this side, in pixels.
+    flip, reverse: half of the items are mirrored; half of the clips run backwards.
     frames, fps: length of a clip in frames; the rate it is sampled at (None: every frame).
     cache_bytes: decoded items are kept in memory up to this sum; the rest is read again each time.
     max_bad_items: unreadable items are replaced by their successor; one more than this is an error.
@@ -40,6 +41,7 @@ class PixelConfig:
     stills_per_batch: int = 32
     clips_per_batch: int = 4
     flip: bool = True
+    reverse: bool = False
     seed: int = 0
     cache_bytes: int = 1 << 30
     max_bad_items: int = 0
@@ -106,10 +108,11 @@ class _Items:
 
 @dataclass(frozen=True)
 class _Augment:
-    """A random window of a clip and a random flip of the whole item."""
+    """A random window of a clip, perhaps backwards, and a random flip of the whole item."""
 
     frames: int
     flip: bool
+    reverse: bool
 
     def __call__(self, pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         if pixels.ndim == 4:
@@ -117,6 +120,8 @@ class _Augment:
             pixels = pixels[start : start + self.frames]
         if self.flip and rng.random() < 0.5:
             pixels = pixels[..., ::-1, :]
+        if self.reverse and pixels.ndim == 4 and rng.random() < 0.5:
+            pixels = pixels[::-1]
         return pixels
 
 
@@ -137,7 +142,7 @@ def _stream(items: _Items, count: int, seed: int, config: PixelConfig) -> grain.
     if not len(items):
         raise ValueError(f"{config.root}: {config.files} hold none of the media a batch asks for")
     dataset = grain.MapDataset.source(items).seed(seed).shuffle().repeat()[: ENDLESS * count]
-    augmented = dataset.random_map(_Augment(config.frames, config.flip))
+    augmented = dataset.random_map(_Augment(config.frames, config.flip, config.reverse))
     return augmented.batch(count).map(media.to_model)
 
 
