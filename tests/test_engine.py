@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from emu3_jax import sharding
 from emu3_jax import vocab as vocab_lib
-from emu3_jax.generate import cache, requests
+from emu3_jax.generate import cache, engine, requests
 from emu3_jax.generate.engine import generate
 from emu3_jax.generate.requests import Request
 from emu3_jax.generate.sampling import Sampling
@@ -143,6 +143,23 @@ def test_company_does_not_change_an_answer(params):
     reseeded = Sampling(guidance=3.0, top_k=9, seed=6)
     other = generate(MODEL, params, some_requests(), reseeded, VOCAB)
     assert any(a.tolist() != b.tolist() for a, b in zip(together, other, strict=True))
+
+
+def test_streamed_pieces_together_are_the_answers(params):
+    settings = Sampling(guidance=3.0, seed=5)
+    expected = generate(MODEL, params, some_requests(), settings, VOCAB)
+    pieces = [[] for _ in expected]
+    calls = []
+
+    def stream(place, tokens):
+        calls.append(place)
+        assert 0 < len(tokens) <= engine.STREAM_EVERY
+        pieces[place] += tokens.tolist()
+
+    found = generate(MODEL, params, some_requests(), settings, VOCAB, batch_size=4, stream=stream)
+    for answer, streamed, whole in zip(found, pieces, expected, strict=True):
+        assert answer.tolist() == streamed == whole.tolist()
+    assert len(calls) > len(expected)  # long answers came in several pieces
 
 
 def test_answers_keep_to_their_rules(params):

@@ -1,5 +1,6 @@
 """The generate command, model directories and the four tasks, on a tiny random model."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -150,6 +151,14 @@ def test_texts_equal_the_library_call(runner, bundle, tmp_path):
     assert [c.shape for c in codes] == [(2, 3), (3, 2)]
     options = tasks.Options(greedy, max_new=6)
     assert [line["text"] for line in lines] == tasks.caption_images(bundle, codes, options)
+    pieces = ["", ""]
+
+    def stream(place, piece):
+        pieces[place] += piece
+
+    streaming = dataclasses.replace(options, stream=stream)
+    assert tasks.caption_images(bundle, codes, streaming) == pieces
+    assert pieces == [line["text"] for line in lines]
     chat = Job("image_to_text", ("Who?",), (names[0],), sampling=greedy, chat=True, max_new=6)
     runner.run(chat, say=lambda line: None)
     assert json.loads(file.read_text())["chat"] is True

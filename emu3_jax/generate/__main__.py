@@ -65,6 +65,7 @@ OFFICIAL = flags.DEFINE_bool(
     "official_prompts", False, "Append the released quality words, use the released negative."
 )
 CHAT = flags.DEFINE_bool("chat", False, "Put the question in the released chat template.")
+STREAM = flags.DEFINE_bool("stream", False, "Print one text answer while it is written.")
 MAX_NEW = flags.DEFINE_integer("max_new", 128, "Longest text in tokens (released: 1024).")
 MIN_PIXELS = flags.DEFINE_integer("min_pixels", None, "Smaller pictures are enlarged to this.")
 MAX_PIXELS = flags.DEFINE_integer("max_pixels", None, "Larger pictures are reduced to this.")
@@ -132,6 +133,10 @@ def check_flags() -> None:
         raise JobError(f"{TASK.value} takes --image, not --video.")
     if OFFICIAL.value and not TASK.value.startswith("text_to"):
         raise JobError("--official_prompts are for drawing.")
+    if STREAM.value and (
+        TASK.value.startswith("text_to") or len(IMAGE.value + VIDEO.value) * SAMPLES.value != 1
+    ):
+        raise JobError("--stream shows one text: give one --image or --video and one sample.")
     if OFFICIAL.value and NEGATIVE.value:
         raise JobError("Give either --official_prompts or --negative_prompt, not both.")
 
@@ -172,7 +177,12 @@ def main() -> None:
         place(bundle, on),
         pathlib.Path(OUTPUT.value),
         limits,
-        tasks.Options(batch_size=BATCH.value, mesh=on, progress=say),
+        tasks.Options(
+            batch_size=BATCH.value,
+            mesh=on,
+            progress=say,
+            stream=say_piece if STREAM.value else None,
+        ),
         {"model": label, "vision_tokenizer": VISION.value},
     )
     runner.run(job, say)
@@ -181,6 +191,12 @@ def main() -> None:
 def say(line: str) -> None:
     """One line of progress."""
     print(line, flush=True)
+
+
+def say_piece(place: int, piece: str) -> None:
+    """A piece of the answer, on the line that the pieces before it are on."""
+    del place
+    print(piece, end="", flush=True)
 
 
 if __name__ == "__main__":

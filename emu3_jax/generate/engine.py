@@ -28,6 +28,9 @@ from emu3_jax.models.attention import KVCache
 from emu3_jax.models.transformer import Transformer, check_mesh
 from emu3_jax.vocab import Vocab
 
+# New tokens between two looks of whoever streams: a look costs a round trip to the device.
+STREAM_EVERY = 8
+
 
 class _Static(NamedTuple):
     """What is compiled in: a change of any field compiles anew."""
@@ -82,6 +85,7 @@ def generate(
     batch_size: int = 16,
     max_context: int | None = None,
     progress: Callable[[str], None] | None = None,
+    stream: Callable[[int, np.ndarray], None] | None = None,
 ) -> list[np.ndarray]:
     """Answers every request.
 
@@ -97,6 +101,8 @@ def generate(
       batch_size: the most requests that run together; guided ones take two rows each.
       max_context: the most tokens, prompt and answer, that the model may read; None for no limit.
       progress: called with one line before and after each batch.
+      stream: called as stream(place in the list, new tokens int32 [n]) every `STREAM_EVERY` tokens
+        while a batch runs; the pieces of a request together are its answer.
 
     Returns:
       For each request, in order, int32 [n]: the new tokens, n <= max_new. EOS is among them where
@@ -120,14 +126,16 @@ def generate(
     batches = plan(requests, batch_size, devices)
     for i, batch in enumerate(batches):
         report = _reporter(model, batch, settings, f"batch {i + 1}/{len(batches)}", progress)
-        new_BN = _run(model, params, requests, batch, settings, vocab, mesh)
+        new_BN = _run(model, params, requests, batch, settings, vocab, mesh, stream)
         for row, member in zip(new_BN, batch.members, strict=False):
             answers[member] = _cut(row, requests[member].new, vocab)
         report(sum(len(answers[member]) for member in batch.members))
     return answers
 
 
-def _run(model, params, requests, batch: Batch, settings: Sampling, vocab, mesh) -> np.ndarray:
+def _run(
+    model, params, requests, batch: Batch, settings: Sampling, vocab, mesh, stream
+) -> np.ndarray:
     """The new tokens of one batch, int32 [B, N] on the host."""
     inputs = _inputs(requests, batch, settings, vocab)
     table = inputs.table_BN
@@ -151,8 +159,21 @@ def _run(model, params, requests, batch: Batch, settings: Sampling, vocab, mesh)
         context = jax.set_mesh(mesh)
         rows = jax.NamedSharding(mesh, sharding.partition_spec("batch"))
         inputs = jax.device_put(inputs, rows)
+    compiled = dict(model=model, vocab=vocab, static=static)
     with context:
-        return np.asarray(_decode(params, inputs, numbers, model=model, vocab=vocab, static=static))
+        if stream is None:
+            return np.asarray(_decode(params, inputs, numbers, **compiled))
+        state, shown, steps = _start(params, inputs, model=model, vocab=vocab), 0, table.shape[1]
+        while shown < steps and not np.asarray(state.finished_B).all():
+            until = min(shown + STREAM_EVERY, steps)
+            state = _advance(params, inputs, numbers, state, until, **compiled)
+            new_BN = np.asarray(state.new_BN)
+            for row, member in zip(new_BN, batch.members, strict=False):
+                answer = _cut(row[:until], requests[member].new, vocab)
+                if len(answer) > shown:
+                    stream(member, answer[shown:])
+            shown = until
+        return np.asarray(state.new_BN)
 
 
 def _inputs(requests: list[Request], batch: Batch, settings: Sampling, vocab: Vocab) -> _Inputs:
@@ -193,6 +214,29 @@ def _decode(
     params, inputs: _Inputs, settings: _Settings, *, model: Transformer, vocab: Vocab, static
 ) -> jax.Array:
     """Runs one batch to its end; int32 [B, N], PAD behind the end of each row."""
+    state = _prefill(params, inputs, model, vocab)
+    last = inputs.table_BN.shape[1]
+    return _loop(params, inputs, settings, state, last, model, vocab, static).new_BN
+
+
+@functools.partial(jax.jit, static_argnames=("model", "vocab"))
+def _start(params, inputs: _Inputs, *, model: Transformer, vocab: Vocab) -> _State:
+    """The first half of `_decode`, for whoever wants to look at tokens as they come."""
+    return _prefill(params, inputs, model, vocab)
+
+
+@functools.partial(
+    jax.jit, static_argnames=("model", "vocab", "static"), donate_argnames=("state",)
+)
+def _advance(
+    params, inputs: _Inputs, settings: _Settings, state: _State, until, *, model, vocab, static
+) -> _State:
+    """A part of the second half of `_decode`: on to `until` new tokens, or to the end."""
+    return _loop(params, inputs, settings, state, until, model, vocab, static)
+
+
+def _loop(params, inputs: _Inputs, settings: _Settings, state: _State, until, model, vocab, static):
+    """Feeds one token a step until `until` are there or every row is finished."""
     key = jax.random.key(settings.seed)
 
     def draw(scores_BV, keys_B):
@@ -233,13 +277,10 @@ def _decode(
             finished_B=state.finished_B | ended_B,
         )
 
-    state = _prefill(params, inputs, model, vocab)
-    last = inputs.table_BN.shape[1]
-
     def go_on(state: _State) -> jax.Array:
-        return (state.step < last) & ~state.finished_B.all()
+        return (state.step < until) & ~state.finished_B.all()
 
-    return jax.lax.while_loop(go_on, step, state).new_BN
+    return jax.lax.while_loop(go_on, step, state)
 
 
 def _prefill(params, inputs: _Inputs, model: Transformer, vocab: Vocab) -> _State:

@@ -15,6 +15,7 @@ from emu3_jax.generate.requests import Request
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.interop.bundle import Bundle
 from emu3_jax.sequence import Image, Text, Video
+from emu3_jax.text import StreamDecoder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,8 @@ class Options:
       batch_size: the most requests that run together.
       mesh: where to run; None for the default device.
       progress: called with a line before and after each batch.
+      stream: for texts: called as stream(number of the answer in the list, next piece of it) while
+        they are written; the pieces of an answer together are that answer.
     """
 
     sampling: Sampling = Sampling()
@@ -38,6 +41,7 @@ class Options:
     batch_size: int = 16
     mesh: jax.sharding.Mesh | None = None
     progress: Callable[[str], None] | None = None
+    stream: Callable[[int, str], None] | None = None
 
 
 def text_to_image(
@@ -143,12 +147,25 @@ def question_prompt(bundle: Bundle, block: Image | Video, question: str | None) 
 def continue_texts(bundle: Bundle, prompts: Sequence[np.ndarray], options: Options) -> list[str]:
     """The text that the model writes behind each prompt int32 [P], without EOS."""
     requests = [Request(prompt, max_new=options.max_new) for prompt in prompts]
-    answers = _generate(bundle, requests, options)
-    decode = bundle.grammar.tokenizer.decode
+    tokenizer = bundle.grammar.tokenizer
+    decoders = [StreamDecoder(tokenizer) for _ in prompts]
+
+    def show(place: int, ids: np.ndarray) -> None:
+        piece = decoders[place].feed(ids[bundle.vocab.is_text(ids)].tolist())
+        if piece:
+            options.stream(place, piece)
+
+    answers = _generate(bundle, requests, options, show if options.stream else None)
+    for place, decoder in enumerate(decoders if options.stream else ()):
+        if rest := decoder.finish():
+            options.stream(place, rest)
+    decode = tokenizer.decode
     return [decode(answer[bundle.vocab.is_text(answer)].tolist()) for answer in answers]
 
 
-def _generate(bundle: Bundle, requests: list[Request], options: Options) -> list[np.ndarray]:
+def _generate(
+    bundle: Bundle, requests: list[Request], options: Options, stream=None
+) -> list[np.ndarray]:
     if options.first:
         numbered = enumerate(requests, options.first)
         requests = [dataclasses.replace(request, number=n) for n, request in numbered]
@@ -162,4 +179,5 @@ def _generate(bundle: Bundle, requests: list[Request], options: Options) -> list
         batch_size=options.batch_size,
         max_context=bundle.max_context,
         progress=options.progress,
+        stream=stream,
     )
