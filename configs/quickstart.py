@@ -28,14 +28,14 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     # In two epochs nothing is learnt by heart, and drawing the masks takes a fifth of the time.
     config.model.dropout = 0.0
-    config.run.steps = 300
-    config.run.optimizer.warmup_steps = 30
+    config.run.steps = 800
+    config.run.optimizer.warmup_steps = 50
     # Two virtual CPU devices: parameters and rows are both cut in two, as on a pod.
     config.run.mesh = ConfigDict(dict(data=1, fsdp=2, context=1, tensor=1))
-    config.run.checkpoint.every = 50
-    config.run.log.every = 10
+    config.run.checkpoint.every = 100
+    config.run.log.every = 20
     # Likelihood needs token shards alone.
     config.evaluation.update(
-        dict(every=100, limit=48, tokens=f"{directory}/tokens", data="", vision_tokenizer="")
+        dict(every=200, limit=48, tokens=f"{directory}/tokens", data="", vision_tokenizer="")
     )
     return config

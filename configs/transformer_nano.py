@@ -1,11 +1,17 @@
-"""The nano transformer: every modality of the embedded emoji corpus in one model, from scratch.
+r"""The nano transformer: every modality of the embedded emoji corpus in one model, from scratch.
 
 Purpose: the model that the quickstart, the demos and the README pictures use, and the base that
 the ablations import. The mixture is the paper's in small: text, text→image, image→text,
 text→video, video→text, with half weight on vision tokens (paper section 2.4) and dropout 0.1.
 
 Command (after configs/tokenize_nano.py):
-  python -m emu3_jax.train --config=configs/transformer_nano.py --workdir=runs/transformer_nano
+  JAX_NUM_CPU_DEVICES=2 python -m emu3_jax.train --config=configs/transformer_nano.py \
+    --workdir=runs/transformer_nano
+
+Observed: 1,800 steps take 24 minutes on two cores (1,700 to 2,100 tokens/s); validation then stands
+at 4.90 nats a picture token, 3.03 a text token, and still falls. The training loss of picture tokens
+is one nat lower: a few epochs are enough to begin to learn 2,000 pictures by heart. The figures of
+the emoji evaluators stand in docs/measurements.md.
 """
 
 from ml_collections import ConfigDict
@@ -51,10 +57,10 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.run = ConfigDict(
         dict(
-            steps=3200,
+            steps=1800,
             seed=0,
             ema_decay=0.0,
-            mesh=dict(data=1, fsdp=-1, context=1, tensor=1),
+            mesh=dict(data=-1, fsdp=1, context=1, tensor=1),
             optimizer=dict(
                 learning_rate=1.2e-3,
                 warmup_steps=100,
