@@ -1,9 +1,9 @@
 """The quickstart's training run: the nano recipe with a smaller model, for minutes on two cores.
 
 Purpose: every part of a pretraining run (mixture of five tasks, packing, mesh, checkpoints,
-evaluation while training) within a coffee break. The model is a third of the nano model and sees a
-few epochs; it learns the grammar, plausible captions and the rough looks of things. The shipped
-nano model (configs/transformer_nano.py) is what hours instead of minutes give.
+evaluation while training) within a coffee break. The model is a third of the nano model and sees two
+epochs; it learns the grammar, plausible captions and the rough looks of things. The shipped
+nano model (configs/transformer_nano.py) is larger and trained longer.
 
 The argument is the directory that the quickstart works in.
 
