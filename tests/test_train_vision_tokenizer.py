@@ -126,6 +126,7 @@ def test_dead_codes_move_onto_latents_in_weights_and_average_and_start_anew(step
     state = _start(REVIVING, SGD)
     far = state.params["quantize"]["embedding"].at[:4].set(100.0)  # never the nearest
     state = state.replace(
+        step=jnp.int32(2),
         params=REVIVING._with_codebook(state.params, far),
         ema=REVIVING._with_codebook(state.ema, far),
         model_state=state.model_state | {USAGE: jnp.full((CODES,), 8.0).at[:4].set(0.0)},
@@ -153,8 +154,15 @@ def test_dead_codes_move_onto_latents_in_weights_and_average_and_start_anew(step
 
 @pytest.mark.parametrize(
     "every, until, step, revived",
-    [(0, 1.0, 50, False), (5, 0.5, 50, True), (5, 0.5, 49, False), (5, 0.5, 55, False)],
-    ids=["turned off", "due", "not due", "settling"],
+    [
+        (0, 1.0, 50, False),
+        (0, 1.0, 1, False),
+        (5, 0.5, 1, True),
+        (5, 0.5, 50, True),
+        (5, 0.5, 49, False),
+        (5, 0.5, 55, False),
+    ],
+    ids=["turned off", "turned off at first", "at first", "due", "not due", "settling"],
 )
 def test_when_codes_are_revived(monkeypatch, every, until, step, revived):
     task = _task(VisionLossConfig(revive_every=every, revive_until=until), steps=100)

@@ -145,8 +145,18 @@ def question_prompt(bundle: Bundle, block: Image | Video, question: str | None) 
 
 
 def continue_texts(bundle: Bundle, prompts: Sequence[np.ndarray], options: Options) -> list[str]:
-    """The text that the model writes behind each prompt int32 [P], without EOS."""
-    requests = [Request(prompt, max_new=options.max_new) for prompt in prompts]
+    """The text that the model writes behind each prompt int32 [P], without EOS.
+
+    An answer ends where the model's context does, if that is before `options.max_new`.
+    """
+
+    def longest(prompt: np.ndarray) -> int:
+        if bundle.max_context is None:
+            return options.max_new
+        # A prompt that leaves no room at all is refused by the engine, which says so.
+        return min(options.max_new, max(1, bundle.max_context - len(prompt)))
+
+    requests = [Request(prompt, max_new=longest(prompt)) for prompt in prompts]
     tokenizer = bundle.grammar.tokenizer
     decoders = [StreamDecoder(tokenizer) for _ in prompts]
 

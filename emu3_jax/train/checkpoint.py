@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import pathlib
 import shutil
+import time
 from typing import Any
 
 import jax
@@ -130,8 +131,7 @@ class Checkpoints:
         errors would otherwise come up in whatever is asked of it next.
         """
         self._close_manager()
-        for child in self._directory.glob("*orbax-checkpoint-tmp*"):
-            shutil.rmtree(child, ignore_errors=True)
+        self._clear_unfinished()
         self._manager = self._new_manager()
         latest = self.latest_step()
         kept = "no earlier checkpoint exists" if latest is None else f"step {latest} is intact"
@@ -168,6 +168,19 @@ class Checkpoints:
         except CheckpointError as error:
             print(f"Warning: {error}", flush=True)
         self._close_manager()
+
+    def _clear_unfinished(self) -> None:
+        """Removes the folders of saves that failed.
+
+        A part that nobody can wait for may put one back, so this goes on until all is quiet.
+        """
+        quiet_since = time.monotonic()
+        give_up = quiet_since + 5.0
+        while quiet_since + 0.5 > time.monotonic() and time.monotonic() < give_up:
+            for child in self._directory.glob("*orbax-checkpoint-tmp*"):
+                shutil.rmtree(child, ignore_errors=True)
+                quiet_since = time.monotonic()
+            time.sleep(0.05)
 
     def _close_manager(self) -> None:
         """Waits for everything that still writes; each failed part raises its error once."""

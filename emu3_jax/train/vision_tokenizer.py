@@ -37,7 +37,8 @@ class VisionLossConfig:
       codebook: pulls codes to their latents.
       clips: weight of the clip losses beside those of the stills.
       usage_decay: per step, of the moving count of how often each code is chosen.
-      revive_every: steps between revivals of dead codes; 0 turns revival off.
+      revive_every: steps between revivals of dead codes, of which the first follows step 1; 0
+        turns revival off.
       revive_below: a code is dead when its moving count is under this share of the mean count.
       revive_until: share of the run after which codes are left alone, so that they settle.
     """
