@@ -1,6 +1,7 @@
 """From a config to the task it names: the only place that knows all tasks."""
 
 import ml_collections
+import numpy as np
 
 from emu3_jax.config import ConfigError, to_dataclass, unknown_key
 from emu3_jax.train.loop import RunConfig
@@ -34,7 +35,28 @@ def _pretrain(config, run: RunConfig) -> Task:
         loss=to_dataclass(task.LossConfig, config.loss, "loss"),
         data=data,
         grammar=grammar,
+        codebook_ND=_start_codebook(config, data),
     )
+
+
+def _start_codebook(config, data):
+    """The entries that vision tokens start from, or None; must be what the data was made with."""
+    from emu3_jax.data.records import open_dataset, vision_fingerprint
+    from emu3_jax.interop.vision_tokenizer import load_vision_tokenizer
+    from emu3_jax.train.pretrain import StartConfig
+
+    start = to_dataclass(StartConfig, config.get("start", ml_collections.ConfigDict()), "start")
+    if not start.codebook:
+        return None
+    module, variables = load_vision_tokenizer(start.codebook)
+    found = vision_fingerprint(module.config, variables)
+    wanted = open_dataset(data.mixture[0].dataset).info.vision_tokenizer
+    if found != wanted:
+        raise ConfigError(
+            f"start.codebook={start.codebook!r} is the vision tokenizer {found}, but the data was "
+            f"made with {wanted or 'none'}"
+        )
+    return np.asarray(variables["params"]["quantize"]["embedding"], np.float32)
 
 
 def dataset_grammar(data, text_tokenizer: str):
@@ -52,12 +74,11 @@ def dataset_grammar(data, text_tokenizer: str):
     return Grammar(info.vocabulary, load_text_tokenizer(text_tokenizer), info.video_format)
 
 
-# Task → (its maker, what its config must have besides `task` and `run`).
+# Task → (its maker, what its config must have besides `task` and `run`, what it may have).
 TASKS = {
-    "pretrain": (_pretrain, ("text_tokenizer", "model", "loss", "data")),
-    "vision_tokenizer": (_vision_tokenizer, ("model", "loss", "data")),
+    "pretrain": (_pretrain, ("text_tokenizer", "model", "loss", "data"), ("start", "evaluation")),
+    "vision_tokenizer": (_vision_tokenizer, ("model", "loss", "data"), ("evaluation",)),
 }
-OPTIONAL = ("evaluation",)
 
 
 def make_task(config: ml_collections.ConfigDict, run: RunConfig) -> Task:
@@ -68,11 +89,11 @@ def make_task(config: ml_collections.ConfigDict, run: RunConfig) -> Task:
     """
     if config.get("task") not in TASKS:
         raise ConfigError(f"task must be one of {', '.join(TASKS)}, got {config.get('task')!r}")
-    make, needed = TASKS[config.task]
+    make, needed, optional = TASKS[config.task]
     known = ("task", "run", *needed)
     for key in config:
-        if key not in known + OPTIONAL:
-            raise ConfigError(unknown_key(key, known + OPTIONAL, "config"))
+        if key not in known + optional:
+            raise ConfigError(unknown_key(key, known + optional, "config"))
     for key in known:
         if key not in config:
             raise ConfigError(f"config.{key} is missing; the task {config.task} needs it")
