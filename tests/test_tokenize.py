@@ -11,12 +11,14 @@ import pytest
 
 from emu3_jax.data import media
 from emu3_jax.data.records import open_dataset
+from emu3_jax.data.sources import RawItem
 from emu3_jax.models.vision_tokenizer import VisionTokenizer, VisionTokenizerConfig
 from emu3_jax.sequence import Document, Video, parse_chat
 from emu3_jax.text import ByteTokenizer
 from emu3_jax.tokenize import run
 from emu3_jax.tokenize.config import TokenizeConfig
 from emu3_jax.tokenize.encoder import VisionEncoder
+from emu3_jax.tokenize.prepare import Medium, Prepared, moved
 from emu3_jax.tokenize.run import TokenizeError, make_grammar, tokenize
 
 PIXELS = 16 * 16
@@ -115,6 +117,30 @@ def test_records_hold_what_the_vision_tokenizer_sees(unbroken, corpus, vision, e
     assert isinstance(clip, Video) and (clip.fps, clip.seconds) == (4.0, 1.0)
     pixels = media.read_video(corpus / "2.webp")[0][:4]
     np.testing.assert_array_equal(clip.codes, encode(vision, pixels))
+
+
+def test_copies_are_moved_pictures_of_the_same_item(corpus, vision, encoder, tmp_path):
+    folder = tokenize(config(corpus, tmp_path, copies={"train": 3}, max_shift=2), encoder)[0]
+    dataset = open_dataset(folder)
+    kinds = {kind: [r.key for r in dataset.records(kind)] for kind in ("image", "text")}
+    assert kinds["image"][:4] == ["s0", "s0~1", "s0~2", "s1"]
+    assert not any("~" in key for key in kinds["text"])  # words alone are stored once
+    first, second, third = (dataset.records("image")[i] for i in range(3))
+    assert first.segments[0] == second.segments[0] and first.attributes == third.attributes
+    assert first.segments[1] != second.segments[1] != third.segments[1]
+
+
+def test_a_copy_is_the_picture_moved_with_its_edge_repeated():
+    pixels = np.arange(2 * 6 * 5 * 3, dtype=np.uint8).reshape(2, 6, 5, 3)
+    prepared = Prepared(RawItem("k", video=pixels), [Medium(pixels)])
+    copies = [moved(prepared, copy, 2).media[0].pixels for copy in range(1, 20)]
+    for copy in copies:
+        rows = [np.clip(np.arange(6) + d, 0, 5) for d in range(-2, 3)]
+        columns = [np.clip(np.arange(5) + d, 0, 4) for d in range(-2, 3)]
+        possible = [pixels[:, r][:, :, c] for r in rows for c in columns]
+        assert sum(np.array_equal(copy, one) for one in possible) == 1
+    assert len({copy.tobytes() for copy in copies}) > 5
+    np.testing.assert_array_equal(copies[0], moved(prepared, 1, 2).media[0].pixels)
 
 
 def test_documents_chats_and_special_names(unbroken, corpus, encoder):
@@ -254,6 +280,8 @@ def test_bad_configs_are_one_sentence(corpus):
         ({"splits": {"train": "train.jsonl"}}, "splits.train must be a list"),
         ({"vocabulary": "big"}, 'vocabulary must be "small" or "released"'),
         ({"worker": 2, "workers": 2}, "worker must be from 0"),
+        ({"copies": {"trian": 2}, "max_shift": 1}, "copies names the split 'trian', splits has"),
+        ({"copies": {"train": 2}}, "copies.train must be a number from 1 on, and max_shift"),
         ({"output": ""}, "output is empty"),
     ):
         with pytest.raises(ValueError, match=reason):

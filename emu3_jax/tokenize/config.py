@@ -24,6 +24,9 @@ class TokenizeConfig:
       image_batch, clip_batch: media of one size that are encoded together.
       items_per_shard: rows of a jsonl file, or TFDS examples, that make one shard.
       max_skipped: share of the items that may be unusable; more is an error.
+      copies: split → how often each item with a picture or clip is stored: once as it is, then
+        moved, for corpora so small that a model learns them by heart; 1 where not named.
+      max_shift: pixels by which copies are moved at most, to each side.
       decode_threads: threads that read and resize media.
       worker, workers: this process does the shards i with i % workers == worker.
     """
@@ -44,6 +47,8 @@ class TokenizeConfig:
     clip_batch: int = 4
     items_per_shard: int = 512
     max_skipped: float = 0.01
+    copies: dict = dataclasses.field(default_factory=dict)
+    max_shift: int = 0
     decode_threads: int = 2
     worker: int = 0
     workers: int = 1
@@ -64,6 +69,16 @@ class TokenizeConfig:
             raise ValueError(
                 f"worker must be from 0 to workers - 1, found {self.worker} of {self.workers}"
             )
+        for split, copies in self.copies.items():
+            if split not in self.splits:
+                raise ValueError(
+                    f"copies names the split {split!r}, splits has {', '.join(self.splits)}"
+                )
+            if not isinstance(copies, int) or copies < 1 or (copies > 1 and self.max_shift < 1):
+                raise ValueError(
+                    f"copies.{split} must be a number from 1 on, and max_shift at least 1 where it "
+                    f"is more than 1, found {copies!r} and max_shift {self.max_shift}"
+                )
         for name in ("image_batch", "clip_batch", "items_per_shard", "decode_threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
@@ -72,4 +87,7 @@ class TokenizeConfig:
         """What the bytes of a split's dataset depend on, beside its tokenizers."""
         names = ("min_pixels", "max_pixels", "fps", "max_frames", "image_batch", "clip_batch")
         recipe = {name: getattr(self, name) for name in (*names, "items_per_shard")}
+        copies = self.copies.get(split, 1)
+        if copies > 1:
+            recipe |= {"copies": copies, "max_shift": self.max_shift}
         return {"sources": list(self.splits[split]), **recipe}

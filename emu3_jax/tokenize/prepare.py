@@ -1,6 +1,7 @@
 """One raw item to the pixels and text a record is made of, or the reason why it is skipped."""
 
 import dataclasses
+import zlib
 from typing import Any
 
 import numpy as np
@@ -76,6 +77,30 @@ def prepare(item: RawItem, rules: MediaRules | None) -> Prepared:
     if shown and rules is None:
         raise ValueError("it shows a picture or a clip, but no vision tokenizer was given")
     return Prepared(item, [_read(kind, source, item.where, rules) for kind, source in shown])
+
+
+def moved(prepared: Prepared, copy: int, max_shift: int) -> Prepared:
+    """A copy of the item with each medium moved by up to `max_shift` pixels, edges repeated.
+
+    Where to depends on the item's key and the number of the copy alone. A whole clip moves as one.
+    """
+    rng = np.random.default_rng(zlib.crc32(f"{prepared.item.key} {copy}".encode()))
+    media_moved = [
+        dataclasses.replace(medium, pixels=_moved(medium.pixels, rng, max_shift))
+        for medium in prepared.media
+    ]
+    return Prepared(
+        dataclasses.replace(prepared.item, key=f"{prepared.item.key}~{copy}"), media_moved
+    )
+
+
+def _moved(pixels: np.ndarray, rng: np.random.Generator, max_shift: int) -> np.ndarray:
+    """uint8 [..., H, W, 3] -> the same shape."""
+    height, width = pixels.shape[-3:-1]
+    top, left = rng.integers(0, 2 * max_shift + 1, 2)
+    margin = [(0, 0)] * (pixels.ndim - 3) + [(max_shift, max_shift)] * 2 + [(0, 0)]
+    wide = np.pad(pixels, margin, mode="edge")
+    return wide[..., top : top + height, left : left + width, :]
 
 
 def _read(kind: str, source: Any, where: str, rules: MediaRules) -> Medium:

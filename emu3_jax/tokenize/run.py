@@ -32,7 +32,7 @@ from emu3_jax.sequence import Grammar
 from emu3_jax.text import load_text_tokenizer
 from emu3_jax.tokenize.config import TokenizeConfig
 from emu3_jax.tokenize.encoder import Batcher, VisionEncoder
-from emu3_jax.tokenize.prepare import MediaRules, Prepared, prepare, to_record
+from emu3_jax.tokenize.prepare import MediaRules, Prepared, moved, prepare, to_record
 
 log = logging.getLogger(__name__)
 
@@ -189,12 +189,13 @@ class _Split:
         for item, outcome in self._decoded(source.items(number)):
             result.items += 1
             meter.item_done()
-            if isinstance(outcome, Prepared):
-                prepared.append(outcome)
-                for medium in outcome.media:
-                    batcher.add(medium.pixels, medium.take)
-            else:
+            if not isinstance(outcome, Prepared):
                 result.skipped.append(_skipped(item, outcome))
+                continue
+            for one in (outcome, *self._copies(outcome)):
+                prepared.append(one)
+                for medium in one.media:
+                    batcher.add(medium.pixels, medium.take)
         batcher.flush()
         by_kind = collections.defaultdict(list)
         for one in prepared:
@@ -213,6 +214,11 @@ class _Split:
                     writer.write(record)
             result.shards.append(Shard(name, kind, len(by_kind[kind])))
         return result
+
+    def _copies(self, prepared: Prepared) -> list[Prepared]:
+        """Further versions of an item with media, as many as the config asks for."""
+        copies = self.config.copies.get(self.split, 1) if prepared.media else 1
+        return [moved(prepared, copy, self.config.max_shift) for copy in range(1, copies)]
 
     def _decoded(self, items: Iterator[RawItem]) -> Iterator[tuple[RawItem, object]]:
         """Items with what `prepare` made of them or its error, in order; decoded by threads."""
