@@ -358,9 +358,13 @@ def test_resuming_on_another_mesh(unbroken, tmp_path):
         np.testing.assert_allclose(leaves(state.params)[name], value, atol=2e-5)
 
 
-def test_initial_params_are_where_a_fresh_run_begins(tmp_path):
+def test_a_fresh_run_begins_where_it_is_told(tmp_path):
     first = train(ToyTask(), run_config(steps=3), tmp_path / "a")
     weights = jax.tree.map(lambda x: np.asarray(x, np.float16), first.params)
+
+    def start(variables):
+        return variables | {"params": weights}
+
     seen = []
 
     class First:
@@ -371,10 +375,10 @@ def test_initial_params_are_where_a_fresh_run_begins(tmp_path):
             return {}
 
     run = run_config(steps=1, optimizer=loop.OptimizerConfig(learning_rate=0.0))
-    state = train(ToyTask(), run, tmp_path / "b", initial_params=weights, callbacks=[First()])
+    state = train(ToyTask(), run, tmp_path / "b", start=start, callbacks=[First()])
     assert_same_trees(state.params, jax.tree.map(lambda x: np.asarray(x, np.float32), weights))
-    with pytest.raises(CheckpointError, match="initial_params does not fit.*dense/bias"):
-        train(ToyTask(outputs=16), run, tmp_path / "c", initial_params=weights)
+    with pytest.raises(CheckpointError, match="start does not fit.*dense/bias"):
+        train(ToyTask(outputs=16), run, tmp_path / "c", start=start)
 
 
 @pytest.mark.parametrize(

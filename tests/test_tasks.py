@@ -2,11 +2,9 @@
 
 import pytest
 from ml_collections import ConfigDict
-from test_records import text, write_dataset
 
-from configs import transformer_nano, vision_tokenizer_nano
+from configs import vision_tokenizer_nano
 from emu3_jax.config import ConfigError
-from emu3_jax.data.records import Record
 from emu3_jax.train.loop import RunConfig
 from emu3_jax.train.tasks import make_task
 
@@ -36,13 +34,3 @@ def test_what_does_not_belong_is_named(changes, message):
 def test_the_config_makes_its_task():
     task = make_task(_config(), RUN)
     assert task.config.codebook_size == 2048 and task.unit == "frames"
-
-
-def test_a_start_from_another_codebook_is_refused(tmp_path):
-    folder = str(write_dataset(tmp_path / "tokens", [Record("t", "s", "text", (text("a"),))]))
-    config = transformer_nano.get_config()
-    config.text_tokenizer = "bytes"
-    config.start = ConfigDict(dict(codebook="assets/vision_tokenizer_nano"))
-    config.data.mixture = (dict(dataset=folder, task="text", weight=1.0),)
-    with pytest.raises(ConfigError, match="start.codebook='assets/vision_tokenizer_nano' is the"):
-        make_task(config, RUN)

@@ -68,6 +68,12 @@ class Tensors:
             raise ValueError(f"weights in {self.path} do not fit: {'; '.join(problems)}")
 
 
+def read_file(file: pathlib.Path) -> dict[str, np.ndarray]:
+    """All tensors of one safetensors file; ValueError naming the file if it is none."""
+    with _opened(file) as tensors:
+        return {name: tensors.get_tensor(name) for name in tensors.keys()}
+
+
 def differences(
     found: Mapping[str, tuple[int, ...]],
     expected: Mapping[str, tuple[int, ...]],

@@ -15,7 +15,7 @@ from emu3_jax.config import ConfigError, to_dataclass
 from emu3_jax.evaluate.during_training import EvaluationCallback, EvaluationConfig
 from emu3_jax.evaluate.loading import load_vision_tokenizer
 from emu3_jax.interop.bundle import assemble, save_language
-from emu3_jax.train import run_directory, tasks
+from emu3_jax.train import run_directory, start, tasks
 from emu3_jax.train.loop import RunConfig, train
 
 command_line.define_config(help_text="What to train; see configs/. Override: --config.a.b=value.")
@@ -62,6 +62,7 @@ def main() -> None:
         raise ConfigError("the config has no section run; see configs/ for examples")
     run = to_dataclass(RunConfig, config.run, "run")
     task = tasks.make_task(config, run)
+    begin = start.make_start(config, task)
     run_directory.claim(config, workdir, ALLOW_CHANGES.value)
     if config.task == "pretrain":
         save_language(workdir, task.language())
@@ -70,6 +71,7 @@ def main() -> None:
         run,
         workdir,
         callbacks=evaluation_callbacks(config, task, workdir),
+        start=begin,
         run_config=config.to_dict(),
     )
 

@@ -3,8 +3,7 @@
 Order of one step: draw batch n, dispatch update n, then look at the metrics of update n-1, so the
 host never makes the device wait. A run starts from the first of these that exists:
   1. the newest complete checkpoint in its own directory (state and data position),
-  2. the weights that the caller passes as `initial_params`,
-  3. a fresh initialisation from the seed.
+  2. a fresh initialisation from the seed, of which `start` may replace what it likes.
 Nothing else decides where a run begins.
 """
 
@@ -94,6 +93,18 @@ class Callback(Protocol):
         """
 
 
+class Start(Protocol):
+    """What a fresh run begins from instead of random weights."""
+
+    def __call__(self, variables: dict) -> dict:
+        """Returns the same tree with other values.
+
+        Args:
+          variables: {"params": …, other collections} as initialised, jax arrays on the mesh. Leaves
+            of the result may be these, jax arrays laid out in any way, or numpy arrays.
+        """
+
+
 class Interruption:
     """Turns SIGTERM and Ctrl-C into a flag that the loop reads between steps.
 
@@ -134,7 +145,7 @@ def train(
     workdir: str | pathlib.Path,
     *,
     callbacks: Sequence[Callback] = (),
-    initial_params: Any | None = None,
+    start: Start | None = None,
     run_config: dict | None = None,
 ) -> TrainState | None:
     """Trains until `run.steps`, or until interrupted; returns the final state.
@@ -144,7 +155,7 @@ def train(
       run: how.
       workdir: run directory; holds checkpoints/, metrics.jsonl, tensorboard/.
       callbacks: called at their interval and after the last step.
-      initial_params: weights to start from when the directory has no checkpoint.
+      start: what the weights begin as, see Start; not asked where the directory has a checkpoint.
       run_config: the resolved config, for Weights & Biases.
 
     Returns:
@@ -166,7 +177,7 @@ def train(
     ):
         batches = task.batches(mesh)
         resources.callback(getattr(batches, "close", lambda: None))
-        state = _start_state(task, run, optimizer, key, mesh, checkpoints, batches, initial_params)
+        state = _start_state(task, run, optimizer, key, mesh, checkpoints, batches, start)
         step = make_train_step(
             task,
             optimizer,
@@ -184,7 +195,7 @@ def train(
         return loop.run_steps(state, step, batches)
 
 
-def _start_state(task, run, optimizer, key, mesh, checkpoints, batches, initial_params):
+def _start_state(task, run, optimizer, key, mesh, checkpoints, batches, start):
     ema = run.ema_decay > 0
     if checkpoints.latest_step() is not None:
         abstract = abstract_state(task, optimizer, key, mesh, ema)
@@ -193,17 +204,21 @@ def _start_state(task, run, optimizer, key, mesh, checkpoints, batches, initial_
         _say(f"resumed from step {int(state.step)}")
         return state
     state = init_state(task, optimizer, key, mesh, ema)
-    if initial_params is not None:
-        check_same_tree(initial_params, state.params, "initial_params", types=False)
-        params = jax.tree.map(
-            lambda new, old: jax.device_put(np.asarray(new, old.dtype), old.sharding),
-            initial_params,
-            state.params,
-        )
-        state = state.replace(params=params, ema=average_start(params) if ema else None)
+    if start is not None:
+        state = _started(state, start, ema)
     count = sum(p.size for p in jax.tree.leaves(state.params))
     _say(f"{count:,} parameters on mesh {dict(mesh.shape)}")
     return state
+
+
+def _started(state: TrainState, start: Start, ema: bool) -> TrainState:
+    old = {"params": state.params, **state.model_state}
+    new = start(old)
+    check_same_tree(new, old, "start", types=False)
+    new = jax.tree.map(lambda n, o: jax.device_put(n.astype(o.dtype), o.sharding), new, old)
+    params = new.pop("params")
+    averaged = average_start(params) if ema else None
+    return state.replace(params=params, model_state=new, ema=averaged)
 
 
 class _Loop:

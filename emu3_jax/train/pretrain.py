@@ -5,14 +5,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from emu3_jax import sharding
 from emu3_jax.data.pipeline import DataConfig, make_iterator
 from emu3_jax.data.records import open_dataset
 from emu3_jax.interop.bundle import Language
-from emu3_jax.models.layers import INIT_STDDEV
 from emu3_jax.models.transformer import Transformer, TransformerConfig, check_mesh
 from emu3_jax.sequence import Grammar, TokenClass
 from emu3_jax.train.loss import chunked_cross_entropy
@@ -43,50 +41,15 @@ class LossConfig:
     z_loss: float = 0.0
 
 
-# Where a vision token has its vectors: module, weight, the axis that counts the vocabulary.
-VOCABULARY_MATRICES = (("embed", "embedding", 0), ("lm_head", "kernel", 1))
-
-
-def projected_codebook(key: jax.Array, codebook_ND: np.ndarray, features: int) -> jax.Array:
-    """float32 [N, features]: entries about their mean under one random projection, scaled to the
-    standard deviation of every other weight. Distances keep their proportions, about."""
-    centred_ND = codebook_ND - codebook_ND.mean(axis=0)
-    projection = jax.random.normal(key, (codebook_ND.shape[1], features))
-    spread = np.sqrt(np.mean(np.sum(centred_ND**2, axis=1)))
-    return jnp.asarray(centred_ND, jnp.float32) @ projection * (INIT_STDDEV / spread)
-
-
-@dataclasses.dataclass(frozen=True)
-class StartConfig:
-    """What the weights start from, before the first step.
-
-    Attributes:
-      codebook: folder of the vision tokenizer the data was made with: both vectors of every vision
-        token then start as a random projection of its codebook entry, so that codes that look
-        alike begin alike. "": as random as all other tokens, as far as is known of Emu3.
-    """
-
-    codebook: str = ""
-
-
 class PretrainTask:
-    """Trains a Transformer on batches of packed rows; see data.pipeline for the arrays.
-
-    `codebook_ND` float [codebook size, D]: see StartConfig; None starts all tokens at random.
-    """
+    """Trains a Transformer on batches of packed rows; see data.pipeline for the arrays."""
 
     unit = "tokens"
 
     def __init__(
-        self,
-        model: TransformerConfig,
-        loss: LossConfig,
-        data: DataConfig,
-        grammar: Grammar,
-        codebook_ND: np.ndarray | None = None,
+        self, model: TransformerConfig, loss: LossConfig, data: DataConfig, grammar: Grammar
     ):
         self.config, self.loss_config, self.data, self.grammar = model, loss, data, grammar
-        self.codebook_ND = codebook_ND
         if model.vocab_size != grammar.vocab.size:
             raise ValueError(
                 f"model.vocab_size is {model.vocab_size}, the data's vocabulary has "
@@ -103,23 +66,8 @@ class PretrainTask:
 
     def init(self, key: jax.Array) -> Any:
         """See Task."""
-        variables = self.model.init(key, jnp.zeros((1, 8), jnp.int32))
-        if self.codebook_ND is None:
-            return variables
-        start = self.grammar.vocab.visual_start
-        for i, (module, name, axis) in enumerate(VOCABULARY_MATRICES):
-            weights = variables["params"][module]
-            draw = jax.random.fold_in(key, i)
-            rows_ND = projected_codebook(draw, self.codebook_ND, self.config.hidden_size)
-            rows = jnp.moveaxis(rows_ND, 0, axis)
-            # The weight comes in a box that carries its logical axes.
-            weights[name] = jax.tree.map(
-                lambda table, rows=rows, axis=axis: jax.lax.dynamic_update_slice_in_dim(
-                    table, rows.astype(table.dtype), start, axis
-                ),
-                weights[name],
-            )
-        return variables
+        tokens = jnp.zeros((1, 8), jnp.int32)
+        return self.model.init(key, tokens)
 
     def loss(self, params: Any, model_state: Any, batch: dict, key: jax.Array) -> Loss:
         """See Task. The weight is the sum of token weights."""

@@ -1,7 +1,6 @@
 """From a config to the task it names: the only place that knows all tasks."""
 
 import ml_collections
-import numpy as np
 
 from emu3_jax.config import ConfigError, to_dataclass, unknown_key
 from emu3_jax.train.loop import RunConfig
@@ -35,28 +34,7 @@ def _pretrain(config, run: RunConfig) -> Task:
         loss=to_dataclass(task.LossConfig, config.loss, "loss"),
         data=data,
         grammar=grammar,
-        codebook_ND=_start_codebook(config, data),
     )
-
-
-def _start_codebook(config, data):
-    """The entries that vision tokens start from, or None; must be what the data was made with."""
-    from emu3_jax.data.records import open_dataset, vision_fingerprint
-    from emu3_jax.interop.vision_tokenizer import load_vision_tokenizer
-    from emu3_jax.train.pretrain import StartConfig
-
-    start = to_dataclass(StartConfig, config.get("start", ml_collections.ConfigDict()), "start")
-    if not start.codebook:
-        return None
-    module, variables = load_vision_tokenizer(start.codebook)
-    found = vision_fingerprint(module.config, variables)
-    wanted = open_dataset(data.mixture[0].dataset).info.vision_tokenizer
-    if found != wanted:
-        raise ConfigError(
-            f"start.codebook={start.codebook!r} is the vision tokenizer {found}, but the data was "
-            f"made with {wanted or 'none'}"
-        )
-    return np.asarray(variables["params"]["quantize"]["embedding"], np.float32)
 
 
 def dataset_grammar(data, text_tokenizer: str):
@@ -77,7 +55,7 @@ def dataset_grammar(data, text_tokenizer: str):
 # Task → (its maker, what its config must have besides `task` and `run`, what it may have).
 TASKS = {
     "pretrain": (_pretrain, ("text_tokenizer", "model", "loss", "data"), ("start", "evaluation")),
-    "vision_tokenizer": (_vision_tokenizer, ("model", "loss", "data"), ("evaluation",)),
+    "vision_tokenizer": (_vision_tokenizer, ("model", "loss", "data"), ("start", "evaluation")),
 }
 
 

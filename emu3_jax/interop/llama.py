@@ -1,0 +1,121 @@
+"""The layers of a text model of the Llama family as the beginning of a multimodal transformer.
+
+Emu3's transformer is Llama's, so the names in the file are those of `language_model`; what differs
+is the vocabulary, which is not taken along but for ids that mean the same in both.
+"""
+
+import os
+import pathlib
+import re
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+
+from emu3_jax.interop import language_model
+from emu3_jax.interop.onto_mesh import OntoMesh
+from emu3_jax.interop.safetensors_io import Tensors, read_json
+from emu3_jax.models.transformer import TransformerConfig
+
+MODEL_TYPES = ("Emu3", "llama", "mistral")
+# Choices of the family that this transformer does not have; another value is an error.
+CONSTANTS = {
+    "hidden_act": "silu",
+    "rope_scaling": None,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "sliding_window": None,
+}
+# Fields of config.json that must be those of the run; the vocabulary and dropout need not.
+SIZES = tuple(
+    key for key in language_model.CONFIG_KEYS if key not in ("vocab_size", "attention_dropout")
+)
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+# Kept by old conversions; every loader computes them.
+COMPUTED = r".*\.rotary_emb\.inv_freq$"
+
+
+def check(path: str | os.PathLike, config: TransformerConfig, text_ids: int = 0) -> None:
+    """ValueError that lists everything in which the model at `path` is not one to begin from."""
+    _open(pathlib.Path(path), config, text_ids)
+
+
+def load_into(
+    params: dict, path: str | os.PathLike, config: TransformerConfig, text_ids: int = 0
+) -> dict:
+    """The params with the layers and the final norm of the model at `path`, tensor by tensor.
+
+    Args:
+      params: of a Transformer of `config`, jax arrays on their mesh; they give the layout.
+      path: config.json and safetensors files.
+      config: of the transformer here.
+      text_ids: vectors of the first ids that are taken along.
+
+    Raises:
+      ValueError: as `check`.
+    """
+    tensors, pairs = _open(pathlib.Path(path), config, text_ids)
+    flat = flax.traverse_util.flatten_dict(nn.unbox(params))
+    abstract = {
+        path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        for path, x in flat.items()
+    }
+    destination = OntoMesh(abstract)
+    for pair in pairs:
+        if pair.name not in (EMBEDDING, HEAD):
+            layer = pair.layer if pair.path[0] == "layers" else None
+            destination.write(pair.path, layer, pair.from_file(tensors.read(pair.name)))
+        elif text_ids:
+            stored = HEAD if pair.name == HEAD and HEAD in tensors.shapes() else EMBEDDING
+            rows = tensors.read(stored)[:text_ids]
+            rows = rows.T if pair.name == HEAD else rows
+            destination.arrays[pair.path] = _at_origin(flat[pair.path], rows)
+    return flax.traverse_util.unflatten_dict({**flat, **destination.arrays})
+
+
+@jax.jit
+def _at_origin(table: jax.Array, part: jax.Array) -> jax.Array:
+    rows, columns = part.shape
+    return table.at[:rows, :columns].set(jnp.asarray(part, table.dtype))
+
+
+def _open(path: pathlib.Path, config: TransformerConfig, text_ids: int):
+    """(tensors, the pairs of the transformer here), after all checks."""
+    file = path / language_model.CONFIG_FILE
+    stored = read_json(file)
+    if stored.get("model_type") not in MODEL_TYPES:
+        raise ValueError(
+            f"{file}: model_type is {stored.get('model_type')!r}, expected one of "
+            f"{', '.join(MODEL_TYPES)}"
+        )
+    heads = stored.get("num_attention_heads")
+    found = {"num_key_value_heads": heads, "rope_theta": 10000.0} | stored
+    found |= (stored.get("rope_parameters") or {}) | {"vocab_size": stored.get("vocab_size", 0)}
+    problems = [
+        f"{key} is {found[key]!r}, expected {wanted!r}"
+        for key, wanted in CONSTANTS.items()
+        if found.get(key, wanted) != wanted
+    ]
+    if found.get("rope_type", "default") != "default":
+        problems.append(f"rope_type is {found['rope_type']!r}, expected 'default'")
+    for key in SIZES:
+        wanted = getattr(config, language_model.CONFIG_KEYS[key])
+        if found.get(key) != wanted:
+            problems.append(f"{key} is {found.get(key)!r}, the run has {wanted!r}")
+    if text_ids > min(found["vocab_size"], config.vocab_size):
+        problems.append(
+            f"it has {found['vocab_size']} token ids and the run {config.vocab_size}, "
+            f"so {text_ids} cannot be shared"
+        )
+    if problems:
+        raise ValueError(f"{file}: {'; '.join(problems)}")
+    tensors, pairs = Tensors(path), language_model.key_map(config)
+    expected = {pair.name: pair.file_shape for pair in pairs}
+    vocabulary = (found["vocab_size"], config.hidden_size)
+    expected |= {EMBEDDING: vocabulary, HEAD: vocabulary}
+    if found.get("tie_word_embeddings"):
+        del expected[HEAD]
+    optional = [name for name in tensors.shapes() if re.match(COMPUTED, name)]
+    tensors.check(expected, optional)
+    return tensors, pairs
