@@ -36,8 +36,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model = ConfigDict(
         dict(
             codebook_size=2048,
-            embed_dim=16,
-            z_channels=16,
+            embed_dim=32,
+            z_channels=32,
             ch=16,
             ch_mult=(1, 1, 4, 8),
             num_res_blocks=1,
@@ -45,19 +45,20 @@ def get_config(arg: str = "") -> ConfigDict:
             norm_groups=8,
         )
     )
-    config.loss = ConfigDict(dict(l2=1.0, l1=0.1, clips=0.5))
+    config.loss = ConfigDict(dict(l2=1.0, l1=0.1, clips=1.0))
     config.data = ConfigDict(
         dict(
             root="runs/emoji",
             image_size=64,
             frames=8,
-            stills_per_batch=12,
-            clips_per_batch=2,
+            stills_per_batch=8,
+            clips_per_batch=4,
+            reverse=True,
         )
     )
     config.run = ConfigDict(
         dict(
-            steps=3600,
+            steps=2100,
             seed=0,
             ema_decay=0.998,
             mesh=dict(data=1, fsdp=-1, context=1, tensor=1),
@@ -75,6 +76,6 @@ def get_config(arg: str = "") -> ConfigDict:
         )
     )
     config.evaluation = ConfigDict(
-        dict(every=1200, evaluators=("reconstruction",), data="runs/emoji")
+        dict(every=1050, evaluators=("reconstruction",), data="runs/emoji")
     )
     return config
