@@ -4,6 +4,9 @@ Purpose: 64-pixel stills and 8-frame clips become 8 x 8 and 2 x 8 x 8 codes of t
 vision tokenizer, captions become pieces of the shipped SentencePiece model.
 
   python -m emu3_jax.tokenize --config=configs/tokenize_nano.py --config.output=runs/tokens_nano
+
+A model that sees the corpus more than a few times learns it by heart; configs/transformer_nano.py
+trains on three versions of each item, two of them moved by up to two pixels (--config.copies.train=3).
 """
 
 from ml_collections import ConfigDict
@@ -32,6 +35,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.clip_batch = 4
     config.items_per_shard = 512
     config.max_skipped = 0.0
+    config.copies = ConfigDict(dict(train=1))
+    config.max_shift = 2
     config.decode_threads = 2
     config.worker = 0
     config.workers = 1

@@ -177,6 +177,7 @@ def training(plan: Plan, interrupt_at: int, resolved: str = "") -> list[Stage]:
     """
     command = (
         "-m", "emu3_jax.train", f"--config={plan.config}:{plan.directory}",
+        f"--config.start.codebook={plan.vision_tokenizer}",
         f"--workdir={plan.model}", *plan.train_options,
     )  # fmt: skip
     if plan.steps:
