@@ -5,23 +5,28 @@ import io
 import json
 import pathlib
 import pickle
+import random
 import subprocess
 import sys
 import unicodedata
 
 import pytest
 import sentencepiece
+import tiktoken.load
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from emu3_jax.sequence import Grammar
 from emu3_jax.text import (
     ByteTokenizer,
     QwenTiktoken,
     SentencePieceTokenizer,
     TextTokenizer,
     load_text_tokenizer,
+    special_names,
 )
 from emu3_jax.text.sentencepiece import train
+from emu3_jax.vocab import released, small
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 CORPUS = [
@@ -94,6 +99,59 @@ def test_released_ids(qwen):
     assert qwen.size == 151643
     for item in json.loads((GOLDEN / "processing.json").read_text())["texts"]:
         assert qwen.encode(item["text"]) == item["ids"], item["text"]
+
+
+@pytest.fixture(scope="module")
+def official(qwen):
+    """The released tokenizer as the tiktoken library has it, control tokens included."""
+    ranks = tiktoken.load.load_tiktoken_bpe(qwen.path)
+    pattern = (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+        r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+    return tiktoken.Encoding(
+        "official",
+        pat_str=pattern,
+        mergeable_ranks=ranks,
+        special_tokens=special_names.released_ids(),
+    )
+
+
+def _random_texts(count, names=()):
+    """Unicode of all planes, words, spaces and line breaks, and `names` now and then."""
+    rng = random.Random(0)
+    parts = ["word", " ", "\n", "\r\n", "'s", "12", "猫", "e\u0301", "🙂", "<|", "|>", *names]
+    for _ in range(count):
+        yield "".join(
+            rng.choice(parts) if rng.random() < 0.5 else chr(rng.choice(_PLANES)(rng))
+            for _ in range(rng.randrange(20))
+        )
+
+
+_PLANES = (
+    lambda rng: rng.randrange(0x80),
+    lambda rng: rng.randrange(0x3000),
+    lambda rng: rng.randrange(0xD800),
+    lambda rng: rng.randrange(0xE000, 0x110000),
+)
+
+
+def test_ten_thousand_random_strings_against_the_library(qwen, official):
+    for text in _random_texts(10_000):
+        expected = official.encode_ordinary(unicodedata.normalize("NFC", text))
+        assert qwen.encode(text) == expected, ascii(text)
+
+
+def test_special_names_by_request(qwen, official):
+    names = [*SPECIAL_NAMES, "<|extra_205|>", "<|visual token 032767|>", "<|visual token 1|>"]
+    for text in _random_texts(2000, names):
+        expected = official.encode(unicodedata.normalize("NFC", text), allowed_special="all")
+        assert special_names.encode(text, qwen) == expected, ascii(text)
+    grammar = Grammar(released(), qwen, special_names=True)
+    assert grammar.text_ids("<|extra_204|>") == [released().eos]
+    assert len(Grammar(released(), qwen).text_ids("<|extra_204|>")) > 1
+    with pytest.raises(ValueError, match="Only the released vocabulary has names"):
+        Grammar(small(151643, 8), qwen, special_names=True)
 
 
 @pytest.mark.parametrize("name", ["bytes", "pieces", "qwen"])

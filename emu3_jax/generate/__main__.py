@@ -28,6 +28,7 @@ from emu3_jax.generate import official, pixels, tasks
 from emu3_jax.generate.job import TASKS, Job, JobError, Runner, size_of
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.interop.bundle import place, with_vision
+from emu3_jax.sequence import Grammar
 
 MODEL = flags.DEFINE_string("model", None, "Directory of the language model.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint of a run directory; the newest if left out.")
@@ -60,6 +61,9 @@ TEMPERATURE = flags.DEFINE_float("temperature", None, "Divides the scores; 0 tak
 NEGATIVE = flags.DEFINE_string("negative_prompt", "", "What guidance leads away from.")
 ATTEND_PADDING = flags.DEFINE_bool(
     "attend_negative_padding", False, "Guidance as the official scripts batch it; see Sampling."
+)
+SPECIAL_NAMES = flags.DEFINE_bool(
+    "special_names", False, "Names of control tokens in prompts are these tokens, as officially."
 )
 OFFICIAL = flags.DEFINE_bool(
     "official_prompts", False, "Append the released quality words, use the released negative."
@@ -171,6 +175,10 @@ def main() -> None:
     job, on = ask(factor), mesh()
     bundle, label = loading.load_model(MODEL.value, STEP.value, mesh=on)
     bundle = with_vision(bundle, vision, vision_variables, VISION.value, label)
+    if SPECIAL_NAMES.value:
+        old = bundle.grammar
+        grammar = Grammar(old.vocab, old.tokenizer, old.video_format, special_names=True)
+        bundle = dataclasses.replace(bundle, grammar=grammar)
     if MAX_CONTEXT.value:
         bundle = dataclasses.replace(bundle, max_context=MAX_CONTEXT.value)
     runner = Runner(

@@ -21,8 +21,8 @@ from emu3_jax.sequence.documents import (
     Video,
     canonical_number,
 )
-from emu3_jax.text import TextTokenizer
-from emu3_jax.vocab import Vocab
+from emu3_jax.text import TextTokenizer, special_names
+from emu3_jax.vocab import Vocab, released
 
 _END = "the end of the sequence"
 _WEIGHTS = LossWeights()
@@ -42,9 +42,18 @@ class Grammar:
 
     `video_format`: "paper" or "univla", see `emu3_jax.sequence.formats`. Raises ValueError for
     another one, and where the tokenizer has more ids than the vocabulary has text ids.
+
+    `special_names`: the released names of control tokens inside text become these tokens, as in the
+    official code; a user's text can then break the grammar. ValueError for another vocabulary.
     """
 
-    def __init__(self, vocab: Vocab, tokenizer: TextTokenizer, video_format: str = formats.PAPER):
+    def __init__(
+        self,
+        vocab: Vocab,
+        tokenizer: TextTokenizer,
+        video_format: str = formats.PAPER,
+        special_names: bool = False,
+    ):
         if video_format not in formats.VIDEO_FORMATS:
             raise ValueError(
                 f"The video format is {video_format!r}, "
@@ -55,13 +64,18 @@ class Grammar:
                 f"The text tokenizer has {tokenizer.size} ids, "
                 f"expected at most the {vocab.text_size} text ids of the vocabulary."
             )
+        if special_names and vocab != released():
+            raise ValueError("Only the released vocabulary has names for its control tokens.")
         self.vocab, self.tokenizer, self.video_format = vocab, tokenizer, video_format
+        self.special_names = special_names
         self._heads: dict[formats.Meta, np.ndarray] = {}
 
     # Building
 
     def text_ids(self, text: str) -> list[int]:
-        """Ids of plain text; the name of a special token is plain text like any other."""
+        """Ids of text; the name of a special token is text like any other, see `special_names`."""
+        if self.special_names:
+            return special_names.encode(text, self.tokenizer)
         return self.tokenizer.encode(text)
 
     def build(self, document: Document, weights: LossWeights = _WEIGHTS) -> Sequence:

@@ -1,0 +1,44 @@
+"""Names of the released control tokens inside text.
+
+Everywhere in this package such a name is ordinary text. The official code reads it as the control
+token it names, so that a user's text can end a sequence or fake a picture; what is here does the
+same, for those who want to compare with it.
+"""
+
+import functools
+import re
+import unicodedata
+
+from emu3_jax.text import TextTokenizer
+
+# Released tokenizer files: chat marks, 205 extra marks, image marks, 32,768 codes, without a gap.
+FIRST_ID = 151643
+NAMES = (
+    "<|endoftext|>",
+    "<|im_start|>",
+    "<|im_end|>",
+    *(f"<|extra_{i}|>" for i in range(205)),
+    "<|image token|>",
+    "<|image start|>",
+    "<|image end|>",
+    *(f"<|visual token {code:06d}|>" for code in range(32768)),
+)
+_SHAPE = re.compile(r"(<\|[a-z_ ]+\d*\|>)")
+
+
+@functools.cache
+def released_ids() -> dict[str, int]:
+    """Name → id of the released vocabulary."""
+    return {name: FIRST_ID + i for i, name in enumerate(NAMES)}
+
+
+def encode(text: str, tokenizer: TextTokenizer) -> list[int]:
+    """Ids of text in which the names of control tokens are these tokens."""
+    ids, plain = [], ""
+    for part in _SHAPE.split(unicodedata.normalize("NFC", text)):
+        if part in released_ids():
+            ids += [*tokenizer.encode(plain), released_ids()[part]]
+            plain = ""
+        else:
+            plain += part
+    return ids + tokenizer.encode(plain)
