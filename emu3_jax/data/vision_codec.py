@@ -1,4 +1,9 @@
-"""A vision tokenizer at work: uint8 pictures and clips of any size to codes and back."""
+"""A vision tokenizer at work: uint8 pictures and clips of any size to codes and back.
+
+A clip longer than one latent frame is coded either as one causal clip (`CAUSAL`), where later codes
+know the frames before, or as clips of one latent frame that know nothing of each other
+(`INDEPENDENT`), as the official script does with released weights. Decode as it was encoded.
+"""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -9,6 +14,8 @@ import numpy as np
 
 from emu3_jax.data import media
 
+CAUSAL, INDEPENDENT = CLIPS = ("causal", "independent")
+
 
 @functools.lru_cache(maxsize=4)
 def _jitted(module: Any, method: str):
@@ -17,7 +24,10 @@ def _jitted(module: Any, method: str):
 
 
 def encode(
-    tokenizer: tuple[Any, Any], pictures: Sequence[np.ndarray], batch_size: int
+    tokenizer: tuple[Any, Any],
+    pictures: Sequence[np.ndarray],
+    batch_size: int,
+    clips: str = CAUSAL,
 ) -> list[np.ndarray]:
     """Codes of uint8 [H, W, 3] or [T, H, W, 3] → int32 [h, w] or [t, h, w] each.
 
@@ -25,11 +35,14 @@ def encode(
     factors.
 
     Raises:
-      ValueError: a picture or clip smaller than one token.
+      ValueError: a picture or clip smaller than one token, or `clips` is not one of CLIPS.
     """
     module, variables = tokenizer
-    encoder = _jitted(module, "encode")
     cut = [whole_tokens(module.config, picture) for picture in pictures]
+    if _apart(clips):
+        pieces, owners = _pieces(cut, module.config.temporal_downsample_factor, rank=4)
+        return _joined(encode(tokenizer, pieces, batch_size), owners)
+    encoder = _jitted(module, "encode")
     codes: list = [None] * len(cut)
     for indices, batch in batches_of_one_shape(cut, batch_size):
         out = np.asarray(encoder(variables, media.to_model(batch)))
@@ -39,10 +52,16 @@ def encode(
 
 
 def decode(
-    tokenizer: tuple[Any, Any], codes: Sequence[np.ndarray], batch_size: int
+    tokenizer: tuple[Any, Any],
+    codes: Sequence[np.ndarray],
+    batch_size: int,
+    clips: str = CAUSAL,
 ) -> list[np.ndarray]:
     """Pictures of codes: int32 [h, w] → uint8 [H, W, 3], [t, h, w] → uint8 [T, H, W, 3]."""
     module, variables = tokenizer
+    if _apart(clips):
+        pieces, owners = _pieces([np.asarray(c) for c in codes], 1, rank=3)
+        return _joined(decode(tokenizer, pieces, batch_size), owners)
     decoder = _jitted(module, "decode")
     pictures: list = [None] * len(codes)
     for indices, batch in batches_of_one_shape([np.asarray(c) for c in codes], batch_size):
@@ -50,6 +69,29 @@ def decode(
         for index, picture in zip(indices, out, strict=False):
             pictures[index] = picture
     return pictures
+
+
+def _apart(clips: str) -> bool:
+    if clips not in CLIPS:
+        raise ValueError(f"clips must be one of {', '.join(CLIPS)}, found {clips!r}")
+    return clips == INDEPENDENT
+
+
+def _pieces(arrays: Sequence[np.ndarray], length: int, rank: int):
+    """Arrays of `rank` cut along axis 0 into pieces of `length`, and whose piece each is."""
+    pieces, owners = [], []
+    for index, array in enumerate(arrays):
+        count = len(array) // length if array.ndim == rank else 1
+        pieces += np.split(array, count) if count > 1 else [array]
+        owners += [index] * count
+    return pieces, owners
+
+
+def _joined(pieces: Sequence[np.ndarray], owners: Sequence[int]) -> list[np.ndarray]:
+    groups: dict[int, list] = {}
+    for piece, owner in zip(pieces, owners, strict=True):
+        groups.setdefault(owner, []).append(piece)
+    return [np.concatenate(group) if len(group) > 1 else group[0] for group in groups.values()]
 
 
 def whole_tokens(config: Any, picture: np.ndarray) -> np.ndarray:

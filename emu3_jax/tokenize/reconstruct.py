@@ -1,0 +1,92 @@
+"""Files to codes and back, to look at: what a vision tokenizer keeps of one's own pictures.
+
+  python -m emu3_jax.tokenize.reconstruct --vision_tokenizer=DIR --output=DIR \\
+    --input=photo.jpg --input=film.mp4 [--clips=independent] [--tile=64 --overlap=8]
+
+For each file writes NAME.png, or NAME.mp4 for a clip: the picture as the tokenizer was given it at
+the left, what it made of its codes at the right; and NAME.npy, the codes. Prints PSNR and SSIM.
+"""
+
+import pathlib
+
+import numpy as np
+from absl import flags
+
+from emu3_jax import command_line
+from emu3_jax.data import media, tiling, vision_codec
+from emu3_jax.evaluate import loading, picture_quality
+from emu3_jax.generate.pixels import pixel_limits
+
+VISION = flags.DEFINE_string("vision_tokenizer", None, "Directory of weights, or run directory.")
+OUTPUT = flags.DEFINE_string("output", None, "Directory to write.")
+INPUT = flags.DEFINE_multi_string("input", [], "Picture or clip; give as many as you like.")
+CLIPS = flags.DEFINE_enum(
+    "clips", "causal", vision_codec.CLIPS, "A long clip as one, or its latent frames apart."
+)
+FPS = flags.DEFINE_float("fps", 0.0, "Rate at which clips are read; 0 takes every frame.")
+MAX_FRAMES = flags.DEFINE_integer("max_frames", 64, "Clips are cut to this many frames.")
+MIN_PIXELS = flags.DEFINE_integer("min_pixels", None, "Smaller pictures are enlarged to this.")
+MAX_PIXELS = flags.DEFINE_integer("max_pixels", None, "Larger pictures are reduced to this.")
+TILE = flags.DEFINE_integer(
+    "tile", 0, "Side in tokens of tiles for what does not fit memory, an approximation; 0: whole."
+)
+OVERLAP = flags.DEFINE_integer("overlap", 8, "Tokens that neighbouring tiles share.")
+# Frames a second of the file written where the file read does not say.
+DEFAULT_FPS = 8.0
+
+
+def main() -> None:
+    """Reads, encodes, decodes and writes every file; a bad one is named before any work."""
+    if not VISION.value or not OUTPUT.value or not INPUT.value:
+        raise ValueError("--vision_tokenizer, --output and --input are needed; see --help")
+    stems = [pathlib.Path(path).stem for path in INPUT.value]
+    if len(set(stems)) < len(stems):
+        raise ValueError("two inputs have the same name without its ending; the outputs would too")
+    tokenizer = loading.load_vision_tokenizer(VISION.value)
+    factor = tokenizer[0].config.spatial_factor
+    limits = pixel_limits(VISION.value, factor, MIN_PIXELS.value, MAX_PIXELS.value)
+    shown = [_read(path, limits, tokenizer[0].config) for path in INPUT.value]
+    folder = pathlib.Path(OUTPUT.value)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path, stem, (pixels, fps) in zip(INPUT.value, stems, shown, strict=True):
+        codes, rebuilt = _there_and_back(tokenizer, pixels)
+        both = np.concatenate([pixels, rebuilt], axis=-2)
+        np.save(folder / f"{stem}.npy", codes)
+        if pixels.ndim == 3:
+            media.write_png(folder / f"{stem}.png", both)
+        else:
+            media.write_mp4(folder / f"{stem}.mp4", both, fps)
+        size = "x".join(str(side) for side in pixels.shape[:-1])
+        grid = "x".join(str(side) for side in codes.shape)
+        psnr = picture_quality.psnr(pixels, rebuilt).mean()
+        ssim = picture_quality.ssim(pixels, rebuilt).mean()
+        print(f"{path}: {size} pixels, {grid} codes, PSNR {psnr:.2f} dB, SSIM {ssim:.3f}")
+
+
+def _read(path: str, limits: media.PixelLimits, config) -> tuple[np.ndarray, float]:
+    """uint8 [H, W, 3] or [T, H, W, 3] at its size for the tokenizer, and frames per second."""
+    try:
+        frames, fps, _ = media.read_video(path, FPS.value or None, MAX_FRAMES.value)
+    except media.MediaError as no_clip:
+        try:
+            frames, fps = media.read_image(path), 0.0
+        except media.MediaError as no_picture:
+            raise ValueError(f"{no_clip}; nor is it a picture: {no_picture}") from no_picture
+    if frames.ndim == 4 and len(frames) == 1:
+        frames = frames[0]
+    pixels = media.resize(frames, *media.smart_resize(*frames.shape[-3:-1], limits))
+    return vision_codec.whole_tokens(config, pixels), fps or DEFAULT_FPS
+
+
+def _there_and_back(tokenizer, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(codes, uint8 pixels of the codes), whole or in tiles as the flags say."""
+    if TILE.value:
+        place = (TILE.value, OVERLAP.value)
+        codes = tiling.encode(tokenizer, pixels, *place, clips=CLIPS.value)
+        return codes, tiling.decode(tokenizer, codes, *place, clips=CLIPS.value)
+    codes = vision_codec.encode(tokenizer, [pixels], 1, clips=CLIPS.value)[0]
+    return codes, vision_codec.decode(tokenizer, [codes], 1, clips=CLIPS.value)[0]
+
+
+if __name__ == "__main__":
+    command_line.run(main, __doc__)
