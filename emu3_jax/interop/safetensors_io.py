@@ -134,7 +134,7 @@ def write_tensors(
             if shard and size + array.nbytes > shard_bytes:
                 flush()
                 shard, size = {}, 0
-            shard[name] = np.ascontiguousarray(array)
+            shard[name] = np.asarray(array, order="C")  # a scalar stays one
             size += array.nbytes
             total += array.nbytes
         flush()
