@@ -75,7 +75,7 @@ def test_the_layers_and_the_shared_ids_come_from_a_text_model(text_model, mesh, 
     task = _pretrain()
     with jax.set_mesh(mesh):
         laid_out, fresh = _laid_out(task, mesh)
-        start = make_start(_section(transformer=str(path), text_ids=TEXT_IDS), task)
+        start = make_start(_section(transformer=str(path), shared_ids=TEXT_IDS), task)
         params = jax.device_get(start(laid_out)["params"])
     tokens = np.random.default_rng(0).integers(0, TEXT_IDS, (2, 8))
     found = Transformer(MODEL).apply({"params": params}, tokens)
@@ -95,7 +95,7 @@ def test_tied_matrices_without_a_head(text_model):
     save_file(kept, path / "model.safetensors")
     _rewrite_config(path, model_type="llama", tie_word_embeddings=True)
     task = _pretrain()
-    start = make_start(_section(transformer=str(path), text_ids=TEXT_IDS), task)
+    start = make_start(_section(transformer=str(path), shared_ids=TEXT_IDS), task)
     mesh = sharding.make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
     params = start(_laid_out(task, mesh)[0])["params"]
     head = np.asarray(params["lm_head"]["kernel"])[:, :TEXT_IDS]
@@ -103,7 +103,7 @@ def test_tied_matrices_without_a_head(text_model):
 
 
 @pytest.mark.parametrize(
-    ("changes", "text_ids", "message"),
+    ("changes", "shared_ids", "message"),
     [
         (dict(model_type="gpt2"), 0, "model_type is 'gpt2', expected one of Emu3, llama"),
         (dict(attention_bias=True, hidden_size=8), 0, "attention_bias is True.*hidden_size is 8,"),
@@ -112,10 +112,10 @@ def test_tied_matrices_without_a_head(text_model):
         (dict(vocab_size=70), 0, r"lm_head.weight has shape \[60, 16\], expected \[70, 16\]"),
     ],
 )
-def test_text_models_that_do_not_fit(text_model, changes, text_ids, message):
+def test_text_models_that_do_not_fit(text_model, changes, shared_ids, message):
     _rewrite_config(text_model[0], **({"model_type": "llama"} | changes))
     with pytest.raises(ValueError, match=message):
-        make_start(_section(transformer=str(text_model[0]), text_ids=text_ids), _pretrain())
+        make_start(_section(transformer=str(text_model[0]), shared_ids=shared_ids), _pretrain())
 
 
 def test_vision_tokens_begin_as_a_linear_image_of_their_codebook_entries():
@@ -143,8 +143,8 @@ def test_settings_that_do_not_go_together(tmp_path):
     other = _section(codebook="assets/vision_tokenizer_nano")
     with pytest.raises(ConfigError, match="start.codebook='assets/vision_tokenizer_nano' is the"):
         make_start(other, _pretrain(folder))
-    with pytest.raises(ConfigError, match="start.text_ids goes with start.transformer"):
-        make_start(_section(text_ids=3), _pretrain())
+    with pytest.raises(ConfigError, match="start.shared_ids goes with start.transformer"):
+        make_start(_section(shared_ids=3), _pretrain())
     with pytest.raises(ConfigError, match="start.movqgan does not exist"):
         make_start(_section(movqgan="x"), _pretrain())
     assert make_start(ConfigDict(), _pretrain()) is None

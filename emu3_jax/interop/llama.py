@@ -36,13 +36,13 @@ EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 COMPUTED = r".*\.rotary_emb\.inv_freq$"
 
 
-def check(path: str | os.PathLike, config: TransformerConfig, text_ids: int = 0) -> None:
+def check(path: str | os.PathLike, config: TransformerConfig, shared_ids: int = 0) -> None:
     """ValueError that lists everything in which the model at `path` is not one to begin from."""
-    _open(pathlib.Path(path), config, text_ids)
+    _open(pathlib.Path(path), config, shared_ids)
 
 
 def load_into(
-    params: dict, path: str | os.PathLike, config: TransformerConfig, text_ids: int = 0
+    params: dict, path: str | os.PathLike, config: TransformerConfig, shared_ids: int = 0
 ) -> dict:
     """The params with the layers and the final norm of the model at `path`, tensor by tensor.
 
@@ -50,12 +50,12 @@ def load_into(
       params: of a Transformer of `config`, jax arrays on their mesh; they give the layout.
       path: config.json and safetensors files.
       config: of the transformer here.
-      text_ids: vectors of the first ids that are taken along.
+      shared_ids: vectors of the first ids that are taken along.
 
     Raises:
       ValueError: as `check`.
     """
-    tensors, pairs = _open(pathlib.Path(path), config, text_ids)
+    tensors, pairs = _open(pathlib.Path(path), config, shared_ids)
     flat = flax.traverse_util.flatten_dict(nn.unbox(params))
     abstract = {
         path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
@@ -66,9 +66,9 @@ def load_into(
         if pair.name not in (EMBEDDING, HEAD):
             layer = pair.layer if pair.path[0] == "layers" else None
             destination.write(pair.path, layer, pair.from_file(tensors.read(pair.name)))
-        elif text_ids:
+        elif shared_ids:
             stored = HEAD if pair.name == HEAD and HEAD in tensors.shapes() else EMBEDDING
-            rows = tensors.read(stored)[:text_ids]
+            rows = tensors.read(stored)[:shared_ids]
             rows = rows.T if pair.name == HEAD else rows
             destination.arrays[pair.path] = _at_origin(flat[pair.path], rows)
     return flax.traverse_util.unflatten_dict({**flat, **destination.arrays})
@@ -80,7 +80,7 @@ def _at_origin(table: jax.Array, part: jax.Array) -> jax.Array:
     return table.at[:rows, :columns].set(jnp.asarray(part, table.dtype))
 
 
-def _open(path: pathlib.Path, config: TransformerConfig, text_ids: int):
+def _open(path: pathlib.Path, config: TransformerConfig, shared_ids: int):
     """(tensors, the pairs of the transformer here), after all checks."""
     file = path / language_model.CONFIG_FILE
     stored = read_json(file)
@@ -103,10 +103,10 @@ def _open(path: pathlib.Path, config: TransformerConfig, text_ids: int):
         wanted = getattr(config, language_model.CONFIG_KEYS[key])
         if found.get(key) != wanted:
             problems.append(f"{key} is {found.get(key)!r}, the run has {wanted!r}")
-    if text_ids > min(found["vocab_size"], config.vocab_size):
+    if shared_ids > min(found["vocab_size"], config.vocab_size):
         problems.append(
             f"it has {found['vocab_size']} token ids and the run {config.vocab_size}, "
-            f"so {text_ids} cannot be shared"
+            f"so {shared_ids} cannot be shared"
         )
     if problems:
         raise ValueError(f"{file}: {'; '.join(problems)}")

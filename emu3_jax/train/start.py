@@ -28,7 +28,7 @@ class TransformerStart:
     Attributes:
       transformer: directory of a language model of the Llama family (Emu3 among them), of the same
         sizes but for the vocabulary: its layers are taken. "": random layers.
-      text_ids: as many of its first token ids mean the same in the vocabulary here, and keep their
+      shared_ids: as many of its first token ids mean the same in the vocabulary here, and keep their
         vectors (151,643 between Qwen's byte pairs and the released vocabulary).
       codebook: directory of the vision tokenizer the data was made with: both vectors of every
         vision token begin as random projections of its codebook entry, so that codes that look
@@ -37,7 +37,7 @@ class TransformerStart:
     """
 
     transformer: str = ""
-    text_ids: int = 0
+    shared_ids: int = 0
     codebook: str = ""
     seed: int = 0
 
@@ -72,10 +72,10 @@ def make_start(config: ml_collections.ConfigDict, task: object) -> Start | None:
 
 
 def _transformer_start(start: TransformerStart, task: PretrainTask) -> Start | None:
-    if start.text_ids and not start.transformer:
-        raise ConfigError("start.text_ids goes with start.transformer, which is empty")
+    if start.shared_ids and not start.transformer:
+        raise ConfigError("start.shared_ids goes with start.transformer, which is empty")
     if start.transformer:
-        llama.check(start.transformer, task.config, start.text_ids)
+        llama.check(start.transformer, task.config, start.shared_ids)
     codebook_ND = _codebook_of_the_data(start.codebook, task) if start.codebook else None
     if not start.transformer and codebook_ND is None:
         return None
@@ -83,7 +83,7 @@ def _transformer_start(start: TransformerStart, task: PretrainTask) -> Start | N
     def begin(variables: dict) -> dict:
         params = variables["params"]
         if start.transformer:
-            params = llama.load_into(params, start.transformer, task.config, start.text_ids)
+            params = llama.load_into(params, start.transformer, task.config, start.shared_ids)
         if codebook_ND is not None:
             first = task.grammar.vocab.visual_start
             key = jax.random.key(start.seed)
