@@ -28,8 +28,8 @@ class TransformerStart:
     Attributes:
       transformer: directory of a language model of the Llama family (Emu3 among them), of the same
         sizes but for the vocabulary: its layers are taken. "": random layers.
-      shared_ids: as many of its first token ids mean the same in the vocabulary here, and keep their
-        vectors (151,643 between Qwen's byte pairs and the released vocabulary).
+      shared_ids: as many of its first token ids mean the same here, and keep their vectors (151,643
+        between Qwen's byte pairs and the released vocabulary).
       codebook: directory of the vision tokenizer the data was made with: both vectors of every
         vision token begin as random projections of its codebook entry, so that codes that look
         alike begin alike. "": as random as all other tokens, as far as is known of Emu3.
