@@ -171,6 +171,16 @@ def test_answers_keep_to_their_rules(params):
         assert (answer[:-1] != VOCAB.eos).all()
 
 
+@pytest.mark.parametrize("may_be_empty", [True, False])
+def test_answers_that_may_not_be_empty_are_not(params, may_be_empty):
+    prompt = np.array([VOCAB.bos, 1, 2])
+    requests = [Request(prompt, max_new=4, may_be_empty=may_be_empty) for _ in range(128)]
+    settings = Sampling(temperature=50.0)  # nearly uniform: EOS is one of a few dozen
+    answers = generate(MODEL, params, requests, settings, VOCAB, batch_size=128)
+    assert any(a[0] == VOCAB.eos for a in answers) == may_be_empty
+    assert any(VOCAB.eos in a[1:] for a in answers)
+
+
 def test_golden_rules_hold_at_every_offset_and_nothing_follows_eos():
     vocab = vocab_lib.released()
 

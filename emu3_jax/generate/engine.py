@@ -145,7 +145,7 @@ def _run(
         top_k=0 if settings.greedy else settings.top_k,
         use_top_p=not settings.greedy and settings.top_p < 1,
         visual=bool((table == grammar.VISUAL).any()),
-        text=bool((table == grammar.TEXT).any()),
+        text=bool(np.isin(table, (grammar.TEXT, grammar.WORD)).any()),
     )
     numbers = _Settings(
         seed=np.uint32(settings.seed),
@@ -262,10 +262,12 @@ def _loop(params, inputs: _Inputs, settings: _Settings, state: _State, until, mo
         if static.guided:
             scores_BV = guidance.guide_interleaved(scores_BV, inputs.guided_B, settings.guidance)
         keys_B = sampling.row_keys(key, inputs.numbers_B, state.step)
-        code_B = draw(grammar.visual_scores(scores_BV, vocab), keys_B) if static.visual else None
-        text_B = draw(grammar.text_scores(scores_BV, vocab), keys_B) if static.text else None
         rule_B = jax.lax.dynamic_index_in_dim(inputs.table_BN, state.step, 1, keepdims=False)
         rule_B = jnp.where(state.finished_B, vocab.pad, rule_B)
+        code_B = draw(grammar.visual_scores(scores_BV, vocab), keys_B) if static.visual else None
+        text_B = None
+        if static.text:
+            text_B = draw(grammar.text_scores(scores_BV, rule_B, vocab), keys_B)
         token_B = grammar.choose(rule_B, code_B, text_B, vocab)
         ended_B = (token_B == vocab.eos) | (state.step + 1 >= inputs.lengths_B)
         return _State(

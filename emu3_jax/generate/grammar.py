@@ -1,9 +1,9 @@
 """What each row may emit next, as one table that the decoding loop reads column by column.
 
 `table[b, t]` says what row b's t-th new token may be: an id (exactly that one), VISUAL (any visual
-token), or TEXT (any text token, or EOS). The rules themselves come from `emu3_jax.sequence`; here
-they only get the shape of a batch. Sampling then happens inside the two id ranges, never over the
-whole vocabulary: an id outside, or a padded one, cannot be drawn.
+token), TEXT (any text token, or EOS) or WORD (any text token, not EOS). The rules themselves come
+from `emu3_jax.sequence`; here they only get the shape of a batch. Sampling then happens inside the
+two id ranges, never over the whole vocabulary: an id outside, or a padded one, cannot be drawn.
 """
 
 import jax
@@ -15,11 +15,14 @@ from emu3_jax.vocab import Vocab
 
 VISUAL = ANY_VISUAL
 TEXT = -2
+WORD = -3
 
 
-def free_text(max_new: int) -> np.ndarray:
+def free_text(max_new: int, may_be_empty: bool = True) -> np.ndarray:
     """The row of a caption or an answer: text until EOS, at most `max_new` tokens."""
-    return np.full(max_new, TEXT, np.int32)
+    row = np.full(max_new, TEXT, np.int32)
+    row[:1] = TEXT if may_be_empty else WORD
+    return row
 
 
 def table(rows: list[np.ndarray], batch: int, columns: int, pad: int) -> np.ndarray:
@@ -36,9 +39,13 @@ def visual_scores(scores_BV: jax.Array, vocab: Vocab) -> jax.Array:
     return scores_BV[:, start : start + vocab.codebook_size]
 
 
-def text_scores(scores_BV: jax.Array, vocab: Vocab) -> jax.Array:
-    """The part of the scores over text tokens and, last, EOS: [B, text size + 1]."""
+def text_scores(scores_BV: jax.Array, rule_B: jax.Array, vocab: Vocab) -> jax.Array:
+    """The part of the scores over text tokens and, last, EOS: [B, text size + 1].
+
+    Where the rule is WORD the score of EOS is -inf.
+    """
     eos_B1 = scores_BV[:, vocab.eos : vocab.eos + 1]
+    eos_B1 = jnp.where(rule_B[:, None] == WORD, -jnp.inf, eos_B1)
     return jnp.concatenate([scores_BV[:, : vocab.text_size], eos_B1], axis=-1)
 
 
@@ -58,5 +65,5 @@ def choose(
         token_B = jnp.where(rule_B == VISUAL, vocab.visual_start + code_B, token_B)
     if text_B is not None:
         text_B = jnp.where(text_B == vocab.text_size, vocab.eos, text_B)
-        token_B = jnp.where(rule_B == TEXT, text_B, token_B)
+        token_B = jnp.where((rule_B == TEXT) | (rule_B == WORD), text_B, token_B)
     return token_B.astype(jnp.int32)

@@ -232,7 +232,8 @@ class Runner:
             else:
                 prompt = tasks.question_prompt(self.bundle, block, question)
             prompts += [prompt] * job.samples
-        answers = tasks.continue_texts(self.bundle, prompts, options)
+        may_be_empty = job.chat or bool(questions)
+        answers = tasks.continue_texts(self.bundle, prompts, options, may_be_empty)
         lines = []
         for i, answer in enumerate(answers):
             place = i // job.samples

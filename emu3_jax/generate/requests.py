@@ -28,6 +28,7 @@ class Request:
       max_new: the longest answer; for `forced` it is N and may be left out.
       number: which draws the request gets; None takes its place in the list. The same number,
         seed and settings give the same tokens in any company.
+      may_be_empty: whether free text may be EOS alone.
     """
 
     prompt: np.ndarray
@@ -35,12 +36,13 @@ class Request:
     forced: np.ndarray | None = None
     max_new: int | None = None
     number: int | None = None
+    may_be_empty: bool = True
 
     @property
     def rule(self) -> np.ndarray:
         """int32 [N], the request's row of the table in `emu3_jax.generate.grammar`."""
         if self.forced is None:
-            return grammar.free_text(self.max_new)
+            return grammar.free_text(self.max_new, self.may_be_empty)
         return np.asarray(self.forced, np.int32)[: self.max_new]
 
     @property

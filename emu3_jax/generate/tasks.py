@@ -86,7 +86,10 @@ def caption_images(
     options: Options = Options(),
     questions: Sequence[str] | None = None,
 ) -> list[str]:
-    """Texts that the model writes behind pictures.
+    """Texts that the model writes behind pictures; a caption has at least one token.
+
+    In pretraining EOS follows a picture drawn without a prompt (`null_prompt`), and so would be the
+    best guess of a model that is in doubt about the first word.
 
     Args:
       bundle: the model.
@@ -135,7 +138,8 @@ def _texts(bundle: Bundle, blocks, questions, options: Options) -> list[str]:
             f"There are {len(blocks)} pictures or clips and {len(questions)} questions."
         )
     pairs = zip(blocks, questions, strict=True)
-    return continue_texts(bundle, [question_prompt(bundle, b, q) for b, q in pairs], options)
+    prompts = [question_prompt(bundle, b, q) for b, q in pairs]
+    return continue_texts(bundle, prompts, options, may_be_empty=questions[:1] != [None])
 
 
 def question_prompt(bundle: Bundle, block: Image | Video, question: str | None) -> np.ndarray:
@@ -144,7 +148,9 @@ def question_prompt(bundle: Bundle, block: Image | Video, question: str | None) 
     return bundle.grammar.understanding_prompt(segments)
 
 
-def continue_texts(bundle: Bundle, prompts: Sequence[np.ndarray], options: Options) -> list[str]:
+def continue_texts(
+    bundle: Bundle, prompts: Sequence[np.ndarray], options: Options, may_be_empty: bool = True
+) -> list[str]:
     """The text that the model writes behind each prompt int32 [P], without EOS.
 
     An answer ends where the model's context does, if that is before `options.max_new`.
@@ -156,7 +162,9 @@ def continue_texts(bundle: Bundle, prompts: Sequence[np.ndarray], options: Optio
         # A prompt that leaves no room at all is refused by the engine, which says so.
         return min(options.max_new, max(1, bundle.max_context - len(prompt)))
 
-    requests = [Request(prompt, max_new=longest(prompt)) for prompt in prompts]
+    requests = [
+        Request(prompt, max_new=longest(prompt), may_be_empty=may_be_empty) for prompt in prompts
+    ]
     tokenizer = bundle.grammar.tokenizer
     decoders = [StreamDecoder(tokenizer) for _ in prompts]
 
