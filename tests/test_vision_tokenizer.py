@@ -165,9 +165,9 @@ def test_blockwise_attention_is_the_plain_one():
 
     blockwise = lambda q, k, v: vision_blocks.blockwise_attention(q, k, v, block=16)  # noqa: E731
     plain = vision_blocks.plain_attention
-    # Scores, sums of 8 products of up to 16 over sqrt(8), reach 45, which float32 rounds by 45 / 2^24
-    # once or twice; the weights differ by as much in proportion, times values of up to 4, and in
-    # the gradients once more times queries, keys or values of up to 4.
+    # Scores, sums of 8 products of up to 16 over sqrt(8), reach 45, which float32 rounds by
+    # 45 / 2^24 once or twice. The weights differ by as much in proportion, times values of up
+    # to 4, and in the gradients once more times queries, keys or values of up to 4.
     rounding = 2 * 45 * 2**-24 * 4
     np.testing.assert_allclose(blockwise(q, k, v), plain(q, k, v), atol=rounding)
     for got, expected in zip(
