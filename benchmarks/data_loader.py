@@ -33,7 +33,7 @@ CODES = 2048
 
 
 def made_up_dataset(folder: pathlib.Path, grammar: Grammar) -> None:
-    """2,000 stills of 8 x 8 codes, 500 clips of 2 x 8 x 8 and 2,000 texts, all random."""
+    """2,000 stills of 8 x 8 codes, 500 clips of 4 x 8 x 8 and 2,000 texts, all random."""
     rng = np.random.default_rng(0)
 
     def text(low, high):
@@ -50,7 +50,7 @@ def made_up_dataset(folder: pathlib.Path, grammar: Grammar) -> None:
                     "image": lambda: (text(3, 15), Image(rng.integers(0, CODES, (8, 8)))),
                     "video": lambda: (
                         text(3, 15),
-                        Video(rng.integers(0, CODES, (2, 8, 8)), 2.6, 3),
+                        Video(rng.integers(0, CODES, (4, 8, 8)), 2.6, 3),
                     ),
                 }[kind]()
                 writer.write(Record(f"{kind}{i}", "made up", kind, segments))

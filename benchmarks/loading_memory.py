@@ -24,7 +24,8 @@ def write(directory: pathlib.Path, gigabytes: float) -> None:
     import numpy as np
 
     from emu3_jax.interop import language_model as lm
-    from emu3_jax.interop.safetensors_io import write_json, write_tensors
+    from emu3_jax.interop.language_config import CONFIG_KEYS, CONSTANTS
+    from emu3_jax.interop.safetensors_io import CONFIG_FILE, write_json, write_tensors
     from emu3_jax.models.transformer import TransformerConfig, count_parameters
 
     sizes = dict(vocab_size=32_001, hidden_size=2048, intermediate_size=5632)
@@ -41,8 +42,8 @@ def write(directory: pathlib.Path, gigabytes: float) -> None:
         (pair.name, generator.standard_normal(pair.file_shape, dtype=np.float32)) for pair in pairs
     )
     write_tensors(directory, tensors, FILE_BYTES)
-    stored = lm.CONSTANTS | {key: getattr(config, name) for key, name in lm.CONFIG_KEYS.items()}
-    write_json(directory / lm.CONFIG_FILE, stored)
+    stored = CONSTANTS | {key: getattr(config, name) for key, name in CONFIG_KEYS.items()}
+    write_json(directory / CONFIG_FILE, stored)
 
 
 def peak() -> int:

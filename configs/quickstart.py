@@ -19,10 +19,7 @@ from configs import transformer_nano
 
 def get_config(arg: str = "") -> ConfigDict:
     directory = arg or "runs/quickstart"
-    config = transformer_nano.get_config()
-    config.data.mixture = tuple(
-        dict(entry) | {"dataset": f"{directory}/tokens/train"} for entry in config.data.mixture
-    )
+    config = transformer_nano.get_config(f"{directory}/tokens")
     config.model.update(
         dict(hidden_size=192, intermediate_size=512, num_layers=4, num_heads=3, num_kv_heads=1)
     )
@@ -35,7 +32,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config.run.checkpoint.every = 100
     config.run.log.every = 20
     # Likelihood needs token shards alone.
-    config.evaluation.update(
-        dict(every=200, limit=48, tokens=f"{directory}/tokens", data="", vision_tokenizer="")
-    )
+    config.evaluation.update(dict(every=200, limit=48, data="", vision_tokenizer=""))
     return config

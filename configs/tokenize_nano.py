@@ -1,6 +1,6 @@
 """Tokenize the embedded emoji corpus for the nano model.
 
-Purpose: 64-pixel stills and 8-frame clips become 8 x 8 and 2 x 8 x 8 codes of the shipped nano
+Purpose: 64-pixel stills and 8-frame clips become 8 x 8 and 4 x 8 x 8 codes of the shipped nano
 vision tokenizer, captions become pieces of the shipped SentencePiece model.
 
   python -m emu3_jax.tokenize --config=configs/tokenize_nano.py --config.output=runs/tokens_nano

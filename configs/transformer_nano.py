@@ -21,11 +21,9 @@ docs/measurements.md.
 
 from ml_collections import ConfigDict
 
-TOKENS = "runs/tokens_nano"
-
 
 def get_config(arg: str = "") -> ConfigDict:
-    del arg
+    tokens = arg or "runs/tokens_nano"
     config = ConfigDict()
     config.task = "pretrain"
     config.text_tokenizer = "assets/text_nano.model"
@@ -43,20 +41,20 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     # Codes that look alike begin alike: 2,000 pictures are too few to learn that from.
     config.start = ConfigDict(dict(codebook="assets/vision_tokenizer_nano"))
-    config.loss = ConfigDict(dict(chunk_tokens=192, z_loss=0.0))
+    config.loss = ConfigDict(dict(chunk_tokens=176, z_loss=0.0))
     config.data = ConfigDict(
         dict(
             mixture=(
-                dict(dataset=f"{TOKENS}/train", task="text_to_image", weight=4.0, null_prompt=0.1),
-                dict(dataset=f"{TOKENS}/train", task="image_to_text", weight=4.0),
-                dict(dataset=f"{TOKENS}/train", task="text_to_video", weight=1.0, null_prompt=0.1),
-                dict(dataset=f"{TOKENS}/train", task="video_to_text", weight=1.0),
-                dict(dataset=f"{TOKENS}/train", task="text", weight=1.0),
+                dict(dataset=f"{tokens}/train", task="text_to_image", weight=4.0, null_prompt=0.1),
+                dict(dataset=f"{tokens}/train", task="image_to_text", weight=3.0),
+                dict(dataset=f"{tokens}/train", task="text_to_video", weight=0.5, null_prompt=0.1),
+                dict(dataset=f"{tokens}/train", task="video_to_text", weight=0.5),
+                dict(dataset=f"{tokens}/train", task="text", weight=1.0),
             ),
-            batch_size=8,
-            # The longest document, a captioned clip, has 188 tokens; longer rows would only add
+            batch_size=4,
+            # The longest document, a captioned clip, has 328 tokens; longer rows would only add
             # attention between documents that do not see each other.
-            sequence_length=192,
+            sequence_length=352,
             loss_weights=dict(text=1.0, image=0.5, video=0.5, structure=1.0),
             seed=0,
             workers=0,
@@ -64,12 +62,12 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.run = ConfigDict(
         dict(
-            steps=2500,
+            steps=5500,
             seed=0,
             ema_decay=0.0,
             mesh=dict(data=-1, fsdp=1, context=1, tensor=1),
             optimizer=dict(
-                learning_rate=1.2e-3,
+                learning_rate=1.5e-3,
                 warmup_steps=100,
                 schedule="cosine",
                 b1=0.9,
@@ -83,10 +81,10 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.evaluation = ConfigDict(
         dict(
-            every=1000,
+            every=2000,
             limit=64,
             evaluators=("likelihood",),
-            tokens=TOKENS,
+            tokens=tokens,
             data="runs/emoji",
             vision_tokenizer="assets/vision_tokenizer_nano",
         )

@@ -18,12 +18,16 @@ if TYPE_CHECKING:
 __all__ = ["load_bundle", "load_language_model", "load_vision_tokenizer"]
 
 
-def load_vision_tokenizer(path: str | os.PathLike) -> "tuple[VisionTokenizer, Any]":
+def load_vision_tokenizer(
+    path: str | os.PathLike, mesh: "Mesh | None" = None
+) -> "tuple[VisionTokenizer, Any]":
     """Reads a vision tokenizer.
 
     Args:
       path: a directory with config.json and safetensors files as BAAI or the -hf conversions keep
         them, or a run directory of `python -m emu3_jax.train`, whose newest checkpoint is taken.
+      mesh: devices (`emu3_jax.sharding.make_mesh`) onto which the weights of a directory are read
+        tensor by tensor; default: they stay on the host.
 
     Returns:
       (module, variables). `module.apply(variables, pixels, method="encode")` turns floats in
@@ -38,7 +42,7 @@ def load_vision_tokenizer(path: str | os.PathLike) -> "tuple[VisionTokenizer, An
         return loading.load_vision_tokenizer(path)
     from emu3_jax.interop import vision_tokenizer
 
-    return vision_tokenizer.load_vision_tokenizer(path)
+    return vision_tokenizer.load_vision_tokenizer(path, mesh)
 
 
 def load_language_model(
@@ -76,7 +80,7 @@ def load_bundle(
 
     Args:
       path: a run directory, a directory written by `python -m emu3_jax.convert`, or released
-        weights with their rank file.
+        weights with their rank file or, in the -hf layout, their tokenizer.
       vision_tokenizer: directory of the vision tokenizer, or None where only codes are wanted.
       mesh: as in `load_language_model`; default: the language model's weights stay on the host.
 

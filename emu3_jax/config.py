@@ -178,10 +178,12 @@ def save_config(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -
     path = pathlib.Path(workdir) / CONFIG_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
-    temporary.write_text(
-        config.to_json_best_effort(indent=1, sort_keys=True) + "\n", encoding="utf-8"
-    )
-    temporary.replace(path)
+    text = config.to_json_best_effort(indent=1, sort_keys=True) + "\n"
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:

@@ -20,4 +20,4 @@ done
 set_up requirements-test.txt
 "$PYTHON_BIN" -m ruff check emu3_jax configs tests
 # Two workers: compiling uses one core, so two processes keep two cores busy.
-exec "$PYTHON_BIN" -m pytest -q -n "${TEST_WORKERS:-2}" --dist loadfile "${slow[@]}" "${arguments[@]}"
+exec "$PYTHON_BIN" -m pytest -q -n "${TEST_WORKERS:-2}" --dist loadfile ${slow[@]+"${slow[@]}"} ${arguments[@]+"${arguments[@]}"}

@@ -142,3 +142,23 @@ def test_train_asks_for_its_flags(files):
     _assert_one_sentence(
         _run(files, module="emu3_jax.train"), "--config and --workdir are needed; see --help"
     )
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train", ("--workdir", "--config.", "run directory", "SIGTERM")),
+        ("tokenize", ("--config.", "output", "worker")),
+        ("generate", ("--task", "--prompt", "--guidance", "text_to_image", "--seed")),
+        ("evaluate", ("--evaluators", "--model", "likelihood", "results.json")),
+        ("convert", ("export", "--layout", "--dtype")),
+    ],
+)
+def test_the_real_commands_explain_themselves(command, words):
+    result = subprocess.run(
+        [sys.executable, "-m", f"emu3_jax.{command}", "--help"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert not [word for word in words if word not in result.stdout]
+    assert f"python -m emu3_jax.{command}" in result.stdout

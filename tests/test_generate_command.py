@@ -6,61 +6,23 @@ import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 from PIL import Image as Picture
+from tiny_models import GUIDED, LIMITS, save_models
 
-from emu3_jax import vocab as vocab_lib
 from emu3_jax.data import media
-from emu3_jax.data.records import vision_fingerprint
 from emu3_jax.generate import job as job_lib
 from emu3_jax.generate import pixels, tasks
 from emu3_jax.generate.job import Job, JobError, Runner
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.interop import bundle as bundle_lib
 from emu3_jax.interop import vision_tokenizer
-from emu3_jax.models.transformer import Transformer, TransformerConfig
-from emu3_jax.models.vision_tokenizer import VisionTokenizer, VisionTokenizerConfig
-from emu3_jax.sequence import Grammar
-from emu3_jax.text import ByteTokenizer
-
-LIMITS = media.PixelLimits(min_pixels=4 * 4, max_pixels=8 * 8, spatial_factor=2)
-GUIDED = Sampling(guidance=2.0, top_k=20, seed=4)
-
-
-def random_weights(module, example, scale):
-    """Normal weights without compiling an initialisation; vectors, such as norms, are near 1."""
-    rng = np.random.default_rng(0)
-    shapes = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), example))
-    return jax.tree.map(
-        lambda leaf: (scale * rng.normal(size=leaf.shape) if len(leaf.shape) > 1 else
-                      1 + 0.1 * rng.random(leaf.shape)).astype(np.float32),
-        shapes,
-    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def directories(tmp_path_factory):
-    """Directories of a vision tokenizer and of a language model trained with it, so to speak."""
-    root = tmp_path_factory.mktemp("models")
-    config = VisionTokenizerConfig(
-        codebook_size=32, ch=4, ch_mult=(1, 1), num_res_blocks=1, norm_groups=2, attn_resolutions=()
-    )
-    variables = random_weights(VisionTokenizer(config), jnp.zeros((1, 4, 4, 3)), 1.0)
-    vision_tokenizer.save(root / "vision", config, variables)
-    fingerprint = vision_fingerprint(*vision_tokenizer.load(root / "vision"))
-
-    vocab = vocab_lib.small(256, 32)
-    model = Transformer(TransformerConfig(vocab.size, 16, 24, 1, 2, 1, 8))
-    weights = random_weights(model, jnp.zeros((1, 4), jnp.int32), 0.5)
-    bundle = bundle_lib.Bundle(
-        model, weights, vocab, Grammar(vocab, ByteTokenizer()),
-        vision_fingerprint=fingerprint, max_context=200,
-    )  # fmt: skip
-    bundle_lib.save_bundle(root / "language", bundle)
-    return root
+    return save_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +51,7 @@ def test_a_bundle_survives_its_directory(directories, bundle, tmp_path):
 def test_directories_that_do_not_fit_are_refused(directories, tmp_path):
     with pytest.raises(ValueError, match="no directory"):
         bundle_lib.load_bundle(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="neither bundle.json"):
+    with pytest.raises(ValueError, match="config.json cannot be read"):
         bundle_lib.load_bundle(tmp_path)
     config, variables = vision_tokenizer.load(directories / "vision")
     variables["params"]["quantize"]["embedding"] += 1
@@ -99,7 +61,7 @@ def test_directories_that_do_not_fit_are_refused(directories, tmp_path):
 
 
 def test_a_picture_can_be_made_again_from_its_metadata(runner):
-    job = Job("text_to_image", ("a cat", "a dog"), size=(2, 3), samples=2, sampling=GUIDED,
+    job = Job("text_to_image", ("a cat", "a dog"), sizes=((2, 3),), samples=2, sampling=GUIDED,
               negative_prompt="bad")  # fmt: skip
     files = runner.run(job, say=lambda line: None)
     assert [f.name for f in files] == [f"image_0000{i}.png" for i in range(4)]
@@ -110,7 +72,7 @@ def test_a_picture_can_be_made_again_from_its_metadata(runner):
     again = Job(
         stored["task"],
         (stored["prompt"],),
-        size=job_lib.parse_size(stored["size"], stored["task"]),
+        sizes=(job_lib.parse_size(stored["size"], stored["task"]),),
         first=stored["first"],
         sampling=Sampling(**{k: stored[k] for k in vars(GUIDED)}),
         negative_prompt=stored["negative_prompt"],
@@ -122,7 +84,7 @@ def test_a_picture_can_be_made_again_from_its_metadata(runner):
 
 
 def test_a_clip_is_drawn_and_read(runner):
-    job = Job("text_to_video", ("wave",), size=(2, 2, 2), fps=4.0)
+    job = Job("text_to_video", ("wave",), sizes=((2, 2, 2),), fps=4.0)
     webp, mp4, settings = runner.run(job, say=lambda line: None)
     for file in (webp, mp4):
         frames, fps, seconds = media.read_video(file)
@@ -180,36 +142,42 @@ def test_codes_of_drawing_calls(bundle):
         ("task must be one of", {"task": "image_to_image"}),
         ("needs a prompt", {"prompts": ()}),
         ("reads no files", {"media": ("x.png",)}),
-        ("needs a size", {"size": ()}),
-        ("below 1", {"size": (0, 4)}),
+        ("needs a size", {"sizes": ()}),
+        ("below 1", {"sizes": ((0, 4),)}),
+        ("3 sizes for 2 prompts", {"prompts": ("a", "b"), "sizes": ((1, 1),) * 3}),
+        ("clips must be", {"clips": "four"}),
         ("guidance 1", {"negative_prompt": "bad"}),
         ("alike", {"samples": 2, "sampling": Sampling(temperature=0)}),
-        ("frames per second", {"task": "text_to_video", "size": (1, 2, 2)}),
-        ("at least one image", {"task": "image_to_text", "size": ()}),
+        ("frames per second", {"task": "text_to_video", "sizes": ((1, 2, 2),)}),
+        ("at least one image", {"task": "image_to_text", "sizes": ()}),
         ("leave the size out", {"task": "image_to_text", "media": ("x",)}),
-        ("2 questions for 3 files", {"task": "image_to_text", "size": (), "media": ("x",) * 3,
+        ("2 questions for 3 files", {"task": "image_to_text", "sizes": (), "media": ("x",) * 3,
                                      "prompts": ("a", "b")}),
-        ("Guidance is for drawing", {"task": "image_to_text", "size": (), "media": ("x",),
+        ("Guidance is for drawing", {"task": "image_to_text", "sizes": (), "media": ("x",),
                                      "sampling": GUIDED}),
-        ("needs a question", {"task": "image_to_text", "size": (), "media": ("x",), "chat": True,
+        ("needs a question", {"task": "image_to_text", "sizes": (), "media": ("x",), "chat": True,
                               "prompts": ()}),
     ],
 )  # fmt: skip
 def test_options_that_do_not_go_together_are_refused(words, fields):
-    good = {"task": "text_to_image", "prompts": ("a",), "size": (2, 2)}
+    good = {"task": "text_to_image", "prompts": ("a",), "sizes": ((2, 2),)}
     Job(**good)
     with pytest.raises(JobError, match=words):
         Job(**(good | fields))
 
 
-def test_size_from_the_options():
-    assert job_lib.size_of("text_to_image", "8x9", "", 0, 8) == (8, 9)
-    assert job_lib.size_of("text_to_video", "2x8x9", "", 0, 8) == (2, 8, 9)
-    assert job_lib.size_of("text_to_image", "", "4:3", 0, 8) == (78, 104)
-    assert job_lib.size_of("text_to_image", "", "", 64 * 64, 8) == (8, 8)
-    for size, ratio in (("8by9", ""), ("8x9", "1:1"), ("", "wide")):
+def test_sizes_from_the_options():
+    sizes_of = job_lib.sizes_of
+    assert sizes_of("text_to_image", ["8x9", "2x3"], [], 0) == ((8, 9), (2, 3))
+    assert sizes_of("text_to_video", ["2x8x9"], [], 0) == ((2, 8, 9),)
+    assert sizes_of("text_to_image", [], ["4:3"], 0) == ((78, 104),)
+    assert sizes_of("text_to_image", [], ["4:3", "1:1"], 0, default_area=512 * 512) == (
+        (55, 74), (64, 64),
+    )  # fmt: skip
+    assert sizes_of("text_to_image", [], [], 64 * 64) == ((8, 8),)
+    for sizes, ratios in ((["8by9"], []), (["8x9"], ["1:1"]), ([], ["wide"])):
         with pytest.raises(ValueError, match="size|ratio"):
-            job_lib.size_of("text_to_image", size, ratio, 0, 8)
+            sizes_of("text_to_image", sizes, ratios, 0)
 
 
 def test_pixel_limits_come_from_flags_then_file_then_release(tmp_path):

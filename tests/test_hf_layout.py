@@ -8,13 +8,17 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+import vision_tokenizer_tensors
 from conftest import GOLDEN
 
-from emu3_jax.interop import hf_export, language_model, vision_tokenizer
+from emu3_jax.interop import hf_export, language_config, language_model, vision_tokenizer
 from emu3_jax.interop.safetensors_io import WEIGHTS_FILE
+from emu3_jax.models.transformer import released
+from emu3_jax.models.vision_config import VisionTokenizerConfig
 from emu3_jax.vocab import Vocab
 
 HF = GOLDEN / "hf"
+IDS = ("pad", "bos", "eos")
 
 
 @pytest.fixture(scope="module")
@@ -107,12 +111,69 @@ def test_another_rotation_is_refused(tmp_path):
         language_model.read_config(tmp_path)
 
 
+# What transformers leaves out of the sections of a whole model, since its classes have it so.
+TEXT_DEFAULTS = ("attention_dropout", "hidden_act", "initializer_range", "rms_norm_eps")
+VISION_DEFAULTS = ("attention_dropout", "attn_resolutions", "double_latent", "embed_dim",
+                   "in_channels", "latent_channels", "num_attention_heads", "out_channels",
+                   "temporal_downsample_factor")  # fmt: skip
+
+
+@pytest.mark.parametrize("rope", [None, {"rope_type": "default"}, {"type": "default"}])
+def test_sections_that_state_only_what_differs(tmp_path, rope):
+    stored = json.loads((HF / "config.json").read_text())
+    for section, names in (("text_config", TEXT_DEFAULTS), ("vq_config", VISION_DEFAULTS)):
+        for name in names:
+            del stored[section][name]
+    stored["text_config"] |= {"rope_parameters": None, "rope_scaling": rope}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    shutil.copy(HF / WEIGHTS_FILE, tmp_path)
+    _same(language_model.load(tmp_path), language_model.load(HF))
+    _same(vision_tokenizer.load(tmp_path), vision_tokenizer.load(HF))
+
+
+def test_sections_that_state_nothing_are_as_released(tmp_path):
+    config = {"model_type": "emu3", "text_config": {"model_type": "emu3_text_model"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = language_model.read_config(tmp_path)
+    names = language_config.CONFIG_KEYS.values()
+    assert all(getattr(found, name) == getattr(released(), name) for name in names)
+    assert found.dropout == 0.1 and found.head_dim == 128
+    assert vision_tokenizer.read_config(tmp_path) == VisionTokenizerConfig()
+    ids = {"pad_token_id": 151643, "bos_token_id": 151849, "eos_token_id": 151850}
+    further = language_config.read_further(tmp_path)
+    assert further == ids | {"max_position_embeddings": 9216, "initializer_range": 0.02}
+    # The script of the released conversions states it of the whole model.
+    (tmp_path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 131072}))
+    assert language_config.read_further(tmp_path)["max_position_embeddings"] == 131072
+
+
+def test_attention_of_a_vision_tokenizer(tmp_path):
+    stored = json.loads((HF / "config.json").read_text())
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(stored["vq_config"] | {"attn_resolutions": None}))
+    assert vision_tokenizer.read_config(tmp_path).attn_resolutions == ()
+    file.write_text(json.dumps(stored["vq_config"] | {"num_attention_heads": 2}))
+    with pytest.raises(ValueError, match="num_attention_heads is 2, expected 1"):
+        vision_tokenizer.read_config(tmp_path)
+
+
+def test_names_at_the_released_size():
+    text = {pair.name: pair.file_shape for pair in language_model.hf_key_map(released())}
+    baai = {pair.name: pair.file_shape for pair in language_model.key_map(released())}
+    assert text == {f"text_model.{name}": shape for name, shape in baai.items()}
+    config = VisionTokenizerConfig()
+    pairs = vision_tokenizer.hf_key_map(config)
+    vision = {pair.name: pair.file_shape for pair in pairs}
+    vision |= dict.fromkeys(vision_tokenizer.counters(pairs), ())
+    assert vision == vision_tokenizer_tensors.hf()
+
+
 def _released_vocab_part():
     """The token space of the golden checkpoint, read off its config."""
     stored = json.loads((HF / "config.json").read_text())
     ids = stored["vocabulary_map"]
     text = stored["text_config"]
-    roles = {role: text[f"{role}_token_id"] for role in ("pad", "bos", "eos")}
+    roles = {role: text[f"{role}_token_id"] for role in IDS}
     free = dict(zip(("boi", "img", "eof", "eoi"), range(132, 136), strict=True))
     return Vocab(
         text_size=120,
@@ -135,11 +196,23 @@ def test_an_export_is_the_golden_checkpoint_again(tmp_path):
             np.testing.assert_array_equal(written[name], array, err_msg=name)
     expected = json.loads((HF / "config.json").read_text())
     found = json.loads((tmp_path / "config.json").read_text())
+    expected["text_config"]["rope_theta"] = 1e6  # for versions that read it by itself
     for section in ("text_config", "vq_config"):
         defaults = {"use_cache": True}
         assert found[section] | defaults == expected[section] | defaults
+    ids = json.loads((tmp_path / "generation_config.json").read_text())
+    golden_ids = json.loads((HF / "generation_config.json").read_text())
+    assert ids == {f"{name}_token_id": golden_ids[f"{name}_token_id"] for name in IDS}
     assert found["vocabulary_map"] == expected["vocabulary_map"]
     assert set(expected) - set(found) == {"transformers_version"}
+
+
+def test_halves_that_do_not_belong_together(tmp_path):
+    language, (config, variables) = language_model.load(HF), vision_tokenizer.load(HF)
+    other = (dataclasses.replace(config, codebook_size=65), variables)
+    with pytest.raises(ValueError, match="has 65 codes; the language model's vocabulary has 64"):
+        hf_export.save_model(tmp_path, language, other, _released_vocab_part(), 256, 130)
+    assert not list(tmp_path.iterdir())
 
 
 def test_exports_of_one_part(tmp_path):
@@ -155,4 +228,7 @@ def test_an_export_of_what_transformers_has_no_class_for(tmp_path):
     other = dataclasses.replace(config, norm_groups=16)
     with pytest.raises(ValueError, match="norm_groups=16 must be 32 for transformers"):
         hf_export.save_vision_tokenizer(tmp_path / "out", (other, variables))
+    wide = dataclasses.replace(config, attn_resolutions=(1, 3))  # widths 32 and 64
+    with pytest.raises(ValueError, match="attention at level 1 has width 32, expected .* 64"):
+        hf_export.save_vision_tokenizer(tmp_path / "out", (wide, variables))
     assert not (tmp_path / "out").exists()

@@ -61,7 +61,10 @@ def test_save_is_the_inverse_of_load(tmp_path):
     shared = set(original) - {"max_position_embeddings", "bos_token_id", "eos_token_id"}
     shared -= {"initializer_range"}  # the golden model was drawn wider than the released one
     assert {key: stored[key] for key in shared} == {key: original[key] for key in shared}
+    assert stored["auto_map"]["AutoModelForCausalLM"] == "modeling_emu3.Emu3ForCausalLM"
     assert language_model.read_config(tmp_path / "m") == config
+    ids = json.loads((tmp_path / "m" / "generation_config.json").read_text())
+    assert ids == {"pad_token_id": 900}
 
 
 def test_vocabulary_is_padded_with_zeros_and_cut_off_again(tmp_path):
@@ -119,6 +122,26 @@ def test_several_files_with_an_index(tmp_path):
     _, right = language_model.load(PATH)
     jax.tree.map(np.testing.assert_array_equal, params, right)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_files_of_an_earlier_model_are_removed(tmp_path):
+    tensors = _file(PATH)
+    for shard_bytes in (200_000, 400_000, 10**9):
+        safetensors_io.write_tensors(tmp_path, tensors.items(), shard_bytes)
+        files = {p.name for p in tmp_path.iterdir()}
+        index = tmp_path / safetensors_io.INDEX_FILE
+        if shard_bytes == 10**9:
+            assert files == {safetensors_io.WEIGHTS_FILE}
+        else:
+            weight_map = json.loads(index.read_text())["weight_map"]
+            assert files == {index.name, *weight_map.values()}
+
+
+@pytest.mark.parametrize("scaling", [{"rope_type": "default"}, {"type": "default"}])
+def test_a_rotation_that_is_scaled_by_nothing(tmp_path, scaling):
+    stored = json.loads((PATH / "config.json").read_text()) | {"rope_scaling": scaling}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    assert language_model.read_config(tmp_path) == language_model.read_config(PATH)
 
 
 def test_one_error_for_everything_that_does_not_fit(tmp_path):

@@ -66,6 +66,17 @@ def test_model_numbers_round_trip_within_the_truncation():
     assert media.to_uint8(np.float32([200.9 / 127.5 - 1]))[0] == 200
 
 
+def test_model_numbers_are_those_of_the_released_order():
+    values = np.arange(256, dtype=np.uint8)
+    # transformers: rescale (a product in float64, then float32), then normalize in float32.
+    rescaled = (values * (1 / 255)).astype(np.float32)
+    mean = deviation = np.array(0.5, np.float32)
+    expected = (rescaled - mean) / deviation
+    assert expected.dtype == np.float32
+    picture = values.reshape(8, 8, 4)
+    np.testing.assert_array_equal(media.to_model(picture), expected.reshape(8, 8, 4))
+
+
 def test_resize_is_pillows_bicubic():
     pixels = picture(40, 60)
     expected = Image.fromarray(pixels).resize((24, 16), Image.Resampling.BICUBIC)

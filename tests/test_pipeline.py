@@ -206,6 +206,23 @@ def test_a_state_of_another_host_is_worked_out_again(dataset):
         make_iterator(dataclasses.replace(cfg, sequence_length=64), GRAMMAR).set_state(state)
 
 
+def test_codes_of_two_vision_tokenizers_do_not_meet(dataset, tmp_path):
+    image = Record("i", "s", "image", (text("one"), Image(codes(0, 4, 5))))
+    other = str(write_dataset(tmp_path / "other", [image], vision_tokenizer="v2"))
+    words = Record("t", "s", "text", (text("words " * 9),))
+    alone = str(write_dataset(tmp_path / "words", [words], vision_tokenizer=""))
+    entries = [MixtureEntry(folder, "image_to_text", name=folder) for folder in (dataset, other)]
+    with pytest.raises(RecordError, match="tokens was made .* v1, but .*other with v2"):
+        make_iterator(DataConfig(tuple(entries), ROWS, LENGTH), GRAMMAR)
+    # Words have no codes; whose codes the others have counts, wherever they stand in the mixture.
+    entries[0] = MixtureEntry(alone, "text")
+    state = make_iterator(DataConfig(tuple(entries), ROWS, LENGTH), GRAMMAR).get_state()
+    assert state["vision_tokenizer"] == "v2"
+    entries[1] = MixtureEntry(dataset, "image_to_text")
+    with pytest.raises(ValueError, match="began on codes of the vision tokenizer 'v2'.*'v1'"):
+        make_iterator(DataConfig(tuple(entries), ROWS, LENGTH), GRAMMAR).set_state(state)
+
+
 def test_seeds_differ(dataset):
     one = next(make_iterator(config(dataset), GRAMMAR))
     other = next(make_iterator(config(dataset, seed=4), GRAMMAR))

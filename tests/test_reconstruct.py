@@ -61,9 +61,10 @@ def test_clips_apart_know_nothing_of_each_other():
     from emu3_jax.evaluate.loading import load_vision_tokenizer
 
     tokenizer = load_vision_tokenizer("assets/vision_tokenizer_nano")
-    clip, still = _pixels(8, 16, 16), _pixels(16, 24, seed=1)
+    frames = tokenizer[0].config.temporal_downsample_factor  # of one code in time
+    clip, still = _pixels(2 * frames, 16, 16), _pixels(16, 24, seed=1)
     apart = vision_codec.encode(tokenizer, [clip, still], 2, clips="independent")
-    alone = vision_codec.encode(tokenizer, [clip[:4], clip[4:], still], 2)
+    alone = vision_codec.encode(tokenizer, [clip[:frames], clip[frames:], still], 2)
     np.testing.assert_array_equal(apart[0], np.concatenate(alone[:2]))
     np.testing.assert_array_equal(apart[1], alone[2])
     causal = vision_codec.encode(tokenizer, [clip], 1)[0]
@@ -71,7 +72,7 @@ def test_clips_apart_know_nothing_of_each_other():
     assert (causal[1] != apart[0][1]).any()
     rebuilt = vision_codec.decode(tokenizer, [apart[0]], 2, clips="independent")[0]
     second = vision_codec.decode(tokenizer, [apart[0][1:]], 1)[0]
-    np.testing.assert_array_equal(rebuilt[4:], second)
+    np.testing.assert_array_equal(rebuilt[frames:], second)
     with pytest.raises(ValueError, match="clips must be one of causal, independent, found 'all'"):
         vision_codec.encode(tokenizer, [clip], 1, clips="all")
 
@@ -90,11 +91,11 @@ def test_the_command_puts_both_side_by_side(tmp_path):
     result = _command(*common, *files, "--clips=independent")
     assert result.returncode == 0, result.stderr
     still, clip = result.stdout.splitlines()
-    assert "80x56 pixels, 10x7 codes, PSNR" in still and "8x64x64 pixels, 2x8x8 codes, PSNR" in clip
+    assert "80x56 pixels, 10x7 codes, PSNR" in still and "8x64x64 pixels, 4x8x8 codes, PSNR" in clip
     assert media.read_image(out / "still.png").shape == (80, 112, 3)
     frames, fps, _ = media.read_video(out / "clip.mp4")
     assert frames.shape == (8, 64, 128, 3) and fps == 4
-    assert np.load(out / "clip.npy").shape == (2, 8, 8)
+    assert np.load(out / "clip.npy").shape == (4, 8, 8)
     (tmp_path / "bad.png").write_bytes(b"no picture")
     result = _command(*common, f"--input={tmp_path / 'bad.png'}")
     assert (

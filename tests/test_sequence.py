@@ -101,6 +101,7 @@ def test_rules_spelled_out():
     assert rule(v, "paper", 2, 2, 1).tolist() == spelled("xLxLFxLxLFIS")
     assert rule(v, "univla", 2, 1, 3, length=12).tolist() == spelled("xxxFxxxFISPP")
     assert rule(v, "image", 1, 1, 1).tolist() == spelled("xLFIS")
+    assert rule(v, "image", 1, 1, 2).tolist() == spelled("xxLFIS")
     np.testing.assert_array_equal(PAPER.visual_layout("video", 2, 2, 1), rule(v, "paper", 2, 2, 1))
     np.testing.assert_array_equal(
         UNIVLA.visual_layout("video", 2, 2, 1), rule(v, "univla", 2, 2, 1)

@@ -154,6 +154,44 @@ def test_special_names_by_request(qwen, official):
         Grammar(small(151643, 8), qwen, special_names=True)
 
 
+def test_control_tokens_are_named_by_request(qwen, official):
+    text = "a 猫<|extra_203|><|image start|>2*2<|visual token 000007|><|endoftext|>🙂"
+    ids = official.encode(text, allowed_special="all")
+    assert special_names.decode(ids, qwen) == text == official.decode(ids)
+    assert qwen.decode(ids) == "a 猫2*2🙂"
+    rng = random.Random(0)
+    for _ in range(300):  # halves of characters among them
+        ids = [rng.choice((rng.randrange(300), rng.randrange(184622))) for _ in range(9)]
+        assert special_names.decode(ids, qwen) == official.decode(ids)
+    assert special_names.decode([-1, ids[0], 184622], qwen) == official.decode(ids[:1])
+
+
+def _conversion(qwen, folder):
+    """vocab.json and tokenizer.json as the script of the -hf conversions makes them."""
+    printed = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printed]
+    characters = dict(zip(printed, map(chr, printed), strict=True))
+    characters |= {byte: chr(256 + i) for i, byte in enumerate(others)}
+    ranks = tiktoken.load.load_tiktoken_bpe(qwen.path)
+    words = {"".join(characters[byte] for byte in token): rank for token, rank in ranks.items()}
+    words |= special_names.released_ids()
+    (folder / "vocab.json").write_text(json.dumps(words, ensure_ascii=False), encoding="utf-8")
+    whole = {"version": "1.0", "model": {"type": "BPE", "vocab": words, "merges": []}}
+    (folder / "tokenizer.json").write_text(json.dumps(whole), encoding="utf-8")
+
+
+def test_the_ranks_are_those_of_a_conversion(qwen, tmp_path):
+    _conversion(qwen, tmp_path)
+    for name in ("vocab.json", "tokenizer.json"):
+        again = QwenTiktoken(tmp_path / name)
+        assert again.rank_file == pathlib.Path(qwen.path).read_bytes()
+        assert (again.size, again.fingerprint) == (qwen.size, qwen.fingerprint)
+        assert again.encode("a 猫 12") == qwen.encode("a 猫 12")
+    (tmp_path / "bad.json").write_text('{"ж": 0}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"bad\.json is no vocabulary of byte-level pairs"):
+        QwenTiktoken(tmp_path / "bad.json")
+
+
 @pytest.mark.parametrize("name", ["bytes", "pieces", "qwen"])
 def test_every_tokenizer_keeps_the_common_rules(name, request):
     tokenizer = ByteTokenizer() if name == "bytes" else request.getfixturevalue(name)

@@ -36,11 +36,12 @@ def test_the_norms_of_the_decoder_start_as_plain_ones():
     )
 
 
-@pytest.mark.parametrize("channels", [4, 5])
+@pytest.mark.parametrize("channels", [4, 5, 16])
 def test_time_starts_as_an_identity_for_pictures_that_stand_still(channels):
-    """silu(y) - silu(-y) = y carries half of the channels through every activation."""
+    """silu(y) - silu(-y) = y carries the means through every activation."""
     frame = _normal((1, 1, 3, 3, channels))
     half = channels // 2
+    low = half - 2 * (half // 4)
     x = jnp.concatenate([frame[..., :half], -frame[..., :half], frame[..., 2 * half :]], axis=-1)
     clip = jnp.repeat(x, 4, axis=1)
     for layer in (TemporalDown(TINY), TemporalDown(TINY), TemporalUp(TINY), TemporalUp(TINY)):
@@ -48,6 +49,17 @@ def test_time_starts_as_an_identity_for_pictures_that_stand_still(channels):
         clip = _initial(TemporalResBlock(TINY), clip)
         clip = _initial(CausalConv(channels, TINY), clip)
     assert clip.shape[1] == 4
-    carried = clip[..., :half] - clip[..., half : 2 * half]
-    expected = jnp.repeat(2 * frame[..., :half], 4, axis=1)
+    carried = (clip[..., :half] - clip[..., half : 2 * half])[..., :low]
+    expected = jnp.repeat(2 * frame[..., :low], 4, axis=1)
     np.testing.assert_allclose(carried, expected, atol=2e-6)
+
+
+def test_time_starts_by_telling_two_frames_apart():
+    """The mean survives, and half of the difference: all that repeated frames let through."""
+    signal = _normal((1, 2, 3, 3, 8))
+    clip = nn.silu(_initial(TemporalDown(TINY), jnp.concatenate([signal, -signal], axis=-1)))
+    clip = _initial(TemporalUp(TINY), clip)
+    older, newer = signal[:, :1, ..., :2] * 2, signal[:, 1:, ..., :2] * 2
+    mean, difference = (older + newer) / 2, (newer - older) / 2
+    expected = jnp.concatenate([mean - difference / 2, mean + difference / 2], axis=1)
+    np.testing.assert_allclose(clip[..., :2], expected, atol=2e-6)

@@ -5,14 +5,15 @@ import json
 import shutil
 
 import jax
-import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import vision_tokenizer_tensors
 from conftest import GOLDEN
 
+from emu3_jax import sharding
 from emu3_jax.interop import vision_tokenizer as interop
-from emu3_jax.interop.safetensors_io import WEIGHTS_FILE
+from emu3_jax.interop.safetensors_io import CONFIG_FILE, WEIGHTS_FILE, write_tensors
 from emu3_jax.models.vision_tokenizer import VisionTokenizerConfig
 
 RELEASED = GOLDEN / "vision_tokenizer"
@@ -55,31 +56,68 @@ def test_round_trip_is_bit_identical(tmp_path):
             np.testing.assert_array_equal(new[name], array)
             assert new[name].dtype == array.dtype
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        interop.CONFIG_FILE,
+        CONFIG_FILE,
         WEIGHTS_FILE,
     ]
 
 
-def test_own_config_survives_and_bfloat16_halves_the_file(tiny, tmp_path):
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_own_config_survives_and_half_the_digits_halve_the_file(tiny, tmp_path, dtype):
     interop.save(tmp_path / "full", TINY, tiny)
-    interop.save(tmp_path / "half", TINY, tiny, dtype="bfloat16")
-    stored = json.loads((tmp_path / "full" / interop.CONFIG_FILE).read_text())
+    interop.save(tmp_path / "half", TINY, tiny, dtype=dtype)
+    stored = json.loads((tmp_path / "full" / CONFIG_FILE).read_text())
     assert stored["norm_groups"] == 4
     config, half = interop.load(tmp_path / "half")
     assert config == TINY
-    rounded = jax.tree.map(
-        lambda a: np.asarray(a).astype(ml_dtypes.bfloat16).astype(np.float32), tiny["params"]
-    )
+    rounded = jax.tree.map(lambda a: a.astype(dtype).astype(np.float32), tiny["params"])
     jax.tree.map(np.testing.assert_array_equal, half["params"], rounded)
     jax.tree.map(np.testing.assert_array_equal, half["batch_stats"], tiny["batch_stats"])
+
+
+def test_every_name_and_shape_of_the_released_checkpoint():
+    pairs = interop.key_map(VisionTokenizerConfig())
+    found = {pair.name: pair.file_shape for pair in pairs}
+    trained = sum(int(np.prod(p.shape)) for p in pairs if p.path[0] == "params")
+    assert trained == 270_740_287
+    assert sum(int(np.prod(shape)) for shape in found.values()) + 8 == 270_740_359
+    found |= dict.fromkeys(interop.counters(pairs), ())
+    assert len(found) == 495 and found == vision_tokenizer_tensors.baai()
+
+
+@pytest.mark.parametrize("attention, true", [([3], ()), ([1, 3], (1,)), (None, ()), ([], ())])
+def test_levels_that_do_not_exist_have_no_attention(tmp_path, attention, true):
+    stored = {"model_type": "Emu3VisionVQ", "ch": 32, "ch_mult": [1, 1]}
+    file = tmp_path / CONFIG_FILE
+    file.write_text(json.dumps(stored | {"attn_resolutions": attention}))
+    assert interop.read_config(tmp_path).attn_resolutions == true
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_many_files_of_any_type_onto_the_host_and_onto_a_mesh(tmp_path, dtype):
+    tensors = {
+        name: array.astype(dtype) if array.dtype == np.float32 else array
+        for name, array in safetensors.numpy.load_file(RELEASED / WEIGHTS_FILE).items()
+    }
+    write_tensors(tmp_path, tensors.items(), shard_bytes=500_000)
+    shutil.copy(RELEASED / CONFIG_FILE, tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    config, variables = interop.load(tmp_path)
+    _, full = interop.load(RELEASED)
+    expected = jax.tree.map(lambda a: a.astype(dtype).astype(np.float32), full)
+    jax.tree.map(np.testing.assert_array_equal, variables, expected)
+    mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=2), jax.devices()[:2])
+    _, on_mesh = interop.load_vision_tokenizer(tmp_path, mesh)
+    jax.tree.map(np.testing.assert_array_equal, on_mesh, expected)
+    assert all(leaf.sharding.mesh == mesh for leaf in jax.tree.leaves(on_mesh))
 
 
 def test_config_of_the_released_norms_has_no_extra_key(tmp_path):
     config, variables = interop.load(RELEASED)
     interop.save(tmp_path, config, variables)
-    stored = json.loads((tmp_path / interop.CONFIG_FILE).read_text())
-    original = json.loads((RELEASED / interop.CONFIG_FILE).read_text())
-    assert set(stored) - set(original) == {"torch_dtype"}
+    stored = json.loads((tmp_path / CONFIG_FILE).read_text())
+    original = json.loads((RELEASED / CONFIG_FILE).read_text())
+    assert set(stored) - set(original) == {"torch_dtype", "auto_map"}
+    assert stored["auto_map"]["AutoModel"] == "modeling_emu3visionvq.Emu3VisionVQModel"
     assert {key: stored[key] for key in original} == original
 
 
@@ -89,7 +127,7 @@ def test_all_that_does_not_fit_is_listed(tmp_path):
     tensors["teapot"] = np.zeros(1, np.float32)
     tensors["decoder.conv_out.bias"] = np.zeros(4, np.float32)
     safetensors.numpy.save_file(tensors, tmp_path / WEIGHTS_FILE)
-    shutil.copy(RELEASED / interop.CONFIG_FILE, tmp_path)
+    shutil.copy(RELEASED / CONFIG_FILE, tmp_path)
     with pytest.raises(ValueError) as caught:
         interop.load(tmp_path)
     message = str(caught.value)
@@ -106,10 +144,10 @@ def test_all_that_does_not_fit_is_listed(tmp_path):
 def test_unreadable_directories(tmp_path):
     with pytest.raises(ValueError, match="config.json"):
         interop.load(tmp_path)
-    (tmp_path / interop.CONFIG_FILE).write_text('{"model_type": "llama"}')
+    (tmp_path / CONFIG_FILE).write_text('{"model_type": "llama"}')
     with pytest.raises(ValueError, match="Emu3VisionVQ"):
         interop.load(tmp_path)
-    shutil.copy(RELEASED / interop.CONFIG_FILE, tmp_path)
+    shutil.copy(RELEASED / CONFIG_FILE, tmp_path)
     content = (RELEASED / WEIGHTS_FILE).read_bytes()
     (tmp_path / WEIGHTS_FILE).write_bytes(content[: len(content) // 2])
     with pytest.raises(ValueError, match="model.safetensors"):
@@ -121,5 +159,5 @@ def test_saving_what_does_not_fit_writes_nothing(tiny, tmp_path):
     with pytest.raises(ValueError, match="do not fit the config"):
         interop.save(target, dataclasses.replace(TINY, codebook_size=65), tiny)
     with pytest.raises(ValueError, match="dtype must be one of"):
-        interop.save(target, TINY, tiny, dtype="float16")
+        interop.save(target, TINY, tiny, dtype="float64")
     assert not target.exists()

@@ -5,15 +5,18 @@ animated WebP files, so that everything behind this file sees ordinary pictures,
 """
 
 import argparse
+import glob
 import json
 import os
 import shutil
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 from emu3_jax.data import media
+from emu3_jax.data.media.writers import temporary_name
 
 # Where the corpus lies in a clone of the project.
 EMBEDDED = Path(__file__).parents[2] / "assets" / "fluent_emoji.zip"
@@ -34,19 +37,26 @@ def prepare(zip_path: str | os.PathLike, out_dir: str | os.PathLike) -> Path:
     out_dir = Path(out_dir)
     if (out_dir / DONE).exists():
         return out_dir
-    if out_dir.exists() and any(out_dir.iterdir()):
+    if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / DONE).exists():
         raise ValueError(f"{out_dir}: is not empty and holds no {DONE}; give an empty folder")
-    building = out_dir.with_name(f".{out_dir.name}.{os.getpid()}.tmp")
+    building = temporary_name(out_dir)
     try:
         with zipfile.ZipFile(zip_path) as archive:
             counts = _unpack(archive, building)
-    except (OSError, zipfile.BadZipFile, KeyError) as error:
+        (building / DONE).write_text(json.dumps(counts, indent=1) + "\n")
+        if out_dir.exists():
+            out_dir.rmdir()
+        building.rename(out_dir)
+    except (OSError, zipfile.BadZipFile, zlib.error, KeyError, ValueError) as error:
+        if not (out_dir / DONE).exists():  # else another process was faster
+            raise ValueError(
+                f"{zip_path}: cannot be unpacked as the emoji corpus ({error})"
+            ) from error
+    finally:
         shutil.rmtree(building, ignore_errors=True)
-        raise ValueError(f"{zip_path}: cannot be unpacked as the emoji corpus ({error})") from error
-    (building / DONE).write_text(json.dumps(counts, indent=1) + "\n")
-    if out_dir.exists():
-        out_dir.rmdir()
-    building.rename(out_dir)
+    # Those of processes that were killed. One that is at work yet finds the corpus to be there.
+    for leftover in out_dir.parent.glob(f".{glob.escape(out_dir.name)}.*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
     return out_dir
 
 

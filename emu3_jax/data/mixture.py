@@ -119,23 +119,43 @@ def check_names(entries: Sequence[MixtureEntry]) -> tuple[str, ...]:
     return names
 
 
+def vision_tokenizer_of(entries: Sequence[MixtureEntry]) -> str:
+    """Fingerprint of the one vision tokenizer whose codes the datasets hold; "" for text alone.
+
+    Raises RecordError naming two datasets that hold codes of two tokenizers: equal numbers would
+    mean different things.
+    """
+    found: dict[str, str] = {}
+    for entry in entries:
+        fingerprint = open_dataset(entry.dataset).info.vision_tokenizer
+        if fingerprint:
+            found.setdefault(fingerprint, entry.dataset)
+    if len(found) > 1:
+        (one, here), (other, there), *_ = found.items()
+        raise RecordError(
+            f"{here} was made with the vision tokenizer {one}, but {there} with {other}; tokenize "
+            "one of the corpora anew with the other's tokenizer"
+        )
+    return next(iter(found), "")
+
+
 def open_mixture(
     entries: Sequence[MixtureEntry],
     grammar: Grammar,
     loss_weights: LossWeights,
     seq_len: int,
     seed: int,
-    vision_tokenizer: str | None = None,
 ) -> list[grain.MapDataset]:
     """Each entry as an endless dataset of `Tokens`, shuffled anew each epoch.
 
-    Raises RecordError naming the dataset that does not fit the grammar, has no records for its
-    task, or of whose documents not even the shortest fits into `seq_len`.
+    Raises RecordError naming the dataset that does not fit the grammar or the others, has no
+    records for its task, or of whose documents not even the shortest fits into `seq_len`.
     """
     check_names(entries)
+    vision_tokenizer_of(entries)
     datasets = []
     for index, entry in enumerate(entries):
-        opened = open_dataset(entry.dataset, grammar, vision_tokenizer)
+        opened = open_dataset(entry.dataset, grammar)
         records = opened.records(TASKS[entry.task].kind)
         _check_length(opened, entry, seq_len)
         # Entries that read the same records must not draw the same order.

@@ -11,7 +11,13 @@ import grain
 import numpy as np
 from absl import flags
 
-from emu3_jax.data.mixture import MixtureEntry, check_names, open_mixture, row_stream
+from emu3_jax.data.mixture import (
+    MixtureEntry,
+    check_names,
+    open_mixture,
+    row_stream,
+    vision_tokenizer_of,
+)
 from emu3_jax.data.packing import PackedRows, Position
 from emu3_jax.sequence import Grammar, LossWeights
 
@@ -29,7 +35,6 @@ class DataConfig:
       pack_window: rows that are packed together; more waste less room and need more memory.
       workers: processes that read and pack; 0 does it in a thread of this one.
       prefetch: batches that are made ahead.
-      vision_tokenizer: fingerprint the datasets must have been made with; "" accepts any.
     """
 
     mixture: tuple[MixtureEntry, ...]
@@ -40,7 +45,6 @@ class DataConfig:
     pack_window: int = 32
     workers: int = 0
     prefetch: int = 4
-    vision_tokenizer: str = ""
 
     def __post_init__(self):
         check_names(self.mixture)
@@ -72,8 +76,8 @@ class BatchIterator:
             config.loss_weights,
             config.sequence_length,
             config.seed,
-            config.vision_tokenizer or None,
         )
+        self._vision_tokenizer = vision_tokenizer_of(config.mixture)
         self._batch = 0
         self._positions = {row: Position() for row in rows}
         self._iterators: list | None = None
@@ -102,6 +106,7 @@ class BatchIterator:
             "batch": self._batch,
             "batch_size": self._config.batch_size,
             "sequence_length": self._config.sequence_length,
+            "vision_tokenizer": self._vision_tokenizer,
             "rows": {str(row): list(position) for row, position in self._positions.items()},
         }
 
@@ -109,7 +114,8 @@ class BatchIterator:
         """Go on behind the batch at which `state` was taken, by whichever hosts and workers.
 
         Rows that the state does not hold (another host had them) are packed again from the start,
-        which takes a while. ValueError for the state of another batch size or sequence length.
+        which takes a while. ValueError for the state of another batch size or sequence length, or
+        of data that another vision tokenizer made.
         """
         for name in ("batch_size", "sequence_length"):
             if state.get(name) != getattr(self._config, name):
@@ -117,6 +123,12 @@ class BatchIterator:
                     f"the saved data position is of {name} {state.get(name)}, this run has "
                     f"{getattr(self._config, name)}; a position fits only batches of one shape"
                 )
+        if state["vision_tokenizer"] != self._vision_tokenizer:
+            raise ValueError(
+                f"the run began on codes of the vision tokenizer {state['vision_tokenizer']!r}, "
+                f"but its data was made anew with {self._vision_tokenizer!r}; the codes mean other "
+                "things now: begin another run, or tokenize with the first one"
+            )
         self.close()
         self._batch = state["batch"]
         known = {int(row): Position(*position) for row, position in state["rows"].items()}

@@ -22,6 +22,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from emu3_jax.data.media import write_atomically
+from emu3_jax.data.media.writers import temporary_name
 from emu3_jax.sequence import EndOfTurn, Grammar, Image, Segment, Text, Video
 from emu3_jax.vocab import Vocab
 
@@ -52,9 +53,15 @@ class Record:
     attributes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
-        """The record as stored: msgpack, integers little-endian and as narrow as they fit."""
+        """The record as stored: msgpack, integers little-endian and as narrow as they fit.
+
+        RecordError for what msgpack cannot hold, as a lone surrogate or an integer beyond 64 bits.
+        """
         segments = [_pack(segment) for segment in self.segments]
-        return msgpack.packb([self.key, self.source, self.kind, segments, self.attributes])
+        try:
+            return msgpack.packb([self.key, self.source, self.kind, segments, self.attributes])
+        except (ValueError, OverflowError, TypeError) as error:
+            raise RecordError(f"a text or an attribute cannot be stored ({error})") from error
 
     @classmethod
     def from_bytes(cls, content: bytes) -> "Record":
@@ -219,7 +226,7 @@ class ShardWriter:
         self.path = Path(path)
         self.records = 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = self.path.with_name(f"{self.path.name}.tmp")
+        self._temporary = temporary_name(self.path)
         # Groups of one record: any record can be read without its neighbours.
         self._writer = ArrayRecordWriter(str(self._temporary), "group_size:1")
 

@@ -21,10 +21,9 @@ class SourceError(ValueError):
 class RawItem:
     """One example as found, of one of five kinds.
 
-    A caption with at most one of `image` and `video` (a path, the file's bytes, or
-    uint8 pixels); or `segments`,
-    an interleaved document; or `turns`, a chat. A segment is {"text"}, {"image"} or {"video"}; a
-    turn is {"question", "answer"} with "image" or "video" if it shows something.
+    A caption with at most one of `image` and `video` (a path, the file's bytes, or uint8 pixels);
+    or `segments`, an interleaved document; or `turns`, a chat. A segment is {"text"}, {"image"} or
+    {"video"}; a turn is {"question", "answer"} with "image" or "video" if it shows something.
     """
 
     key: str
@@ -34,6 +33,8 @@ class RawItem:
     segments: tuple[dict, ...] = ()
     turns: tuple[dict, ...] = ()
     attributes: dict = field(default_factory=dict)
+    # Frames a second of a `video` that is pixels; 0 where the corpus does not say.
+    fps: float = 0.0
     # What messages call the item: file and line, or tar and member.
     where: str = ""
     # Why the source could not make an item of what it found; "" where it could.
@@ -63,7 +64,10 @@ class Source(Protocol):
         """How many shards there are (at least one)."""
 
     def items(self, shard: int) -> Iterator[RawItem]:
-        """The items of one shard, in the same order at every call."""
+        """The items of one shard, in the same order at every call.
+
+        SourceError, after the items before it, where the rest of the shard cannot be read.
+        """
 
 
 def open_source(spec: str, root: str | os.PathLike = ".", items_per_shard: int = 512) -> Source:
@@ -143,7 +147,7 @@ class FolderSource:
         where = f"{self.path}:{number}"
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:  # the latter: brackets thousands deep
             return RawItem(where, where=where, problem=f"not a JSON row ({error})")
         if not isinstance(row, dict) or "id" not in row:
             problem = 'expected an object with the keys "id" and "text"'

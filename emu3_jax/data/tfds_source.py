@@ -1,5 +1,6 @@
 """Datasets of tensorflow-datasets that are prepared on this machine; nothing is downloaded."""
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 
@@ -8,6 +9,8 @@ import numpy as np
 from emu3_jax.data.sources import RawItem, SourceError
 
 MEDIA_KEYS = ("image", "video")
+# Where an example states the frames a second of its clip.
+RATE_KEYS = ("fps", "frame_rate")
 TEXT_KEYS = ("caption", "captions", "text", "title", "label")
 
 
@@ -16,7 +19,8 @@ class TfdsSource:
 
     The picture or clip is the feature "image" or "video", the text the first of `TEXT_KEYS` that
     exists: of several captions the first, of a class label its name. Other plain features become
-    attributes. The data directory is TFDS's own (TFDS_DATA_DIR or ~/tensorflow_datasets).
+    attributes; one of `RATE_KEYS` says how fast a clip was filmed. The data directory is TFDS's own
+    (TFDS_DATA_DIR or ~/tensorflow_datasets).
     """
 
     def __init__(self, name: str, split: str, items_per_shard: int = 512):
@@ -46,24 +50,24 @@ class TfdsSource:
         """The examples of one shard, media as uint8 arrays."""
         first = shard * self._per_shard
         for index in range(first, min(first + self._per_shard, len(self._data))):
-            yield self._item(index, self._data[index])
+            where = f"tfds:{self.name}:{index}"
+            try:
+                item = self._item(where, self._data[index])
+            except (ValueError, OSError, IndexError) as error:
+                item = RawItem(where, where=where, problem=str(error))
+            yield item
 
-    def _item(self, index: int, example: Mapping) -> RawItem:
-        where = f"tfds:{self.name}:{index}"
-        fields = {}
-        for kind in MEDIA_KEYS:
-            if kind in example:
-                pixels = np.asarray(example[kind], np.uint8)
-                grey = pixels.shape[-1] == 1
-                fields[kind] = np.repeat(pixels, 3, axis=-1) if grey else pixels
+    def _item(self, where: str, example: Mapping) -> RawItem:
         text_key = next((key for key in TEXT_KEYS if key in example), None)
         if text_key is None:
             wanted = ", ".join(TEXT_KEYS)
             return RawItem(where, where=where, problem=f"has none of the features {wanted}")
         used = (*MEDIA_KEYS, text_key)
         attributes = {k: _plain(v) for k, v in example.items() if k not in used and _is_plain(v)}
+        fields = {kind: _pixels(kind, example[kind]) for kind in MEDIA_KEYS if kind in example}
         text = self._text(text_key, example[text_key])
-        return RawItem(where, text, **fields, attributes=attributes, where=where)
+        fps = next((_rate(example[key]) for key in RATE_KEYS if key in example), 0.0)
+        return RawItem(where, text, **fields, attributes=attributes, fps=fps, where=where)
 
     def _text(self, key: str, value) -> str:
         if isinstance(value, Mapping):  # captions as a sequence of features
@@ -74,6 +78,25 @@ class TfdsSource:
             return value.decode()
         name = getattr(self._features[key], "int2str", None)
         return name(int(value)) if name and not isinstance(value, str) else str(value)
+
+
+def _pixels(kind: str, value) -> np.ndarray:
+    """uint8 [..., H, W, 3]; 16 bits are scaled as by `media.read_image`, grey becomes RGB."""
+    pixels = np.asarray(value)
+    if pixels.dtype == np.uint16:
+        pixels = ((pixels.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+    if pixels.dtype != np.uint8 or pixels.ndim < 3 or pixels.shape[-1] not in (1, 3):
+        raise ValueError(
+            f'the feature "{kind}" must be pixels of 8 or 16 bits with 1 or 3 channels, found '
+            f"{pixels.dtype} {pixels.shape}"
+        )
+    return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
+
+
+def _rate(value) -> float:
+    """Frames a second as the example states them; 0, which is unknown, for what is no rate."""
+    rate = float(value) if isinstance(value, (int, float, np.number)) else 0.0
+    return rate if 0 < rate < math.inf else 0.0
 
 
 def _is_plain(value) -> bool:

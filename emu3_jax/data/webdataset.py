@@ -2,15 +2,19 @@
 
 import glob
 import json
+import lzma
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterator
 
 from emu3_jax.data.sources import RawItem, SourceError
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 VIDEO_ENDINGS = ("mp4", "webm", "mkv", "mov", "avi", "m4v")
+# What reading a damaged tar, compressed or not, raises.
+DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
 # Where the json keeps the caption when there is no .txt member.
 CAPTION_KEYS = ("caption", "text", "title")
 
@@ -32,18 +36,27 @@ class WebDatasetSource:
         return len(self.paths)
 
     def items(self, shard: int) -> Iterator[RawItem]:
-        """The examples of one tar, media as bytes; SourceError for a tar that is broken."""
+        """The examples of one tar, media as bytes.
+
+        SourceError where a tar is damaged: after the examples before that, without the one whose
+        members may be incomplete.
+        """
         path = self.paths[shard]
         key, members = None, {}
-        for name, content in _members(path):
-            folder, base = os.path.split(name)
-            stem, _, ending = base.partition(".")
-            member_key = os.path.join(folder, stem)
-            if member_key != key:
-                if members:
-                    yield _item(path, key, members)
-                key, members = member_key, {}
-            members[ending.lower()] = content
+        try:
+            for name, content in _members(path):
+                folder, base = os.path.split(name)
+                stem, _, ending = base.partition(".")
+                member_key = os.path.join(folder, stem)
+                if member_key != key:
+                    if members:
+                        yield _item(path, key, members)
+                    key, members = member_key, {}
+                members[ending.lower()] = content
+        except DAMAGE as error:
+            start = f" from the example {key!r} on" if members else ""
+            reason = str(error).partition("\n")[0].rstrip(":")
+            raise SourceError(f"{path}: cannot be read as a tar file{start} ({reason})") from error
         if members:
             yield _item(path, key, members)
 
@@ -67,13 +80,28 @@ def _expand(pattern: str) -> list[str]:
 
 
 def _members(path: str) -> Iterator[tuple[str, bytes]]:
-    try:
-        with tarfile.open(path, "r:*") as tar:
-            for member in tar:
-                if member.isfile():
-                    yield member.name, tar.extractfile(member).read()
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise SourceError(f"{path}: cannot be read as a tar file ({error})") from error
+    with tarfile.open(path, "r:*", tarinfo=_Member) as tar:
+        for member in tar:
+            if member.isfile():
+                yield member.name, tar.extractfile(member).read()
+
+
+class _Member(tarfile.TarInfo):
+    """A member, or the damage in its place.
+
+    tarfile takes a broken header for the end of the archive, and the rest would be lost unnoticed.
+    """
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> "_Member":
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # the mark of the end
+            raise
+        except tarfile.EmptyHeaderError as error:
+            raise tarfile.ReadError("the file stops before the mark of its end") from error
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"a damaged header: {error}") from error
 
 
 def _item(path: str, key: str, members: dict[str, bytes]) -> RawItem:
@@ -86,7 +114,7 @@ def _item(path: str, key: str, members: dict[str, bytes]) -> RawItem:
     try:
         attributes = json.loads(members.get("json") or "{}")
         text = members["txt"].decode() if "txt" in members else None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return RawItem(key, where=where, problem=f"its json or txt member is unreadable ({error})")
     if not isinstance(attributes, dict):
         return RawItem(key, where=where, problem="its json member is no object")

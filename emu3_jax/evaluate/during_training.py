@@ -1,7 +1,7 @@
 """Evaluation at intervals inside a training run: the evaluators of the command, on the live state.
 
 Numbers go to the run's metrics under `validation/`, pictures to WORKDIR/pictures/step_N/ and to
-TensorBoard.
+TensorBoard. Data that an evaluator would lack is an error before the first step.
 """
 
 import dataclasses
@@ -11,14 +11,18 @@ from typing import Any
 
 import jax
 
+from emu3_jax.config import ConfigError
 from emu3_jax.data import media
-from emu3_jax.evaluate import registry
+from emu3_jax.data.records import open_dataset
+from emu3_jax.evaluate import items, registry, token_documents
 from emu3_jax.evaluate.evaluator import Subject, flat_metrics
 from emu3_jax.generate.sampling import Sampling
-from emu3_jax.train.metrics import MetricsWriter
+from emu3_jax.interop.bundle import Language
+from emu3_jax.train.metrics import MetricsWriter, read_metrics
 from emu3_jax.train.state import TrainState
 
 PICTURES_FOLDER = "pictures"
+METRICS_PREFIX = "validation/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,50 @@ class EvaluationConfig:
         )
 
 
+def check_data(config: EvaluationConfig, language: Language | None) -> None:
+    """Refuses evaluators that do not exist, or whose data does not.
+
+    Args:
+      config: of the run.
+      language: of the language model that is trained; None where a vision tokenizer is.
+
+    Raises:
+      ConfigError: names the key. ValueError: there is no such evaluator.
+    """
+    trained = "vision_tokenizer" if language is None else "bundle"
+    for evaluator in registry.make_evaluators(config.evaluators):
+        for part, splits in evaluator.needs.items():
+            if part == trained:
+                continue
+            if part == "bundle":
+                raise ConfigError(
+                    f"evaluation.evaluators: {evaluator.name} needs a language model, and this run "
+                    "trains a vision tokenizer"
+                )
+            path = getattr(config, part)
+            if not path:
+                raise ConfigError(
+                    f"evaluation.{part} is not set; evaluator {evaluator.name} needs it"
+                )
+            try:
+                for split in splits:
+                    _open(part, pathlib.Path(path), split, language)
+            except (ValueError, OSError) as error:
+                raise ConfigError(
+                    f"evaluation.{part}={path!r} cannot be used by evaluator {evaluator.name}: "
+                    f"{error}"
+                ) from error
+
+
+def _open(part: str, path: pathlib.Path, split: str, language: Language | None) -> None:
+    """Reads as much as tells whether the evaluator will find what it needs."""
+    if part == "tokens":
+        dataset = token_documents.dataset_path(path, split)
+        open_dataset(dataset, language.grammar, language.vision_fingerprint)
+    else:
+        items.read_split(path, split, limit=1)
+
+
 class EvaluationCallback:
     """A `train.loop.Callback` that evaluates the state after a step."""
 
@@ -72,7 +120,6 @@ class EvaluationCallback:
         self.every = config.every
         self._names: Sequence[str] = config.evaluators
         self._subject_of, self._workdir = subject_of, pathlib.Path(workdir)
-        registry.make_evaluators(self._names)  # a wrong name is an error before the first step
 
     def __call__(self, step: int, state: TrainState, writer: MetricsWriter) -> dict[str, float]:
         """See Callback."""
@@ -85,4 +132,11 @@ class EvaluationCallback:
                     folder.mkdir(parents=True, exist_ok=True)
                     media.write_png(folder / f"{name}_{picture}.png", pixels)
                 writer.write_picture(step, f"{name}/{picture}", pixels)
-        return {f"validation/{name}": value for name, value in flat_metrics(results).items()}
+        return {METRICS_PREFIX + name: value for name, value in flat_metrics(results).items()}
+
+    def done(self, step: int) -> bool:
+        """See Callback. The numbers are logged last, so where they are, the pictures are too."""
+        return any(
+            row["step"] == step and any(name.startswith(METRICS_PREFIX) for name in row)
+            for row in read_metrics(self._workdir)
+        )

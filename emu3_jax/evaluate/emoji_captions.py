@@ -33,9 +33,14 @@ class EmojiCaptions:
     write: Writer = language_use.caption
     name: str = "emoji_captions"
 
+    @property
+    def needs(self) -> dict[str, tuple[str, ...]]:
+        """See Evaluator."""
+        return {"bundle": (), "vision_tokenizer": (), "data": ("train", *self.splits)}
+
     def run(self, subject: Subject) -> Result:
-        """Needs `bundle`, `vision_tokenizer` and `data`."""
-        subject.need(self.name, "bundle", "vision_tokenizer", "data")
+        """See Evaluator."""
+        subject.need(self.name, *self.needs)
         train = items.read_images(subject.data, "train")
         metrics, tables = {}, {}
         for split in self.splits:

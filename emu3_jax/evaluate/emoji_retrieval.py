@@ -45,9 +45,14 @@ class EmojiRetrieval:
     shown: int = 32
     name: str = "emoji_retrieval"
 
+    @property
+    def needs(self) -> dict[str, tuple[str, ...]]:
+        """See Evaluator."""
+        return {"bundle": (), "vision_tokenizer": (), "data": self.splits}
+
     def run(self, subject: Subject) -> Result:
-        """Needs `bundle`, `vision_tokenizer` and `data`."""
-        subject.need(self.name, "bundle", "vision_tokenizer", "data")
+        """See Evaluator."""
+        subject.need(self.name, *self.needs)
         gallery, split_of = [], []
         for split in self.splits:
             chosen = items.read_images(subject.data, split, subject.limit)

@@ -86,9 +86,18 @@ class Result:
 
 
 class Evaluator(Protocol):
-    """One evaluator: `run` raises ValueError when the subject lacks a part it needs."""
+    """One evaluator: `run` raises ValueError when the subject lacks a part it needs.
+
+    Attributes:
+      name: as in the registry.
+      needs: the fields of the subject that it reads, each with the splits it reads of it.
+    """
 
     name: str
+
+    @property
+    def needs(self) -> Mapping[str, Sequence[str]]:
+        """See above."""
 
     def run(self, subject: Subject) -> Result:
         """Measures `subject`."""
@@ -98,6 +107,8 @@ def run_all(
     subject: Subject, evaluators: Sequence[Evaluator], log=lambda line: None
 ) -> dict[str, Result]:
     """Runs evaluators in order → {name: Result}, with each one's `seconds` among its metrics."""
+    for evaluator in evaluators:  # before the first of them starts
+        subject.need(evaluator.name, *evaluator.needs)
     results = {}
     for evaluator in evaluators:
         log(f"{evaluator.name} ...")

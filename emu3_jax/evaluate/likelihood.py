@@ -80,9 +80,14 @@ class Likelihood:
     rows: int = 0
     name: str = "likelihood"
 
+    @property
+    def needs(self) -> dict[str, tuple[str, ...]]:
+        """See Evaluator."""
+        return {"bundle": (), "tokens": (self.split,)}
+
     def run(self, subject: Subject) -> Result:
-        """Needs `bundle` and `tokens`."""
-        subject.need(self.name, "bundle", "tokens")
+        """See Evaluator."""
+        subject.need(self.name, *self.needs)
         documents = token_documents.documents_by_task(
             token_documents.dataset_path(subject.tokens, self.split),
             subject.bundle.grammar,

@@ -3,15 +3,18 @@
 A run directory has config.json and checkpoints/; its newest checkpoint is taken.
 """
 
+import dataclasses
 import os
 import pathlib
 from typing import Any
 
 import jax
 
+from emu3_jax import sharding
 from emu3_jax.config import to_dataclass
+from emu3_jax.interop import language_model
 from emu3_jax.interop import vision_tokenizer as vision_files
-from emu3_jax.interop.bundle import Bundle, assemble, load_bundle, load_language
+from emu3_jax.interop.bundle import Bundle, assemble, load_language
 from emu3_jax.models.transformer import Transformer, TransformerConfig
 from emu3_jax.models.vision_tokenizer import VisionTokenizer, VisionTokenizerConfig
 from emu3_jax.train.checkpoint import CHECKPOINT_FOLDER, restore_for_evaluation
@@ -23,27 +26,39 @@ def is_run_directory(path: str | os.PathLike) -> bool:
 
 
 def load_model(
-    path: str | os.PathLike, step: int | None = None, mesh: jax.sharding.Mesh | None = None
+    path: str | os.PathLike,
+    step: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: str | None = None,
 ) -> tuple[Bundle, str]:
     """Reads a language model → (bundle without vision tokenizer, label for the record).
 
     Args:
       path: a run directory of the task pretrain, or a model directory.
       step: checkpoint of a run directory; None for the newest.
-      mesh: where the weights of a model directory go at once (see `load_bundle`).
+      mesh: where the weights of a model directory go, tensor by tensor, so that the host never
+        holds them all; None for the first device, where those of a run always go.
+      dtype: type of weights and activations, as the official scripts take bfloat16; None keeps
+        what a run trained with, and takes float32 for a model directory.
 
     Raises:
       ValueError: no such directory or checkpoint, or it holds something else.
     """
-    if not is_run_directory(path):
-        return load_bundle(path, mesh=mesh), str(path)
-    config, params, _, step = restore_for_evaluation(path, step)
-    _check_task(path, config, "pretrain")
     language = load_language(path)
-    values = {"vocab_size": language.vocab.size} | config.model.to_dict()
-    model = Transformer(to_dataclass(TransformerConfig, values, "model"))
-    bundle = assemble(model, {"params": params}, language, where=str(path))
-    return bundle, f"{path} at step {step}"
+    if not is_run_directory(path):
+        mesh = mesh or sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+        config, params = language_model.load(path, dtype or "float32", mesh)
+        label = str(path)
+    else:
+        run, params, _, step = restore_for_evaluation(path, step)
+        _check_task(path, run, "pretrain")
+        values = {"vocab_size": language.vocab.size} | run.model.to_dict()
+        config = to_dataclass(TransformerConfig, values, "model")
+        label = f"{path} at step {step}"
+    if dtype is not None:
+        config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
+        params = jax.tree.map(lambda weight: weight.astype(dtype), params)
+    return assemble(Transformer(config), {"params": params}, language, where=str(path)), label
 
 
 def load_vision_tokenizer(

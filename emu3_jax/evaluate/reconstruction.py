@@ -30,9 +30,14 @@ class Reconstruction:
     shown: int = 16
     name: str = "reconstruction"
 
+    @property
+    def needs(self) -> dict[str, tuple[str, ...]]:
+        """See Evaluator."""
+        return {"vision_tokenizer": (), "data": (self.split,)}
+
     def run(self, subject: Subject) -> Result:
-        """Needs `vision_tokenizer` and `data`."""
-        subject.need(self.name, "vision_tokenizer", "data")
+        """See Evaluator."""
+        subject.need(self.name, *self.needs)
         everything = items.read_split(subject.data, self.split, subject.limit)
         size = subject.vision_tokenizer[0].config.codebook_size
         metrics, tables, pictures, codes = {}, {}, {}, []

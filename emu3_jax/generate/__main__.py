@@ -3,13 +3,14 @@
 python -m emu3_jax.generate --model=DIR --vision_tokenizer=DIR --task=TASK --output=DIR ...
 
   --task=text_to_image  --prompt="a red fox" --size=8x8 [--samples=4]
-  --task=text_to_video  --prompt="a waving hand" --size=2x8x8 --fps=8
+  --task=text_to_video  --prompt="a waving hand" --size=4x8x8 --fps=8
   --task=image_to_text  --image=photo.png [--prompt="What is this?"]
   --task=video_to_text  --video=clip.mp4 [--prompt="What happens?"]
 
 DIR of --model is a run directory of `python -m emu3_jax.train`, a directory that
 `python -m emu3_jax.convert export` wrote, or released weights with emu3.tiktoken beside them; DIR
-of --vision_tokenizer likewise. --prompt, --image and --video may be repeated.
+of --vision_tokenizer likewise. --prompt, --image and --video may be repeated, and so may --size or
+--ratio: one for all prompts, several for one prompt, or one each; they share batches.
 
 Every PNG holds its settings and its number in a text chunk named "emu3_jax"; clips have them in a
 .json file beside them, texts in their line of captions.jsonl. The same options with --first set to
@@ -23,12 +24,15 @@ import jax
 from absl import flags
 
 from emu3_jax import command_line, sharding
+from emu3_jax.data import vision_codec
 from emu3_jax.evaluate import loading
 from emu3_jax.generate import official, pixels, tasks
-from emu3_jax.generate.job import TASKS, Job, JobError, Runner, size_of
+from emu3_jax.generate.job import TASKS, Job, JobError, Runner, sizes_of
 from emu3_jax.generate.sampling import Sampling
-from emu3_jax.interop.bundle import place, with_vision
-from emu3_jax.sequence import Grammar
+from emu3_jax.interop.bundle import BUNDLE_FILE, place, with_vision
+from emu3_jax.interop.language_config import read_further
+from emu3_jax.interop.safetensors_io import DTYPES
+from emu3_jax.sequence import VIDEO_FORMATS, Grammar
 
 MODEL = flags.DEFINE_string("model", None, "Directory of the language model.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint of a run directory; the newest if left out.")
@@ -39,11 +43,22 @@ PROMPT = flags.DEFINE_multi_string("prompt", [], "Caption to draw, or question t
 PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "Text file with one prompt a line.")
 IMAGE = flags.DEFINE_multi_string("image", [], "Picture to read.")
 VIDEO = flags.DEFINE_multi_string("video", [], "Clip to read.")
-SIZE = flags.DEFINE_string("size", "", "Tokens to draw: HxW, or TxHxW for a clip.")
-RATIO = flags.DEFINE_string("ratio", "", "Instead of --size: width to height, like 4:3.")
-AREA = flags.DEFINE_integer("area", 0, "With --ratio: pixels of the picture (released: 518400).")
+SIZE = flags.DEFINE_multi_string("size", [], "Tokens to draw: HxW, or TxHxW for a clip.")
+RATIO = flags.DEFINE_multi_string("ratio", [], "Instead of --size: width to height, like 4:3.")
+AREA = flags.DEFINE_integer(
+    "area", 0, "With --ratio: pixels of the picture; default: image_area of the model, or 518400."
+)
 FPS = flags.DEFINE_float(
     "fps", 0.0, "Frames per second: of the clip to draw, or at which clips are read (0: all)."
+)
+CLIPS = flags.DEFINE_enum(
+    "clips",
+    vision_codec.CAUSAL,
+    vision_codec.CLIPS,
+    "Code a clip as one, or each four frames by themselves as the official script does.",
+)
+VIDEO_FORMAT = flags.DEFINE_enum(
+    "video_format", None, VIDEO_FORMATS, "For released weights: how clips stand in a sequence."
 )
 SAMPLES = flags.DEFINE_integer("samples", 1, "Answers for each prompt or file.")
 FIRST = flags.DEFINE_integer("first", 0, "Number of the first answer; see above.")
@@ -62,6 +77,9 @@ NEGATIVE = flags.DEFINE_string("negative_prompt", "", "What guidance leads away 
 ATTEND_PADDING = flags.DEFINE_bool(
     "attend_negative_padding", False, "Guidance as the official scripts batch it; see Sampling."
 )
+WHOLE_VOCABULARY = flags.DEFINE_bool(
+    "whole_vocabulary", False, "Texts are drawn from all ids, as officially; see Sampling."
+)
 SPECIAL_NAMES = flags.DEFINE_bool(
     "special_names", False, "Names of control tokens in prompts are these tokens, as officially."
 )
@@ -73,6 +91,12 @@ STREAM = flags.DEFINE_bool("stream", False, "Print one text answer while it is w
 MAX_NEW = flags.DEFINE_integer("max_new", 128, "Longest text in tokens (released: 1024).")
 MIN_PIXELS = flags.DEFINE_integer("min_pixels", None, "Smaller pictures are enlarged to this.")
 MAX_PIXELS = flags.DEFINE_integer("max_pixels", None, "Larger pictures are reduced to this.")
+DTYPE = flags.DEFINE_enum(
+    "dtype",
+    None,
+    tuple(DTYPES),
+    "Type of the language model's weights and activations; default: float32, or as trained.",
+)
 BATCH = flags.DEFINE_integer("batch_size", 16, "Most answers at a time.")
 MAX_CONTEXT = flags.DEFINE_integer("max_context", None, "Most tokens a sequence may have.")
 MESH = flags.DEFINE_string(
@@ -92,6 +116,7 @@ def sampling(draws: bool) -> Sampling:
         "top_p": TOP_P.value,
         "guidance": GUIDANCE.value,
         "attend_negative_padding": ATTEND_PADDING.value,
+        "whole_vocabulary": WHOLE_VOCABULARY.value,
     }
     changes = {key: value for key, value in given.items() if value is not None}
     fields = {key: getattr(chosen, key) for key in given} | changes
@@ -141,6 +166,10 @@ def check_flags() -> None:
         TASK.value.startswith("text_to") or len(IMAGE.value + VIDEO.value) * SAMPLES.value != 1
     ):
         raise JobError("--stream shows one text: give one --image or --video and one sample.")
+    if (VIDEO_FORMAT.value or CLIPS.value != vision_codec.CAUSAL) and "video" not in TASK.value:
+        raise JobError(f"--video_format and --clips are for clips, not for {TASK.value}.")
+    if WHOLE_VOCABULARY.value and TASK.value.startswith("text_to"):
+        raise JobError(f"--whole_vocabulary is for texts, not for {TASK.value}.")
     if OFFICIAL.value and NEGATIVE.value:
         raise JobError("Give either --official_prompts or --negative_prompt, not both.")
 
@@ -155,8 +184,16 @@ def ask(spatial_factor: int) -> Job:
         task=TASK.value,
         prompts=prompts(),
         media=tuple(IMAGE.value + VIDEO.value),
-        size=size_of(TASK.value, SIZE.value, RATIO.value, AREA.value, spatial_factor),
+        sizes=sizes_of(
+            TASK.value,
+            SIZE.value,
+            RATIO.value,
+            AREA.value,
+            default_area=read_further(MODEL.value).get("image_area", official.GEN_AREA),
+            spatial_factor=spatial_factor,
+        ),
         fps=FPS.value,
+        clips=CLIPS.value,
         samples=SAMPLES.value,
         first=FIRST.value,
         sampling=chosen,
@@ -166,6 +203,18 @@ def ask(spatial_factor: int) -> Job:
     )
 
 
+def grammar(old: Grammar) -> Grammar:
+    """The model's grammar with what the flags change."""
+    video_format = VIDEO_FORMAT.value or old.video_format
+    stated = (pathlib.Path(MODEL.value) / BUNDLE_FILE).exists()
+    if stated and video_format != old.video_format:
+        raise JobError(
+            f"{MODEL.value} was trained with the video format {old.video_format}, "
+            f"not {video_format}."
+        )
+    return Grammar(old.vocab, old.tokenizer, video_format, SPECIAL_NAMES.value)
+
+
 def main() -> None:
     """Reads the flags, loads the models, does the job."""
     check_flags()
@@ -173,12 +222,9 @@ def main() -> None:
     factor = vision.config.spatial_factor
     limits = pixels.pixel_limits(VISION.value, factor, MIN_PIXELS.value, MAX_PIXELS.value)
     job, on = ask(factor), mesh()
-    bundle, label = loading.load_model(MODEL.value, STEP.value, mesh=on)
+    bundle, label = loading.load_model(MODEL.value, STEP.value, on, DTYPE.value)
     bundle = with_vision(bundle, vision, vision_variables, VISION.value, label)
-    if SPECIAL_NAMES.value:
-        old = bundle.grammar
-        grammar = Grammar(old.vocab, old.tokenizer, old.video_format, special_names=True)
-        bundle = dataclasses.replace(bundle, grammar=grammar)
+    bundle = dataclasses.replace(bundle, grammar=grammar(bundle.grammar))
     if MAX_CONTEXT.value:
         bundle = dataclasses.replace(bundle, max_context=MAX_CONTEXT.value)
     runner = Runner(

@@ -1,9 +1,9 @@
 """Prefill and decoding in one compiled function, for any mix of requests.
 
-A batch reads its left-padded prompts at once (all but the last token), then a `lax.while_loop`
-feeds one token a step until every row is finished. A guided request takes two neighbouring rows,
-one for each branch; both get the token that is drawn. The rules of `generate.grammar` say what a
-row may emit, so pictures, clips and captions share a batch.
+A batch reads its left-padded prompts (all but the last token), then a `lax.while_loop` feeds one
+token a step until every row is finished. A guided request takes two neighbouring rows, one for each
+branch; both get the token that is drawn. The rules of `generate.grammar` say what a row may emit,
+so pictures, clips and captions share a batch.
 
 The official order is kept: guidance, constraint, temperature, top-k, top-p, draw.
 """
@@ -21,7 +21,7 @@ from flax import linen as nn
 
 from emu3_jax import sharding
 from emu3_jax.generate import cache as kv_cache
-from emu3_jax.generate import grammar, guidance, sampling
+from emu3_jax.generate import grammar, guidance, prefill, sampling
 from emu3_jax.generate.requests import Batch, Request, check, plan
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.models.attention import KVCache
@@ -41,6 +41,7 @@ class _Static(NamedTuple):
     use_top_p: bool
     visual: bool
     text: bool
+    whole_vocabulary: bool
 
 
 class _Inputs(NamedTuple):
@@ -146,6 +147,7 @@ def _run(
         use_top_p=not settings.greedy and settings.top_p < 1,
         visual=bool((table == grammar.VISUAL).any()),
         text=bool(np.isin(table, (grammar.TEXT, grammar.WORD)).any()),
+        whole_vocabulary=settings.whole_vocabulary,
     )
     numbers = _Settings(
         seed=np.uint32(settings.seed),
@@ -185,13 +187,17 @@ def _inputs(requests: list[Request], batch: Batch, settings: Sampling, vocab: Vo
     prompt_BP = np.full((batch.rows, batch.prefill + 1), vocab.pad, np.int32)
     prompt_BP[:, -1] = vocab.bos
     negative_BP = prompt_BP.copy()
+    # By length and not by id: a prompt may hold PAD itself (`Grammar.special_names`).
+    valid_BP = np.zeros(prompt_BP.shape, bool)
+    valid_BP[:, -1] = True
+    negative_valid_BP = valid_BP.copy()
     for b, request in enumerate(members):
         prompt_BP[b, -len(request.prompt) :] = request.prompt
+        valid_BP[b, -len(request.prompt) :] = True
         # Without a negative prompt the second row repeats the first and its result is not used.
         negative = request.prompt if request.negative is None else request.negative
         negative_BP[b, -len(negative) :] = negative
-    # PAD never occurs inside a prompt, so it marks exactly the padding on the left.
-    valid_BP, negative_valid_BP = prompt_BP != vocab.pad, negative_BP != vocab.pad
+        negative_valid_BP[b, -len(negative) :] = True
     if settings.attend_negative_padding:
         longest = max((len(r.negative) for r in members if r.negative is not None), default=1)
         negative_valid_BP[has_negative, -longest:] = True
@@ -267,7 +273,9 @@ def _loop(params, inputs: _Inputs, settings: _Settings, state: _State, until, mo
         code_B = draw(grammar.visual_scores(scores_BV, vocab), keys_B) if static.visual else None
         text_B = None
         if static.text:
-            text_B = draw(grammar.text_scores(scores_BV, rule_B, vocab), keys_B)
+            whole = static.whole_vocabulary
+            text_B = draw(grammar.text_scores(scores_BV, rule_B, vocab, whole), keys_B)
+            text_B = grammar.text_tokens(text_B, vocab, whole)
         token_B = grammar.choose(rule_B, code_B, text_B, vocab)
         ended_B = (token_B == vocab.eos) | (state.step + 1 >= inputs.lengths_B)
         return _State(
@@ -291,13 +299,7 @@ def _prefill(params, inputs: _Inputs, model: Transformer, vocab: Vocab) -> _Stat
     rows, columns = prompt_RP.shape
     positions_RP = jnp.cumsum(inputs.valid_RP, axis=1) - 1
     cache = kv_cache.allocate(model.config, rows, columns - 1 + inputs.table_BN.shape[1])
-    _, cache = model.apply(
-        {"params": params},
-        prompt_RP[:, :-1],
-        positions_RP[:, :-1],
-        cache,
-        method="decode",
-    )
+    cache = prefill.read(model, params, prompt_RP[:, :-1], positions_RP[:, :-1], cache)
     return _State(
         step=jnp.zeros((), jnp.int32),
         token_R=prompt_RP[:, -1],

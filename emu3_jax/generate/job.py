@@ -8,11 +8,11 @@ import dataclasses
 import json
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from emu3_jax.data import media
+from emu3_jax.data import media, vision_codec
 from emu3_jax.generate import official, pixels, tasks
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.interop.bundle import Bundle
@@ -35,8 +35,10 @@ class Job:
       task: one of TASKS.
       prompts: captions to draw; or questions, one for all media or one each, possibly none.
       media: files to read, for the tasks that end in text.
-      size: tokens (h, w) of a picture or (t, h, w) of a clip, for the tasks that draw.
+      sizes: tokens (h, w) of pictures or (t, h, w) of clips, for the tasks that draw: one for all
+        prompts, several for one prompt, or one each.
       fps: rate of a clip: stated in the prompt when drawing, sampled at when reading (0: as is).
+      clips: how longer clips are coded, one of `vision_codec.CLIPS`.
       samples: answers for each prompt or file.
       first: number of the first answer; answer n depends on the seed and on first + n alone.
       sampling: how tokens are drawn.
@@ -48,8 +50,9 @@ class Job:
     task: str
     prompts: tuple[str, ...] = ()
     media: tuple[str, ...] = ()
-    size: tuple[int, ...] = ()
+    sizes: tuple[tuple[int, ...], ...] = ()
     fps: float = 0.0
+    clips: str = vision_codec.CAUSAL
     samples: int = 1
     first: int = 0
     sampling: Sampling = Sampling()
@@ -66,6 +69,8 @@ class Job:
             raise JobError("With temperature 0 all samples are alike; ask for one.")
         if self.first < 0:
             raise JobError(f"first must be at least 0, not {self.first}.")
+        if self.clips not in vision_codec.CLIPS:
+            raise JobError(f"clips must be {' or '.join(vision_codec.CLIPS)}, not {self.clips!r}.")
         if self.draws:
             self._check_drawing()
         else:
@@ -81,6 +86,16 @@ class Job:
         """True for the tasks about clips."""
         return "video" in self.task
 
+    @property
+    def drawings(self) -> list[tuple[str, tuple[int, ...]]]:
+        """Caption and size of every answer to draw, in order."""
+        count = max(len(self.prompts), len(self.sizes))
+        prompts, sizes = (
+            column * count if len(column) == 1 else column for column in (self.prompts, self.sizes)
+        )
+        pairs = zip(prompts, sizes, strict=True)
+        return [pair for pair in pairs for _ in range(self.samples)]
+
     def _check_drawing(self):
         if not self.prompts:
             raise JobError(f"{self.task} needs a prompt.")
@@ -89,10 +104,16 @@ class Job:
         if self.chat:
             raise JobError(f"The chat template is for questions, not for {self.task}.")
         dims, form = (3, "TxHxW") if self.is_video else (2, "HxW")
-        if len(self.size) != dims:
+        if not self.sizes or any(len(size) != dims for size in self.sizes):
             raise JobError(f"{self.task} needs a size in tokens, {form}.")
-        if min(self.size) < 1:
-            raise JobError(f"The size {self.size} has a side below 1 token.")
+        if len(self.prompts) != len(self.sizes) and 1 not in (len(self.prompts), len(self.sizes)):
+            raise JobError(
+                f"There are {len(self.sizes)} sizes for {len(self.prompts)} prompts; give one for "
+                "all, or one each."
+            )
+        for size in self.sizes:
+            if min(size) < 1:
+                raise JobError(f"The size {size} has a side below 1 token.")
         if self.is_video and self.fps <= 0:
             raise JobError("text_to_video needs the frames per second, which the prompt states.")
         if self.negative_prompt and not self.sampling.guided:
@@ -109,7 +130,7 @@ class Job:
             )
         if self.chat and not self.prompts:
             raise JobError("The chat template needs a question as the prompt.")
-        if self.size:
+        if self.sizes:
             raise JobError(f"{self.task} takes the size from the file; leave the size out.")
         if self.sampling.guided:
             raise JobError(f"Guidance is for drawing; {self.task} runs at guidance 1.")
@@ -125,19 +146,37 @@ def parse_size(text: str, task: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("x"))
 
 
-def size_of(task: str, size: str, ratio: str, area: int, spatial_factor: int) -> tuple[int, ...]:
-    """Size in tokens from the command's options, of which `size` excludes the other two."""
-    if not task.startswith("text_to") and (size or ratio or area):
+def spelled(size: Sequence[int]) -> str:
+    """The inverse of `parse_size`."""
+    return "x".join(map(str, size))
+
+
+def sizes_of(
+    task: str,
+    sizes: Sequence[str],
+    ratios: Sequence[str],
+    area: int,
+    *,
+    default_area: int = official.GEN_AREA,
+    spatial_factor: int = 8,
+) -> tuple[tuple[int, ...], ...]:
+    """Sizes in tokens from the command's options, of which `sizes` excludes the other two.
+
+    `default_area`: pixels of the pictures where the ratios come without an area.
+    """
+    if not task.startswith("text_to") and (sizes or ratios or area):
         raise JobError(f"{task} takes the size from the file; leave size, ratio and area out.")
-    if size:
-        if ratio or area:
+    if sizes:
+        if ratios or area:
             raise JobError("Give either size, or ratio and area, not both.")
-        return parse_size(size, task)
-    if not (ratio or area):
+        return tuple(parse_size(size, task) for size in sizes)
+    if not (ratios or area):
         return ()
     if task == "text_to_video":
         raise JobError("text_to_video takes its size as TxHxW; ratio and area are for pictures.")
-    return image_size(ratio or "1:1", area or official.GEN_AREA, spatial_factor)
+    return tuple(
+        image_size(ratio, area or default_area, spatial_factor) for ratio in ratios or ("1:1",)
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,11 +214,19 @@ class Runner:
     def _settings(self, job: Job, number: int, **rest) -> dict:
         """Everything needed to make answer `number` again, as one flat JSON object."""
         sampling = dataclasses.asdict(job.sampling)
-        return {"task": job.task, **rest, **sampling, "first": job.first + number, **self.about}
+        model = {
+            "special_names": self.bundle.grammar.special_names,
+            "dtype": self.bundle.model.config.dtype,
+        }
+        if job.is_video:
+            video_format = self.bundle.grammar.video_format
+            model |= {"fps": job.fps, "clips": job.clips, "video_format": video_format}
+        number += job.first
+        return {"task": job.task, **rest, **sampling, "first": number, **model, **self.about}
 
     def _pictures(self, job: Job, options: tasks.Options, say) -> list[pathlib.Path]:
-        captions = [prompt for prompt in job.prompts for _ in range(job.samples)]
-        codes = tasks.text_to_image(self.bundle, captions, *job.size, options)
+        captions, sizes = zip(*job.drawings, strict=True)
+        codes = tasks.draw_pictures(self.bundle, captions, sizes, options)
         files = []
         for i, picture in enumerate(pixels.decode(self.bundle, codes)):
             settings = self._settings(
@@ -187,7 +234,7 @@ class Runner:
                 i,
                 prompt=captions[i],
                 negative_prompt=job.negative_prompt,
-                size="x".join(map(str, job.size)),
+                size=spelled(sizes[i]),
                 height=picture.shape[0],
                 width=picture.shape[1],
             )
@@ -198,19 +245,19 @@ class Runner:
         return files
 
     def _clips(self, job: Job, options: tasks.Options, say) -> list[pathlib.Path]:
-        captions = [prompt for prompt in job.prompts for _ in range(job.samples)]
-        seconds = job.size[0] * self.bundle.vision.config.temporal_downsample_factor / job.fps
-        codes = tasks.text_to_video(self.bundle, captions, *job.size, job.fps, seconds, options)
+        captions, sizes = zip(*job.drawings, strict=True)
+        factor = self.bundle.vision.config.temporal_downsample_factor
+        seconds = {size[0]: size[0] * factor / job.fps for size in sizes}
+        codes = tasks.draw_clips(self.bundle, captions, sizes, job.fps, seconds, options)
         files = []
-        for i, frames in enumerate(pixels.decode(self.bundle, codes)):
+        for i, frames in enumerate(pixels.decode(self.bundle, codes, job.clips)):
             settings = self._settings(
                 job,
                 i,
                 prompt=captions[i],
                 negative_prompt=job.negative_prompt,
-                size="x".join(map(str, job.size)),
-                fps=job.fps,
-                seconds=seconds,
+                size=spelled(sizes[i]),
+                seconds=seconds[sizes[i][0]],
             )
             stem = self.output / f"video_{job.first + i:05d}"
             media.write_webp(stem.with_suffix(".webp"), frames, job.fps)
@@ -239,9 +286,18 @@ class Runner:
             place = i // job.samples
             question = questions[place] if questions else None
             source = job.media[place]
-            settings = self._settings(job, i, source=source, question=question, chat=job.chat)
-            size = "x".join(map(str, blocks[place].codes.shape))
-            lines.append(json.dumps({"text": answer, **settings, "size": size}, ensure_ascii=False))
+            settings = self._settings(
+                job,
+                i,
+                source=source,
+                question=question,
+                chat=job.chat,
+                size=spelled(blocks[place].codes.shape),
+                max_new=job.max_new,
+                min_pixels=self.limits.min_pixels,
+                max_pixels=self.limits.max_pixels,
+            )
+            lines.append(json.dumps({"text": answer, **settings}, ensure_ascii=False))
             say(f"{source}  {answer}")
         file = self.output / "captions.jsonl"
         media.write_atomically(file, ("\n".join(lines) + "\n").encode())
@@ -264,7 +320,7 @@ class Runner:
         codes = []
         for file, array in zip(job.media, arrays, strict=True):
             try:
-                codes += pixels.encode(self.bundle, [array], self.limits)
+                codes += pixels.encode(self.bundle, [array], self.limits, job.clips)
             except media.MediaError as error:
                 raise media.MediaError(f"{file}: {error}") from error
         return codes

@@ -9,9 +9,8 @@ import numpy as np
 
 from emu3_jax.data import media, vision_codec
 from emu3_jax.interop.bundle import Bundle
+from emu3_jax.interop.relayout import PREPROCESSOR_FILE
 
-# The file in which the hub keeps the pixel limits beside a vision tokenizer's weights.
-PREPROCESSOR_FILE = "preprocessor_config.json"
 BATCH_SIZE = 8
 
 
@@ -35,10 +34,15 @@ def pixel_limits(
     return media.PixelLimits(least, most, spatial_factor)
 
 
-def encode(bundle: Bundle, pixels: Sequence[np.ndarray], limits: media.PixelLimits) -> list:
+def encode(
+    bundle: Bundle,
+    pixels: Sequence[np.ndarray],
+    limits: media.PixelLimits,
+    clips: str = vision_codec.CAUSAL,
+) -> list[np.ndarray]:
     """Codes of pictures uint8 [H, W, 3] and clips uint8 [T, H, W, 3], resized by the released rule.
 
-    Frames behind the last whole latent frame are dropped.
+    Frames behind the last whole latent frame are dropped. `clips`: see `vision_codec`.
 
     Returns:
       int32 [h, w] or [t, h, w] each.
@@ -55,9 +59,11 @@ def encode(bundle: Bundle, pixels: Sequence[np.ndarray], limits: media.PixelLimi
             )
         size = media.smart_resize(*array.shape[-3:-1], limits)
         resized.append(media.resize(array, *size))
-    return vision_codec.encode((bundle.vision, bundle.vision_variables), resized, BATCH_SIZE)
+    return vision_codec.encode((bundle.vision, bundle.vision_variables), resized, BATCH_SIZE, clips)
 
 
-def decode(bundle: Bundle, codes: np.ndarray) -> list[np.ndarray]:
-    """Pictures of codes: int32 [N, h, w] -> N of uint8 [H, W, 3]; [N, t, h, w] -> [T, H, W, 3]."""
-    return vision_codec.decode((bundle.vision, bundle.vision_variables), codes, BATCH_SIZE)
+def decode(
+    bundle: Bundle, codes: Sequence[np.ndarray], clips: str = vision_codec.CAUSAL
+) -> list[np.ndarray]:
+    """Pictures of codes: int32 [h, w] -> uint8 [H, W, 3], [t, h, w] -> uint8 [T, H, W, 3]."""
+    return vision_codec.decode((bundle.vision, bundle.vision_variables), codes, BATCH_SIZE, clips)

@@ -26,6 +26,9 @@ class Sampling:
       attend_negative_padding: the official scripts give the unconditional branch no mask, so where
         negative prompts of a batch differ in length the shorter ones read the padding in front of
         them. True does the same; False, the padding is never seen.
+      whole_vocabulary: the official scripts put no constraint on texts, so an answer may hold
+        control tokens and codes, which are left out when it is turned into text. True does the
+        same; False, texts are drawn from text tokens and EOS.
     """
 
     temperature: float = 1.0
@@ -34,6 +37,7 @@ class Sampling:
     guidance: float = 1.0
     seed: int = 0
     attend_negative_padding: bool = False
+    whole_vocabulary: bool = False
 
     def __post_init__(self):
         if not (self.temperature >= 0 and math.isfinite(self.temperature)):

@@ -5,7 +5,8 @@ Evaluators and the command call these; what they share is a `Bundle` (model, wei
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -48,11 +49,25 @@ def text_to_image(
     bundle: Bundle, captions: Sequence[str], h: int, w: int, options: Options = Options()
 ) -> np.ndarray:
     """Draws one picture a caption: codes int32 [N, h, w]. Repeat a caption for more samples."""
-    grammar = bundle.grammar
-    negative = _negative(options, lambda text: grammar.image_prompt(text, h, w))
-    prompts = [grammar.image_prompt(caption, h, w) for caption in captions]
-    forced = grammar.visual_layout("image", 1, h, w)
-    return _visual(bundle, prompts, negative, forced, options).reshape(-1, h, w)
+    codes = draw_pictures(bundle, captions, [(h, w)] * len(captions), options)
+    return np.stack(codes) if codes else np.zeros((0, h, w), np.int32)
+
+
+def draw_pictures(
+    bundle: Bundle,
+    captions: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    options: Options = Options(),
+) -> list[np.ndarray]:
+    """As `text_to_image`, each picture of its own size (h, w): codes int32 [h, w] each."""
+
+    def prompt(text: str, size: tuple[int, int]) -> np.ndarray:
+        return bundle.grammar.image_prompt(text, *size)
+
+    def layout(size: tuple[int, int]) -> np.ndarray:
+        return bundle.grammar.visual_layout("image", 1, *size)
+
+    return _visual(bundle, captions, sizes, prompt, layout, options)
 
 
 def text_to_video(
@@ -69,15 +84,31 @@ def text_to_video(
 
     `fps` and `seconds` are of the decoded clip; the prompt states them as training documents do.
     """
-    grammar = bundle.grammar
+    sizes = [(t, h, w)] * len(captions)
+    codes = draw_clips(bundle, captions, sizes, fps, {t: seconds}, options)
+    return np.stack(codes) if codes else np.zeros((0, t, h, w), np.int32)
 
-    def prompt(text: str) -> np.ndarray:
-        return grammar.video_prompt(text, t, h, w, fps, seconds)
 
-    negative = _negative(options, prompt)
-    forced = grammar.visual_layout("video", t, h, w)
-    codes = _visual(bundle, [prompt(c) for c in captions], negative, forced, options)
-    return codes.reshape(-1, t, h, w)
+def draw_clips(
+    bundle: Bundle,
+    captions: Sequence[str],
+    sizes: Sequence[tuple[int, int, int]],
+    fps: float,
+    seconds: Mapping[int, float],
+    options: Options = Options(),
+) -> list[np.ndarray]:
+    """As `text_to_video`, each clip of its own size (t, h, w): codes int32 [t, h, w] each.
+
+    `seconds` says how long a clip of t latent frames is.
+    """
+
+    def prompt(text: str, size: tuple[int, int, int]) -> np.ndarray:
+        return bundle.grammar.video_prompt(text, *size, fps, seconds[size[0]])
+
+    def layout(size: tuple[int, int, int]) -> np.ndarray:
+        return bundle.grammar.visual_layout("video", *size)
+
+    return _visual(bundle, captions, sizes, prompt, layout, options)
 
 
 def caption_images(
@@ -115,18 +146,24 @@ def caption_videos(
     return _texts(bundle, [Video(c, fps, seconds) for c in codes], questions, options)
 
 
-def _negative(options: Options, prompt: Callable[[str], list[int]]) -> np.ndarray | None:
-    """The prompt of the second branch, formatted as the first; None where it is not needed."""
-    return prompt(options.negative_prompt) if options.sampling.guided else None
+def _visual(bundle: Bundle, captions, sizes, prompt, layout, options: Options) -> list[np.ndarray]:
+    """Codes of each size, drawn behind prompt(caption, size) by the rules of layout(size)."""
+    layout = functools.cache(layout)
 
+    @functools.cache
+    def negative(size) -> np.ndarray | None:
+        """The prompt of the second branch, formatted as the first; None where there is none."""
+        return prompt(options.negative_prompt, size) if options.sampling.guided else None
 
-def _visual(bundle: Bundle, prompts, negative, forced, options: Options) -> np.ndarray:
-    """Codes int32 [N, codes of one answer] of prompts that end in IMG."""
-    requests = [Request(prompt, negative, forced) for prompt in prompts]
+    requests = [
+        Request(prompt(caption, size), negative(size), layout(size))
+        for caption, size in zip(captions, sizes, strict=True)
+    ]
     answers = _generate(bundle, requests, options)
-    visual = forced < 0
-    codes = [bundle.vocab.codes(answer[visual]) for answer in answers]
-    return np.stack(codes) if codes else np.zeros((0, int(visual.sum())), np.int32)
+    return [
+        bundle.vocab.codes(answer[layout(size) < 0]).reshape(size)
+        for answer, size in zip(answers, sizes, strict=True)
+    ]
 
 
 def _texts(bundle: Bundle, blocks, questions, options: Options) -> list[str]:

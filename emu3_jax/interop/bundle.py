@@ -2,17 +2,17 @@
 
 Beside `config.json` and the safetensors files of the released layout stand
   vocab.json            the token space;
-  text_tokenizer.*      its text half, a SentencePiece model or a rank file (none for bytes);
+  text_tokenizer.*      its text half, a SentencePiece model or a rank file (none for bytes), the
+                        released one under its released name;
   bundle.json           schema, name of the text tokenizer, video format, fingerprints.
-A directory without `bundle.json` is taken for released weights: the released vocabulary, and the
-rank file that the hub ships beside them.
+A directory without `bundle.json` is taken for released weights: the released vocabulary, with the
+ranks of one of the files that the hub has beside the weights (`RANK_FILES`).
 """
 
 import dataclasses
 import json
 import os
 import pathlib
-import shutil
 from typing import Any
 
 import jax
@@ -22,22 +22,28 @@ from flax import linen as nn
 from emu3_jax import sharding
 from emu3_jax import vocab as vocab_lib
 from emu3_jax.data.records import vision_fingerprint
-from emu3_jax.interop import language_model, vision_tokenizer
+from emu3_jax.interop import language_config, language_model, vision_tokenizer
+from emu3_jax.interop.replacing import replacing
 from emu3_jax.models.transformer import Transformer
 from emu3_jax.models.vision_tokenizer import VisionTokenizer
 from emu3_jax.sequence import Grammar
-from emu3_jax.text import ByteTokenizer, load_text_tokenizer
+from emu3_jax.text import ByteTokenizer, QwenTiktoken, load_text_tokenizer
 from emu3_jax.vocab import Vocab
 
 SCHEMA = 1
 BUNDLE_FILE = "bundle.json"
 VOCAB_FILE = "vocab.json"
-# Name of the rank file on the hub, beside the released weights.
+# Beside the released weights stands the first, beside an -hf conversion the others.
 RELEASED_RANKS = "emu3.tiktoken"
+RANK_FILES = (RELEASED_RANKS, "vocab.json", "tokenizer.json")
 
 
 class BundleError(ValueError):
     """A model directory that cannot be used; the message names the file and what it should be."""
+
+
+class UnknownVocabularyError(BundleError):
+    """A directory of weights beside which nothing tells what its ids mean."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +98,13 @@ def save_language(path: str | os.PathLike, language: Language) -> None:
     tokenizer = language.grammar.tokenizer
     if isinstance(tokenizer, ByteTokenizer):
         name = "bytes"
+    elif isinstance(tokenizer, QwenTiktoken):
+        is_released = language.vocab == vocab_lib.released()
+        name = RELEASED_RANKS if is_released else "text_tokenizer.tiktoken"
+        _write(path / name, tokenizer.rank_file)
     else:
-        source = pathlib.Path(tokenizer.path)
-        name = "text_tokenizer" + source.suffix
-        if source.absolute() != (path / name).absolute():
-            _write(path / name, source.read_bytes())
+        name = "text_tokenizer.model"
+        _write(path / name, pathlib.Path(tokenizer.path).read_bytes())
     _write_json(path / VOCAB_FILE, language.vocab.to_dict())
     _write_json(
         path / BUNDLE_FILE,
@@ -115,7 +123,8 @@ def load_language(path: str | os.PathLike) -> Language:
     """The inverse of `save_language`; for a directory of released weights, the released language.
 
     Raises:
-      BundleError: a file is missing, unreadable, or belongs to another vocabulary.
+      BundleError: a file is missing, unreadable, or belongs to another vocabulary;
+        UnknownVocabularyError for weights without one.
     """
     path = pathlib.Path(path)
     if not path.is_dir():
@@ -127,10 +136,7 @@ def load_language(path: str | os.PathLike) -> Language:
         raise BundleError(
             f"{path / BUNDLE_FILE} has schema {stored.get('schema')}; expected {SCHEMA}."
         )
-    try:
-        vocab = Vocab.from_dict(_read_json(path / VOCAB_FILE))
-    except (TypeError, ValueError) as error:
-        raise BundleError(f"{path / VOCAB_FILE} is no vocabulary: {error}") from error
+    vocab = _stored_vocab(path)
     name = stored["text_tokenizer"]
     tokenizer = load_text_tokenizer(name if name == "bytes" else path / name)
     if tokenizer.fingerprint != stored["text_fingerprint"]:
@@ -148,21 +154,41 @@ def load_language(path: str | os.PathLike) -> Language:
 
 def _released_language(path: pathlib.Path) -> Language:
     """The language of a directory as the hub ships it."""
-    ranks = path / RELEASED_RANKS
-    if not ranks.exists():
-        raise BundleError(
-            f"{path} has neither {BUNDLE_FILE} (a model of this package) nor {RELEASED_RANKS} "
-            "(released weights); one of them is needed to know the vocabulary."
+    size, vocab = language_config.read_config(path).vocab_size, vocab_lib.released()
+    ranks = next((path / name for name in RANK_FILES if (path / name).exists()), None)
+    if ranks is None:
+        raise UnknownVocabularyError(
+            f"{path} has neither {BUNDLE_FILE} (a model of this package) nor one of "
+            f"{', '.join(RANK_FILES)} (released weights); put {RELEASED_RANKS} there, the rank "
+            "file that the hub has beside the released weights."
         )
-    config = _read_json(path / "config.json")
-    vocab = vocab_lib.released()
-    if config.get("vocab_size") != vocab.size:
-        raise BundleError(
-            f"{path / 'config.json'} has vocab_size {config.get('vocab_size')}; the released "
-            f"vocabulary has {vocab.size}."
+    if size != vocab.size:
+        raise UnknownVocabularyError(
+            f"{path / 'config.json'} has vocab_size {size}; the released vocabulary has "
+            f"{vocab.size}."
         )
-    grammar = Grammar(vocab, load_text_tokenizer(ranks))
-    return Language(vocab, grammar, None, config.get("max_position_embeddings"))
+    further = language_config.read_further(path)
+    grammar = Grammar(vocab, QwenTiktoken(ranks))
+    return Language(vocab, grammar, None, further.get("max_position_embeddings"))
+
+
+def read_vocab(path: str | os.PathLike) -> Vocab:
+    """The token space of a directory, for which its text tokenizer is not needed."""
+    path = pathlib.Path(path)
+    if (path / BUNDLE_FILE).exists():
+        return _stored_vocab(path)
+    if language_config.read_config(path).vocab_size == vocab_lib.released().size:
+        return vocab_lib.released()
+    raise UnknownVocabularyError(
+        f"{path} has neither {BUNDLE_FILE} nor the released vocabulary's size."
+    )
+
+
+def _stored_vocab(path: pathlib.Path) -> Vocab:
+    try:
+        return Vocab.from_dict(_read_json(path / VOCAB_FILE))
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"{path / VOCAB_FILE} is no vocabulary: {error}") from error
 
 
 def load_bundle(
@@ -258,28 +284,17 @@ def place(bundle: Bundle, mesh: jax.sharding.Mesh | None) -> Bundle:
 def save_bundle(path: str | os.PathLike, bundle: Bundle, dtype: str = "float32") -> None:
     """Writes the language model of a bundle as a directory, whole or not at all.
 
-    A directory that was there before is replaced at the end. `dtype` is that of the file.
+    A model that was there before is replaced at the end. `dtype` is that of the file.
     """
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    old = path.with_name(f".{path.name}.old-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)
     vocab = bundle.vocab
-    extra = {f"{role}_token_id": getattr(vocab, role) for role in ("pad", "bos", "eos")}
+    extra = {f"{role}_token_id": getattr(vocab, role) for role in vocab_lib.ROLES}
     if bundle.max_context is not None:
         extra["max_position_embeddings"] = bundle.max_context
-    try:
+    with replacing(path) as folder:
         params = bundle.variables["params"]
-        language_model.save(temporary, bundle.model.config, params, dtype, extra)
+        language_model.save(folder, bundle.model.config, params, dtype, extra)
         language = Language(vocab, bundle.grammar, bundle.vision_fingerprint, bundle.max_context)
-        save_language(temporary, language)
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        save_language(folder, language)
 
 
 def _read_json(path: pathlib.Path) -> dict:

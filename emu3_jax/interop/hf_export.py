@@ -10,8 +10,8 @@ import itertools
 import os
 import pathlib
 
-from emu3_jax.interop import language_model, vision_tokenizer
-from emu3_jax.interop.safetensors_io import write_json, write_tensors
+from emu3_jax.interop import language_config, language_model, vision_config, vision_tokenizer
+from emu3_jax.interop.safetensors_io import CONFIG_FILE, write_json, write_tensors
 from emu3_jax.models.transformer import TransformerConfig
 from emu3_jax.models.vision_config import VisionTokenizerConfig
 from emu3_jax.vocab import Vocab
@@ -37,31 +37,24 @@ def save_model(
       vocab: whose visual ids and EOL the vocabulary map names.
       max_context: `max_position_embeddings`.
       image_token: id of the placeholder of a picture in a prompt, unused otherwise.
-      dtype: "float32" or "bfloat16".
+      dtype: a name in DTYPES, or SAME for the arrays' own.
 
     Raises:
       ValueError: sizes that transformers' classes do not have, or weights of another config.
     """
-    visual = {
-        f"<|visual token {code:06d}|>": vocab.visual_start + code
-        for code in range(vocab.codebook_size)
-    }
-    config = {
-        "architectures": ["Emu3ForConditionalGeneration"],
-        "model_type": "emu3",
-        "text_config": _text_config(language[0], vocab, max_context),
-        "vq_config": _vision_config(vision[0]),
-        "vocabulary_map": {"<image>": image_token, "<|extra_200|>": vocab.eol} | visual,
-        "image_token_id": image_token,
-        "tie_word_embeddings": False,
-        "dtype": dtype,
-    }
+    further = further_fields(vocab, max_context)
+    config = whole_config(
+        text_config(language[0], further),
+        vq_config(vision[0]),
+        vocabulary(vocab, image_token, vision[0].codebook_size),
+    )
     text_pairs = language_model.hf_key_map(language[0])
     vision_pairs = vision_tokenizer.hf_key_map(vision[0])
     text = language_model.file_tensors(*language, dtype, text_pairs)
     pictures = vision_tokenizer.file_tensors(*vision, dtype, vision_pairs)
-    write_tensors(path, itertools.chain(text, pictures.items()))
-    write_json(pathlib.Path(path) / language_model.CONFIG_FILE, config)
+    write_tensors(path, itertools.chain(text, pictures))
+    write_config(path, config, language_model.dtype_name(language[1], dtype))
+    language_config.write_generation(path, further)
 
 
 def save_language_model(
@@ -72,63 +65,107 @@ def save_language_model(
     dtype: str = "float32",
 ) -> None:
     """Writes the language model alone; arguments as `save_model`."""
-    config = _text_config(language[0], vocab, max_context)
-    config |= {"architectures": ["Emu3ForCausalLM"], "dtype": dtype}
+    further = further_fields(vocab, max_context)
+    config = text_config(language[0], further) | {"architectures": ["Emu3ForCausalLM"]}
     pairs = language_model.key_map(language[0])  # alone, the names are BAAI's
     write_tensors(path, language_model.file_tensors(*language, dtype, pairs))
-    write_json(pathlib.Path(path) / language_model.CONFIG_FILE, config)
+    write_config(path, config, language_model.dtype_name(language[1], dtype))
+    language_config.write_generation(path, further)
 
 
 def save_vision_tokenizer(
     path: str | os.PathLike, vision: tuple[VisionTokenizerConfig, dict], dtype: str = "float32"
 ) -> None:
     """Writes the vision tokenizer alone; arguments as `save_model`."""
-    config = _vision_config(vision[0]) | {"architectures": ["Emu3VQVAE"], "dtype": dtype}
+    config = vq_config(vision[0]) | {"architectures": ["Emu3VQVAE"]}
     pairs = vision_tokenizer.hf_key_map(vision[0], prefix="")
-    write_tensors(path, vision_tokenizer.file_tensors(*vision, dtype, pairs).items())
-    write_json(pathlib.Path(path) / vision_tokenizer.CONFIG_FILE, config)
+    write_tensors(path, vision_tokenizer.file_tensors(*vision, dtype, pairs))
+    write_config(path, config, vision_tokenizer.dtype_name(vision[1], dtype))
 
 
-def _text_config(config: TransformerConfig, vocab: Vocab, max_context: int) -> dict:
+def write_config(path: str | os.PathLike, config: dict, dtype: str) -> None:
+    """Writes config.json, which states the type of the weights as well."""
+    write_json(pathlib.Path(path) / CONFIG_FILE, config | {"dtype": dtype})
+
+
+def further_fields(vocab: Vocab, max_context: int) -> dict:
+    """What `text_config` takes beside a TransformerConfig, of a model of ours."""
+    ids = {f"{role}_token_id": getattr(vocab, role) for role in ("pad", "bos", "eos")}
+    return {"max_position_embeddings": max_context} | ids
+
+
+def vocabulary(vocab: Vocab, image_token: int, codebook_size: int) -> dict:
+    """The fields of config.json that tell transformers which ids pictures are made of.
+
+    ValueError if the vision tokenizer has another number of codes than the vocabulary.
+    """
+    if codebook_size != vocab.codebook_size:
+        raise ValueError(
+            f"the vision tokenizer has {codebook_size} codes; the language model's vocabulary has "
+            f"{vocab.codebook_size}"
+        )
+    visual = {
+        f"<|visual token {code:06d}|>": vocab.visual_start + code
+        for code in range(vocab.codebook_size)
+    }
+    return {
+        "vocabulary_map": {"<image>": image_token, "<|extra_200|>": vocab.eol} | visual,
+        "image_token_id": image_token,
+    }
+
+
+def whole_config(text: dict, vision: dict, ids: dict) -> dict:
+    """config.json of both models as one, from the sections and `vocabulary`."""
+    return ids | {
+        "architectures": ["Emu3ForConditionalGeneration"],
+        "model_type": "emu3",
+        "text_config": text,
+        "vq_config": vision,
+        "tie_word_embeddings": False,
+    }
+
+
+def text_config(config: TransformerConfig, further: dict) -> dict:
+    """The section of a language model; ValueError for what transformers' class does not have."""
     if config.head_dim * config.num_heads != config.hidden_size:
         raise ValueError(
             f"model.head_dim={config.head_dim} times model.num_heads={config.num_heads} must be "
             f"model.hidden_size={config.hidden_size} for transformers"
         )
-    fields = {key: getattr(config, name) for key, name in language_model.CONFIG_KEYS.items()}
-    theta = fields.pop("rope_theta")
+    if further.get("max_position_embeddings") is None:
+        raise ValueError("the model states no longest sequence, which transformers needs")
+    fields = {key: getattr(config, name) for key, name in language_config.CONFIG_KEYS.items()}
+    # Versions before 5 read rope_theta by itself.
+    rotation = {"rope_theta": config.rope_theta, "rope_type": "default"}
     return fields | {
         "model_type": "emu3_text_model",
         "hidden_act": "silu",
-        "initializer_range": 0.02,
-        "max_position_embeddings": max_context,
-        "rope_parameters": {"rope_theta": theta, "rope_type": "default"},
+        "initializer_range": language_config.FURTHER["initializer_range"],
+        "rope_parameters": rotation,
         "tie_word_embeddings": False,
-        "pad_token_id": vocab.pad,
-        "bos_token_id": vocab.bos,
-        "eos_token_id": vocab.eos,
+        **further,
     }
 
 
-def _vision_config(config: VisionTokenizerConfig) -> dict:
+def vq_config(config: VisionTokenizerConfig) -> dict:
+    """The section of a vision tokenizer; ValueError as `text_config`."""
     if config.norm_groups != GROUPS:
         raise ValueError(
             f"norm_groups={config.norm_groups} must be {GROUPS} for transformers, which has no "
             "other norms"
         )
-    names = ("codebook_size", "embed_dim", "in_channels", "out_channels", "num_res_blocks")
-    fields = {name: getattr(config, name) for name in names}
-    renamed = {
-        key: getattr(config, name)
-        for key, name in vision_tokenizer.HF_CONFIG_KEYS.items()
-        if name != "double_z"
-    }
+    for level in config.attn_resolutions:
+        if config.widths[level] != config.widths[-1]:
+            raise ValueError(
+                f"attention at level {level} has width {config.widths[level]}, expected that of "
+                f"the last level, {config.widths[-1]}: transformers has no other attention"
+            )
+    names = {name: name for name in vision_config.HF_SAME} | vision_config.HF_CONFIG_KEYS
+    fields = {key: getattr(config, name) for key, name in names.items() if name != "double_z"}
     return fields | {
-        **renamed,
         "model_type": "emu3_vqgan",
         "channel_multiplier": list(config.ch_mult),
         "attn_resolutions": list(config.attn_resolutions),
-        "temporal_downsample_factor": config.temporal_downsample_factor,
         "double_latent": False,
         "hidden_size": config.widths[-1],
         "num_attention_heads": 1,

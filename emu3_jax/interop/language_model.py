@@ -7,7 +7,6 @@ fit all follow from those.
 
 import dataclasses
 import os
-import pathlib
 import re
 from collections.abc import Collection, Iterable, Iterator
 
@@ -15,21 +14,21 @@ import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
 from emu3_jax import sharding
+from emu3_jax.interop.language_config import is_hf, read_config, write_released
 from emu3_jax.interop.onto_mesh import OntoMesh
 from emu3_jax.interop.safetensors_io import (
+    DTYPES,
+    SAME,
     Tensors,
+    as_type,
+    check_dtype,
     differences,
-    read_json,
-    write_json,
     write_tensors,
 )
 from emu3_jax.models.transformer import Transformer, TransformerConfig
-
-CONFIG_FILE = "config.json"
 
 # Name in the file, path here, dimensions in the file, dimensions here. The file's linear layers
 # are (out, in); "heads*head_dim" is one dimension of the file that is two here.
@@ -74,29 +73,6 @@ LAYER_KEYS = (
 # BAAI name -> -hf name, as one substitution: as a save of the whole model writes it, as the class
 # in memory has it, and in a text model alone.
 HF_NAMES = ((r"^", "text_model."), (r"^model\.", "model.text_model."), (r"^", ""))
-HF_MODEL_TYPES = ("emu3", "emu3_text_model")
-
-# Field of config.json -> field of TransformerConfig.
-CONFIG_KEYS = {
-    "vocab_size": "vocab_size",
-    "hidden_size": "hidden_size",
-    "intermediate_size": "intermediate_size",
-    "num_hidden_layers": "num_layers",
-    "num_attention_heads": "num_heads",
-    "num_key_value_heads": "num_kv_heads",
-    "rope_theta": "rope_theta",
-    "rms_norm_eps": "norm_eps",
-    "attention_dropout": "dropout",
-}
-# Choices that this model does not have; another value in a config.json is an error.
-CONSTANTS = {
-    "model_type": "Emu3",
-    "hidden_act": "silu",
-    "rope_scaling": None,
-    "tie_word_embeddings": False,
-}
-
-DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,52 +141,23 @@ def hf_key_map(config: TransformerConfig, rename: tuple[str, str] = HF_NAMES[0])
     return [dataclasses.replace(pair, name=re.sub(*rename, pair.name)) for pair in key_map(config)]
 
 
+def pairs_in(path: str | os.PathLike, config: TransformerConfig, tensors: Tensors) -> list[Pair]:
+    """The pairs under whose names a directory of either layout has them, after all checks.
+
+    Raises:
+        ValueError: lists the tensors that are missing, unexpected or mis-shaped.
+    """
+    names, hf = tensors.shapes(), is_hf(path)
+    pairs = _hf_pairs(config, names) if hf else key_map(config)
+    beside = [name for name in names if hf and "vqmodel." in name]
+    tensors.check({pair.name: pair.file_shape for pair in pairs}, optional=beside)
+    return pairs
+
+
 def _hf_pairs(config: TransformerConfig, names: Collection[str]) -> list[Pair]:
     """The pairs by whose names the file has the embedding."""
     candidates = [hf_key_map(config, rename) for rename in HF_NAMES]
     return next((pairs for pairs in candidates if pairs[0].name in names), candidates[0])
-
-
-def _from_hf(stored: dict) -> dict:
-    """The fields of an -hf config.json under BAAI's names."""
-    text = dict(stored.get("text_config", stored))
-    rope = text.get("rope_parameters") or {}
-    if "rope_theta" in rope:
-        text["rope_theta"] = rope["rope_theta"]
-    if rope.get("rope_type", "default") != "default":
-        text["rope_scaling"] = rope
-    return text | {"model_type": CONSTANTS["model_type"]}
-
-
-def read_config(path: str | os.PathLike) -> TransformerConfig:
-    """The config of a directory in BAAI's or the -hf layout.
-
-    Raises:
-        ValueError: names the file, the key and what was expected.
-    """
-    file = pathlib.Path(path) / CONFIG_FILE
-    stored = read_json(file)
-    if stored.get("model_type") in HF_MODEL_TYPES:
-        stored = _from_hf(stored)
-    for key, expected in CONSTANTS.items():
-        if stored.get(key, expected) != expected:
-            raise ValueError(f"{file}: {key} is {stored[key]!r}, expected {expected!r}")
-    missing = [key for key in CONFIG_KEYS if key not in stored]
-    if missing:
-        raise ValueError(f"{file} lacks {', '.join(missing)}")
-    types = {field.name: field.type for field in dataclasses.fields(TransformerConfig)}
-    fields = {}
-    for key, name in CONFIG_KEYS.items():
-        try:
-            fields[name] = types[name](stored[key])
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{file}: {key} is {stored[key]!r}, expected a number") from error
-    # The released file has no head_dim.
-    head_dim = stored.get("head_dim") or fields["hidden_size"] // fields["num_heads"]
-    try:
-        return TransformerConfig(head_dim=head_dim, **fields)
-    except ValueError as error:
-        raise ValueError(f"{file}: {error}") from error
 
 
 def load(
@@ -235,15 +182,10 @@ def load(
             that the mesh does not divide.
     """
     config = dataclasses.replace(read_config(path), param_dtype=param_dtype)
-    hf = read_json(pathlib.Path(path) / CONFIG_FILE)["model_type"] in HF_MODEL_TYPES
     # Shapes first and then one tensor at a time: 34 GB are never held twice.
     destination = _OnHost(config) if mesh is None else OntoMesh(_on_mesh(config, mesh))
     tensors = Tensors(path)
-    names = tensors.shapes()
-    pairs = _hf_pairs(config, names) if hf else key_map(config)
-    beside = [name for name in names if hf and "vqmodel." in name]
-    tensors.check({pair.name: pair.file_shape for pair in pairs}, optional=beside)
-    for pair in pairs:
+    for pair in pairs_in(path, config, tensors):
         layer = pair.layer if pair.path[0] == "layers" else None
         destination.write(pair.path, layer, pair.from_file(tensors.read(pair.name)))
     return config, flax.traverse_util.unflatten_dict(destination.arrays)
@@ -284,36 +226,34 @@ def save(
         path: directory, created if need be.
         config: what the params were made with.
         params: arrays plain or boxed with their axis names, layers stacked or not as in config.
-        dtype: "float32", "bfloat16" or "float16".
+        dtype: a name in DTYPES, or SAME for the params' own.
         extra: further fields of config.json, such as max_position_embeddings, pad_token_id,
             bos_token_id, eos_token_id; the official code has the released values as defaults.
 
     Raises:
         ValueError: the params are not those of this config, or the dtype has no name here.
     """
-    tensors = file_tensors(config, params, dtype, key_map(config))
-    stored = {"architectures": ["Emu3ForCausalLM"]} | CONSTANTS
-    stored |= {key: getattr(config, name) for key, name in CONFIG_KEYS.items()}
-    stored |= {"initializer_range": 0.02, "torch_dtype": dtype}
-    if config.head_dim * config.num_heads != config.hidden_size:
-        stored["head_dim"] = config.head_dim
-    write_tensors(path, tensors)
-    write_json(pathlib.Path(path) / CONFIG_FILE, stored | (extra or {}))
+    write_tensors(path, file_tensors(config, params, dtype, key_map(config)))
+    write_released(path, config, extra or {}, dtype_name(params, dtype))
+
+
+def dtype_name(params: dict, dtype: str) -> str:
+    """What config.json says of the type: `dtype`, or that of the embedding for SAME."""
+    return nn.unbox(params["embed"])["embedding"].dtype.name if dtype == SAME else dtype
 
 
 def file_tensors(
     config: TransformerConfig, params: dict, dtype: str, pairs: Iterable[Pair]
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(name, array) of each pair, made when asked for; errors as `save`, before the first."""
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+    check_dtype(dtype)
     flat = flax.traverse_util.flatten_dict(nn.unbox(dict(params)))
     _check_params(config, flat)
 
     def tensor(pair):
         array = flat[pair.path]
         array = array[pair.layer] if pair.path[0] == "layers" else array
-        return pair.name, pair.to_file(np.asarray(array)).astype(DTYPES[dtype])
+        return pair.name, as_type(pair.to_file(np.asarray(array)), dtype)
 
     return map(tensor, pairs)
 

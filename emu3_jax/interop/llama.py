@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from emu3_jax.interop import language_model
+from emu3_jax.interop.language_config import CONFIG_KEYS
 from emu3_jax.interop.onto_mesh import OntoMesh
-from emu3_jax.interop.safetensors_io import Tensors, read_json
+from emu3_jax.interop.safetensors_io import CONFIG_FILE, Tensors, read_json
 from emu3_jax.models.transformer import TransformerConfig
 
 MODEL_TYPES = ("Emu3", "llama", "mistral")
@@ -28,9 +29,7 @@ CONSTANTS = {
     "sliding_window": None,
 }
 # Fields of config.json that must be those of the run; the vocabulary and dropout need not.
-SIZES = tuple(
-    key for key in language_model.CONFIG_KEYS if key not in ("vocab_size", "attention_dropout")
-)
+SIZES = tuple(key for key in CONFIG_KEYS if key not in ("vocab_size", "attention_dropout"))
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 # Kept by old conversions; every loader computes them.
 COMPUTED = r".*\.rotary_emb\.inv_freq$"
@@ -82,7 +81,7 @@ def _at_origin(table: jax.Array, part: jax.Array) -> jax.Array:
 
 def _open(path: pathlib.Path, config: TransformerConfig, shared_ids: int):
     """(tensors, the pairs of the transformer here), after all checks."""
-    file = path / language_model.CONFIG_FILE
+    file = path / CONFIG_FILE
     stored = read_json(file)
     if stored.get("model_type") not in MODEL_TYPES:
         raise ValueError(
@@ -100,7 +99,7 @@ def _open(path: pathlib.Path, config: TransformerConfig, shared_ids: int):
     if found.get("rope_type", "default") != "default":
         problems.append(f"rope_type is {found['rope_type']!r}, expected 'default'")
     for key in SIZES:
-        wanted = getattr(config, language_model.CONFIG_KEYS[key])
+        wanted = getattr(config, CONFIG_KEYS[key])
         if found.get(key) != wanted:
             problems.append(f"{key} is {found.get(key)!r}, the run has {wanted!r}")
     if shared_ids > min(found["vocab_size"], config.vocab_size):

@@ -10,13 +10,32 @@ import os
 import pathlib
 from collections.abc import Collection, Iterable, Mapping
 
+import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
 
+CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+SHARDS = "model-*-of-*.safetensors"
 SHARD_BYTES = 5 * 10**9  # as the released checkpoints are cut
+
+# Types of weights in a file; SAME leaves every tensor in the type it has.
+SAME = "same"
+DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
+_TYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+def check_dtype(dtype: str) -> None:
+    """ValueError if it is neither SAME nor a name in DTYPES."""
+    if dtype != SAME and dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, {SAME}, found {dtype!r}")
+
+
+def as_type(array: np.ndarray, dtype: str) -> np.ndarray:
+    """The array in one of DTYPES, or as it is."""
+    return array if dtype == SAME else array.astype(DTYPES[dtype])
 
 
 class Tensors:
@@ -30,11 +49,14 @@ class Tensors:
         self.path = pathlib.Path(path)
         self._where: dict[str, pathlib.Path] = {}
         self._shapes: dict[str, tuple[int, ...]] = {}
+        self._types: dict[str, str] = {}
         for file in self._files():
             with _opened(file) as tensors:
                 for name in tensors.keys():
                     self._where[name] = file
-                    self._shapes[name] = tuple(tensors.get_slice(name).get_shape())
+                    part = tensors.get_slice(name)
+                    self._shapes[name] = tuple(part.get_shape())
+                    self._types[name] = part.get_dtype()
 
     def _files(self) -> list[pathlib.Path]:
         index = self.path / INDEX_FILE
@@ -46,6 +68,10 @@ class Tensors:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Name -> shape of all tensors."""
         return self._shapes
+
+    def type_name(self, name: str) -> str:
+        """The type a tensor is stored in, as DTYPES calls it."""
+        return _TYPE_NAMES.get(self._types[name], self._types[name])
 
     def read(self, name: str) -> np.ndarray:
         """One tensor in the type it is stored in.
@@ -148,6 +174,7 @@ def _rename(path: pathlib.Path, written: list[tuple[pathlib.Path, list[str]]], t
     if len(written) == 1:
         os.replace(written[0][0], path / WEIGHTS_FILE)
         (path / INDEX_FILE).unlink(missing_ok=True)
+        _remove_shards(path, keep=())
         return
     weight_map = {}
     for i, (temporary, names) in enumerate(written):
@@ -156,6 +183,14 @@ def _rename(path: pathlib.Path, written: list[tuple[pathlib.Path, list[str]]], t
         weight_map |= dict.fromkeys(names, file)
     write_json(path / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
     (path / WEIGHTS_FILE).unlink(missing_ok=True)
+    _remove_shards(path, keep=set(weight_map.values()))
+
+
+def _remove_shards(path: pathlib.Path, keep: Collection[str]) -> None:
+    """Removes the files of an earlier model that was cut in another way."""
+    for file in path.glob(SHARDS):
+        if file.name not in keep:
+            file.unlink()
 
 
 def write_json(file: pathlib.Path, value: dict) -> None:

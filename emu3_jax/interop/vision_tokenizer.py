@@ -8,29 +8,30 @@ one list of pairs serves loading, saving and the report of what does not fit.
 
 import dataclasses
 import functools
+import itertools
 import os
-import pathlib
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import ml_dtypes
 import numpy as np
 
+from emu3_jax import sharding
+from emu3_jax.interop.onto_mesh import OntoMesh
 from emu3_jax.interop.safetensors_io import (
+    SAME,
     Tensors,
+    as_type,
+    check_dtype,
     differences,
-    read_json,
-    write_json,
     write_tensors,
 )
+from emu3_jax.interop.vision_config import is_hf, read_config, write_released
 from emu3_jax.models.vision_config import VisionTokenizerConfig
 from emu3_jax.models.vision_tokenizer import VisionTokenizer
-
-CONFIG_FILE = "config.json"
 
 # Path of a module here -> its name in the file, one substitution after the other.
 MODULES = (
@@ -65,25 +66,9 @@ HF_LINEAR = r"\.(q|k|v|proj_out)\.weight$"
 # What stands before the names: in a model of both parts, as an -hf save writes it and as the
 # class in memory has it, and in a vision tokenizer alone.
 HF_PREFIXES = ("vqmodel.", "model.vqmodel.", "")
-# Field of an -hf vq_config -> field of VisionTokenizerConfig, where the names differ.
-HF_CONFIG_KEYS = {
-    "base_channels": "ch",
-    "channel_multiplier": "ch_mult",
-    "latent_channels": "z_channels",
-    "double_latent": "double_z",
-}
-
 # A counter torch stores with every BatchNorm. Nothing reads it while the momentum is a number, as
-# it is here; it is written as 0 so that torch finds the key.
+# it is here: it is no variable of ours, and begins as 0 in the file of a model of ours.
 COUNTER = "num_batches_tracked"
-
-# Config fields that describe computation rather than weights; a file has none of them.
-_NOT_STORED = ("dtype", "param_dtype")
-_STORED_CONSTANTS = {
-    "double_z": False,
-    "model_type": "Emu3VisionVQ",
-    "architectures": ["Emu3VisionVQModel"],
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,13 +111,17 @@ class Pair:
         return np.ascontiguousarray(array.reshape(self.file_shape))
 
 
+def _abstract_variables(config: VisionTokenizerConfig) -> dict:
+    """Boxed shapes."""
+    side = config.spatial_factor
+    still = jax.ShapeDtypeStruct((1, side, side, config.in_channels), jnp.float32)
+    return jax.eval_shape(VisionTokenizer(config).init, jax.random.key(0), still)
+
+
 @functools.lru_cache(maxsize=8)
 def key_map(config: VisionTokenizerConfig) -> tuple[Pair, ...]:
     """Every array of a tokenizer with this config and its name in the released layout."""
-    still = jax.ShapeDtypeStruct(
-        (1, config.spatial_factor, config.spatial_factor, config.in_channels), jnp.float32
-    )
-    variables = jax.eval_shape(VisionTokenizer(config).init, jax.random.key(0), still)
+    variables = _abstract_variables(config)
     pairs = []
     for path, array in flax.traverse_util.flatten_dict(nn.unbox(variables)).items():
         collection, *modules, leaf = path
@@ -162,66 +151,67 @@ def counters(pairs: tuple[Pair, ...]) -> list[str]:
     return [p.name.removesuffix(suffix) + "." + COUNTER for p in pairs if p.name.endswith(suffix)]
 
 
-def is_hf(stored: dict) -> bool:
-    """Whether a config.json is one of transformers, of a whole model or a vision tokenizer."""
-    return stored.get("model_type") in ("emu3", "emu3_vqgan")
-
-
-def read_config(path: str | os.PathLike) -> VisionTokenizerConfig:
-    """The config of a directory in the released layout; ValueError if it is not one."""
-    file = pathlib.Path(path) / CONFIG_FILE
-    stored = read_json(file)
-    if is_hf(stored):
-        stored = stored.get("vq_config", stored)
-        stored = {HF_CONFIG_KEYS.get(key, key): value for key, value in stored.items()}
-    elif stored.get("model_type") != "Emu3VisionVQ":
-        raise ValueError(
-            f'{file}: expected model_type "Emu3VisionVQ", or "emu3" or "emu3_vqgan" of an -hf '
-            f"conversion, found {stored.get('model_type')!r}."
-        )
-    if stored.get("double_z"):
-        raise ValueError(
-            f"{file}: double_z must be false; this quantizer reads one set of latents."
-        )
-    names = [f.name for f in dataclasses.fields(VisionTokenizerConfig)]
-    fields = {name: stored[name] for name in names if name in stored and name not in _NOT_STORED}
-    try:
-        return VisionTokenizerConfig(**fields)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{file}: {error}") from error
-
-
-def load(path: str | os.PathLike) -> tuple[VisionTokenizerConfig, dict]:
-    """Config and weights of a directory in the released layout.
-
-    Args:
-      path: directory with config.json and weights in one safetensors file or several with an index,
-        of any floating type.
-
-    Returns:
-      (config, {"params": ..., "batch_stats": ...}) of float32 numpy arrays.
+def pairs_in(
+    path: str | os.PathLike, config: VisionTokenizerConfig, tensors: Tensors
+) -> tuple[Pair, ...]:
+    """The pairs under whose names a directory of either layout has them, after all checks.
 
     Raises:
-      ValueError: a file is missing or unreadable, or arrays are missing, unexpected or of another
-        shape; all of those are listed.
+      ValueError: lists the arrays that are missing, unexpected or of another shape.
     """
-    config = read_config(path)
-    hf = is_hf(read_json(pathlib.Path(path) / CONFIG_FILE))
-    stored = Tensors(path)
-    names = stored.shapes()
+    names = tensors.shapes()
+    hf = is_hf(path)
     prefix = _hf_prefix(names) if hf else ""
     pairs = hf_key_map(config, prefix) if hf else key_map(config)
     beside = [name for name in names if not name.startswith(prefix)]  # the language model
     expected = {pair.name: pair.file_shape for pair in pairs}
-    stored.check(expected, optional=[*counters(pairs), *beside])
-    flat = {p.path: p.from_file(stored.read(p.name).astype(np.float32)) for p in pairs}
-    return config, flax.traverse_util.unflatten_dict(flat)
+    tensors.check(expected, optional=[*counters(pairs), *beside])
+    return pairs
+
+
+def load(
+    path: str | os.PathLike, mesh: jax.sharding.Mesh | None = None
+) -> tuple[VisionTokenizerConfig, dict]:
+    """Config and weights of a directory in BAAI's or the -hf layout, read array by array.
+
+    Args:
+      path: directory with config.json and weights in one safetensors file or several with an index,
+        of any floating type.
+      mesh: where the weights go, by the rules of `sharding`; None leaves them on the host.
+
+    Returns:
+      (config, {"params": ..., "batch_stats": ...}) in float32: jax arrays laid out over the mesh,
+      or numpy arrays.
+
+    Raises:
+      ValueError: a file is missing or unreadable, or arrays are missing, unexpected or of another
+        shape, all of those listed; or a size that the mesh does not divide.
+    """
+    config = read_config(path)
+    destination = None if mesh is None else OntoMesh(_on_mesh(config, mesh))
+    tensors, flat = Tensors(path), {}
+    for pair in pairs_in(path, config, tensors):
+        array = pair.from_file(tensors.read(pair.name).astype(np.float32))
+        if destination is None:
+            flat[pair.path] = array
+        else:
+            destination.write(pair.path, None, array)
+    return config, flax.traverse_util.unflatten_dict(flat or destination.arrays)
 
 
 def _hf_prefix(names: Collection[str]) -> str:
     """What stands before the names of the file, judged by the codebook's."""
     found = [prefix for prefix in HF_PREFIXES if f"{prefix}quantize.embedding.weight" in names]
     return (found or HF_PREFIXES)[0]
+
+
+def _on_mesh(config: VisionTokenizerConfig, mesh) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+    boxed = _abstract_variables(config)
+    shardings = flax.traverse_util.flatten_dict(sharding.state_shardings(boxed, mesh))
+    return {
+        path: jax.ShapeDtypeStruct(leaf.shape, np.float32, sharding=shardings[path])
+        for path, leaf in flax.traverse_util.flatten_dict(nn.unbox(boxed)).items()
+    }
 
 
 def save(
@@ -236,42 +226,47 @@ def save(
       path: directory, created if need be.
       config: what the variables were made with.
       variables: {"params": ..., "batch_stats": ...}, arrays plain or boxed with their axis names.
-      dtype: "float32" or "bfloat16"; BatchNorm's statistics stay float32.
+      dtype: a name in DTYPES, or SAME for the arrays' own; BatchNorm's statistics stay float32.
 
     Raises:
-      ValueError: the variables are not those of this config, or the dtype is neither.
+      ValueError: the variables are not those of this config, or the dtype has no name here.
     """
-    tensors = file_tensors(config, variables, dtype, key_map(config))
-    stored = dataclasses.asdict(config)
-    for name in _NOT_STORED:
-        del stored[name]
-    if config.norm_groups == 32:  # the released value, for which the released file has no key
-        del stored["norm_groups"]
-    write_tensors(path, tensors.items())
-    write_json(
-        pathlib.Path(path) / CONFIG_FILE, stored | _STORED_CONSTANTS | {"torch_dtype": dtype}
-    )
+    write_tensors(path, file_tensors(config, variables, dtype, key_map(config)))
+    write_released(path, config, dtype_name(variables, dtype))
+
+
+def dtype_name(variables: dict, dtype: str) -> str:
+    """What config.json says of the type: `dtype`, or that of the codebook for SAME."""
+    if dtype != SAME:
+        return dtype
+    return nn.unbox(variables["params"]["quantize"])["embedding"].dtype.name
 
 
 def file_tensors(
     config: VisionTokenizerConfig, variables: dict, dtype: str, pairs: tuple[Pair, ...]
-) -> dict[str, np.ndarray]:
-    """Name → array of everything in a file with these pairs; errors as `save`."""
-    types = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
-    if dtype not in types:
-        raise ValueError(f"dtype must be one of {', '.join(types)}, found {dtype!r}.")
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array) of everything in a file with these pairs; errors as `save`, before the first.
+
+    Each array is made when asked for.
+    """
+    check_dtype(dtype)
     flat = flax.traverse_util.flatten_dict(nn.unbox(dict(variables)))
     _check_variables(flat, key_map(config))
-    tensors = {name: np.zeros((), np.int64) for name in counters(pairs)}
-    for pair in pairs:
-        stored_type = types[dtype] if pair.path[0] == "params" else np.float32
-        tensors[pair.name] = pair.to_file(np.asarray(flat[pair.path])).astype(stored_type)
-    return tensors
+    arrays = ((p.name, p.to_file(np.asarray(flat[p.path])), p) for p in pairs)
+    typed = ((name, as_type(array, pair_dtype(pair, dtype))) for name, array, pair in arrays)
+    return itertools.chain(((name, np.zeros((), np.int64)) for name in counters(pairs)), typed)
 
 
-def load_vision_tokenizer(path: str | os.PathLike) -> tuple[VisionTokenizer, dict]:
-    """(module, variables) of a directory in the released layout; errors as `load`."""
-    config, variables = load(path)
+def pair_dtype(pair: Pair, dtype: str) -> str:
+    """Of one array in a file of `dtype`: statistics lose too much in fewer digits."""
+    return "float32" if dtype != SAME and pair.path[0] == "batch_stats" else dtype
+
+
+def load_vision_tokenizer(
+    path: str | os.PathLike, mesh: jax.sharding.Mesh | None = None
+) -> tuple[VisionTokenizer, dict]:
+    """(module, variables) of a directory in either layout; arguments and errors as `load`."""
+    config, variables = load(path, mesh)
     return VisionTokenizer(config), variables
 
 

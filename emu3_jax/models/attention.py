@@ -78,13 +78,21 @@ def _scores(q_BSNH, k_BTKH):
     batch, length, heads, dim = q_BSNH.shape
     kv_heads = k_BTKH.shape[2]
     q_BSKGH = q_BSNH.reshape(batch, length, kv_heads, heads // kv_heads, dim)
-    scores = jnp.einsum("bskgh,btkh->bkgst", q_BSKGH, k_BTKH, preferred_element_type=jnp.float32)
+    scores = jnp.einsum(
+        "bskgh,btkh->bkgst",
+        q_BSKGH,
+        k_BTKH,
+        precision=layers.precision(q_BSNH.dtype),
+        preferred_element_type=jnp.float32,
+    )
     return scores * dim**-0.5
 
 
 def _weighted_sum(probs_BKGST, v_BTKH):
     """Heads of probs @ values, [B, S, N, H] in the type of the values."""
-    out = jnp.einsum("bkgst,btkh->bskgh", probs_BKGST.astype(v_BTKH.dtype), v_BTKH)
+    dtype = v_BTKH.dtype
+    exact = layers.precision(dtype)
+    out = jnp.einsum("bkgst,btkh->bskgh", probs_BKGST.astype(dtype), v_BTKH, precision=exact)
     return out.reshape(*out.shape[:2], -1, out.shape[-1])
 
 
@@ -114,7 +122,8 @@ def dot_product(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, dropout=0.0, dropout_key
             "use attention='reference' or dropout=0"
         )
     mask_BST = document_mask(segment_ids_BS)
-    out = jax.nn.dot_product_attention(q_BSNH, k_BSKH, v_BSKH, mask=mask_BST[:, None])
+    with jax.default_matmul_precision(layers.precision(q_BSNH.dtype)):
+        out = jax.nn.dot_product_attention(q_BSNH, k_BSKH, v_BSKH, mask=mask_BST[:, None])
     return _zero_blind_rows(out, segment_ids_BS != 0)
 
 
@@ -133,7 +142,9 @@ def cached(q_BSNH, k_BTKH, v_BTKH, k_BCKH, v_BCKH, context: Context):
     probs = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1)
     old, new = jnp.split(probs, [k_BCKH.shape[1]], axis=-1)
     out = _weighted_sum(old, v_BCKH) + _weighted_sum(new, v_BTKH)
-    return _zero_blind_rows(out, mask.any(axis=-1))
+    # A query that sees anything sees its own key; asking `mask.any` would have XLA reduce the whole
+    # mask while it compiles, for minutes where it knows that the cache is empty.
+    return _zero_blind_rows(out, jnp.diagonal(context.new_mask, axis1=1, axis2=2))
 
 
 class Attention(nn.Module):

@@ -128,7 +128,7 @@ def revive_dead_codes(
     """Moves every entry used less than `threshold` onto a random current latent.
 
     Latents are drawn without replacement while they last, and a little noise parts the entries that
-    share one. The caller resets what it keeps per entry (usage, optimizer moments) by the mask.
+    share one. The mask tells the caller for which entries the usage it keeps begins anew.
 
     Args:
       codebook_ND: float [N, D].

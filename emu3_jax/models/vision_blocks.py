@@ -15,9 +15,11 @@ from emu3_jax.models.convolution import (
     batch_norm,
     conv1x1,
     conv3x3,
-    mirrored_identity,
+    haar_down,
+    haar_up,
     repeat_nearest,
 )
+from emu3_jax.models.layers import precision
 
 # Up to 64 x 64 positions (a 512-pixel image) the scores of a frame fit at once: 64 MiB of float32.
 MAX_PLAIN_POSITIONS = 4096
@@ -52,9 +54,13 @@ class ResBlock(nn.Module):
 
 def plain_attention(q_FPC, k_FSC, v_FSC):
     """softmax(q k^T / sqrt(C)) v for every frame; scores and softmax in float32."""
-    scores_FPS = jnp.einsum("fpc,fsc->fps", q_FPC, k_FSC, preferred_element_type=jnp.float32)
+    exact = precision(q_FPC.dtype)
+    scores_FPS = jnp.einsum(
+        "fpc,fsc->fps", q_FPC, k_FSC, precision=exact, preferred_element_type=jnp.float32
+    )
     weights_FPS = jax.nn.softmax(scores_FPS / math.sqrt(q_FPC.shape[-1]), axis=-1)
-    return jnp.einsum("fps,fsc->fpc", weights_FPS.astype(v_FSC.dtype), v_FSC)
+    weights_FPS = weights_FPS.astype(v_FSC.dtype)
+    return jnp.einsum("fps,fsc->fpc", weights_FPS, v_FSC, precision=exact)
 
 
 def blockwise_attention(q_FSC, k_FSC, v_FSC, block: int = QUERY_BLOCK):
@@ -113,8 +119,7 @@ class TemporalDown(nn.Module):
     @nn.compact
     def __call__(self, x):
         """float [B, T, H, W, C] -> [B, T/2, H, W, C]; T even."""
-        start = mirrored_identity(newest=2)
-        return CausalConv(x.shape[-1], self.config, (4, 3, 3), 2, start, name="conv")(x)
+        return CausalConv(x.shape[-1], self.config, (4, 3, 3), 2, haar_down, name="conv")(x)
 
 
 class TemporalUp(nn.Module):
@@ -125,6 +130,5 @@ class TemporalUp(nn.Module):
     @nn.compact
     def __call__(self, x):
         """float [B, T, H, W, C] -> [B, 2T, H, W, C]."""
-        start = mirrored_identity(newest=1)
-        conv = CausalConv(x.shape[-1], self.config, (3, 3, 3), kernel_init=start, name="conv")
+        conv = CausalConv(x.shape[-1], self.config, (3, 3, 3), kernel_init=haar_up, name="conv")
         return conv(repeat_nearest(x, (2,)))

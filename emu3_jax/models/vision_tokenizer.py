@@ -152,8 +152,7 @@ class VisionTokenizer(nn.Module):
 
     Outside training the running statistics of BatchNorm are used. In training the caller passes
     mutable=["batch_stats"], and a "dropout" key if the config has dropout. Codes depend on small
-    differences of the latents: for codes that agree with the released model keep dtype float32 and,
-    on hardware that rounds float32 products, jax_default_matmul_precision="highest".
+    differences of the latents: for codes that agree with the released model keep dtype float32.
     """
 
     config: VisionTokenizerConfig

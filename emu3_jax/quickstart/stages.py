@@ -10,9 +10,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 # Latent frames, height and width of the corpus under the nano tokenizer: 64 px stills and clips of
-# eight frames, 8 x 8 pixels and 4 frames to a code.
+# eight frames, 8 x 8 pixels and 2 frames to a code.
 STILL_SIZE = "8x8"
-CLIP_SIZE = "2x8x8"
+CLIP_SIZE = "4x8x8"
 CLIP_FRAMES = 8
 
 

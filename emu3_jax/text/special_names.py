@@ -6,8 +6,10 @@ same, for those who want to compare with it.
 """
 
 import functools
+import itertools
 import re
 import unicodedata
+from collections.abc import Iterable
 
 from emu3_jax.text import TextTokenizer
 
@@ -42,3 +44,17 @@ def encode(text: str, tokenizer: TextTokenizer) -> list[int]:
         else:
             plain += part
     return ids + tokenizer.encode(plain)
+
+
+def decode(ids: Iterable[int], tokenizer: TextTokenizer) -> str:
+    """Text of ids with the names of control tokens in it, where a tokenizer alone skips them.
+
+    Ids outside the released vocabulary are skipped.
+    """
+    parts = []
+    for named, group in itertools.groupby(ids, lambda i: FIRST_ID <= i < FIRST_ID + len(NAMES)):
+        if named:
+            parts += [NAMES[i - FIRST_ID].encode() for i in group]
+        else:
+            parts.append(tokenizer.decode_bytes(group))
+    return b"".join(parts).decode("utf-8", errors="replace")

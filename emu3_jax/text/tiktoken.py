@@ -6,11 +6,14 @@ import base64
 import binascii
 import functools
 import hashlib
+import json
 import pathlib
 import unicodedata
 from collections.abc import Iterable
 
 import tiktoken
+
+from emu3_jax.vocab import released
 
 # How text is cut before merging, in order: English contractions; an optional single character that
 # is not a line break, letter or digit, then letters; one digit; an optional space, then a run of
@@ -30,8 +33,19 @@ SPLIT_PATTERN = "|".join(
 
 
 @functools.cache
-def _read_ranks(path: str) -> tuple[dict[bytes, int], str]:
+def _read_ranks(path: str) -> tuple[dict[bytes, int], bytes]:
+    """(token → rank, the rank file), of a rank file or a JSON vocabulary."""
     data = pathlib.Path(path).read_bytes()
+    ranks = _ranks_of_json(data, path) if path.endswith(".json") else _ranks_of_lines(data, path)
+    if sorted(ranks.values()) != list(range(len(ranks))) or not ranks:
+        raise ValueError(f"The ranks in {path} are not the numbers 0..{len(ranks) - 1}, each once.")
+    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
+    if missing:
+        raise ValueError(f"The rank file {path} has no token for the byte {missing[0]}.")
+    return ranks, _rank_file(ranks) if path.endswith(".json") else data
+
+
+def _ranks_of_lines(data: bytes, path: str) -> dict[bytes, int]:
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(data.splitlines(), 1):
         if not line:
@@ -43,26 +57,57 @@ def _read_ranks(path: str) -> tuple[dict[bytes, int], str]:
             raise ValueError(
                 f"Line {number} of the rank file {path} is not a base64 token and its rank."
             ) from None
-    if sorted(ranks.values()) != list(range(len(ranks))) or not ranks:
-        raise ValueError(f"The ranks in {path} are not the numbers 0..{len(ranks) - 1}, each once.")
-    missing = [byte for byte in range(256) if bytes([byte]) not in ranks]
-    if missing:
-        raise ValueError(f"The rank file {path} has no token for the byte {missing[0]}.")
-    return ranks, hashlib.sha256(data).hexdigest()[:12]
+    return ranks
+
+
+def _ranks_of_json(data: bytes, path: str) -> dict[bytes, int]:
+    """Of transformers' vocab.json or tokenizer.json, where a character stands for a byte."""
+    byte_of = {character: byte for byte, character in enumerate(_characters_of_bytes())}
+    try:
+        stored = json.loads(data)
+        model = stored.get("model")  # also a word of vocab.json
+        vocabulary = model["vocab"] if isinstance(model, dict) else stored
+        return {
+            bytes(byte_of[character] for character in token): rank
+            for token, rank in vocabulary.items()
+            if rank < released().text_size  # behind them the names of control tokens
+        }
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is no vocabulary of byte-level pairs.") from None
+
+
+def _characters_of_bytes() -> list[str]:
+    """GPT-2's character of each byte: itself if it can be printed, else the next from U+0100 on."""
+    printed = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(byte if byte in printed else next(others)) for byte in range(256)]
+
+
+def _rank_file(ranks: dict[bytes, int]) -> bytes:
+    lines = (
+        b"%s %d\n" % (base64.b64encode(token), rank)
+        for token, rank in sorted(ranks.items(), key=lambda item: item[1])
+    )
+    return b"".join(lines)
 
 
 class QwenTiktoken:
     """Byte-pair encoding with the released ranks (151,643 of them in `emu3.tiktoken`).
 
     Text is brought to Unicode form NFC first, as in the released tokenizer; unlike there, the name
-    of a special token inside text stays text. `path`: a file of lines "base64-token rank".
+    of a special token inside text stays text.
+
+    `path`: a file of lines "base64-token rank", or vocab.json or tokenizer.json of an -hf
+    conversion, which hold the same tokens and ranks. (Only those are taken from it: transformers
+    cuts text in another way before merging, and without NFC.)
     """
 
     def __init__(self, path: str | pathlib.Path):
         self.path = str(path)
         if not pathlib.Path(self.path).is_file():
             raise ValueError(f"There is no rank file {self.path}.")
-        ranks, self.fingerprint = _read_ranks(self.path)
+        ranks, self.rank_file = _read_ranks(self.path)
+        self.fingerprint = hashlib.sha256(self.rank_file).hexdigest()[:12]
         self.size = len(ranks)
         self._encoding = tiktoken.Encoding(
             "qwen", pat_str=SPLIT_PATTERN, mergeable_ranks=ranks, special_tokens={}

@@ -21,6 +21,10 @@ from emu3_jax.tokenize.run import tokenize
 def _main() -> None:
     logging.getLogger().setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.INFO)
+    if flags.FLAGS.config is None:
+        raise ValueError(
+            "--config=FILE is needed, as --config=configs/tokenize_nano.py; see --help"
+        )
     tokenize(to_dataclass(TokenizeConfig, flags.FLAGS.config))
 
 

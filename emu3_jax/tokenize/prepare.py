@@ -1,6 +1,7 @@
 """One raw item to the pixels and text a record is made of, or the reason why it is skipped."""
 
 import dataclasses
+import math
 import zlib
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from emu3_jax.data import media
 from emu3_jax.data.media import MediaError, PixelLimits
+from emu3_jax.data.media.clips import TIME_TOLERANCE
 from emu3_jax.data.records import Record
 from emu3_jax.data.sources import RawItem
 from emu3_jax.sequence import (
@@ -76,7 +78,7 @@ def prepare(item: RawItem, rules: MediaRules | None) -> Prepared:
     shown = [(kind, source) for kind, source in shown if source is not None]
     if shown and rules is None:
         raise ValueError("it shows a picture or a clip, but no vision tokenizer was given")
-    return Prepared(item, [_read(kind, source, item.where, rules) for kind, source in shown])
+    return Prepared(item, [_read(kind, source, item, rules) for kind, source in shown])
 
 
 def moved(prepared: Prepared, copy: int, max_shift: int) -> Prepared:
@@ -84,7 +86,9 @@ def moved(prepared: Prepared, copy: int, max_shift: int) -> Prepared:
 
     Where to depends on the item's key and the number of the copy alone. A whole clip moves as one.
     """
-    rng = np.random.default_rng(zlib.crc32(f"{prepared.item.key} {copy}".encode()))
+    # A key that is no Unicode text is refused later, by `to_record`, where its item can be skipped.
+    name = f"{prepared.item.key} {copy}".encode(errors="surrogatepass")
+    rng = np.random.default_rng(zlib.crc32(name))
     media_moved = [
         dataclasses.replace(medium, pixels=_moved(medium.pixels, rng, max_shift))
         for medium in prepared.media
@@ -103,13 +107,27 @@ def _moved(pixels: np.ndarray, rng: np.random.Generator, max_shift: int) -> np.n
     return wide[..., top : top + height, left : left + width, :]
 
 
-def _read(kind: str, source: Any, where: str, rules: MediaRules) -> Medium:
-    name = where if isinstance(source, bytes) else None
+def _sampled(frames: np.ndarray, filmed_at: float, rules: MediaRules) -> tuple[np.ndarray, float]:
+    """Decoded frames at the rate the rules ask for, and that rate, as `media.read_video` does it.
+
+    Frames of a clip that does not state its rate (0) are taken for filmed at the one asked for.
+    """
+    fps = rules.fps or filmed_at
+    if filmed_at and rules.fps:
+        # The frame on show at each multiple of 1 / fps; the clip ends when its last frame does.
+        count = math.ceil((len(frames) / filmed_at - TIME_TOLERANCE) * fps)
+        shown = (np.arange(count) / fps + TIME_TOLERANCE) * filmed_at
+        frames = frames[np.minimum(shown.astype(int), len(frames) - 1)]
+    return frames[: rules.max_frames], fps
+
+
+def _read(kind: str, source: Any, item: RawItem, rules: MediaRules) -> Medium:
+    name = item.where if isinstance(source, bytes) else None
     if kind == "image":
         pixels = source if isinstance(source, np.ndarray) else media.read_image(source, name)
         return Medium(media.resize(pixels, *media.smart_resize(*pixels.shape[:2], rules.limits)))
     if isinstance(source, np.ndarray):
-        pixels, fps = source[: rules.max_frames], rules.fps or 0.0
+        pixels, fps = _sampled(source, item.fps, rules)
     else:
         pixels, fps, _ = media.read_video(source, rules.fps, rules.max_frames, name)
     frames = len(pixels) // rules.temporal_factor * rules.temporal_factor
@@ -126,8 +144,8 @@ def _read(kind: str, source: Any, where: str, rules: MediaRules) -> Medium:
 def to_record(prepared: Prepared, source: str, grammar: Grammar) -> tuple[Record, int]:
     """The record of an item whose media have their codes, and its length in tokens.
 
-    Texts get their ids. ValueError for text that has none (a lone surrogate) and for segments or
-    turns that make no document.
+    Texts get their ids. ValueError for text that has none (a lone surrogate), for segments or turns
+    that make no document, and for a key or attributes that cannot be stored.
     """
     item = prepared.item
     shown = iter(medium.segment() for medium in prepared.media)
@@ -139,6 +157,7 @@ def to_record(prepared: Prepared, source: str, grammar: Grammar) -> tuple[Record
         segments = (Text(item.text), *shown)
     segments = tuple(_with_ids(segment, grammar) for segment in segments)
     record = Record(item.key, source, item.kind, segments, item.attributes)
+    record.to_bytes()  # what cannot be stored is found here, where the item can still be skipped
     return record, grammar.document_length(Document(segments))
 
 

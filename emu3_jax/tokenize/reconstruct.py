@@ -7,6 +7,7 @@ For each file writes NAME.png, or NAME.mp4 for a clip: the picture as the tokeni
 the left, what it made of its codes at the right; and NAME.npy, the codes. Prints PSNR and SSIM.
 """
 
+import io
 import pathlib
 
 import numpy as np
@@ -51,7 +52,7 @@ def main() -> None:
     for path, stem, (pixels, fps) in zip(INPUT.value, stems, shown, strict=True):
         codes, rebuilt = _there_and_back(tokenizer, pixels)
         both = np.concatenate([pixels, rebuilt], axis=-2)
-        np.save(folder / f"{stem}.npy", codes)
+        media.write_atomically(folder / f"{stem}.npy", _npy(codes))
         if pixels.ndim == 3:
             media.write_png(folder / f"{stem}.png", both)
         else:
@@ -86,6 +87,13 @@ def _there_and_back(tokenizer, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarr
         return codes, tiling.decode(tokenizer, codes, *place, clips=CLIPS.value)
     codes = vision_codec.encode(tokenizer, [pixels], 1, clips=CLIPS.value)[0]
     return codes, vision_codec.decode(tokenizer, [codes], 1, clips=CLIPS.value)[0]
+
+
+def _npy(codes: np.ndarray) -> bytes:
+    """The content of a .npy file."""
+    content = io.BytesIO()
+    np.save(content, codes)
+    return content.getvalue()
 
 
 if __name__ == "__main__":

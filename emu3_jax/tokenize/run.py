@@ -1,16 +1,13 @@
 """A whole corpus, shard by shard: resumable, in a fixed order, with an account of what was skipped.
 
 A shard is finished when its progress file exists; that is written after its records. A run that
-starts again does the shards without one, and the datasets end up the same to the byte. When all
-shards of a split are finished, dataset.json is written last and the progress files go.
+starts again does the shards without one, and the datasets end up the same to the byte. The worker
+that finds all shards of a split finished writes dataset.json, and then the progress files go.
 """
 
 import collections
 import dataclasses
-import json
 import logging
-import shutil
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,51 +20,29 @@ from emu3_jax.data.records import (
     KINDS,
     Counts,
     DatasetInfo,
+    Record,
     Shard,
     ShardWriter,
     write_dataset_info,
 )
-from emu3_jax.data.sources import RawItem, Source, open_source
+from emu3_jax.data.sources import RawItem, Source, SourceError, open_source
 from emu3_jax.sequence import Grammar
 from emu3_jax.text import load_text_tokenizer
 from emu3_jax.tokenize.config import TokenizeConfig
 from emu3_jax.tokenize.encoder import Batcher, VisionEncoder
+from emu3_jax.tokenize.meter import Meter
 from emu3_jax.tokenize.prepare import MediaRules, Prepared, moved, prepare, to_record
+from emu3_jax.tokenize.progress import Progress, ShardResult, json_bytes, read_json
 
 log = logging.getLogger(__name__)
 
-PLAN_FILE = "plan.json"
 SKIPPED_FILE = "skipped.jsonl"
-PROGRESS_FOLDER = "progress"
 # Fewer items than this say too little about the share that is unusable to stop a run early.
 EARLY_STOP_ITEMS = 2000
-REPORT_SECONDS = 10.0
 
 
 class TokenizeError(ValueError):
     """A corpus that cannot be made into a dataset; the sentence says why."""
-
-
-@dataclasses.dataclass
-class ShardResult:
-    """What became of one shard; stored as its progress file."""
-
-    items: int
-    shards: list[Shard]
-    counts: dict[str, Counts]
-    skipped: list[dict[str, str]]
-
-    def to_json(self) -> str:
-        """The text of a progress file."""
-        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
-
-    @classmethod
-    def from_json(cls, text: str) -> "ShardResult":
-        """The inverse of `to_json`."""
-        plain = json.loads(text)
-        shards = [Shard(**shard) for shard in plain["shards"]]
-        counts = {kind: Counts(**c) for kind, c in plain["counts"].items()}
-        return cls(plain["items"], shards, counts, plain["skipped"])
 
 
 def tokenize(config: TokenizeConfig, encoder: VisionEncoder | None = None) -> list[Path]:
@@ -112,9 +87,9 @@ class _Split:
         self.config, self.split, self.grammar = config, split, grammar
         self.encoder = encoder
         self.folder = Path(config.output) / split
-        self.progress = self.folder / PROGRESS_FOLDER
         # The raw shards of all sources in a row; their number in it names the output files.
         self.shards = [(source, i) for source in sources for i in range(source.num_shards)]
+        self.progress = Progress(self.folder, len(self.shards))
         self.rules = None
         if encoder is not None:
             limits = PixelLimits(config.min_pixels, config.max_pixels, encoder.spatial_factor)
@@ -125,31 +100,55 @@ class _Split:
         plan = self._plan()
         if self._finished(plan):
             log.info("%s: is finished already", self.folder)
-            return self.folder
-        self.progress.mkdir(parents=True, exist_ok=True)
-        write_atomically(self.progress / PLAN_FILE, json.dumps(plan, indent=1).encode())
+        else:
+            try:
+                self._work(plan)
+            except FileNotFoundError:
+                # Where workers end together, the first removes what the others are about to use.
+                if not self._finished(plan):
+                    raise
+        if self._finished(plan):
+            self._tidy()
+        return self.folder
+
+    def _work(self, plan: dict) -> None:
+        """Do this worker's shards, and finish the dataset if none is left to others."""
+        self.progress.begin(plan)
         mine = range(self.config.worker, len(self.shards), self.config.workers)
-        todo = [index for index in mine if not self._progress_file(index).exists()]
+        self._forget_skips(mine)
+        found = self.progress.results()
+        todo = [index for index in mine if found[index] is None]
         if len(todo) < len(mine):
             log.info("%s: %d of %d shards are there", self.split, len(mine) - len(todo), len(mine))
-        meter = _Meter(self.split, len(todo), self.config.items_per_shard)
-        found = self._results()
-        items = sum(result.items for result in found)
-        skipped = [one for result in found for one in result.skipped]
+        meter = Meter(self.split, len(todo), self.config.items_per_shard)
+        items, skipped = _sums(found)
         for index in todo:
+            if self._finished(plan):
+                return  # the others have done it all since this worker began
             result = self._shard(index, meter)
-            write_atomically(self._progress_file(index), result.to_json().encode())
+            self.progress.store(index, result)
             meter.shard_done(len(result.skipped))
             items += result.items
             skipped += result.skipped
             if items >= EARLY_STOP_ITEMS:
                 self._check_skipped(items, skipped)
-        missing = [i for i in range(len(self.shards)) if not self._progress_file(i).exists()]
+        results = self.progress.results()
+        if self._finished(plan):
+            return  # by another worker, which may have removed some of the results meanwhile
+        missing = results.count(None)
         if missing:
-            log.info("%s: %d shards are left to other workers", self.split, len(missing))
+            log.info("%s: %d shards are left to other workers", self.split, missing)
         else:
-            self._finish(plan)
-        return self.folder
+            self._finish(plan, results)
+
+    def _forget_skips(self, mine: range) -> None:
+        """Where too much was skipped before, do the shards with skips again: it may be repaired."""
+        found = self.progress.results()
+        if not self._too_many(*_sums(found)) and any(one and one.shards for one in found):
+            return
+        for index in mine:
+            if found[index] is not None and found[index].skipped:
+                self.progress.forget(index)
 
     def _plan(self) -> dict:
         return {
@@ -162,51 +161,48 @@ class _Split:
         }
 
     def _finished(self, plan: dict) -> bool:
-        """Whether the dataset is there; an error if it, or its beginning, had another plan."""
-        finished = (self.folder / DATASET_FILE).is_file()
-        file = self.folder / DATASET_FILE if finished else self.progress / PLAN_FILE
-        if not file.is_file():
+        """Whether the dataset is there, whole; an error if what is there had another plan."""
+        info = read_json(self.folder / DATASET_FILE)
+        stored = self.progress.plan() if info is None else info["recipe"]
+        if stored is None:
             return False
-        stored = json.loads(file.read_text())
-        stored = stored["recipe"] if finished else stored
-        for name in plan:
-            if stored.get(name) != plan[name]:
+        for name in plan | stored:
+            if plan.get(name) != stored.get(name):
+                before, now = (repr(p[name]) if name in p else "not set" for p in (stored, plan))
                 raise TokenizeError(
-                    f"{self.folder}: was made with {name} {stored.get(name)!r}, now it is "
-                    f"{plan[name]!r}; choose another output or delete that folder"
+                    f"{self.folder}: was made with {name} {before}, now it is {now}; choose "
+                    "another output or delete that folder"
                 )
-        return finished
+        shards = [] if info is None else info["shards"]
+        return bool(shards) and all((self.folder / shard["file"]).is_file() for shard in shards)
 
-    def _progress_file(self, index: int) -> Path:
-        return self.progress / f"{index:05d}.json"
-
-    def _shard(self, index: int, meter: "_Meter") -> ShardResult:
+    def _shard(self, index: int, meter: Meter) -> ShardResult:
         """Read, encode and write one raw shard; the records stand in the order of the items."""
         source, number = self.shards[index]
         result = ShardResult(0, [], {}, [])
-        prepared: list[Prepared] = []
+        prepared: list[list[Prepared]] = []  # each item with its copies
         batcher = Batcher(self.encoder, self.config.image_batch, self.config.clip_batch)
-        for item, outcome in self._decoded(source.items(number)):
+        for item, outcome in self._decoded(_until_damage(source, number)):
             result.items += 1
             meter.item_done()
             if not isinstance(outcome, Prepared):
                 result.skipped.append(_skipped(item, outcome))
                 continue
-            for one in (outcome, *self._copies(outcome)):
-                prepared.append(one)
-                for medium in one.media:
-                    batcher.add(medium.pixels, medium.take)
+            prepared.append([outcome, *self._copies(outcome)])
+            for medium in (medium for one in prepared[-1] for medium in one.media):
+                batcher.add(medium.pixels, medium.take)
         batcher.flush()
-        by_kind = collections.defaultdict(list)
-        for one in prepared:
+        by_kind: dict[str, list[Record]] = collections.defaultdict(list)
+        for versions in prepared:
             try:
-                record, length = to_record(one, source.name, self.grammar)
+                made = [to_record(one, source.name, self.grammar) for one in versions]
             except ValueError as error:
-                result.skipped.append(_skipped(one.item, error))
+                result.skipped.append(_skipped(versions[0].item, error))
                 continue
-            by_kind[record.kind].append(record)
-            counted = result.counts.get(record.kind, Counts())
-            result.counts[record.kind] = counted + Counts(1, length, length, length)
+            for record, length in made:
+                by_kind[record.kind].append(record)
+                counted = result.counts.get(record.kind, Counts())
+                result.counts[record.kind] = counted + Counts(1, length, length, length)
         for kind in sorted(by_kind, key=KINDS.index):
             name = f"{kind}-{index:05d}-of-{len(self.shards):05d}.array_record"
             with ShardWriter(self.folder / name) as writer:
@@ -236,22 +232,21 @@ class _Split:
             while waiting:
                 yield _outcome(*waiting.popleft())
 
-    def _results(self) -> list[ShardResult]:
-        files = [self._progress_file(index) for index in range(len(self.shards))]
-        return [ShardResult.from_json(f.read_text()) for f in files if f.exists()]
+    def _too_many(self, items: int, skipped: list[dict]) -> bool:
+        return len(skipped) > self.config.max_skipped * items
 
     def _check_skipped(self, items: int, skipped: list[dict]) -> None:
-        if len(skipped) > self.config.max_skipped * items:
+        if self._too_many(items, skipped):
             raise TokenizeError(
                 f"{self.split}: {len(skipped)} of {items} items are unusable, more than the share "
-                f"max_skipped={self.config.max_skipped:g}; the first: {skipped[0]['where']}: "
-                f"{skipped[0]['reason']}"
+                f"max_skipped={self.config.max_skipped:g}; repair them and run this again; the "
+                f"first: {skipped[0]['where']}: {skipped[0]['reason']}"
             )
 
-    def _finish(self, plan: dict) -> None:
-        results = self._results()
-        skipped = [one for result in results for one in result.skipped]
-        self._check_skipped(sum(result.items for result in results), skipped)
+    def _finish(self, plan: dict, results: list[ShardResult]) -> None:
+        """Write dataset.json of the results of all shards: each worker would write the same."""
+        items, skipped = _sums(results)
+        self._check_skipped(items, skipped)
         counts: dict[str, Counts] = {}
         for kind in KINDS:
             total = sum((r.counts[kind] for r in results if kind in r.counts), Counts())
@@ -259,8 +254,8 @@ class _Split:
                 counts[kind] = total
         if not counts:
             raise TokenizeError(f"{self.split}: the corpus is empty, not one item became a record")
-        lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in skipped]
-        write_atomically(self.folder / SKIPPED_FILE, "".join(lines).encode())
+        lines = [json_bytes(one) + b"\n" for one in skipped]
+        write_atomically(self.folder / SKIPPED_FILE, b"".join(lines))
         shards = sorted(
             (shard for result in results for shard in result.shards),
             key=lambda shard: (KINDS.index(shard.kind), shard.file),
@@ -276,10 +271,28 @@ class _Split:
             plan,
         )
         write_dataset_info(self.folder, info)
-        shutil.rmtree(self.progress)
-        for leftover in (*self.folder.glob("*.tmp"), *self.folder.glob(".*.tmp")):
-            leftover.unlink()  # of a run that was killed
         _report(self.folder, counts, skipped)
+
+    def _tidy(self) -> None:
+        """Remove what a finished dataset no longer needs; other workers may be at it, too."""
+        self.progress.remove()
+        for leftover in self.folder.glob("*.tmp"):
+            leftover.unlink(missing_ok=True)  # of a run that was killed
+
+
+def _until_damage(source: Source, number: int) -> Iterator[RawItem]:
+    """The items of a shard; what cannot be read of it counts as one item with a problem."""
+    try:
+        yield from source.items(number)
+    except SourceError as error:
+        where = f"{source.name}, shard {number}"
+        yield RawItem(where, where=where, problem=str(error))
+
+
+def _sums(results: list[ShardResult | None]) -> tuple[int, list[dict[str, str]]]:
+    """Number of items, and those skipped, of the shards that are finished."""
+    done = [result for result in results if result is not None]
+    return sum(one.items for one in done), [skip for one in done for skip in one.skipped]
 
 
 def _outcome(item: RawItem, future) -> tuple[RawItem, object]:
@@ -296,36 +309,3 @@ def _skipped(item: RawItem, reason: object) -> dict[str, str]:
 def _report(folder: Path, counts: dict[str, Counts], skipped: list[dict]) -> None:
     held = ", ".join(f"{c.records} {kind} ({c.tokens} tokens)" for kind, c in counts.items())
     log.info("%s: %s; %d skipped (%s)", folder, held, len(skipped), SKIPPED_FILE)
-
-
-class _Meter:
-    """Says now and then how far a split is and when it will be done."""
-
-    def __init__(self, split: str, shards: int, items_per_shard: int):
-        self.split, self.shards, self.per_shard = split, shards, items_per_shard
-        self.items = self.in_shard = self.done = self.skipped = 0
-        self.start = self.last = time.monotonic()
-
-    def item_done(self) -> None:
-        self.items += 1
-        self.in_shard += 1
-        if time.monotonic() - self.last > REPORT_SECONDS:
-            self.say()
-
-    def shard_done(self, skipped: int) -> None:
-        self.done += 1
-        self.skipped += skipped
-        # What shards really hold: tars do not keep to items_per_shard.
-        self.per_shard, self.in_shard = max(1, self.items / self.done), 0
-        self.say()
-
-    def say(self) -> None:
-        self.last = time.monotonic()
-        spent = self.last - self.start
-        share = (self.done + min(1.0, self.in_shard / self.per_shard)) / self.shards
-        left = spent / share - spent if share else float("nan")
-        log.info(
-            "%s: shard %d of %d, %d items, %.1f items/s, %d skipped, about %.0f s left",
-            *(self.split, self.done, self.shards, self.items, self.items / max(spent, 1e-9)),
-            *(self.skipped, left),
-        )

@@ -6,13 +6,19 @@ JAX sees, and writes into the run directory:
   metrics.jsonl      one line a log step (also TensorBoard; Weights & Biases by config.log)
   checkpoints/STEP   state and data position
 Running the same command again goes on from the newest checkpoint. SIGTERM and Ctrl-C save first.
+A command that is refused leaves the run directory as it was.
 """
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from emu3_jax import command_line
 from emu3_jax.config import ConfigError, to_dataclass
-from emu3_jax.evaluate.during_training import EvaluationCallback, EvaluationConfig
+from emu3_jax.evaluate.during_training import (
+    EvaluationCallback,
+    EvaluationConfig,
+    check_data,
+)
 from emu3_jax.evaluate.loading import load_vision_tokenizer
 from emu3_jax.interop.bundle import assemble, save_language
 from emu3_jax.train import run_directory, start, tasks
@@ -32,6 +38,8 @@ def evaluation_callbacks(config, task, workdir: str) -> list[EvaluationCallback]
     evaluation = to_dataclass(EvaluationConfig, config.evaluation, "evaluation")
     if not evaluation.evaluators:
         return []
+    language = task.language() if config.task == "pretrain" else None
+    check_data(evaluation, language)
     if config.task == "vision_tokenizer":
 
         def subject_of(state, label):
@@ -42,30 +50,40 @@ def evaluation_callbacks(config, task, workdir: str) -> list[EvaluationCallback]
             return evaluation.subject((task.model, variables), None, label)
 
     else:
-        path = evaluation.vision_tokenizer
-        vision = load_vision_tokenizer(path) if path else None
+        vision = _vision_tokenizer(evaluation.vision_tokenizer)
 
         def subject_of(state, label):
             variables = {"params": state.evaluation_params()}
-            bundle = assemble(task.model, variables, task.language(), where=label)
+            bundle = assemble(task.model, variables, language, where=label)
             return evaluation.subject(vision, bundle, label)
 
     return [EvaluationCallback(evaluation, subject_of, workdir)]
 
 
-def main() -> None:
-    """Resolves the config, builds the task, trains."""
-    config, workdir = flags.FLAGS.config, WORKDIR.value
-    if config is None or workdir is None:
-        raise ConfigError("--config and --workdir are needed; see --help")
+def _vision_tokenizer(path: str):
+    if not path:
+        return None
+    try:
+        return load_vision_tokenizer(path)
+    except (ValueError, OSError) as error:
+        message = f"evaluation.vision_tokenizer={path!r} cannot be used: {error}"
+        raise ConfigError(message) from error
+
+
+def train_config(config: ConfigDict, workdir: str, allow_changes: bool = False) -> None:
+    """Builds the task, trains; the run directory is written to when nothing can be refused."""
     if "run" not in config:
         raise ConfigError("the config has no section run; see configs/ for examples")
     run = to_dataclass(RunConfig, config.run, "run")
     task = tasks.make_task(config, run)
     begin = start.make_start(config, task)
-    run_directory.claim(config, workdir, ALLOW_CHANGES.value)
-    if config.task == "pretrain":
-        save_language(workdir, task.language())
+    run_directory.check(config, workdir, allow_changes)
+
+    def write_run_directory():
+        run_directory.claim(config, workdir, allow_changes)
+        if config.task == "pretrain":
+            save_language(workdir, task.language())
+
     train(
         task,
         run,
@@ -73,7 +91,16 @@ def main() -> None:
         callbacks=evaluation_callbacks(config, task, workdir),
         start=begin,
         run_config=config.to_dict(),
+        on_begin=write_run_directory,
     )
+
+
+def main() -> None:
+    """Resolves the config and trains."""
+    config, workdir = flags.FLAGS.config, WORKDIR.value
+    if config is None or workdir is None:
+        raise ConfigError("--config and --workdir are needed; see --help")
+    train_config(config, workdir, ALLOW_CHANGES.value)
 
 
 if __name__ == "__main__":

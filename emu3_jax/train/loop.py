@@ -14,7 +14,7 @@ import pathlib
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import jax
@@ -62,20 +62,20 @@ class RunConfig:
     log: LogConfig = LogConfig()
 
     def __post_init__(self):
-        if self.steps < 1:
-            raise ValueError(f"steps must be 1 or more, got {self.steps}")
-        if self.accumulation < 1:
-            raise ValueError(f"accumulation must be 1 or more, got {self.accumulation}")
+        for name, least in (("steps", 1), ("accumulation", 1), ("max_skipped", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
         if self.nonfinite not in ("halt", "skip"):
             raise ValueError(f"nonfinite must be halt or skip, got {self.nonfinite!r}")
-        if self.max_skipped < 0:
-            raise ValueError(f"max_skipped must be 0 or more, got {self.max_skipped}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
 
 
 class Callback(Protocol):
     """Something that happens at intervals: evaluation, pictures.
+
+    Where it must not be missed it has `done(step) -> bool` as well: whether what it did after that
+    step is kept. It is asked when a run resumes at a step that was due, and called if it is not.
 
     Attributes:
       every: steps between calls; 0 for after the last step only.
@@ -147,6 +147,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     start: Start | None = None,
     run_config: dict | None = None,
+    on_begin: Callable[[], None] = lambda: None,
 ) -> TrainState | None:
     """Trains until `run.steps`, or until interrupted; returns the final state.
 
@@ -157,6 +158,7 @@ def train(
       callbacks: called at their interval and after the last step.
       start: what the weights begin as, see Start; not asked where the directory has a checkpoint.
       run_config: the resolved config, for Weights & Biases.
+      on_begin: called when the first update is dispatched, and nothing can be refused any more.
 
     Returns:
       The state after the last step, or None if the run was interrupted (SIGTERM, Ctrl-C) after
@@ -170,13 +172,12 @@ def train(
     mesh = sharding.make_mesh(run.mesh)
     optimizer, schedule = make_optimizer(run.optimizer, run.steps)
     key = jax.random.key(run.seed)
-    with (
-        jax.set_mesh(mesh),
-        contextlib.closing(Checkpoints(workdir, run.checkpoint)) as checkpoints,
-        contextlib.ExitStack() as resources,
-    ):
+    with jax.set_mesh(mesh), contextlib.ExitStack() as resources:
+        # Checks mesh and data, so it comes before the directory is made.
         batches = task.batches(mesh)
         resources.callback(getattr(batches, "close", lambda: None))
+        checkpoints = Checkpoints(workdir, run.checkpoint)
+        resources.callback(checkpoints.close)
         state = _start_state(task, run, optimizer, key, mesh, checkpoints, batches, start)
         step = make_train_step(
             task,
@@ -192,7 +193,7 @@ def train(
         writer = metrics_lib.MetricsWriter(workdir, run.log, run_config or {}, int(state.step))
         resources.callback(writer.close)
         loop = _Loop(task, run, mesh, schedule, checkpoints, writer, callbacks)
-        return loop.run_steps(state, step, batches)
+        return loop.run_steps(state, step, batches, on_begin)
 
 
 def _start_state(task, run, optimizer, key, mesh, checkpoints, batches, start):
@@ -234,17 +235,21 @@ class _Loop:
         self.unlogged: tuple[int, dict] | None = None
         self.skipped = 0
 
-    def run_steps(self, state, step_function, batches) -> TrainState | None:
+    def run_steps(self, state, step_function, batches, on_begin) -> TrainState | None:
         start, total = int(state.step), self.run.steps
+        self.progress = metrics_lib.Progress(start, total, self.task.tokens_per_batch())
+        if start > 0:
+            self._call_back(start, state, last=start >= total, resumed=True)
         if start >= total:
             _say(f"finished already: {start} of {total} steps are done")
             return state
-        self.progress = metrics_lib.Progress(start, total, self.task.tokens_per_batch())
         with Interruption() as interruption:
             for step in range(start + 1, total + 1):
                 batch = self._put(next(batches))
                 with jax.transfer_guard("disallow"):
                     state, metrics = step_function(state, batch)
+                if step == start + 1:
+                    on_begin()
                 self._look_back()
                 self._keep(step, metrics, log=step % self.run.log.every == 0 or step == start + 1)
                 last = step == total
@@ -325,10 +330,13 @@ class _Loop:
         self.checkpoints.save(step, state, batches.get_state(), wait=wait)
         self.progress.pause(time.perf_counter() - began)
 
-    def _call_back(self, step, state, last: bool) -> None:
+    def _call_back(self, step, state, last: bool, resumed: bool = False) -> None:
+        """Calls what is due; after a resume only what was cut off."""
         began = time.perf_counter()
         for callback in self.callbacks:
-            if last or (callback.every and step % callback.every == 0):
+            due = last or (callback.every and step % callback.every == 0)
+            done = resumed and getattr(callback, "done", lambda step: True)(step)
+            if due and not done:
                 values = callback(step, state, self.writer)
                 if values:
                     self.writer.write(step, values)

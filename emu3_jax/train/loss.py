@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from emu3_jax.models.layers import precision
 from emu3_jax.sharding import constrain
 
 MASKED = -1e30
@@ -94,7 +95,13 @@ def chunked_cross_entropy(
 def _nll_and_log_z(x_BPCD, kernel_DV, targets_BPC, vocab_size):
     """-log p(target) and log of the normaliser, float32 [B, P, C] each."""
     x_BPCD = constrain(x_BPCD, "batch", "sequence", None, None)
-    logits = jnp.einsum("bpcd,dv->bpcv", x_BPCD, kernel_DV, preferred_element_type=jnp.float32)
+    logits = jnp.einsum(
+        "bpcd,dv->bpcv",
+        x_BPCD,
+        kernel_DV,
+        precision=precision(x_BPCD.dtype),
+        preferred_element_type=jnp.float32,
+    )
     logits = constrain(logits, "batch", "sequence", None, "vocab")
     ids_V = jnp.arange(logits.shape[-1])
     logits = jnp.where(ids_V < vocab_size, logits, MASKED)

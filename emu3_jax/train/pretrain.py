@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from emu3_jax import sharding
+from emu3_jax.data.mixture import vision_tokenizer_of
 from emu3_jax.data.pipeline import DataConfig, make_iterator
-from emu3_jax.data.records import open_dataset
 from emu3_jax.interop.bundle import Language
 from emu3_jax.models.transformer import Transformer, TransformerConfig, check_mesh
 from emu3_jax.sequence import Grammar, TokenClass
@@ -59,7 +59,7 @@ class PretrainTask:
 
     def language(self) -> Language:
         """Vocabulary, grammar and limits, which a run directory keeps beside its checkpoints."""
-        fingerprint = open_dataset(self.data.mixture[0].dataset).info.vision_tokenizer
+        fingerprint = vision_tokenizer_of(self.data.mixture)
         return Language(
             self.grammar.vocab, self.grammar, fingerprint or None, self.data.sequence_length
         )

@@ -13,7 +13,8 @@ import ml_collections
 import numpy as np
 
 from emu3_jax.config import ConfigError, to_dataclass
-from emu3_jax.data.records import open_dataset, vision_fingerprint
+from emu3_jax.data.mixture import vision_tokenizer_of
+from emu3_jax.data.records import vision_fingerprint
 from emu3_jax.interop import llama, movqgan, vision_tokenizer
 from emu3_jax.models.layers import INIT_STDDEV
 from emu3_jax.train.loop import Start
@@ -97,7 +98,7 @@ def _codebook_of_the_data(path: str | os.PathLike, task: PretrainTask) -> np.nda
     """float32 [N, D]; must be that of the tokenizer whose codes the data holds."""
     config, variables = vision_tokenizer.load(path)
     found = vision_fingerprint(config, variables)
-    wanted = open_dataset(task.data.mixture[0].dataset).info.vision_tokenizer
+    wanted = vision_tokenizer_of(task.data.mixture)
     if found != wanted:
         raise ConfigError(
             f"start.codebook={str(path)!r} is the vision tokenizer {found}, but the data was made "

@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import uuid
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,11 +11,16 @@ import numpy as np
 from PIL import Image, PngImagePlugin
 
 
+def temporary_name(path: Path) -> Path:
+    """A hidden name beside `path` that no other process takes, on whatever machine it runs."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+
+
 def write_atomically(path: str | os.PathLike, content: bytes) -> None:
     """Write bytes under a temporary name beside `path`, then rename: never a half-written file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = temporary_name(path)
     try:
         temporary.write_bytes(content)
         os.replace(temporary, path)

@@ -1,0 +1,89 @@
+"""What has become of each raw shard of a split that is being made: one small file a shard.
+
+Several workers, on several machines, share the folder. Any of them may remove it once the dataset
+is complete, so a file that is gone is no error here; whoever reads asks for every shard's result.
+"""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from emu3_jax.data.media import write_atomically
+from emu3_jax.data.records import Counts, Shard
+
+PLAN_FILE = "plan.json"
+PROGRESS_FOLDER = "progress"
+
+
+@dataclasses.dataclass
+class ShardResult:
+    """What became of one shard; stored as its progress file."""
+
+    items: int
+    shards: list[Shard]
+    counts: dict[str, Counts]
+    skipped: list[dict[str, str]]
+
+    def to_bytes(self) -> bytes:
+        """The content of a progress file."""
+        return json_bytes(dataclasses.asdict(self))
+
+    @classmethod
+    def from_dict(cls, plain: dict) -> "ShardResult":
+        """From what the progress file holds."""
+        shards = [Shard(**shard) for shard in plain["shards"]]
+        counts = {kind: Counts(**c) for kind, c in plain["counts"].items()}
+        return cls(plain["items"], shards, counts, plain["skipped"])
+
+
+class Progress:
+    """The plan of a split and the results of its `shards` raw shards, in a folder of their own."""
+
+    def __init__(self, folder: Path, shards: int):
+        self.folder, self.shards = folder / PROGRESS_FOLDER, shards
+
+    def begin(self, plan: dict) -> None:
+        """Make the folder and write down what the dataset is made of."""
+        write_atomically(self.folder / PLAN_FILE, json_bytes(plan))
+
+    def plan(self) -> dict | None:
+        """What `begin` wrote; None where nothing has begun, or all is finished."""
+        return read_json(self.folder / PLAN_FILE)
+
+    def store(self, index: int, result: ShardResult) -> None:
+        """A shard is finished; its records are written before."""
+        write_atomically(self._file(index), result.to_bytes())
+
+    def forget(self, index: int) -> None:
+        """A shard is to be done again."""
+        self._file(index).unlink(missing_ok=True)
+
+    def results(self) -> list[ShardResult | None]:
+        """One result a shard, None for those that are not finished."""
+        plain = [read_json(self._file(index)) for index in range(self.shards)]
+        return [None if one is None else ShardResult.from_dict(one) for one in plain]
+
+    def remove(self) -> None:
+        """Remove the folder; another worker may be doing the same."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _file(self, index: int) -> Path:
+        return self.folder / f"{index:05d}.json"
+
+
+def json_bytes(value: Any) -> bytes:
+    """JSON in UTF-8, of any text.
+
+    UTF-8 has no lone surrogates; backslashreplace makes of each what JSON itself writes for it.
+    """
+    return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace")
+
+
+def read_json(file: Path) -> dict | None:
+    """What a JSON file holds; None where there is no file."""
+    try:
+        return json.loads(file.read_bytes())
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,49 @@
+"""Unpacking the embedded corpus: nothing half-made stays, several processes may do it."""
+
+import os
+
+import pytest
+from test_sources import small_zip
+
+from emu3_jax.data import fluent_emoji
+
+pytestmark = pytest.mark.filterwarnings("ignore:Duplicate name")
+
+
+@pytest.mark.parametrize("reason", [KeyboardInterrupt(), ValueError("a strip of seven frames")])
+def test_an_unpacking_that_stops_leaves_nothing(reason, tmp_path, monkeypatch):
+    def stops(path, strip, caption):
+        raise reason
+
+    small_zip(tmp_path / "small.zip")
+    monkeypatch.setattr(fluent_emoji, "_write_clip", stops)
+    with pytest.raises((KeyboardInterrupt, ValueError)) as raised:
+        fluent_emoji.prepare(tmp_path / "small.zip", tmp_path / "emoji")
+    if isinstance(reason, ValueError):
+        assert "small.zip: cannot be unpacked as the emoji corpus (a strip" in str(raised.value)
+    assert [file.name for file in tmp_path.iterdir()] == ["small.zip"]
+
+
+def test_what_a_killed_process_left_goes_with_the_next(tmp_path):
+    small_zip(tmp_path / "small.zip")
+    (tmp_path / f".emoji.{os.getpid() + 1}.tmp" / "stills").mkdir(parents=True)
+    (tmp_path / ".emojis.1.tmp").mkdir()  # another corpus's
+    fluent_emoji.prepare(tmp_path / "small.zip", tmp_path / "emoji")
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names == {"small.zip", "emoji", ".emojis.1.tmp"}
+
+
+def test_the_slower_of_two_processes_takes_what_is_there(tmp_path, monkeypatch):
+    small_zip(tmp_path / "small.zip")
+    unpack, nested = fluent_emoji._unpack, []
+
+    def slow(archive, folder):
+        if not nested:
+            nested.append(folder)
+            fluent_emoji.prepare(tmp_path / "small.zip", tmp_path / "emoji")
+        return unpack(archive, folder)
+
+    monkeypatch.setattr(fluent_emoji, "_unpack", slow)
+    folder = fluent_emoji.prepare(tmp_path / "small.zip", tmp_path / "emoji")
+    assert (folder / fluent_emoji.DONE).exists()
+    assert {file.name for file in tmp_path.iterdir()} == {"small.zip", "emoji"}

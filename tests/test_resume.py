@@ -1,0 +1,90 @@
+"""Real tasks that are stopped and resumed end in the state of the unbroken run, bit for bit."""
+
+import json
+import os
+import signal
+
+import numpy as np
+from test_records import text, write_dataset
+from test_train_pretrain import _task as pretrain_task
+from test_train_vision_tokenizer import MODEL, WEIGHTS
+from toy_task import assert_same_trees, leaves, run_config
+
+from emu3_jax.data import media
+from emu3_jax.data.pixels import PixelConfig
+from emu3_jax.data.records import Record
+from emu3_jax.sequence import Image
+from emu3_jax.sharding import MeshConfig
+from emu3_jax.train.loop import train
+from emu3_jax.train.metrics import read_metrics
+from emu3_jax.train.vision_tokenizer import USAGE, VisionLossConfig, VisionTokenizerTask
+
+STEPS = 5
+
+
+class StopAfter:
+    """SIGTERM in step `step`, so that the loop sees it when the next one is done."""
+
+    every = 1
+
+    def __init__(self, step):
+        self.step = step
+
+    def __call__(self, step, state, writer):
+        if step == self.step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return {}
+
+
+def _losses(workdir):
+    """Everything logged but the speed."""
+    rows = read_metrics(workdir)
+    return [{k: v for k, v in row.items() if "per_second" not in k} for row in rows]
+
+
+def _unbroken_is_resumed(make_task, run, folder):
+    """Trains once in one go and once in two → the final state."""
+    whole = train(make_task(), run, folder / "whole")
+    assert train(make_task(), run, folder / "parts", callbacks=[StopAfter(2)]) is None
+    resumed = train(make_task(), run, folder / "parts")
+    assert int(resumed.step) == STEPS
+    assert_same_trees(resumed, whole)
+    assert _losses(folder / "parts") == _losses(folder / "whole")
+    return whole
+
+
+def test_pretraining_with_dropout_and_micro_batches(tmp_path):
+    codes = np.random.default_rng(0).integers(0, 100, (12, 2, 3))
+    records = [Record(f"i{i}", "s", "image", (text(f"no {i}"), Image(codes[i]))) for i in range(12)]
+    records += [Record(f"t{i}", "s", "text", (text(f"text {i}"),)) for i in range(12)]
+    dataset = str(write_dataset(tmp_path / "tokens", records))
+    mesh = MeshConfig(data=2, fsdp=2, tensor=2)
+    run = run_config(steps=STEPS, every=10, accumulation=2, ema_decay=0.9, mesh=mesh)
+    _unbroken_is_resumed(lambda: pretrain_task(dropout=0.3, dataset=dataset), run, tmp_path)
+
+
+def _write_clips(folder):
+    """Five clips of noise."""
+    rng, lines = np.random.default_rng(0), []
+    for i in range(5):
+        media.write_webp(folder / f"{i}.webp", rng.integers(0, 256, (3, 8, 8, 3), np.uint8), fps=8)
+        lines.append({"id": f"v{i}", "video": f"{i}.webp", "text": ""})
+    (folder / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_a_vision_tokenizer_with_averages_usage_and_statistics(tmp_path):
+    _write_clips(tmp_path)
+    loss = VisionLossConfig(**WEIGHTS, clips=0.5, revive_every=2, revive_below=0.5)
+    # Clips alone use every part of the model; tracing stills as well takes as long again.
+    data = PixelConfig(
+        root=str(tmp_path), image_size=8, frames=2, stills_per_batch=0, clips_per_batch=8
+    )
+    run = run_config(steps=STEPS, every=10, ema_decay=0.9)
+    state = _unbroken_is_resumed(
+        lambda: VisionTokenizerTask(MODEL, loss, data, STEPS), run, tmp_path
+    )
+    # None of what must come back is trivially the same.
+    assert any(np.ptp(leaf) > 0 for leaf in leaves(state.model_state["batch_stats"]).values())
+    assert np.ptp(np.asarray(state.model_state[USAGE])) > 0
+    kernels = leaves(state.params), leaves(state.ema)
+    assert any((kernels[0][name] != kernels[1][name]).any() for name in kernels[0])

@@ -1,0 +1,84 @@
+"""Every file in configs/ makes what it says, and an ablation changes what its name says."""
+
+import pathlib
+
+import pytest
+
+from emu3_jax.config import ConfigError, load_config, to_dataclass
+from emu3_jax.data.pipeline import DataConfig
+from emu3_jax.data.pixels import PixelConfig
+from emu3_jax.evaluate.during_training import EvaluationConfig
+from emu3_jax.models.transformer import TransformerConfig
+from emu3_jax.models.vision_config import VisionTokenizerConfig
+from emu3_jax.tokenize.config import TokenizeConfig
+from emu3_jax.train import pretrain, start, vision_tokenizer
+from emu3_jax.train.loop import RunConfig
+
+ROOT = pathlib.Path(__file__).parents[1]
+FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.py"))
+SECTIONS = {
+    "pretrain": {
+        "model": TransformerConfig,
+        "loss": pretrain.LossConfig,
+        "data": DataConfig,
+        "start": start.TransformerStart,
+    },
+    "vision_tokenizer": {
+        "model": VisionTokenizerConfig,
+        "loss": vision_tokenizer.VisionLossConfig,
+        "data": PixelConfig,
+        "start": start.VisionTokenizerStart,
+    },
+}
+
+
+def resolve(config):
+    """Every section as its dataclass: ConfigError for a key or type that does not exist."""
+    if "task" not in config:
+        return to_dataclass(TokenizeConfig, config)
+    sections = SECTIONS[config.task] | {"run": RunConfig, "evaluation": EvaluationConfig}
+    for name, cls in sections.items():
+        if name in config:
+            # The data fixes the number of token ids.
+            known = {"vocab_size": 1} if cls is TransformerConfig else {}
+            to_dataclass(cls, known | config[name].to_dict(), name)
+    return config
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_config_resolves_and_its_docstring_holds_its_command(file, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    resolve(load_config(file))
+    notes = (ROOT / file).read_text().split('"""')[1]
+    assert f"--config={file}" in notes, "the docstring names no command that runs this file"
+
+
+def test_a_wrong_key_of_a_shipped_config_is_found(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = load_config("configs/transformer_nano.py")
+    with config.unlocked():
+        config.run.optimizer.learning_rat = 1.0
+    with pytest.raises(ConfigError, match="learning_rat"):
+        resolve(config)
+
+
+def flat(tree, where=""):
+    if hasattr(tree, "items"):
+        return {k: v for n, t in tree.items() for k, v in flat(t, f"{where}.{n}").items()}
+    return {where.removeprefix("."): tree}
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("no_dropout", {"model.dropout"}),
+        ("vision_weight_one", {"data.loss_weights.image", "data.loss_weights.video"}),
+        ("text_to_image_only", {"data.mixture"}),
+    ],
+)
+def test_an_ablation_changes_nothing_else(name, changed, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    base = flat(load_config("configs/transformer_nano.py").to_dict())
+    ablation = flat(load_config(f"configs/ablations/{name}.py").to_dict())
+    assert base.keys() == ablation.keys()
+    assert {key for key in base if base[key] != ablation[key]} == changed

@@ -1,0 +1,134 @@
+"""The command: what can be refused is refused before anything is written."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+from test_records import image_record, write_dataset
+
+from emu3_jax import config as config_lib
+
+# One process for all attempts: importing takes longer than training these steps.
+ATTEMPTS = """
+import hashlib, json, pathlib, sys
+from emu3_jax.config import apply_overrides, load_config
+from emu3_jax.train.__main__ import train_config
+for workdir, overrides in json.loads(sys.argv[2]):
+    config = load_config(sys.argv[1])
+    apply_overrides(config, overrides)
+    message = ""
+    try:
+        train_config(config, workdir, allow_changes=True)
+    except ValueError as error:
+        message = str(error)
+    files = {
+        str(path): hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+        for path in sorted(pathlib.Path(workdir).rglob("*"))
+    }
+    print("attempt", json.dumps([message, files]), flush=True)
+"""
+
+CONFIG = """
+from ml_collections import ConfigDict
+def get_config(arg=""):
+    return ConfigDict(dict(
+        task="pretrain", text_tokenizer="bytes", loss=dict(chunk_tokens=8),
+        model=dict(hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2,
+                   num_kv_heads=2, head_dim=8, vocab_multiple=64),
+        data=dict(mixture=(dict(dataset={tokens!r}, task="text_to_image"),),
+                  batch_size=4, sequence_length=64),
+        run=dict(steps=2, accumulation=1, mesh=dict(data=1, fsdp=1),
+                 log=dict(every=1, tensorboard=False)),
+        evaluation=dict(every=2, evaluators=("likelihood",), tokens={tokens!r}),
+    ))
+"""
+
+REFUSED = {
+    "another model": ({"model.num_layers": "3"}, "checkpoint .* does not fit this config"),
+    "a mesh": ({"run.mesh.data": "2"}, "needs 2 devices, there are 1"),
+    "a key of evaluation": ({"evaluation.evry": "3"}, "did you mean evaluation.every"),
+    "no evaluation data": (
+        {"evaluation.tokens": "nowhere"},
+        "evaluation.tokens='nowhere' cannot be used by evaluator likelihood: neither nowhere",
+    ),
+    "no vision tokenizer": (
+        {"evaluation.vision_tokenizer": "nowhere"},
+        "evaluation.vision_tokenizer='nowhere' cannot be used",
+    ),
+    "the very first step": ({"run.steps": "4", "run.accumulation": "3"}, "run.accumulation=3"),
+}
+
+
+@pytest.fixture(scope="module")
+def attempts(tmp_path_factory):
+    """(message, {file: hash}) after: a run, each refused attempt to resume it, a good one; and
+    after two refused runs in fresh directories."""
+    folder = tmp_path_factory.mktemp("command")
+    tokens = write_dataset(folder / "tokens", [image_record(i) for i in range(8)])
+    config = folder / "config.py"
+    config.write_text(CONFIG.format(tokens=str(tokens)))
+    run = str(folder / "run")
+    plan = [(run, {}), *((run, changes) for changes, _ in REFUSED.values())]
+    plan += [(run, {"run.steps": "3"})]
+    plan += [(str(folder / "new"), REFUSED[name][0]) for name in ("a mesh", "no evaluation data")]
+    done = subprocess.run(
+        [sys.executable, "-c", ATTEMPTS, str(config), json.dumps(plan)],
+        cwd=pathlib.Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ
+        | {"JAX_NUM_CPU_DEVICES": "1"}
+        | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir},
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("attempt ")]
+    found = [json.loads(line.removeprefix("attempt ")) for line in lines]
+    return dict(zip(["run", *REFUSED, "resumed", "mesh", "data"], found, strict=True))
+
+
+def test_a_run_leaves_what_it_promises(attempts):
+    message, files = attempts["run"]
+    names = {pathlib.Path(name).name for name in files}
+    assert not message
+    assert {"config.json", "vocab.json", "bundle.json", "metrics.jsonl", "checkpoints"} <= names
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refused_resume_leaves_the_directory_as_it_was(attempts, name):
+    message, files = attempts[name]
+    assert re.search(REFUSED[name][1], message)
+    assert files == attempts["run"][1]
+
+
+def test_a_resume_that_goes_writes_its_config(attempts):
+    message, files = attempts["resumed"]
+    assert not message
+    (config,) = (pathlib.Path(name) for name in files if name.endswith("config.json"))
+    assert config_lib.read_config(config.parent).run.steps == 3
+
+
+@pytest.mark.parametrize("name", ["mesh", "data"])
+def test_a_refused_first_run_makes_no_directory(attempts, name):
+    message, files = attempts[name]
+    assert message and not files
+
+
+def test_a_config_that_does_not_fit_on_the_disk_leaves_no_part(tmp_path, monkeypatch):
+    real = pathlib.Path.write_text
+
+    def full_disk(self, text, **options):
+        real(self, text[:10], **options)
+        raise OSError(28, "No space left on device")
+
+    config = config_lib.ml_collections.ConfigDict(dict(text="long enough"))
+    config_lib.save_config(config, tmp_path)
+    monkeypatch.setattr(pathlib.Path, "write_text", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        config_lib.save_config(config, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

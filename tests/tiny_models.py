@@ -1,0 +1,61 @@
+"""Directories of tiny random models, for the tests of generation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from emu3_jax import vocab as vocab_lib
+from emu3_jax.data import media
+from emu3_jax.data.records import vision_fingerprint
+from emu3_jax.generate.sampling import Sampling
+from emu3_jax.interop import bundle as bundle_lib
+from emu3_jax.interop import vision_tokenizer
+from emu3_jax.models.transformer import Transformer, TransformerConfig
+from emu3_jax.models.vision_tokenizer import VisionTokenizer, VisionTokenizerConfig
+from emu3_jax.sequence import Grammar
+from emu3_jax.text import ByteTokenizer
+
+LIMITS = media.PixelLimits(min_pixels=4 * 4, max_pixels=8 * 8, spatial_factor=2)
+GUIDED = Sampling(guidance=2.0, top_k=20, seed=4)
+
+
+def random_weights(module, example, scale):
+    """Normal weights without compiling an initialisation; vectors, such as norms, are near 1."""
+    rng = np.random.default_rng(0)
+    shapes = nn.meta.unbox(jax.eval_shape(module.init, jax.random.key(0), example))
+    return jax.tree.map(
+        lambda leaf: (scale * rng.normal(size=leaf.shape) if len(leaf.shape) > 1 else
+                      1 + 0.1 * rng.random(leaf.shape)).astype(np.float32),
+        shapes,
+    )  # fmt: skip
+
+
+def save_vision_tokenizer(path, codebook_size=32):
+    """Writes a vision tokenizer of spatial factor 2."""
+    config = VisionTokenizerConfig(
+        codebook_size=codebook_size, ch=4, ch_mult=(1, 1), num_res_blocks=1, norm_groups=2,
+        attn_resolutions=(),
+    )  # fmt: skip
+    variables = random_weights(VisionTokenizer(config), jnp.zeros((1, 4, 4, 3)), 1.0)
+    vision_tokenizer.save(path, config, variables)
+
+
+def language_model(vocab, hidden=16):
+    """A transformer of one layer, and its weights."""
+    model = Transformer(TransformerConfig(vocab.size, hidden, 24, 1, 2, 1, hidden // 2))
+    return model, random_weights(model, jnp.zeros((1, 4), jnp.int32), 0.5)
+
+
+def save_models(root):
+    """Writes root/vision and root/language, a model trained with it, so to speak."""
+    save_vision_tokenizer(root / "vision")
+    fingerprint = vision_fingerprint(*vision_tokenizer.load(root / "vision"))
+    vocab = vocab_lib.small(256, 32)
+    model, weights = language_model(vocab)
+    bundle = bundle_lib.Bundle(
+        model, weights, vocab, Grammar(vocab, ByteTokenizer()),
+        vision_fingerprint=fingerprint, max_context=200,
+    )  # fmt: skip
+    bundle_lib.save_bundle(root / "language", bundle)
+    return root
