@@ -152,7 +152,7 @@ def open_mixture(
     records for its task, or of whose documents not even the shortest fits into `seq_len`.
     """
     check_names(entries)
-    vision_tokenizer_of(entries)
+    vision_tokenizer_of(entries)  # raises where there are two
     datasets = []
     for index, entry in enumerate(entries):
         opened = open_dataset(entry.dataset, grammar)
