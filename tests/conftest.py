@@ -12,6 +12,7 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
 os.environ["XLA_FLAGS"] = " ".join(FLAGS)
 
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update(
@@ -23,3 +24,32 @@ jax.config.update(
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
+
+
+@pytest.fixture(scope="session")
+def tiny_directories(tmp_path_factory):
+    """A folder with language/ and vision/, tiny random models; to be read only."""
+    from tiny_models import save_models
+
+    return save_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_directories):
+    """Both models of `tiny_directories`, on the device."""
+    from emu3_jax.interop import bundle
+
+    folders = (tiny_directories / "language", tiny_directories / "vision")
+    return bundle.place(bundle.load_bundle(*folders), None)
+
+
+@pytest.fixture
+def tiny_runner(tiny_bundle, tmp_path):
+    """A generation job's runner that writes to tmp_path/out."""
+    from tiny_models import LIMITS
+
+    from emu3_jax.generate import tasks
+    from emu3_jax.generate.job import Runner
+
+    about = {"model": "m", "vision_tokenizer": "v"}
+    return Runner(tiny_bundle, tmp_path / "out", LIMITS, tasks.Options(), about)

@@ -9,61 +9,43 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image as Picture
-from tiny_models import GUIDED, LIMITS, save_models
+from tiny_models import GUIDED, LIMITS
 
 from emu3_jax.data import media
 from emu3_jax.generate import job as job_lib
 from emu3_jax.generate import pixels, tasks
-from emu3_jax.generate.job import Job, JobError, Runner
+from emu3_jax.generate.job import Job, JobError
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.interop import bundle as bundle_lib
 from emu3_jax.interop import vision_tokenizer
 
 
-@pytest.fixture(scope="module")
-def directories(tmp_path_factory):
-    return save_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def bundle(directories):
-    return bundle_lib.place(
-        bundle_lib.load_bundle(directories / "language", directories / "vision"), None
-    )
-
-
-@pytest.fixture
-def runner(bundle, tmp_path):
-    about = {"model": "m", "vision_tokenizer": "v"}
-    return Runner(bundle, tmp_path / "out", LIMITS, tasks.Options(), about)
-
-
-def test_a_bundle_survives_its_directory(directories, bundle, tmp_path):
-    bundle_lib.save_bundle(tmp_path / "again", bundle)
-    bundle_lib.save_bundle(tmp_path / "again", bundle)
+def test_a_bundle_survives_its_directory(tiny_directories, tiny_bundle, tmp_path):
+    bundle_lib.save_bundle(tmp_path / "again", tiny_bundle)
+    bundle_lib.save_bundle(tmp_path / "again", tiny_bundle)
     again = bundle_lib.load_bundle(tmp_path / "again")
-    assert again.vocab == bundle.vocab and again.max_context == 200
-    assert again.grammar.video_format == bundle.grammar.video_format
-    jax.tree.map(np.testing.assert_array_equal, again.variables, bundle.variables)
+    assert again.vocab == tiny_bundle.vocab and again.max_context == 200
+    assert again.grammar.video_format == tiny_bundle.grammar.video_format
+    jax.tree.map(np.testing.assert_array_equal, again.variables, tiny_bundle.variables)
     assert [p.name for p in tmp_path.iterdir()] == ["again"]
 
 
-def test_directories_that_do_not_fit_are_refused(directories, tmp_path):
+def test_directories_that_do_not_fit_are_refused(tiny_directories, tmp_path):
     with pytest.raises(ValueError, match="no directory"):
         bundle_lib.load_bundle(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="config.json cannot be read"):
         bundle_lib.load_bundle(tmp_path)
-    config, variables = vision_tokenizer.load(directories / "vision")
+    config, variables = vision_tokenizer.load(tiny_directories / "vision")
     variables["params"]["quantize"]["embedding"] += 1
     vision_tokenizer.save(tmp_path / "other", config, variables)
     with pytest.raises(ValueError, match="fingerprint .* was trained with"):
-        bundle_lib.load_bundle(directories / "language", tmp_path / "other")
+        bundle_lib.load_bundle(tiny_directories / "language", tmp_path / "other")
 
 
-def test_a_picture_can_be_made_again_from_its_metadata(runner):
+def test_a_picture_can_be_made_again_from_its_metadata(tiny_runner):
     job = Job("text_to_image", ("a cat", "a dog"), sizes=((2, 3),), samples=2, sampling=GUIDED,
               negative_prompt="bad")  # fmt: skip
-    files = runner.run(job, say=lambda line: None)
+    files = tiny_runner.run(job, say=lambda line: None)
     assert [f.name for f in files] == [f"image_0000{i}.png" for i in range(4)]
     original = np.asarray(Picture.open(files[2]))
     assert original.shape == (4, 6, 3)
@@ -78,14 +60,14 @@ def test_a_picture_can_be_made_again_from_its_metadata(runner):
         negative_prompt=stored["negative_prompt"],
     )
     files[2].unlink()
-    (file,) = runner.run(again, say=lambda line: None)
+    (file,) = tiny_runner.run(again, say=lambda line: None)
     np.testing.assert_array_equal(np.asarray(Picture.open(file)), original)
     assert len({f.read_bytes() for f in files}) == 4
 
 
-def test_a_clip_is_drawn_and_read(runner):
+def test_a_clip_is_drawn_and_read(tiny_runner):
     job = Job("text_to_video", ("wave",), sizes=((2, 2, 2),), fps=4.0)
-    webp, mp4, settings = runner.run(job, say=lambda line: None)
+    webp, mp4, settings = tiny_runner.run(job, say=lambda line: None)
     for file in (webp, mp4):
         frames, fps, seconds = media.read_video(file)
         assert frames.shape == (8, 4, 4, 3) and fps == pytest.approx(4) and seconds == 2
@@ -94,12 +76,12 @@ def test_a_clip_is_drawn_and_read(runner):
     job = Job(
         "video_to_text", ("What?",), (str(webp),), sampling=Sampling(temperature=0), max_new=5
     )
-    (file,) = runner.run(job, say=lambda line: None)
+    (file,) = tiny_runner.run(job, say=lambda line: None)
     line = json.loads(file.read_text())
     assert line["size"] == "2x2x2" and line["question"] == "What?" and isinstance(line["text"], str)
 
 
-def test_texts_equal_the_library_call(runner, bundle, tmp_path):
+def test_texts_equal_the_library_call(tiny_runner, tiny_bundle, tmp_path):
     rng = np.random.default_rng(0)
     names = []
     for i, shape in enumerate([(4, 6, 3), (6, 4, 3)]):
@@ -107,33 +89,33 @@ def test_texts_equal_the_library_call(runner, bundle, tmp_path):
         media.write_png(names[-1], rng.integers(0, 255, shape, dtype=np.uint8))
     greedy = Sampling(temperature=0)
     job = Job("image_to_text", (), tuple(names), sampling=greedy, max_new=6)
-    (file,) = runner.run(job, say=lambda line: None)
+    (file,) = tiny_runner.run(job, say=lambda line: None)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    codes = pixels.encode(bundle, [media.read_image(name) for name in names], LIMITS)
+    codes = pixels.encode(tiny_bundle, [media.read_image(name) for name in names], LIMITS)
     assert [c.shape for c in codes] == [(2, 3), (3, 2)]
     options = tasks.Options(greedy, max_new=6)
-    assert [line["text"] for line in lines] == tasks.caption_images(bundle, codes, options)
+    assert [line["text"] for line in lines] == tasks.caption_images(tiny_bundle, codes, options)
     pieces = ["", ""]
 
     def stream(place, piece):
         pieces[place] += piece
 
     streaming = dataclasses.replace(options, stream=stream)
-    assert tasks.caption_images(bundle, codes, streaming) == pieces
+    assert tasks.caption_images(tiny_bundle, codes, streaming) == pieces
     assert pieces == [line["text"] for line in lines]
     chat = Job("image_to_text", ("Who?",), (names[0],), sampling=greedy, chat=True, max_new=6)
-    runner.run(chat, say=lambda line: None)
+    tiny_runner.run(chat, say=lambda line: None)
     assert json.loads(file.read_text())["chat"] is True
 
 
-def test_codes_of_drawing_calls(bundle):
-    codes = tasks.text_to_image(bundle, ["a", "b", "c"], 2, 3, tasks.Options(batch_size=2))
+def test_codes_of_drawing_calls(tiny_bundle):
+    codes = tasks.text_to_image(tiny_bundle, ["a", "b", "c"], 2, 3, tasks.Options(batch_size=2))
     assert codes.shape == (3, 2, 3) and codes.min() >= 0 and codes.max() < 32
-    clips = tasks.text_to_video(bundle, ["a"], 2, 2, 3, 8.0, 1.0)
+    clips = tasks.text_to_video(tiny_bundle, ["a"], 2, 2, 3, 8.0, 1.0)
     assert clips.shape == (1, 2, 2, 3)
-    assert tasks.text_to_image(bundle, [], 2, 3).shape == (0, 2, 3)
+    assert tasks.text_to_image(tiny_bundle, [], 2, 3).shape == (0, 2, 3)
     with pytest.raises(ValueError, match="context of 200"):
-        tasks.text_to_image(bundle, ["a"], 20, 20)
+        tasks.text_to_image(tiny_bundle, ["a"], 20, 20)
 
 
 @pytest.mark.parametrize(
@@ -194,10 +176,10 @@ def command(*arguments):
     )  # fmt: skip
 
 
-def test_the_command_line(directories, tmp_path):
+def test_the_command_line(tiny_directories, tmp_path):
     common = [
-        f"--model={directories / 'language'}",
-        f"--vision_tokenizer={directories / 'vision'}",
+        f"--model={tiny_directories / 'language'}",
+        f"--vision_tokenizer={tiny_directories / 'vision'}",
         f"--output={tmp_path / 'out'}",
     ]
     done = command(*common, "--task=text_to_image", "--prompt=a cat", "--size=2x2", "--samples=2")

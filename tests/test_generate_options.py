@@ -12,84 +12,65 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image as Picture
-from tiny_models import GUIDED, LIMITS, language_model, save_models, save_vision_tokenizer
+from tiny_models import GUIDED, LIMITS, language_model, save_vision_tokenizer
 
 from emu3_jax import vocab as vocab_lib
 from emu3_jax.data import media, vision_codec
 from emu3_jax.evaluate import loading
 from emu3_jax.generate import job as job_lib
 from emu3_jax.generate import pixels, tasks
-from emu3_jax.generate.job import Job, Runner
+from emu3_jax.generate.job import Job
 from emu3_jax.generate.sampling import Sampling
-from emu3_jax.interop import bundle as bundle_lib
 from emu3_jax.interop import language_model as language_files
 from emu3_jax.sequence import Grammar
 
 SIZES = ((2, 3), (2, 10), (12, 3), (3, 2))
 
 
-@pytest.fixture(scope="module")
-def directories(tmp_path_factory):
-    return save_models(tmp_path_factory.mktemp("models"))
-
-
-@pytest.fixture(scope="module")
-def bundle(directories):
-    return bundle_lib.place(
-        bundle_lib.load_bundle(directories / "language", directories / "vision"), None
-    )
-
-
-@pytest.fixture
-def runner(bundle, tmp_path):
-    about = {"model": "m", "vision_tokenizer": "v"}
-    return Runner(bundle, tmp_path / "out", LIMITS, tasks.Options(), about)
-
-
 def quiet(line):
     del line
 
 
-def test_pictures_of_several_sizes_share_a_batch_and_do_not_feel_it(bundle):
+def test_pictures_of_several_sizes_share_a_batch_and_do_not_feel_it(tiny_bundle):
     batches = []
     options = tasks.Options(GUIDED, negative_prompt="bad", progress=batches.append)
     captions = ["a", "a longer caption", "b", "c"]
-    together = tasks.draw_pictures(bundle, captions, SIZES, options)
+    together = tasks.draw_pictures(tiny_bundle, captions, SIZES, options)
     assert "4 requests" in batches[0] and len(batches) == 2
     assert [codes.shape for codes in together] == list(SIZES)
     for number, (caption, size) in enumerate(zip(captions, SIZES, strict=True)):
         alone = dataclasses.replace(options, first=number)
-        (codes,) = tasks.text_to_image(bundle, [caption], *size, alone)
+        (codes,) = tasks.text_to_image(tiny_bundle, [caption], *size, alone)
         np.testing.assert_array_equal(codes, together[number])
 
 
-def test_clips_of_several_lengths_share_a_batch(bundle):
+def test_clips_of_several_lengths_share_a_batch(tiny_bundle):
     sizes = [(1, 2, 3), (3, 2, 2)]
     seconds = {1: 0.5, 3: 1.5}
-    together = tasks.draw_clips(bundle, ["a", "b"], sizes, 8.0, seconds, tasks.Options(GUIDED))
+    together = tasks.draw_clips(tiny_bundle, ["a", "b"], sizes, 8.0, seconds, tasks.Options(GUIDED))
     for number, size in enumerate(sizes):
         alone = tasks.Options(GUIDED, first=number)
         caption = "ab"[number]
-        (codes,) = tasks.text_to_video(bundle, [caption], *size, 8.0, seconds[size[0]], alone)
+        (codes,) = tasks.text_to_video(tiny_bundle, [caption], *size, 8.0, seconds[size[0]], alone)
         np.testing.assert_array_equal(codes, together[number])
 
 
-def test_attended_padding_reaches_the_shorter_of_two_sizes(bundle):
+def test_attended_padding_reaches_the_shorter_of_two_sizes(tiny_bundle):
     # "2*3" is one token shorter than "2*10", so only its negative prompt is padded.
     sampling = Sampling(guidance=6.0, seed=1, attend_negative_padding=True)
     sizes = [(2, 3), (2, 10)] * 8
     official_way, masked = (
-        tasks.draw_pictures(bundle, ["a"] * 16, sizes, tasks.Options(chosen))
+        tasks.draw_pictures(tiny_bundle, ["a"] * 16, sizes, tasks.Options(chosen))
         for chosen in (sampling, dataclasses.replace(sampling, attend_negative_padding=False))
     )
     same = [np.array_equal(a, b) for a, b in zip(official_way, masked, strict=True)]
     assert all(same[1::2]) and not all(same[::2])
 
 
-def test_one_prompt_takes_all_sizes_and_each_is_written_down(runner):
+def test_one_prompt_takes_all_sizes_and_each_is_written_down(tiny_runner):
     job = Job("text_to_image", ("a",), sizes=((1, 2), (3, 1)), samples=2)
     assert job.drawings == [("a", (1, 2))] * 2 + [("a", (3, 1))] * 2
-    files = runner.run(job, quiet)
+    files = tiny_runner.run(job, quiet)
     stored = [json.loads(Picture.open(file).text[job_lib.METADATA_KEY]) for file in files]
     assert [s["size"] for s in stored] == ["1x2", "1x2", "3x1", "3x1"]
     assert [Picture.open(file).size for file in files] == [(4, 2)] * 2 + [(2, 6)] * 2
@@ -99,65 +80,66 @@ def test_one_prompt_takes_all_sizes_and_each_is_written_down(runner):
     assert one.drawings == [("a", (1, 2)), ("b", (1, 2))]
 
 
-def test_what_decides_an_answer_is_written_beside_it(runner, bundle, tmp_path):
+def test_what_decides_an_answer_is_written_beside_it(tiny_runner, tiny_bundle, tmp_path):
     media.write_png(tmp_path / "x.png", np.zeros((4, 4, 3), np.uint8))
     job = Job(
         "image_to_text", media=(str(tmp_path / "x.png"),), sampling=Sampling(temperature=0),
         max_new=3,
     )  # fmt: skip
-    (file,) = runner.run(job, quiet)
+    (file,) = tiny_runner.run(job, quiet)
     line = json.loads(file.read_text())
     assert (line["max_new"], line["min_pixels"], line["max_pixels"]) == (3, 16, 64)
     assert line["special_names"] is False and line["dtype"] == "float32"
     assert line["whole_vocabulary"] is False
 
-    grammar = Grammar(bundle.vocab, bundle.grammar.tokenizer)
+    grammar = Grammar(tiny_bundle.vocab, tiny_bundle.grammar.tokenizer)
     grammar.special_names = True  # only the released vocabulary has such names
-    grammar.text_ids = bundle.grammar.text_ids
-    changed = dataclasses.replace(runner, bundle=dataclasses.replace(bundle, grammar=grammar))
+    grammar.text_ids = tiny_bundle.grammar.text_ids
+    trusting = dataclasses.replace(tiny_bundle, grammar=grammar)
+    changed = dataclasses.replace(tiny_runner, bundle=trusting)
     (file,) = changed.run(Job("text_to_image", ("a",), sizes=((1, 1),)), quiet)
     assert json.loads(Picture.open(file).text[job_lib.METADATA_KEY])["special_names"] is True
 
 
 @pytest.mark.parametrize("clips", vision_codec.CLIPS)
-def test_clips_are_coded_as_asked(runner, bundle, tmp_path, clips):
-    tokenizer = (bundle.vision, bundle.vision_variables)
+def test_clips_are_coded_as_asked(tiny_runner, tiny_bundle, tmp_path, clips):
+    tokenizer = (tiny_bundle.vision, tiny_bundle.vision_variables)
     drawing = Job("text_to_video", ("wave",), sizes=((2, 2, 2),), fps=4.0, clips=clips)
-    webp, _, settings = runner.run(drawing, quiet)
+    webp, _, settings = tiny_runner.run(drawing, quiet)
     options = tasks.Options(drawing.sampling)
-    codes = tasks.text_to_video(bundle, ["wave"], 2, 2, 2, 4.0, 2.0, options)
+    codes = tasks.text_to_video(tiny_bundle, ["wave"], 2, 2, 2, 4.0, 2.0, options)
     frames, _, _ = media.read_video(webp)
     np.testing.assert_array_equal(frames, vision_codec.decode(tokenizer, codes, 1, clips)[0])
     stored = json.loads(settings.read_text())
     assert (stored["clips"], stored["video_format"]) == (clips, "paper")
 
     reading = Job("video_to_text", media=(str(webp),), clips=clips)
-    (block,) = runner._read(reading)
+    (block,) = tiny_runner._read(reading)
     np.testing.assert_array_equal(
         block.codes, vision_codec.encode(tokenizer, [frames], 1, clips)[0]
     )
 
 
-def test_the_two_ways_of_coding_clips_differ(bundle):
-    tokenizer = (bundle.vision, bundle.vision_variables)
+def test_the_two_ways_of_coding_clips_differ(tiny_bundle):
+    tokenizer = (tiny_bundle.vision, tiny_bundle.vision_variables)
     frames = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3), dtype=np.uint8)
     causal, independent = (
-        pixels.encode(bundle, [frames], LIMITS, clips)[0] for clips in vision_codec.CLIPS
+        pixels.encode(tiny_bundle, [frames], LIMITS, clips)[0] for clips in vision_codec.CLIPS
     )
     first_alone = vision_codec.encode(tokenizer, [frames[:4]], 1)[0]
     np.testing.assert_array_equal(independent[:1], first_alone)
     assert (causal != independent).any()
 
 
-def test_a_directory_is_loaded_in_the_type_asked_for(directories, monkeypatch):
-    whole, _ = loading.load_model(directories / "language")
+def test_a_directory_is_loaded_in_the_type_asked_for(tiny_directories, monkeypatch):
+    whole, _ = loading.load_model(tiny_directories / "language")
     assert whole.model.config.dtype == "float32"
 
     def never(*arguments):
         raise AssertionError("the host holds all weights at once")
 
     monkeypatch.setattr(language_files, "_OnHost", never)
-    small, _ = loading.load_model(directories / "language", dtype="bfloat16")
+    small, _ = loading.load_model(tiny_directories / "language", dtype="bfloat16")
     assert small.model.config.dtype == small.model.config.param_dtype == "bfloat16"
     for weight, exact in zip(
         jax.tree.leaves(small.variables), jax.tree.leaves(whole.variables), strict=True
@@ -168,13 +150,15 @@ def test_a_directory_is_loaded_in_the_type_asked_for(directories, monkeypatch):
     assert logits.dtype == "float32"
 
 
-def test_a_run_is_loaded_in_its_own_type_or_the_one_asked_for(directories, monkeypatch, tmp_path):
-    whole, _ = loading.load_model(directories / "language")
+def test_a_run_is_loaded_in_its_own_type_or_the_one_asked_for(
+    tiny_directories, monkeypatch, tmp_path
+):
+    whole, _ = loading.load_model(tiny_directories / "language")
     sizes = dataclasses.asdict(whole.model.config) | {"dtype": "bfloat16"}
     run = ConfigDict({"task": "pretrain", "model": sizes})
     restored = (run, whole.variables["params"], {}, 7)
     monkeypatch.setattr(loading, "restore_for_evaluation", lambda path, step: restored)
-    shutil.copytree(directories / "language", tmp_path / "run")
+    shutil.copytree(tiny_directories / "language", tmp_path / "run")
     (tmp_path / "run" / "checkpoints").mkdir()
     own, label = loading.load_model(tmp_path / "run")
     assert label.endswith("run at step 7")
@@ -232,9 +216,10 @@ def test_the_command_line_on_released_weights(released_directory, tmp_path):
     assert Picture.open(tmp_path / "image_00000.png").size == (8, 8)
 
 
-def test_a_model_that_states_its_video_format_keeps_it(directories, tmp_path):
+def test_a_model_that_states_its_video_format_keeps_it(tiny_directories, tmp_path):
     done = command(
-        f"--model={directories / 'language'}", f"--vision_tokenizer={directories / 'vision'}",
+        f"--model={tiny_directories / 'language'}",
+        f"--vision_tokenizer={tiny_directories / 'vision'}",
         f"--output={tmp_path}", "--task=text_to_video", "--prompt=a", "--size=1x2x2", "--fps=8",
         "--video_format=univla",
     )  # fmt: skip
