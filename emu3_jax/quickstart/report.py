@@ -31,7 +31,7 @@ from emu3_jax.evaluate.report import (
 from emu3_jax.interop import language_model
 from emu3_jax.models.transformer import TransformerConfig, count_parameters
 from emu3_jax.quickstart import runner
-from emu3_jax.quickstart.stages import Plan
+from emu3_jax.quickstart.stages import DRAWING, Plan
 from emu3_jax.text import load_text_tokenizer
 from emu3_jax.train.metrics import read_metrics
 
@@ -103,7 +103,8 @@ class Gathered:
         """Everything one model made."""
         text = (
             "Held-out items, chosen at even distances before any model was looked at. Drawn from "
-            "the caption alone, with guidance 3 and seed 0, the first try; the real one beside it."
+            "the caption alone, the first try; the real one beside it. "
+            f"Settings: {' '.join(DRAWING)}, seed 0."
         )
         return Samples(
             TITLES[model], text, self.drawn(model, "pictures"), self.drawn(model, "clips"),
