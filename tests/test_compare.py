@@ -42,6 +42,20 @@ def test_table_and_plot(runs, tmp_path):
     assert {"base", "no_dropout", "Text tokens, validation"} <= set(words)
 
 
+def test_mixtures_are_compared_entry_by_entry(tmp_path):
+    draw, read = {"task": "text_to_image", "weight": 4.0}, {"task": "image_to_text", "weight": 3.0}
+    for name, mixture in (("both", [draw, read]), ("one", [draw | {"weight": 2.0}])):
+        write_run(tmp_path / name, 0.1, 2.0)
+        (tmp_path / name / "config.json").write_text(json.dumps({"data": {"mixture": mixture}}))
+    runs = [compare.read_run(tmp_path / name) for name in ("both", "one")]
+    assert compare.differences(runs) == {
+        "data.mixture[0].weight": [4.0, 2.0],
+        "data.mixture[1].task": ["image_to_text", None],
+        "data.mixture[1].weight": [3.0, None],
+    }
+    assert "| `data.mixture[1].weight` | `3.0` | – |" in compare.markdown(runs)
+
+
 def test_runs_without_validation_are_compared_by_training_loss(tmp_path):
     for name in ("a", "b"):
         write_run(tmp_path / name, 0.1, 2.0, validation=False)

@@ -3,7 +3,10 @@
 Hypothesis: captions get worse, since nine of ten tokens are visual; pictures gain little.
 
   python -m emu3_jax.train --config=configs/ablations/vision_weight_one.py \
-    --workdir=runs/ablations/vision_weight_one
+    --workdir=runs/ablations/vision_weight_one --config.run.steps=1500
+
+Observed (1,500 steps): validation 4.71 nats a code of a picture against 4.75, text 3.00 against 2.99;
+tones 47 % against 58 %, persons 4 % against 8 %.
 """
 
 from ml_collections import ConfigDict

@@ -66,8 +66,26 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     values = {}
     for key in keys:
         base = next(found[key][0] for found in pairs if key in found)
-        values[key] = [found[key][1] if key in found else base for found in pairs]
+        row = [found[key][1] if key in found else base for found in pairs]
+        values |= _inside(key, row)
     return values
+
+
+def _inside(key: str, row: Sequence[Any]) -> dict[str, list[Any]]:
+    """Lists of sections, such as a mixture, field by field; None where a run has no such entry."""
+    if not all(_is_sections(value) for value in row):
+        return {key: list(row)}
+    fields = [
+        {f"{key}[{i}].{name}": x for i, entry in enumerate(value) for name, x in entry.items()}
+        for value in row
+    ]
+    names = sorted(set().union(*fields))
+    rows = {name: [own.get(name) for own in fields] for name in names}
+    return {name: values for name, values in rows.items() if values.count(values[0]) < len(values)}
+
+
+def _is_sections(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(entry, Mapping) for entry in value)
 
 
 def figures(runs: Sequence[Run]) -> dict[str, list[float | None]]:
@@ -93,7 +111,7 @@ def markdown(runs: Sequence[Run]) -> str:
     parts = ["## What differs\n"]
     changed = differences(runs)
     if changed:
-        rows = [[f"`{key}`", *(f"`{v}`" for v in values)] for key, values in changed.items()]
+        rows = [[f"`{key}`", *map(_setting, values)] for key, values in changed.items()]
         parts.append(_table(["key", *names], rows))
     else:
         parts.append("The configs are the same.\n")
@@ -155,6 +173,10 @@ def _mean_of_last(run: Run, key: str) -> float | None:
 def _median(run: Run, key: str) -> float | None:
     values = _values(run, key)
     return statistics.median(values) if values else None
+
+
+def _setting(value: Any) -> str:
+    return "–" if value is None else f"`{value}`"
 
 
 def _number(value: float | None) -> str:
