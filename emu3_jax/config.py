@@ -18,6 +18,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import ml_collections
+from etils import epath
 
 T = TypeVar("T")
 
@@ -175,12 +176,12 @@ def _from_text(text: str, old: Any) -> Any:
 
 def save_config(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None:
     """Writes the resolved config to workdir/config.json, whole or not at all."""
-    path = pathlib.Path(workdir) / CONFIG_FILE
+    path = epath.Path(workdir) / CONFIG_FILE
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     text = config.to_json_best_effort(indent=1, sort_keys=True) + "\n"
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -188,11 +189,11 @@ def save_config(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -
 
 def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
     """Reads workdir/config.json back → locked ConfigDict."""
-    path = pathlib.Path(workdir) / CONFIG_FILE
+    path = epath.Path(workdir) / CONFIG_FILE
     if not path.is_file():
         raise ConfigError(f"{workdir} is not a run directory: it has no {CONFIG_FILE}")
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text())
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON ({error})") from error
     return ml_collections.ConfigDict(values).lock()

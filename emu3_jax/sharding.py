@@ -10,6 +10,7 @@ import math
 
 import flax.linen as nn
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp", "context", "tensor")
@@ -80,10 +81,34 @@ class MeshConfig:
 
 
 def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
-    """Mesh over `devices` (default: all of them), axes AXES, to be used with `jax.set_mesh`."""
+    """Mesh over `devices` (default: all of them), axes AXES, to be used with `jax.set_mesh`.
+
+    Where the devices are several TPU slices, `data` runs over the slices first: between them the
+    network is slow, and `data` is the axis that needs it least, once a step.
+
+    Raises:
+        ValueError: sizes that do not make the number of devices, or `data` not a multiple of the
+            slices.
+    """
     devices = jax.devices() if devices is None else list(devices)
     sizes = config.sizes(len(devices))
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    if slices > 1:
+        data, *inside = sizes
+        if data % slices:
+            raise ValueError(
+                f"mesh.data={data} must be a multiple of the {slices} slices: of all axes only "
+                "data may cross the network between slices"
+            )
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (data // slices, *inside),
+            (slices, 1, 1, 1),
+            devices,
+            allow_split_physical_axes=True,
+        )
+    else:
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def mesh_axes(logical: str) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from etils import epath
 from ml_collections import ConfigDict
 from toy_task import ToyTask, assert_same_trees, run_config
 
@@ -25,7 +26,7 @@ from emu3_jax.train.checkpoint import (
     restore_for_evaluation,
 )
 from emu3_jax.train.loop import train
-from emu3_jax.train.metrics import MetricsWriter
+from emu3_jax.train.metrics import MetricsWriter, read_metrics
 from emu3_jax.train.state import abstract_state, init_state
 
 KEY = jax.random.key(0)
@@ -71,6 +72,40 @@ def test_what_is_saved_comes_back_in_its_shards(tmp_path):
 def test_retention(tmp_path):
     _saved(tmp_path, 2, 4, 6, 8, 10, config=CheckpointConfig(keep=2, keep_every=4))
     assert _steps(tmp_path) == [4, 8, 10]
+
+
+def _saved_with_scores(workdir, scores, **settings):
+    config = CheckpointConfig(keep=1, best_metric="psnr", **settings)
+    checkpoints = Checkpoints(workdir, config)
+    for step, score in scores.items():
+        checkpoints.save(step, _state(step), {}, wait=True)
+        # An evaluation comes after the save, and not at every one.
+        checkpoints.note(step, {} if score is None else {"psnr": score, "loss": 0.0})
+    checkpoints.close()
+    return _steps(workdir)
+
+
+def test_the_best_by_a_metric_are_kept(tmp_path):
+    scores = {2: 20.0, 4: None, 6: 23.0, 8: float("nan"), 10: 21.0, 12: 22.0, 14: None}
+    found = _saved_with_scores(tmp_path / "max", scores, best_mode="max", keep_best=2)
+    assert found == [6, 12, 14]
+    assert _saved_with_scores(tmp_path / "min", scores) == [2, 14]
+
+
+def test_the_best_of_an_earlier_start_is_kept(tmp_path):
+    class Score:
+        every = 2
+
+        def __call__(self, step, state, writer):
+            return {"psnr": {2: 30.0, 4: 10.0}.get(step, 20.0 + step / 100)}
+
+    for steps in (4, 10):
+        run = run_config(
+            steps=steps,
+            checkpoint=CheckpointConfig(every=2, keep=1, best_metric="psnr", best_mode="max"),
+        )
+        train(ToyTask(), run, tmp_path, callbacks=[Score()])
+    assert _steps(tmp_path) == [2, 10]
 
 
 def test_saving_a_step_twice_is_no_error(tmp_path):
@@ -242,10 +277,40 @@ def test_evaluation_of_what_is_no_finished_run(tmp_path):
         restore_for_evaluation(tmp_path, step=4)
 
 
-@pytest.mark.parametrize("changes", [dict(every=0), dict(keep=0), dict(keep_every=-1)])
+@pytest.mark.parametrize(
+    "changes", [dict(every=0), dict(keep=0), dict(keep_every=-1), dict(best_mode="most")]
+)
 def test_bad_settings(changes):
     with pytest.raises(ValueError, match=f"checkpoint.{next(iter(changes))} must be"):
         CheckpointConfig(**changes)
+
+
+def test_a_path_of_etils_works_as_one_of_pathlib(tmp_path):
+    """What gs://bucket/run is turned into; here on a disk."""
+    workdir = epath.Path(tmp_path / "run")
+    run = run_config(steps=4, every=2)
+    save_config(ConfigDict(dict(task="toy")), workdir)
+    state = train(ToyTask(), run, workdir)
+    assert [row["step"] for row in read_metrics(workdir)] == [1, 2, 3, 4]
+    assert_same_trees(restore_for_evaluation(workdir)[1], state.params)
+    assert int(train(ToyTask(), run_config(steps=6), workdir).step) == 6
+
+
+def test_a_bucket_is_no_folder_of_this_machine():
+    """A relative path becomes absolute, as Orbax asks for; the name of a bucket stays as it is."""
+    assert str(checkpoint._folder("gs://bucket/run")) == "gs://bucket/run/checkpoints"
+    assert str(checkpoint._folder("runs/a")) == os.path.abspath("runs/a/checkpoints")
+
+
+def test_in_a_bucket_a_checkpoint_counts_when_its_last_file_is_there(tmp_path, monkeypatch):
+    """There a folder cannot be renamed when it is whole: it has its final name from the start."""
+    _saved(tmp_path, 3, 5)
+    folder = epath.Path(tmp_path / "checkpoints")
+    whole = {"3": True, "5": False}
+    monkeypatch.setattr(
+        checkpoint.ocp.utils, "is_checkpoint_finalized", lambda path: whole[path.name]
+    )
+    assert checkpoint._complete_steps(folder) == [3]
 
 
 def test_only_this_file_knows_the_checkpoint_library():

@@ -171,13 +171,14 @@ def test_a_save_that_fails_leaves_the_old_config(config_file, tmp_path, monkeypa
     config = load_config(str(config_file))
     save_config(config, tmp_path)
     before = (tmp_path / "config.json").read_text()
-    real = config_lib.pathlib.Path.write_text
+    kind = type(config_lib.epath.Path(tmp_path))
+    real = kind.write_text
 
     def full_disk(self, text, **options):
         real(self, text[:10], **options)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(config_lib.pathlib.Path, "write_text", full_disk)
+    monkeypatch.setattr(kind, "write_text", full_disk)
     config.text = "new"
     with pytest.raises(OSError, match="No space left"):
         save_config(config, tmp_path)

@@ -23,6 +23,7 @@ NEIGHBOURS = {
     ("command_line", "config"): "the command line reads configs",
     ("sequence", "text"): "documents hold text, which a tokenizer turns into ids",
     ("interop", "data"): "a saved model states the data it was made for",
+    ("aot", "tokenize"): "the program that is compiled is the one that tokenizing runs",
 }
 
 MAX_FILE_LINES = 350

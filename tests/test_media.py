@@ -96,6 +96,29 @@ def test_exif_orientation_turns_the_picture_upright():
     assert np.array_equal(found, np.rot90(pixels, k=-1))
 
 
+@pytest.mark.parametrize("mode, kind", [("RGB", "JPEG"), ("RGBA", "PNG"), ("I;16", "PNG")])
+def test_fitting_while_reading_is_resizing_what_was_read(mode, kind):
+    noise = np.random.default_rng(0).integers(0, 256, (40, 30, 4), np.uint8)
+    image = Image.fromarray(noise if mode == "RGBA" else noise[..., :3])
+    if mode == "I;16":
+        image = Image.fromarray(noise[..., 0].astype(np.uint16) * 257)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    content = encoded(image, kind, exif=exif)
+    asked = []
+
+    def fit(height, width):
+        asked.append((height, width))
+        return 24, 48
+
+    found = media.read_image(content, fit=fit)
+    assert asked == [(30, 40)]  # upright
+    np.testing.assert_array_equal(found, media.resize(media.read_image(content), 24, 48))
+    with pytest.raises(MediaError, match="too small: each side needs at least 64"):
+        limits = PixelLimits(spatial_factor=64)
+        media.read_image(content, fit=lambda h, w: media.smart_resize(h, w, limits))
+
+
 def test_transparency_is_laid_over_white():
     rgba = np.zeros((4, 4, 4), np.uint8)
     rgba[..., 3] = [0, 255, 128, 0]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import pathlib
 import struct
 import sys
 import types
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from emu3_jax.train import appending
 from emu3_jax.train import metrics as metrics_lib
 from emu3_jax.train.metrics import (
     Accumulator,
@@ -51,6 +53,50 @@ def test_a_resumed_run_supersedes_what_was_logged_after_its_checkpoint(tmp_path)
     _write(tmp_path, [(n, {"loss": n + 0.5}) for n in (4, 6)], start_step=3)
     rows = [(row["step"], row["loss"]) for row in read_metrics(tmp_path)]
     assert rows == [(1, 1.0), (2, 2.0), (3, 3.0), (4, 4.5), (6, 6.5)]
+
+
+def test_what_is_added_to_the_step_a_run_resumed_from_joins_its_row(tmp_path):
+    """An evaluation that was not there before comes first of all after a resume."""
+    _write(tmp_path, [(n, {"loss": float(n)}) for n in (4, 5, 6, 7)])
+    _write(tmp_path, [(5, {"psnr": 9.0}), (6, {"loss": 6.5})], start_step=5)
+    assert read_metrics(tmp_path) == [
+        {"step": 4, "loss": 4.0}, {"step": 5, "loss": 5.0, "psnr": 9.0}, {"step": 6, "loss": 6.5},
+    ]  # fmt: skip
+
+
+def test_going_back_within_a_run_supersedes_too(tmp_path):
+    writer = MetricsWriter(tmp_path, QUIET, {})
+    for step in (1, 2, 3):
+        writer.write(step, {"loss": float(step)})
+    writer.rewind(1)
+    writer.write(4, {"loss": 4.5})  # the next line that is due may be a later one
+    writer.close()
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 4]
+
+
+def test_a_writer_that_has_nothing_to_say_leaves_no_trace(tmp_path):
+    MetricsWriter(tmp_path / "run", LogConfig(), {}).close()
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_object_in_a_bucket_is_written_anew(tmp_path, monkeypatch):
+    """As in a bucket, with a clock; a folder called "gs:" stands for it."""
+    monkeypatch.setattr(appending.epath, "Path", lambda path: pathlib.Path(tmp_path, str(path)[5:]))
+    now = [1000.0]
+    monkeypatch.setattr(appending.time, "monotonic", lambda: now[0])
+    (tmp_path / "run").mkdir()
+
+    def content():
+        return [line["n"] for line in appending.read_lines("gs://run", "log")]
+
+    for begin in (0, 3):
+        lines = appending.AppendedLines("gs://run", "log")
+        for n in range(begin, begin + 3):
+            lines.append({"n": n})
+        assert content() == list(range(begin + 1))  # the others wait for a minute to pass
+        lines.close()
+        assert content() == list(range(begin + 3))
+        now[0] += 60
 
 
 def test_a_line_cut_by_a_kill_costs_itself_alone(tmp_path):
@@ -154,6 +200,13 @@ def test_utilisation_is_a_share_of_the_peak_where_it_is_known(monkeypatch):
     assert metrics_lib.mfu(197e12) == pytest.approx(0.5)
     device.device_kind = "cpu"
     assert metrics_lib.mfu(197e12) is None
+
+
+def test_memory_of_each_device_that_tells(monkeypatch):
+    tells = types.SimpleNamespace(id=4, memory_stats=lambda: {"peak_bytes_in_use": 3 << 30})
+    silent = types.SimpleNamespace(id=5, memory_stats=lambda: None)
+    monkeypatch.setattr(metrics_lib.jax, "local_devices", lambda: [tells, silent])
+    assert metrics_lib.memory() == {"memory/device_4_peak_gib": 3.0}
 
 
 def test_log_interval_must_be_positive():

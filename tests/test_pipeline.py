@@ -178,7 +178,7 @@ def test_batches_do_not_depend_on_workers_nor_on_a_stop(dataset):
     iterator = make_iterator(cfg, GRAMMAR)
     take(iterator, 5)
     state = json.dumps(iterator.get_state())
-    assert len(state) < 60 * ROWS
+    assert len(state) < 70 * ROWS
     with_workers = dataclasses.replace(cfg, workers=2)
     iterator = make_iterator(with_workers, GRAMMAR)
     iterator.set_state(json.loads(state))
@@ -204,6 +204,43 @@ def test_a_state_of_another_host_is_worked_out_again(dataset):
         assert_same(batch, {name: array[1:4] for name, array in wanted.items()})
     with pytest.raises(ValueError, match="sequence_length 128, this run has 64"):
         make_iterator(dataclasses.replace(cfg, sequence_length=64), GRAMMAR).set_state(state)
+
+
+def test_the_states_of_all_hosts_make_that_of_the_batch(dataset):
+    cfg = config(dataset)
+    whole = make_iterator(cfg, GRAMMAR)
+    take(whole, 5)
+    hosts = [make_iterator(cfg, GRAMMAR, range(first, first + 2)) for first in (0, 2)]
+    for host in hosts:
+        take(host, 5)
+    merged = hosts[0].merge_states([json.loads(json.dumps(host.get_state())) for host in hosts])
+    assert merged == json.loads(json.dumps(whole.get_state()))
+    assert [host.share for host in hosts] == [(0, 4), (2, 4)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [dict(sequence_length=64), dict(batch_size=2), dict(pack_window=3), dict(tasks={"text": 1})],
+    ids=str,
+)
+def test_a_run_with_other_data_goes_on_where_the_last_window_began(dataset, changes):
+    """Adapted on request only: no row goes back to what it has seen before its last window."""
+    old = make_iterator(config(dataset), GRAMMAR)
+    take(old, 11)
+    state = json.loads(json.dumps(old.get_state()))
+    new = make_iterator(config(dataset, **changes), GRAMMAR)
+    with pytest.raises(ValueError, match="the saved data position is of"):
+        new.set_state(state)
+    adapted = new.adapt_state(state)
+    new.set_state(adapted)
+    begins = [row[0] for row in state["rows"].values()]
+    rows = ROWS if "batch_size" not in changes else 2
+    mean = sum(begins) // 2
+    expected = begins if rows == ROWS else [mean, mean]
+    assert [row[:2] for row in adapted["rows"].values()] == [[begin, 0] for begin in expected]
+    assert min(begins) > 0 and new.get_state()["batch"] == 11
+    take(new, 2)
+    assert old.adapt_state(state) == state
 
 
 def test_codes_of_two_vision_tokenizers_do_not_meet(dataset, tmp_path):

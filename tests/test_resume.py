@@ -1,10 +1,12 @@
 """Real tasks that are stopped and resumed end in the state of the unbroken run, bit for bit."""
 
+import dataclasses
 import json
 import os
 import signal
 
 import numpy as np
+import pytest
 from test_records import text, write_dataset
 from test_train_pretrain import _task as pretrain_task
 from test_train_vision_tokenizer import MODEL, WEIGHTS
@@ -17,6 +19,7 @@ from emu3_jax.sequence import Image
 from emu3_jax.sharding import MeshConfig
 from emu3_jax.train.loop import train
 from emu3_jax.train.metrics import read_metrics
+from emu3_jax.train.pretrain import PretrainTask
 from emu3_jax.train.vision_tokenizer import USAGE, VisionLossConfig, VisionTokenizerTask
 
 STEPS = 5
@@ -37,7 +40,7 @@ class StopAfter:
 
 
 def _losses(workdir):
-    """Everything logged but the speed."""
+    """Everything logged but speed and memory."""
     rows = read_metrics(workdir)
     return [{k: v for k, v in row.items() if "per_second" not in k} for row in rows]
 
@@ -53,14 +56,33 @@ def _unbroken_is_resumed(make_task, run, folder):
     return whole
 
 
-def test_pretraining_with_dropout_and_micro_batches(tmp_path):
+def _write_tokens(tmp_path):
     codes = np.random.default_rng(0).integers(0, 100, (12, 2, 3))
     records = [Record(f"i{i}", "s", "image", (text(f"no {i}"), Image(codes[i]))) for i in range(12)]
     records += [Record(f"t{i}", "s", "text", (text(f"text {i}"),)) for i in range(12)]
-    dataset = str(write_dataset(tmp_path / "tokens", records))
+    return str(write_dataset(tmp_path / "tokens", records))
+
+
+def test_pretraining_with_dropout_and_micro_batches(tmp_path):
+    dataset = _write_tokens(tmp_path)
     mesh = MeshConfig(data=2, fsdp=2, tensor=2)
     run = run_config(steps=STEPS, every=10, accumulation=2, ema_decay=0.9, mesh=mesh)
     _unbroken_is_resumed(lambda: pretrain_task(dropout=0.3, dataset=dataset), run, tmp_path)
+
+
+def test_going_on_with_longer_rows(tmp_path):
+    """Only if asked for; where the data goes on is a matter of the pipeline's tests."""
+    dataset = _write_tokens(tmp_path)
+    run = run_config(steps=2, every=10)
+    train(pretrain_task(dataset=dataset), run, tmp_path / "run")
+    longer = pretrain_task(dataset=dataset)
+    data = dataclasses.replace(longer.data, sequence_length=2 * longer.data.sequence_length)
+    longer = PretrainTask(longer.config, longer.loss_config, data, longer.grammar)
+    run = run_config(steps=3, every=10)
+    with pytest.raises(ValueError, match="sequence_length"):
+        train(longer, run, tmp_path / "run")
+    state = train(longer, run, tmp_path / "run", allow_changes=True)
+    assert int(state.step) == 3
 
 
 def _write_clips(folder):

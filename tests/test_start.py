@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from test_records import GRAMMAR, text, write_dataset
 
 from emu3_jax import sharding
@@ -20,6 +20,7 @@ from emu3_jax.data.pipeline import DataConfig
 from emu3_jax.data.pixels import PixelConfig
 from emu3_jax.data.records import Record
 from emu3_jax.interop import language_model, movqgan, vision_tokenizer
+from emu3_jax.interop.safetensors_io import WEIGHTS_FILE as FILE
 from emu3_jax.models.transformer import Transformer, TransformerConfig
 from emu3_jax.models.vision_tokenizer import VisionTokenizer, VisionTokenizerConfig
 from emu3_jax.sharding import MeshConfig
@@ -66,11 +67,21 @@ def _rewrite_config(path, **changes):
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
+def _rewrite_as_whole_hf_model(path):
+    """With the names and the sections of an -hf model, and something of its other half."""
+    tensors = {f"text_model.{name}": array for name, array in load_file(path / FILE).items()}
+    save_file(tensors | {"vqmodel.quantize": np.zeros(3, np.float32)}, path / FILE)
+    section = json.loads((path / "config.json").read_text()) | {"model_type": "emu3_text_model"}
+    (path / "config.json").write_text(json.dumps({"model_type": "emu3", "text_config": section}))
+
+
 @pytest.mark.parametrize("mesh", [MeshConfig(fsdp=1), MeshConfig(fsdp=4, tensor=2)])
-@pytest.mark.parametrize("model_type", ["llama", "Emu3"])
+@pytest.mark.parametrize("model_type", ["llama", "Emu3", "emu3"])
 def test_the_layers_and_the_shared_ids_come_from_a_text_model(text_model, mesh, model_type):
     path, old_config, old = text_model
     _rewrite_config(path, model_type=model_type)
+    if model_type == "emu3":
+        _rewrite_as_whole_hf_model(path)
     mesh = sharding.make_mesh(mesh, jax.devices()[: mesh.fsdp * mesh.tensor])
     task = _pretrain()
     with jax.set_mesh(mesh):
@@ -92,7 +103,7 @@ def test_tied_matrices_without_a_head(text_model):
     path, _, old = text_model
     stored = language_model.Tensors(path)
     kept = {name: stored.read(name) for name in stored.shapes() if name != "lm_head.weight"}
-    save_file(kept, path / "model.safetensors")
+    save_file(kept, path / FILE)
     _rewrite_config(path, model_type="llama", tie_word_embeddings=True)
     task = _pretrain()
     start = make_start(_section(transformer=str(path), shared_ids=TEXT_IDS), task)
@@ -105,9 +116,9 @@ def test_tied_matrices_without_a_head(text_model):
 @pytest.mark.parametrize(
     ("changes", "shared_ids", "message"),
     [
-        (dict(model_type="gpt2"), 0, "model_type is 'gpt2', expected one of Emu3, llama"),
+        (dict(model_type="gpt2"), 0, "model_type is 'gpt2', expected one of Emu3, emu3"),
         (dict(attention_bias=True, hidden_size=8), 0, "attention_bias is True.*hidden_size is 8,"),
-        (dict(rope_parameters=dict(rope_type="llama3")), 0, "rope_type is 'llama3'"),
+        (dict(rope_parameters=dict(rope_type="llama3")), 0, "rope_scaling is .*llama3"),
         ({}, 61, "it has 60 token ids and the run .* so 61 cannot be shared"),
         (dict(vocab_size=70), 0, r"lm_head.weight has shape \[60, 16\], expected \[70, 16\]"),
     ],

@@ -15,7 +15,7 @@ from emu3_jax.data.sources import RawItem
 from emu3_jax.models.vision_tokenizer import VisionTokenizer, VisionTokenizerConfig
 from emu3_jax.sequence import Document, Video, parse_chat
 from emu3_jax.text import ByteTokenizer
-from emu3_jax.tokenize import run
+from emu3_jax.tokenize import shard
 from emu3_jax.tokenize.config import TokenizeConfig
 from emu3_jax.tokenize.encoder import VisionEncoder
 from emu3_jax.tokenize.prepare import Medium, Prepared, moved
@@ -180,7 +180,7 @@ def test_a_broken_run_goes_on_to_the_same_bytes(
     stop_at, corpus, encoder, unbroken, tmp_path, monkeypatch
 ):
     writers = []
-    whole = run.ShardWriter
+    whole = shard.ShardWriter
 
     class Stopping(whole):
         def write(self, record):
@@ -192,10 +192,10 @@ def test_a_broken_run_goes_on_to_the_same_bytes(
             writers.append(path)
             super().__init__(path)
 
-    monkeypatch.setattr(run, "ShardWriter", Stopping)
+    monkeypatch.setattr(shard, "ShardWriter", Stopping)
     with pytest.raises(KeyboardInterrupt):
         tokenize(config(corpus, tmp_path), encoder)
-    monkeypatch.setattr(run, "ShardWriter", whole)
+    monkeypatch.setattr(shard, "ShardWriter", whole)
     assert not (tmp_path / "train" / "dataset.json").exists()
     # What a kill leaves behind.
     (tmp_path / "train" / "image-00003-of-00004.array_record.tmp").write_bytes(b"half")
@@ -210,7 +210,7 @@ def test_a_broken_run_goes_on_to_the_same_bytes(
 def test_a_finished_dataset_is_left_alone_and_another_config_is_refused(
     unbroken, corpus, encoder, monkeypatch
 ):
-    monkeypatch.setattr(run, "ShardWriter", None)
+    monkeypatch.setattr(shard, "ShardWriter", None)
     tokenize(config(corpus, unbroken.parent), encoder)
     with pytest.raises(TokenizeError, match="train: was made with max_pixels 256, now it is 400"):
         tokenize(config(corpus, unbroken.parent, max_pixels=400), encoder)
@@ -283,6 +283,7 @@ def test_bad_configs_are_one_sentence(corpus):
         ({"copies": {"trian": 2}, "max_shift": 1}, "copies names the split 'trian', splits has"),
         ({"copies": {"train": 2}}, "copies.train must be a number from 1 on, and max_shift"),
         ({"output": ""}, "output is empty"),
+        ({"output": "gs://bucket/tokens"}, "output is gs://bucket/tokens, expected a folder"),
     ):
         with pytest.raises(ValueError, match=reason):
             config(corpus, **({"output": "x"} | change))

@@ -7,7 +7,7 @@ import pytest
 
 from emu3_jax.data import media
 from emu3_jax.data.records import RecordError, open_dataset
-from emu3_jax.tokenize import run
+from emu3_jax.tokenize import run, shard
 from emu3_jax.tokenize.config import TokenizeConfig
 from emu3_jax.tokenize.prepare import Medium, Prepared
 from emu3_jax.tokenize.run import TokenizeError, tokenize
@@ -64,8 +64,8 @@ def test_a_skipped_item_with_copies_counts_once(tmp_path, monkeypatch):
         def add(self, pixels, done):
             done(np.zeros((2, 2), np.int32))
 
-    monkeypatch.setattr(run, "prepare", prepare)
-    monkeypatch.setattr(run, "Batcher", Batcher)
+    monkeypatch.setattr(shard, "prepare", prepare)
+    monkeypatch.setattr(shard, "Batcher", Batcher)
     write(tmp_path, [good(0), {"id": "\ud800", "text": "a", "image": "a.png"}])
     folder = tokenize(config(tmp_path, copies={"train": 3}, max_shift=1, max_skipped=0.5))[0]
     assert open_dataset(folder).info.skipped == 1
@@ -88,9 +88,9 @@ def test_a_repaired_row_is_read_when_too_much_was_skipped(limit, tmp_path, monke
         tokenize(settings)
     write(tmp_path, [good(i) for i in range(4)])
     done = []
-    whole = run._Split._shard
+    whole = run.SplitJob.make
     monkeypatch.setattr(
-        run._Split, "_shard", lambda self, i, meter: done.append(i) or whole(self, i, meter)
+        run.SplitJob, "make", lambda self, i, item_done: done.append(i) or whole(self, i, item_done)
     )
     folder = tokenize(settings)[0]
     assert len(open_dataset(folder)) == 4 and open_dataset(folder).info.skipped == 0
@@ -101,18 +101,18 @@ def test_a_repaired_row_is_read_when_too_much_was_skipped(limit, tmp_path, monke
 def test_skips_within_the_limit_are_kept_by_a_run_that_goes_on(tmp_path, monkeypatch):
     write(tmp_path, ["{broken", *(good(i) for i in range(1, 6))])
     settings = config(tmp_path, max_skipped=0.5, items_per_shard=2)
-    whole = run._Split._shard
+    whole = run.SplitJob.make
 
-    def stops(self, index, meter):
+    def stops(self, index, item_done):
         if index == 2:
             raise KeyboardInterrupt
-        return whole(self, index, meter)
+        return whole(self, index, item_done)
 
-    monkeypatch.setattr(run._Split, "_shard", stops)
+    monkeypatch.setattr(run.SplitJob, "make", stops)
     with pytest.raises(KeyboardInterrupt):
         tokenize(settings)
     done = []
     monkeypatch.setattr(
-        run._Split, "_shard", lambda self, i, meter: done.append(i) or whole(self, i, meter)
+        run.SplitJob, "make", lambda self, i, item_done: done.append(i) or whole(self, i, item_done)
     )
     assert open_dataset(tokenize(settings)[0]).info.skipped == 1 and done == [2]

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pathlib
+import signal
 
 import pytest
 
@@ -70,26 +71,26 @@ def test_a_worker_whose_progress_files_vanish_leaves_the_dataset_alone(corpus, m
 
 
 def test_a_worker_that_starts_while_another_finishes_does_nothing_again(corpus, monkeypatch):
-    from emu3_jax.tokenize import run
+    from emu3_jax.tokenize import run, shard
 
     made, begun = [], []
 
-    class Counting(run.ShardWriter):
+    class Counting(shard.ShardWriter):
         def __init__(self, path):
             made.append(path)
             super().__init__(path)
 
-    decide = run._Split._finished
+    decide = run.SplitJob.finished
 
-    def late(self, plan):
-        finished = decide(self, plan)
+    def late(self):
+        finished = decide(self)
         if not begun:  # between this worker's first look and its first step
             begun.append(self)
             tokenize(config(corpus, corpus / "out"))
         return finished
 
-    monkeypatch.setattr(run, "ShardWriter", Counting)
-    monkeypatch.setattr(run._Split, "_finished", late)
+    monkeypatch.setattr(shard, "ShardWriter", Counting)
+    monkeypatch.setattr(run.SplitJob, "finished", late)
     tokenize(config(corpus, corpus / "out"))
     assert len(made) == 3
     check_complete(corpus / "out" / "train")
@@ -157,3 +158,44 @@ def test_processes_that_start_and_end_together(corpus):
     assert [worker.exitcode for worker in workers] == [0, 0]
     for number in range(ROUNDS):
         check_complete(corpus / str(number) / "train")
+
+
+def _work_until_killed(worker, corpus, output, where):
+    """One of three workers, killed while it writes shard `where`, or before it says that it did."""
+    from emu3_jax.tokenize import run, shard
+
+    def die(*arguments):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    class Writer(shard.ShardWriter):
+        def write(self, record):
+            super().write(record)
+            if f"-{where:05d}-of-" in self.path.name:
+                die()
+
+    if worker == 0:
+        shard.ShardWriter = Writer
+    else:
+        run.Progress.store = die
+    tokenize(config(corpus, output, workers=3, worker=worker))
+
+
+def test_killed_workers_and_another_number_of_them_change_no_byte(tmp_path):
+    rows = [json.dumps({"id": f"t{i}", "text": f"text {i}"}) + "\n" for i in range(9)]
+    (tmp_path / "train.jsonl").write_text("".join(rows))
+    once = tokenize(config(tmp_path, tmp_path / "once"))[0]
+    spawn = multiprocessing.get_context("spawn")
+    out = tmp_path / "out"
+    for worker in (0, 1):
+        process = spawn.Process(target=_work_until_killed, args=(worker, tmp_path, out, 3))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    left = {file.name for file in (out / "train").iterdir()}
+    assert any(name.endswith(".tmp") for name in left), "shard 3 was not being written"
+    assert "text-00001-of-00009.array_record" in left  # written, but not said to be
+    assert {file.stem for file in (out / "train/progress").glob("0*")} == {"00000"}
+    for worker in (1, 0):
+        (folder,) = tokenize(config(tmp_path, out, workers=2, worker=worker))
+    files = [{file.name: file.read_bytes() for file in one.iterdir()} for one in (folder, once)]
+    assert files[0] == files[1]

@@ -9,6 +9,7 @@ import sys
 
 import jax
 import pytest
+from etils import epath
 from test_records import image_record, write_dataset
 
 from emu3_jax import config as config_lib
@@ -62,6 +63,8 @@ REFUSED = {
     ),
     "the very first step": ({"run.steps": "4", "run.accumulation": "3"}, "run.accumulation=3"),
 }
+# Of these, the refused attempts to begin in a new directory.
+NEW = ("a mesh", "no evaluation data", "the very first step")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,7 @@ def attempts(tmp_path_factory):
     run = str(folder / "run")
     plan = [(run, {}), *((run, changes) for changes, _ in REFUSED.values())]
     plan += [(run, {"run.steps": "3"})]
-    plan += [(str(folder / "new"), REFUSED[name][0]) for name in ("a mesh", "no evaluation data")]
+    plan += [(str(folder / "new"), REFUSED[name][0]) for name in NEW]
     done = subprocess.run(
         [sys.executable, "-c", ATTEMPTS, str(config), json.dumps(plan)],
         cwd=pathlib.Path(__file__).parents[1],
@@ -89,7 +92,8 @@ def attempts(tmp_path_factory):
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("attempt ")]
     found = [json.loads(line.removeprefix("attempt ")) for line in lines]
-    return dict(zip(["run", *REFUSED, "resumed", "mesh", "data"], found, strict=True))
+    names = ["run", *REFUSED, "resumed", *(f"new: {name}" for name in NEW)]
+    return dict(zip(names, found, strict=True))
 
 
 def test_a_run_leaves_what_it_promises(attempts):
@@ -97,6 +101,7 @@ def test_a_run_leaves_what_it_promises(attempts):
     names = {pathlib.Path(name).name for name in files}
     assert not message
     assert {"config.json", "vocab.json", "bundle.json", "metrics.jsonl", "checkpoints"} <= names
+    assert {"starts.jsonl", "goodput.jsonl", "heartbeat.json"} <= names
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -113,14 +118,27 @@ def test_a_resume_that_goes_writes_its_config(attempts):
     assert config_lib.read_config(config.parent).run.steps == 3
 
 
-@pytest.mark.parametrize("name", ["mesh", "data"])
+def test_each_start_is_recorded(attempts):
+    (file,) = (pathlib.Path(name) for name in attempts["run"][1] if name.endswith("starts.jsonl"))
+    starts = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(starts) == 2  # the refused ones have not started
+    for start in starts:
+        assert start["packages"]["jax"] == jax.__version__ and start["processes"] == 1
+        assert start["devices"] == "1 x cpu" and start["command"][0] == sys.executable
+        assert start["revision"] is None or re.match(
+            r"[0-9a-f]{40}(\+changes)?$", start["revision"]
+        )
+
+
+@pytest.mark.parametrize("name", NEW)
 def test_a_refused_first_run_makes_no_directory(attempts, name):
-    message, files = attempts[name]
+    message, files = attempts[f"new: {name}"]
     assert message and not files
 
 
 def test_a_config_that_does_not_fit_on_the_disk_leaves_no_part(tmp_path, monkeypatch):
-    real = pathlib.Path.write_text
+    kind = type(epath.Path(tmp_path))
+    real = kind.write_text
 
     def full_disk(self, text, **options):
         real(self, text[:10], **options)
@@ -128,7 +146,7 @@ def test_a_config_that_does_not_fit_on_the_disk_leaves_no_part(tmp_path, monkeyp
 
     config = config_lib.ml_collections.ConfigDict(dict(text="long enough"))
     config_lib.save_config(config, tmp_path)
-    monkeypatch.setattr(pathlib.Path, "write_text", full_disk)
+    monkeypatch.setattr(kind, "write_text", full_disk)
     with pytest.raises(OSError, match="No space left"):
         config_lib.save_config(config, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]

@@ -187,7 +187,8 @@ def test_it_learns_from_a_dataset_on_a_mesh(dataset):
         step = jax.jit(make_train_step(task, optimizer, key=KEY))
         for _ in range(6):
             batch = next(batches)
-            assert batch["inputs"].shape == (ROWS, LENGTH)
+            shapes = {name: (a.shape, a.dtype) for name, a in batch.items()}
+            assert shapes == {n: (a.shape, a.dtype) for n, a in task.abstract_batch(mesh).items()}
             state, metrics = step(state, jax.device_put(batch, task.batch_shardings(mesh)))
             losses.append(float(metrics["loss"][0] / metrics["loss"][1]))
     batches.close()

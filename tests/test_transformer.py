@@ -212,19 +212,23 @@ def test_dropout_acts_at_four_sites_and_only_in_training(tiny):
 
     def count(jaxpr):
         inner = sum(count(j) for e in jaxpr.eqns for j in jaxprs_in_params(e.params))
-        return inner + sum(e.primitive.name == "random_bits" for e in jaxpr.eqns)
+        # Probabilities take their bits from keys (random_unwrap).
+        draws = ("random_bits", "random_unwrap")
+        return inner + sum(e.primitive.name in draws for e in jaxpr.eqns)
 
-    def site_count(deterministic):
+    def site_count(deterministic, **changes):
         def apply(key):
             rngs = {"dropout": key}
+            model = Transformer(dataclasses.replace(TINY, **changes))
             return model.apply(variables, tokens, deterministic=deterministic, rngs=rngs)
 
         return count(jax.make_jaxpr(apply)(jax.random.key(0)).jaxpr)
 
     # In the scan the three sites of a layer stand once for all layers.
-    model = Transformer(TINY)
     assert site_count(True) == 0
     assert site_count(False) == 4
+    assert site_count(False, attention_dropout=0.0) == 3
+    assert site_count(False, dropout=0.0, attention_dropout=0.1) == 1
 
 
 def test_bfloat16_compute_keeps_float32_weights_and_logits(tiny):
@@ -256,7 +260,13 @@ def test_weights_start_as_released(tiny):
         ({"head_dim": 7}, "model.head_dim=7 must be even"),
         ({"dropout": 1.0}, r"model.dropout=1.0 must be in \[0, 1\)"),
         ({"remat": "some"}, "model.remat='some' is not one of none, full, dots, attention"),
-        ({"attention": "flash"}, "model.attention='flash' is not one of reference, dot_product"),
+        (
+            {"attention": "flash"},
+            "model.attention='flash' is not one of auto, reference",
+        ),
+        ({"attention": "splash"}, "model.attention='splash' has no dropout .* found 0.1: set"),
+        ({"attention": "cudnn", "dropout": 0.0}, "model.attention='cudnn' needs model.dtype"),
+        ({"attention_dropout": 1.0}, r"model.attention_dropout=1.0 must be in \[0, 1\)"),
         ({"dtype": "int8"}, "model.dtype='int8' is not one of float32"),
         ({"num_layers": 0}, "model.num_layers=0 must be positive"),
     ],

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emu3_jax.models.convolution import CausalConv, GroupNorm, SpatialNorm, conv3x3
+from emu3_jax.models.convolution import CausalConv, conv3x3
+from emu3_jax.models.norms import GroupNorm, SpatialNorm
 from emu3_jax.models.vision_blocks import TemporalDown, TemporalResBlock, TemporalUp
 from emu3_jax.models.vision_config import VisionTokenizerConfig
 

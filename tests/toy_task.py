@@ -8,7 +8,7 @@ import numpy as np
 from emu3_jax import sharding
 from emu3_jax.train.checkpoint import CheckpointConfig
 from emu3_jax.train.loop import RunConfig
-from emu3_jax.train.metrics import LogConfig
+from emu3_jax.train.metrics import LogConfig, read_metrics
 from emu3_jax.train.optimizer import OptimizerConfig
 from emu3_jax.train.state import Loss
 
@@ -22,12 +22,15 @@ class Numbered:
         self.number, self.changes = 0, changes or {}
 
     def __next__(self):
-        rng = np.random.default_rng(self.number)
+        self.number += 1
+        return self.changes.get(self.number, lambda b: b)(self.at(self.number))
+
+    def at(self, number):
+        """The batch of a step, unchanged."""
+        rng = np.random.default_rng(number - 1)
         x = rng.normal(size=(ROWS, FEATURES)).astype(np.float32)
         y = x @ np.eye(FEATURES, OUTPUTS, dtype=np.float32) + 0.1
-        batch = {"x": x, "y": y, "weight": rng.choice([0.5, 1.0, 2.0], ROWS).astype(np.float32)}
-        self.number += 1
-        return self.changes.get(self.number, lambda b: b)(batch)
+        return {"x": x, "y": y, "weight": rng.choice([0.5, 1.0, 2.0], ROWS).astype(np.float32)}
 
     def get_state(self):
         return {"number": self.number}
@@ -107,3 +110,27 @@ def assert_same_trees(found, expected):
     assert found.keys() == expected.keys()
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
+
+
+class At:
+    """A callback that does something after one step."""
+
+    every = 1
+
+    def __init__(self, step, action):
+        self.step, self.action = step, action
+
+    def __call__(self, step, state, writer):
+        if step == self.step:
+            self.action()
+        return {}
+
+
+def losses(workdir):
+    """Step → the losses that were logged."""
+    return {row["step"]: (row["loss"], row["loss/plain"]) for row in read_metrics(workdir)}
+
+
+def checkpoint_names(workdir):
+    """What lies in the checkpoint folder."""
+    return {child.name for child in (workdir / "checkpoints").iterdir()}

@@ -4,6 +4,7 @@ Batch n is a function of (config, n): row r of every batch has its own stream of
 neither the number of hosts nor of worker processes plays a part.
 """
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -65,11 +66,13 @@ class BatchIterator:
     "inputs", "targets" int32; "weights" float32, "classes" uint8 (`TokenClass`) and "sources" int32
     (index into the mixture) of each target; "segment_ids" int32 (0: padding; no attention across
     segments); "positions" int32, from 0 in each segment. `dropped` counts documents that were too
-    long. `close` ends the worker processes.
+    long. `share` is (first of these rows, rows of the global batch). `close` ends the worker
+    processes.
     """
 
     def __init__(self, config: DataConfig, grammar: Grammar, rows: range):
         self._config, self._grammar, self._rows = config, grammar, rows
+        self.share = (rows[0], config.batch_size)
         self._datasets = open_mixture(
             config.mixture,
             grammar,
@@ -78,6 +81,7 @@ class BatchIterator:
             config.seed,
         )
         self._vision_tokenizer = vision_tokenizer_of(config.mixture)
+        self._stream = _fingerprint(config)
         self._batch = 0
         self._positions = {row: Position() for row in rows}
         self._iterators: list | None = None
@@ -101,21 +105,57 @@ class BatchIterator:
         return sum(position.dropped for position in self._positions.values())
 
     def get_state(self) -> dict:
-        """JSON-able position behind the last batch: its number and three integers a row."""
+        """JSON-able position behind the last batch: its number and three integers a row.
+
+        It holds the rows of this host; `merge_states` makes one of those of all hosts.
+        """
         return {
             "batch": self._batch,
             "batch_size": self._config.batch_size,
             "sequence_length": self._config.sequence_length,
             "vision_tokenizer": self._vision_tokenizer,
+            "stream": self._stream,
             "rows": {str(row): list(position) for row, position in self._positions.items()},
+        }
+
+    @staticmethod
+    def merge_states(states: Sequence[dict]) -> dict:
+        """The state of the global batch from those of its hosts, taken behind the same batch."""
+        numbers = {state["batch"] for state in states}
+        assert len(numbers) == 1, f"hosts are at different batches: {sorted(numbers)}"
+        rows = {row: position for state in states for row, position in state["rows"].items()}
+        return {**states[0], "rows": rows}
+
+    def adapt_state(self, state: dict) -> dict:
+        """The state that goes on from one of another mixture, row length, batch size, ….
+
+        Each row begins a new window at the document with which its last one began, so some
+        documents may be seen again; where the number of rows is another, all begin where the
+        average row was. A state of the same batches is returned as it is.
+        """
+        if state.get("stream", self._stream) == self._stream:
+            return state
+        config = self._config
+        old = {int(row): Position(*position) for row, position in state["rows"].items()}
+        if state["batch_size"] == config.batch_size:
+            rows = {row: Position(p.document, 0, p.dropped) for row, p in old.items()}
+        else:
+            begin = sum(p.document for p in old.values()) // config.batch_size
+            rows = {row: Position(begin) for row in range(config.batch_size)}
+        return {
+            **state,
+            "batch_size": config.batch_size,
+            "sequence_length": config.sequence_length,
+            "stream": self._stream,
+            "rows": {str(row): list(position) for row, position in rows.items()},
         }
 
     def set_state(self, state: dict) -> None:
         """Go on behind the batch at which `state` was taken, by whichever hosts and workers.
 
         Rows that the state does not hold (another host had them) are packed again from the start,
-        which takes a while. ValueError for the state of another batch size or sequence length, or
-        of data that another vision tokenizer made.
+        which takes a while. ValueError for the state of other batches (see `adapt_state`), or of
+        data that another vision tokenizer made.
         """
         for name in ("batch_size", "sequence_length"):
             if state.get(name) != getattr(self._config, name):
@@ -128,6 +168,11 @@ class BatchIterator:
                 f"the run began on codes of the vision tokenizer {state['vision_tokenizer']!r}, "
                 f"but its data was made anew with {self._vision_tokenizer!r}; the codes mean other "
                 "things now: begin another run, or tokenize with the first one"
+            )
+        if state.get("stream", self._stream) != self._stream:
+            raise ValueError(
+                "the saved data position is of another mixture, seed or pack_window; rows of "
+                "documents have no place in common with it"
             )
         self.close()
         self._batch = state["batch"]
@@ -176,6 +221,13 @@ class BatchIterator:
             [self._positions[row] for row in rows],
             [skips.get(row, 0) for row in rows],
         )
+
+
+def _fingerprint(config: DataConfig) -> str:
+    """Of all that decides which documents stand in which row of which batch, but their contents."""
+    shape = (config.batch_size, config.sequence_length, config.pack_window, config.seed)
+    entries = [(e.label, e.task, e.weight, e.null_prompt) for e in config.mixture]
+    return f"{zlib.crc32(repr((shape, entries)).encode()):08x}"
 
 
 def make_iterator(config: DataConfig, grammar: Grammar, rows: range | None = None) -> BatchIterator:

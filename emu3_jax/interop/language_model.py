@@ -8,7 +8,7 @@ fit all follow from those.
 import dataclasses
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import flax.linen as nn
 import flax.traverse_util
@@ -147,17 +147,22 @@ def pairs_in(path: str | os.PathLike, config: TransformerConfig, tensors: Tensor
     Raises:
         ValueError: lists the tensors that are missing, unexpected or mis-shaped.
     """
-    names, hf = tensors.shapes(), is_hf(path)
-    pairs = _hf_pairs(config, names) if hf else key_map(config)
-    beside = [name for name in names if hf and "vqmodel." in name]
+    pairs, beside = named_pairs(path, config, tensors)
     tensors.check({pair.name: pair.file_shape for pair in pairs}, optional=beside)
     return pairs
 
 
-def _hf_pairs(config: TransformerConfig, names: Collection[str]) -> list[Pair]:
-    """The pairs by whose names the file has the embedding."""
+def named_pairs(
+    path: str | os.PathLike, config: TransformerConfig, tensors: Tensors
+) -> tuple[list[Pair], list[str]]:
+    """The same without checks, and the names of a whole -hf model's other half."""
+    if not is_hf(path):
+        return key_map(config), []
+    names = tensors.shapes()
+    # Of the -hf names those by which the file has the embedding.
     candidates = [hf_key_map(config, rename) for rename in HF_NAMES]
-    return next((pairs for pairs in candidates if pairs[0].name in names), candidates[0])
+    pairs = next((pairs for pairs in candidates if pairs[0].name in names), candidates[0])
+    return pairs, [name for name in names if "vqmodel." in name]
 
 
 def load(

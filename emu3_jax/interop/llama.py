@@ -14,12 +14,19 @@ import jax
 import jax.numpy as jnp
 
 from emu3_jax.interop import language_model
-from emu3_jax.interop.language_config import CONFIG_KEYS
+from emu3_jax.interop.language_config import (
+    CONFIG_KEYS,
+    DEFAULTS,
+    HF_MODEL_TYPES,
+    plain_fields,
+)
 from emu3_jax.interop.onto_mesh import OntoMesh
 from emu3_jax.interop.safetensors_io import CONFIG_FILE, Tensors, read_json
 from emu3_jax.models.transformer import TransformerConfig
 
-MODEL_TYPES = ("Emu3", "llama", "mistral")
+# Emu3's, in BAAI's layout and in the -hf one, and what other models of the family call themselves.
+EMU3_TYPES = ("Emu3", *HF_MODEL_TYPES)
+MODEL_TYPES = (*EMU3_TYPES, "llama", "mistral")
 # Choices of the family that this transformer does not have; another value is an error.
 CONSTANTS = {
     "hidden_act": "silu",
@@ -30,7 +37,7 @@ CONSTANTS = {
 }
 # Fields of config.json that must be those of the run; the vocabulary and dropout need not.
 SIZES = tuple(key for key in CONFIG_KEYS if key not in ("vocab_size", "attention_dropout"))
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+EMBEDDING, HEAD = ("embed", "embedding"), ("lm_head", "kernel")
 # Kept by old conversions; every loader computes them.
 COMPUTED = r".*\.rotary_emb\.inv_freq$"
 
@@ -47,7 +54,7 @@ def load_into(
 
     Args:
       params: of a Transformer of `config`, jax arrays on their mesh; they give the layout.
-      path: config.json and safetensors files.
+      path: config.json and safetensors files; of Emu3 in either layout, a whole model as well.
       config: of the transformer here.
       shared_ids: vectors of the first ids that are taken along.
 
@@ -61,14 +68,15 @@ def load_into(
         for path, x in flat.items()
     }
     destination = OntoMesh(abstract)
+    embedding = next(pair.name for pair in pairs if pair.path == EMBEDDING)
     for pair in pairs:
-        if pair.name not in (EMBEDDING, HEAD):
+        if pair.path not in (EMBEDDING, HEAD):
             layer = pair.layer if pair.path[0] == "layers" else None
             destination.write(pair.path, layer, pair.from_file(tensors.read(pair.name)))
         elif shared_ids:
-            stored = HEAD if pair.name == HEAD and HEAD in tensors.shapes() else EMBEDDING
+            stored = pair.name if pair.name in tensors.shapes() else embedding
             rows = tensors.read(stored)[:shared_ids]
-            rows = rows.T if pair.name == HEAD else rows
+            rows = rows.T if pair.path == HEAD else rows
             destination.arrays[pair.path] = _at_origin(flat[pair.path], rows)
     return flax.traverse_util.unflatten_dict({**flat, **destination.arrays})
 
@@ -88,16 +96,12 @@ def _open(path: pathlib.Path, config: TransformerConfig, shared_ids: int):
             f"{file}: model_type is {stored.get('model_type')!r}, expected one of "
             f"{', '.join(MODEL_TYPES)}"
         )
-    heads = stored.get("num_attention_heads")
-    found = {"num_key_value_heads": heads, "rope_theta": 10000.0} | stored
-    found |= (stored.get("rope_parameters") or {}) | {"vocab_size": stored.get("vocab_size", 0)}
+    found = _fields(stored)
     problems = [
         f"{key} is {found[key]!r}, expected {wanted!r}"
         for key, wanted in CONSTANTS.items()
         if found.get(key, wanted) != wanted
     ]
-    if found.get("rope_type", "default") != "default":
-        problems.append(f"rope_type is {found['rope_type']!r}, expected 'default'")
     for key in SIZES:
         wanted = getattr(config, CONFIG_KEYS[key])
         if found.get(key) != wanted:
@@ -109,12 +113,22 @@ def _open(path: pathlib.Path, config: TransformerConfig, shared_ids: int):
         )
     if problems:
         raise ValueError(f"{file}: {'; '.join(problems)}")
-    tensors, pairs = Tensors(path), language_model.key_map(config)
-    expected = {pair.name: pair.file_shape for pair in pairs}
+    tensors = Tensors(path)
+    pairs, beside = language_model.named_pairs(path, config, tensors)
     vocabulary = (found["vocab_size"], config.hidden_size)
-    expected |= {EMBEDDING: vocabulary, HEAD: vocabulary}
-    if found.get("tie_word_embeddings"):
-        del expected[HEAD]
-    optional = [name for name in tensors.shapes() if re.match(COMPUTED, name)]
-    tensors.check(expected, optional)
+    expected = {
+        pair.name: vocabulary if pair.path in (EMBEDDING, HEAD) else pair.file_shape
+        for pair in pairs
+        if pair.path != HEAD or not found.get("tie_word_embeddings")
+    }
+    computed = [name for name in tensors.shapes() if re.match(COMPUTED, name)]
+    tensors.check(expected, [*beside, *computed])
     return tensors, pairs
+
+
+def _fields(stored: dict) -> dict:
+    """The fields of a config.json, with what the class of its model type has where it lacks one."""
+    if stored["model_type"] in EMU3_TYPES:
+        return DEFAULTS | plain_fields(stored)
+    heads = stored.get("num_attention_heads")
+    return {"vocab_size": 0, "num_key_value_heads": heads, "rope_theta": 1e4} | plain_fields(stored)

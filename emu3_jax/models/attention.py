@@ -4,6 +4,8 @@ Whole rows: several documents may share a row; a query sees the keys of its own 
 before its own place in the row. Segment 0 is padding: it sees nothing and gives zeros.
 
 Cache: prompts are padded on the left so that all rows write the same slots at the same time.
+
+The implementations for whole rows are in attention_kernels/.
 """
 
 from typing import NamedTuple
@@ -14,9 +16,14 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from emu3_jax.models import layers, rope
+from emu3_jax.models.attention_kernels.choice import IMPLEMENTATIONS, choose
+from emu3_jax.models.attention_kernels.reference import (
+    MASKED,
+    scores,
+    weighted_sum,
+    zero_blind_rows,
+)
 from emu3_jax.sharding import constrain
-
-MASKED = -1e30  # finite, so that a row with nothing to see stays finite
 
 
 class KVCache(NamedTuple):
@@ -54,6 +61,7 @@ class Context(NamedTuple):
     Attributes:
         cos, sin: [B, S, H / 2].
         segment_ids: int [B, S], for whole rows.
+        places_S: int [S], place in the row of each token, for whole rows; see zigzag.py.
         old_mask: bool [B, S, C], which slots of the cache a new query sees.
         new_mask: bool [B, S, S], which new keys it sees.
     """
@@ -61,74 +69,9 @@ class Context(NamedTuple):
     cos: jax.Array
     sin: jax.Array
     segment_ids: jax.Array | None = None
+    places_S: jax.Array | None = None
     old_mask: jax.Array | None = None
     new_mask: jax.Array | None = None
-
-
-def document_mask(segment_ids_BS: jax.Array) -> jax.Array:
-    """bool [B, S, S]: query s sees key t of the same segment (not 0) with t <= s."""
-    length = segment_ids_BS.shape[1]
-    same = segment_ids_BS[:, :, None] == segment_ids_BS[:, None, :]
-    real = (segment_ids_BS != 0)[:, :, None]
-    return same & real & jnp.tril(jnp.ones((length, length), bool))
-
-
-def _scores(q_BSNH, k_BTKH):
-    """Scaled float32 scores [B, K, G, S, T]; head n = (k, g) uses key head n // G."""
-    batch, length, heads, dim = q_BSNH.shape
-    kv_heads = k_BTKH.shape[2]
-    q_BSKGH = q_BSNH.reshape(batch, length, kv_heads, heads // kv_heads, dim)
-    scores = jnp.einsum(
-        "bskgh,btkh->bkgst",
-        q_BSKGH,
-        k_BTKH,
-        precision=layers.precision(q_BSNH.dtype),
-        preferred_element_type=jnp.float32,
-    )
-    return scores * dim**-0.5
-
-
-def _weighted_sum(probs_BKGST, v_BTKH):
-    """Heads of probs @ values, [B, S, N, H] in the type of the values."""
-    dtype = v_BTKH.dtype
-    exact = layers.precision(dtype)
-    out = jnp.einsum("bkgst,btkh->bskgh", probs_BKGST.astype(dtype), v_BTKH, precision=exact)
-    return out.reshape(*out.shape[:2], -1, out.shape[-1])
-
-
-def _zero_blind_rows(out_BSNH, sees_BS):
-    return jnp.where(sees_BS[:, :, None, None], out_BSNH, jnp.zeros((), out_BSNH.dtype))
-
-
-def reference(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, dropout=0.0, dropout_key=None):
-    """Whole score matrix, softmax in float32, dropout on the probabilities.
-
-    Memory grows with S^2; right for short rows, on CPU, and as the meaning of all others.
-    """
-    mask_BST = document_mask(segment_ids_BS)
-    scores = jnp.where(mask_BST[:, None, None], _scores(q_BSNH, k_BSKH), MASKED)
-    probs = jax.nn.softmax(scores, axis=-1)
-    if dropout > 0.0:
-        probs = layers.dropout(probs, dropout, dropout_key)
-    return _zero_blind_rows(_weighted_sum(probs, v_BSKH), segment_ids_BS != 0)
-
-
-def dot_product(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, dropout=0.0, dropout_key=None):
-    """`jax.nn.dot_product_attention`; has no dropout on the probabilities."""
-    del dropout_key
-    if dropout > 0.0:
-        raise ValueError(
-            "attention='dot_product' has no dropout on probabilities; "
-            "use attention='reference' or dropout=0"
-        )
-    mask_BST = document_mask(segment_ids_BS)
-    with jax.default_matmul_precision(layers.precision(q_BSNH.dtype)):
-        out = jax.nn.dot_product_attention(q_BSNH, k_BSKH, v_BSKH, mask=mask_BST[:, None])
-    return _zero_blind_rows(out, segment_ids_BS != 0)
-
-
-IMPLEMENTATIONS = {"reference": reference, "dot_product": dot_product}
-"""Name -> f(q [B,S,N,H], k [B,S,K,H], v [B,S,K,H], segment_ids [B,S], dropout, dropout_key)."""
 
 
 def cached(q_BSNH, k_BTKH, v_BTKH, k_BCKH, v_BCKH, context: Context):
@@ -138,19 +81,19 @@ def cached(q_BSNH, k_BTKH, v_BTKH, k_BCKH, v_BCKH, context: Context):
     the caller writes the new keys of all layers at once.
     """
     mask = jnp.concatenate([context.old_mask, context.new_mask], axis=-1)
-    scores = jnp.concatenate([_scores(q_BSNH, k_BCKH), _scores(q_BSNH, k_BTKH)], axis=-1)
-    probs = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1)
+    both = jnp.concatenate([scores(q_BSNH, k_BCKH), scores(q_BSNH, k_BTKH)], axis=-1)
+    probs = jax.nn.softmax(jnp.where(mask[:, None, None], both, MASKED), axis=-1)
     old, new = jnp.split(probs, [k_BCKH.shape[1]], axis=-1)
-    out = _weighted_sum(old, v_BCKH) + _weighted_sum(new, v_BTKH)
+    out = weighted_sum(old, v_BCKH) + weighted_sum(new, v_BTKH)
     # A query that sees anything sees its own key; asking `mask.any` would have XLA reduce the whole
     # mask while it compiles, for minutes where it knows that the cache is empty.
-    return _zero_blind_rows(out, jnp.diagonal(context.new_mask, axis1=1, axis2=2))
+    return zero_blind_rows(out, jnp.diagonal(context.new_mask, axis1=1, axis2=2))
 
 
 class Attention(nn.Module):
     """Projections, rotation, attention, output projection.
 
-    Attributes are those of TransformerConfig, which see.
+    Attributes are those of TransformerConfig, which see; `dropout` is the rate on probabilities.
     """
 
     hidden_size: int
@@ -168,6 +111,14 @@ class Attention(nn.Module):
         x = layers.Linear(shape, axes, 1, self.dtype, self.param_dtype, name=name)(x_BSD)
         x = constrain(x, "batch", "sequence", logical, "head_dim")
         return checkpoint_name(x, name)
+
+    def _whole_rows(self, q, k, v, segment_ids_BS, deterministic):
+        if self.is_initializing():
+            return q  # initial weights depend neither on attention nor on the machine it needs
+        rate = 0.0 if deterministic else self.dropout
+        key = self.make_rng("dropout") if rate > 0.0 else None
+        name = choose(self.implementation, q.shape[1], rate, self.dtype)
+        return IMPLEMENTATIONS[name](q, k, v, segment_ids_BS, rate, key)
 
     @nn.compact
     def __call__(self, x_BSD, cache, context: Context, deterministic: bool):
@@ -188,15 +139,11 @@ class Attention(nn.Module):
         q = rope.rotate(q, context.cos, context.sin)
         k = rope.rotate(k, context.cos, context.sin)
         if cache is None:
-            rate = 0.0 if deterministic else self.dropout
-            key = self.make_rng("dropout") if rate > 0.0 else None
-            attend = IMPLEMENTATIONS[self.implementation]
-            out, new = attend(q, k, v, context.segment_ids, rate, key), None
+            out, new = self._whole_rows(q, k, v, context.segment_ids, deterministic), None
         else:
             new = (k.astype(cache[0].dtype), v.astype(cache[1].dtype))
             out = cached(q, k, v, cache[0].astype(q.dtype), cache[1].astype(q.dtype), context)
         out = constrain(out, "batch", "sequence", "heads", "head_dim")
-        out = checkpoint_name(out, "attention")
         shape = (self.num_heads, self.head_dim, self.hidden_size)
         axes = ("heads", "head_dim", "embed")
         y_BSD = layers.Linear(shape, axes, 2, self.dtype, self.param_dtype, name="output")(out)

@@ -1,4 +1,4 @@
-"""Convolutions, resampling and norms of the vision tokenizer, channels last, torch's padding.
+"""Convolutions and resampling of the vision tokenizer, channels last, torch's padding.
 
 Widths get logical axis names ("conv_in", "conv_out", "norm"), but only where they are wide: latents
 (4 channels) and pixels (3) are never worth sharding, and no mesh would divide them.
@@ -11,13 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emu3_jax.models import strips
 from emu3_jax.models.layers import precision
-
-# Groups' epsilon of the released code; BatchNorm keeps torch's defaults (1e-5, momentum 0.1, which
-# is a decay of 0.9 here).
-GROUP_NORM_EPS = 1e-6
-BATCH_NORM_EPS = 1e-5
-BATCH_NORM_DECAY = 0.9
 
 # Weights: normal, variance 1 / fan_in. How Emu3's tokenizer was initialised is not published; the
 # released code's variance of 2 / fan_out (for a model that is only ever loaded) multiplies the
@@ -112,6 +107,28 @@ def conv_2d(x, kernel, stride: int, padding):
     )
 
 
+def conv_2d_of_doubled(x, kernel):
+    """The 3x3 convolution of frames doubled by nearest neighbour, [kh, kw, I, O] = [3, 3, I, O].
+
+    float [F, H, W, I] -> [F, 2H, 2W, O], nothing enlarged: of the three rows (columns) that a
+    result sees, two are one row of x, so their weights are added. 16 products instead of 36.
+    """
+    F, H, W, _ = x.shape
+    outputs = [
+        conv_2d(x, _folded(_folded(kernel, i, 0), j, 1), 1, ((1 - i, i), (1 - j, j)))
+        for i in range(2)
+        for j in range(2)
+    ]
+    y = jnp.stack(outputs, axis=-2).reshape(F, H, W, 2, 2, -1)
+    return y.swapaxes(2, 3).reshape(F, 2 * H, 2 * W, -1)
+
+
+def _folded(kernel, parity: int, axis: int):
+    """Three weights along an axis as two, for results at even (0) or odd (1) places."""
+    a, b, c = jnp.split(kernel, 3, axis)
+    return jnp.concatenate([a + b, c] if parity else [a, b + c], axis)
+
+
 def causal_conv_3d(x, kernel, time_stride: int):
     """float [B, T, H, W, I] and [kt, kh, kw, I, O] -> [B, T', H, W, O].
 
@@ -142,6 +159,7 @@ class Conv(nn.Module):
       padding: zeros around the frame in 2-D ((top, bottom), (left, right)); 3-D has its own.
       narrow_in: the input is latents or pixels, so its channels have no logical name.
       narrow_out: the same for the output.
+      doubled: the 2-D input is doubled in height and width before, by nearest neighbour.
       kernel_init, bias_init: initialisers.
     """
 
@@ -152,12 +170,13 @@ class Conv(nn.Module):
     padding: tuple = ((1, 1), (1, 1))
     narrow_in: bool = False
     narrow_out: bool = False
+    doubled: bool = False
     kernel_init: Callable = FAN_IN
     bias_init: Callable = ZEROS
 
     @nn.compact
     def __call__(self, x):
-        """float [B, ..., C_in] -> `config.dtype` [B, ..., features]."""
+        """float [B, ..., C_in] or Rows -> `config.dtype` [B, ..., features], of Rows Rows."""
         channels = x.shape[-1]
         conv_in = None if self.narrow_in else "conv_in"
         conv_out = None if self.narrow_out else "conv_out"
@@ -175,12 +194,27 @@ class Conv(nn.Module):
             (self.features,),
             param_dtype,
         )
-        x, kernel = x.astype(dtype), kernel.astype(dtype)
-        if len(self.kernel) == 3:
-            y = causal_conv_3d(x, kernel, self.stride)
-        else:
-            y = conv_2d(x, kernel, self.stride, self.padding)
-        return y + bias.astype(dtype)
+        kernel, bias = kernel.astype(dtype), bias.astype(dtype)
+
+        def convolve(x, padding):
+            x = x.astype(dtype)
+            if len(self.kernel) == 3:
+                y = causal_conv_3d(x, kernel, self.stride)
+            elif self.doubled:
+                y = conv_2d_of_doubled(x, kernel)
+            else:
+                y = conv_2d(x, kernel, self.stride, padding)
+            return y + bias
+
+        if not isinstance(x, strips.Rows):
+            return convolve(x, self.padding)
+        (halo, _), sides = self.padding
+        in_strip = lambda rows: convolve(rows, ((0, 0), sides))  # noqa: E731
+        return (
+            x.doubled(in_strip, self.features)
+            if self.doubled
+            else x.around(halo, in_strip, self.features)
+        )
 
 
 def conv3x3(features: int, config, name: str | None = None, **options) -> Conv:
@@ -251,85 +285,7 @@ class Upsample(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """float [F, H, W, C] -> [F, 2H, 2W, C]."""
-        return conv3x3(x.shape[-1], self.config, name="conv")(repeat_nearest(x, (2, 2)))
-
-
-class GroupNorm(nn.Module):
-    """GroupNorm over one frame, statistics in float32.
-
-    Sums run over positions first and over the channels of a group after, so the large array is
-    never reshaped into groups; the variance is taken around the mean (two passes), as torch's is.
-    """
-
-    config: object
-
-    @nn.compact
-    def __call__(self, x):
-        """float [F, H, W, C] -> the same shape."""
-        frames, _, _, channels = x.shape
-        groups = self.config.norm_groups
-        param_dtype = jnp.dtype(self.config.param_dtype)
-        scale = self.param(
-            "scale",
-            nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
-            (channels,),
-            param_dtype,
-        )
-        bias = self.param(
-            "bias",
-            nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
-            (channels,),
-            param_dtype,
-        )
-
-        def over_groups(values):
-            mean_FC = jnp.mean(values, axis=(1, 2))
-            mean_FG = jnp.mean(mean_FC.reshape(frames, groups, -1), axis=-1)
-            return jnp.repeat(mean_FG, channels // groups, axis=-1)[:, None, None, :]
-
-        x32 = x.astype(jnp.float32)
-        centred = x32 - over_groups(x32)
-        gain = jax.lax.rsqrt(over_groups(jnp.square(centred)) + GROUP_NORM_EPS)
-        return (centred * (gain * scale) + bias).astype(x.dtype)
-
-
-class SpatialNorm(nn.Module):
-    """GroupNorm whose scale and shift at each position are read off the codebook entries there.
-
-    The entries are enlarged to the feature's grid by nearest neighbour; a 1x1 convolution commutes
-    with that, so it is applied before, on the small grid.
-    """
-
-    config: object
-
-    @nn.compact
-    def __call__(self, x, entries):
-        """float [F, H, W, C] and entries float [F, h, w, D] -> [F, H, W, C]; H/h, W/w whole."""
-        factors = (x.shape[1] // entries.shape[1], x.shape[2] // entries.shape[2])
-        y = GroupNorm(self.config, name="norm_layer")(x)
-        channels = x.shape[-1]
-        # Zero kernels: at first a plain GroupNorm, the entries' say is learnt.
-        start = dict(narrow_in=True, kernel_init=ZEROS)
-        scale = conv1x1(channels, self.config, name="conv_y", bias_init=ONES, **start)(entries)
-        shift = conv1x1(channels, self.config, name="conv_b", **start)(entries)
-        return y * repeat_nearest(scale, factors) + repeat_nearest(shift, factors)
-
-
-def batch_norm(config, train: bool, name: str) -> nn.BatchNorm:
-    """BatchNorm over everything but the channels: batch statistics while training, else running.
-
-    The running variance averages the biased batch variance (torch: the unbiased one, larger by
-    n / (n - 1) for the n = B*T*H*W values of a channel, which is nothing at these n).
-    """
-    return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=BATCH_NORM_DECAY,
-        epsilon=BATCH_NORM_EPS,
-        dtype=jnp.dtype(config.dtype),
-        param_dtype=jnp.dtype(config.param_dtype),
-        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
-        use_fast_variance=False,
-        name=name,
-    )
+        """float [F, H, W, C] -> [F, 2H, 2W, C], Rows where those are large."""
+        F, H, W, C = x.shape
+        conv = conv3x3(C, self.config, doubled=True, name="conv")
+        return conv(strips.of_array(x) if strips.is_large((F, 2 * H, 2 * W, C)) else x)

@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from emu3_jax.models.lookup import lookup
+
 INIT_STDDEV = 0.02
 
 
@@ -74,8 +76,7 @@ class Embedding(nn.Module):
             (self.rows, self.features),
             self.param_dtype,
         )
-        # Rounded before the lookup, so that a table in pieces is gathered in the small type.
-        return jnp.take(table_VD.astype(self.dtype), tokens_BS, axis=0, mode="clip")
+        return lookup(table_VD, tokens_BS, self.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -95,16 +96,30 @@ class RMSNorm(nn.Module):
         return normed * scale_D.astype(x.dtype)
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array) -> jax.Array:
+def dropped_bytes(rate: float) -> int:
+    """How many of the 256 values of a random byte mean "dropped"; the least is one."""
+    return min(max(round(256 * rate), 1), 255)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array, places_S=None) -> jax.Array:
     """Zeroes elements of x with probability `rate` and scales the rest so that the mean stays.
 
     Drawing random bits costs more than all else here, so four elements share one 32-bit word.
     With eight bits an element the rate is met to 1/512: 0.1 becomes 26/256; the least is 1/256.
+
+    With `places_S`, the places in the row of the tokens of x [B, S, ...], a token's draw follows
+    its place and not where it stands in x.
     """
     *rows, last = x.shape
-    words = jax.random.bits(key, (*rows, -(-last // 4)), jnp.uint32)
+    width = -(-last // 4)
+    if places_S is None:
+        words = jax.random.bits(key, (*rows, width), jnp.uint32)
+    else:
+        shape = (rows[0], *rows[2:], width)
+        keys_S = jax.vmap(jax.random.fold_in, (None, 0))(key, places_S)
+        words = jax.vmap(lambda k: jax.random.bits(k, shape, jnp.uint32), out_axes=1)(keys_S)
     numbers = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*rows, -1)[..., :last]
-    dropped = min(max(round(256 * rate), 1), 255)
+    dropped = dropped_bytes(rate)
     return jnp.where(numbers >= dropped, x * (256 / (256 - dropped)), jnp.zeros((), x.dtype))
 
 
@@ -114,11 +129,11 @@ class Dropout(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool) -> jax.Array:
-        """[...] -> the same shape and dtype."""
+    def __call__(self, x: jax.Array, deterministic: bool, places_S=None) -> jax.Array:
+        """[...] -> the same shape and dtype; places as of `dropout`."""
         if deterministic or self.rate == 0.0:
             return x
-        return dropout(x, self.rate, self.make_rng("dropout"))
+        return dropout(x, self.rate, self.make_rng("dropout"), places_S)
 
 
 def padded_rows(vocab_size: int, multiple: int) -> int:

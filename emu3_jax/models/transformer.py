@@ -11,8 +11,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from emu3_jax.models import rope
-from emu3_jax.models.attention import IMPLEMENTATIONS, Attention, Context, KVCache
+from emu3_jax.models import rope, zigzag
+from emu3_jax.models.attention import Attention, Context, KVCache
+from emu3_jax.models.attention_kernels import choice
 from emu3_jax.models.layers import Dropout, Embedding, Linear, RMSNorm, padded_rows
 from emu3_jax.sharding import check_divides, constrain
 
@@ -32,8 +33,9 @@ none       everything, also float32 scores and probabilities (2 N S): the fastes
 full       the D numbers of the layer's input; the whole forward pass again: +1/3 FLOPs.
 dots       the results of weight matmuls, 2 (N + K) H + 2 F + 2 D; norms, activations and
            attention again: a few per cent more FLOPs at short rows, more where S is large.
-attention  queries, keys, values and the attention's output, 2 (N + K) H + D; the MLP again, and
-           not the projections: for long rows with an attention that stores no scores.
+attention  queries, keys, values and the attention's output, 2 (N + K) H + D, and N sums; the MLP
+           again, but neither the projections nor attention: for long rows, with an attention
+           that stores no scores.
 """
 
 
@@ -52,7 +54,10 @@ class TransformerConfig:
         dtype: type of activations and matmuls; norms, scores, softmax and logits are float32.
         param_dtype: type the weights are stored in.
         remat: a name in REMAT.
-        attention: a name in attention.IMPLEMENTATIONS.
+        attention: a name in attention_kernels.choice.IMPLEMENTATIONS, or "auto": the fastest that
+            does what is asked on the machine at hand.
+        attention_dropout: rate on attention probabilities alone; None: `dropout`. The kernels for
+            accelerators (splash, cudnn) have none: they need 0.
         scan_layers: True: one body, weights stacked [num_layers, ...]; False: layers_0, layers_1…
 
     Raises:
@@ -73,7 +78,8 @@ class TransformerConfig:
     dtype: str = "float32"
     param_dtype: str = "float32"
     remat: str = "none"
-    attention: str = "reference"
+    attention: str = "auto"
+    attention_dropout: float | None = None
     scan_layers: bool = True
 
     def __post_init__(self):
@@ -88,12 +94,13 @@ class TransformerConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"model.head_dim={self.head_dim} must be even: rotation takes pairs")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"model.dropout={self.dropout} must be in [0, 1)")
+        for name in ("dropout", "attention_dropout"):
+            if not 0.0 <= (getattr(self, name) or 0.0) < 1.0:
+                raise ValueError(f"model.{name}={getattr(self, name)} must be in [0, 1)")
         dtypes = ("float32", "bfloat16", "float16")
         for name, known in (
             ("remat", REMAT),
-            ("attention", IMPLEMENTATIONS),
+            ("attention", ("auto", *choice.IMPLEMENTATIONS)),
             ("dtype", dtypes),
             ("param_dtype", dtypes),
         ):
@@ -101,6 +108,12 @@ class TransformerConfig:
                 raise ValueError(
                     f"model.{name}={getattr(self, name)!r} is not one of {', '.join(known)}"
                 )
+        choice.check(self.attention, self.probability_dropout, self.dtype)
+
+    @property
+    def probability_dropout(self) -> float:
+        """Rate of dropout on attention probabilities."""
+        return self.dropout if self.attention_dropout is None else self.attention_dropout
 
     @property
     def padded_vocab_size(self) -> int:
@@ -156,13 +169,13 @@ class Block(nn.Module):
             c.num_kv_heads,
             c.head_dim,
             c.attention,
-            c.dropout,
+            c.probability_dropout,
             *dtypes,
             name="attention",
         )
         h_BSD = RMSNorm(c.norm_eps, dtypes[1], name="attention_norm")(x_BSD)
         h_BSD, new = attention(h_BSD, cache, context, deterministic)
-        x_BSD = x_BSD + Dropout(c.dropout)(h_BSD, deterministic)
+        x_BSD = x_BSD + Dropout(c.dropout)(h_BSD, deterministic, context.places_S)
         x_BSD = constrain(x_BSD, "batch", "sequence", "embed")
 
         h_BSD = RMSNorm(c.norm_eps, dtypes[1], name="mlp_norm")(x_BSD)
@@ -171,7 +184,7 @@ class Block(nn.Module):
         h_BSF = nn.silu(Linear(*wide, name="gate")(h_BSD)) * Linear(*wide, name="up")(h_BSD)
         h_BSF = constrain(h_BSF, "batch", "sequence", "mlp")
         h_BSD = Linear(*narrow, name="down")(h_BSF)
-        x_BSD = x_BSD + Dropout(c.dropout)(h_BSD, deterministic)
+        x_BSD = x_BSD + Dropout(c.dropout)(h_BSD, deterministic, context.places_S)
         return constrain(x_BSD, "batch", "sequence", "embed"), new
 
 
@@ -238,9 +251,20 @@ class Transformer(nn.Module):
             positions = rope.positions_in_segments(segment_ids)
         if segment_ids is None:
             segment_ids = jnp.ones(tokens.shape, jnp.int32)
-        context = Context(*self._rotation(positions), segment_ids=segment_ids)
-        x_BSD, _ = self._layers(self._embed(tokens, deterministic), None, context, deterministic)
-        return self.final_norm(x_BSD)
+        devices = 1
+        if not self.is_initializing():
+            rate = 0.0 if deterministic else self.config.probability_dropout
+            asked = (self.config.attention, tokens.shape[1], rate, self.config.dtype)
+            devices = choice.zigzag_devices(*asked)
+        if devices > 1:
+            inputs = (tokens, positions, segment_ids)
+            tokens, positions, segment_ids = map(zigzag.enter, inputs)
+        places_S = jnp.asarray(zigzag.places(tokens.shape[1], devices))
+        context = Context(*self._rotation(positions), segment_ids, places_S)
+        x_BSD = self._embed(tokens, deterministic, places_S)
+        x_BSD, _ = self._layers(x_BSD, None, context, deterministic)
+        x_BSD = self.final_norm(x_BSD)
+        return zigzag.leave(x_BSD) if devices > 1 else x_BSD
 
     def decode(self, tokens, positions, cache: KVCache, last_only: bool = False):
         """Read tokens behind what the cache holds: a whole prompt, or one token a step.
@@ -266,7 +290,7 @@ class Transformer(nn.Module):
             & (cache.valid & (jnp.arange(slots) < cache.index))[:, None, :],
             new_mask=real_BS[:, :, None] & real_BS[:, None, :] & causal_ST,
         )
-        x_BSD = self._embed(tokens, deterministic=True)
+        x_BSD = self._embed(tokens, True)
         x_BSD, (k_new, v_new) = self._layers(x_BSD, (cache.k, cache.v), context, True)
         x_BSD = self.final_norm(x_BSD[:, -1:] if last_only else x_BSD)
         start = (0, 0, cache.index, 0, 0)
@@ -282,8 +306,8 @@ class Transformer(nn.Module):
         c = self.config
         return rope.rotation(positions, c.head_dim, c.rope_theta, jnp.dtype(c.dtype))
 
-    def _embed(self, tokens, deterministic):
-        x_BSD = self.embed_dropout(self.embed(tokens), deterministic)
+    def _embed(self, tokens, deterministic, places_S=None):
+        x_BSD = self.embed_dropout(self.embed(tokens), deterministic, places_S)
         return constrain(x_BSD, "batch", "sequence", "embed")
 
     def _layers(self, x_BSD, cache, context, deterministic):

@@ -6,13 +6,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from emu3_jax.models import strips
 from emu3_jax.models.convolution import (
     FAN_IN,
     ZEROS,
     CausalConv,
-    GroupNorm,
-    SpatialNorm,
-    batch_norm,
     conv1x1,
     conv3x3,
     haar_down,
@@ -20,6 +18,7 @@ from emu3_jax.models.convolution import (
     repeat_nearest,
 )
 from emu3_jax.models.layers import precision
+from emu3_jax.models.norms import GroupNorm, SpatialNorm, batch_norm
 
 # Up to 64 x 64 positions (a 512-pixel image) the scores of a frame fit at once: 64 MiB of float32.
 MAX_PLAIN_POSITIONS = 4096
@@ -34,22 +33,29 @@ def frame_norm(config, name: str, x, entries):
 
 
 class ResBlock(nn.Module):
-    """norm, act, 3x3, norm, act, dropout, 3x3, plus the input (by 1x1 if the width changes)."""
+    """norm, act, 3x3, norm, act, dropout, 3x3, plus the input (by 1x1 if the width changes).
+
+    Of large frames the input and the result of the first convolution are all that is held; the
+    block's result takes the place of the latter. They have no dropout.
+    """
 
     features: int
     config: object
 
     @nn.compact
     def __call__(self, x, entries=None, train: bool = False):
-        """float [F, H, W, C], entries None or [F, h, w, D] -> [F, H, W, features]."""
-        y = nn.silu(frame_norm(self.config, "norm1", x, entries))
-        y = conv3x3(self.features, self.config, name="conv1")(y)
-        y = nn.silu(frame_norm(self.config, "norm2", y, entries))
-        y = nn.Dropout(self.config.dropout)(y, deterministic=not train)
+        """float [F, H, W, C] or Rows, entries None or [F, h, w, D] -> [F, H, W, features]."""
+        x = strips.in_strips(x)
+        y = strips.silu(frame_norm(self.config, "norm1", x, entries))
+        y = strips.whole(conv3x3(self.features, self.config, name="conv1")(y))
+        y = strips.in_strips(y)
+        y = strips.silu(frame_norm(self.config, "norm2", y, entries))
+        if train and self.config.dropout:
+            y = nn.Dropout(self.config.dropout)(strips.whole(y), deterministic=False)
         y = conv3x3(self.features, self.config, name="conv2", kernel_init=ZEROS)(y)
         if x.shape[-1] != self.features:
             x = conv1x1(self.features, self.config, name="nin_shortcut")(x)
-        return x + y
+        return strips.added(x, y)
 
 
 def plain_attention(q_FPC, k_FSC, v_FSC):

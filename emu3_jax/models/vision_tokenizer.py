@@ -13,6 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from emu3_jax.models import strips
 from emu3_jax.models.convolution import CausalConv, Downsample, Upsample, conv3x3
 from emu3_jax.models.quantizer import Codebook, straight_through
 from emu3_jax.models.vision_blocks import (
@@ -93,9 +94,9 @@ class Encoder(nn.Module):
         """float [B, T, H, W, C] -> [B, t, h, w, D]; T = 1 means a still."""
         config = self.config
         B, T, H, W, C = pixels.shape
-        x = conv3x3(config.ch, config, name="conv_in", narrow_in=True)(
-            pixels.reshape(B * T, H, W, C)
-        )
+        x = pixels.reshape(B * T, H, W, C).astype(config.dtype)
+        x = strips.in_strips(x, config.ch)
+        x = strips.whole(conv3x3(config.ch, config, name="conv_in", narrow_in=True)(x))
         last = len(config.ch_mult) - 1
         for i in range(last + 1):
             resample = "down" if i < last else None
@@ -142,8 +143,9 @@ class Decoder(nn.Module):
             x = Level(config, i, config.num_res_blocks + 1, resample, name=f"up_{i}")(
                 x, entries, train
             )
-        x = nn.silu(frame_norm(config, "norm_out", x, entries))
+        x = strips.silu(frame_norm(config, "norm_out", strips.in_strips(x), entries))
         x = conv3x3(config.out_channels, config, name="conv_out", narrow_out=True)(x)
+        x = strips.whole(x)
         return x.reshape(B, T, *x.shape[1:])
 
 

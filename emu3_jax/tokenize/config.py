@@ -28,7 +28,8 @@ class TokenizeConfig:
         moved, for corpora so small that a model learns them by heart; 1 where not named.
       max_shift: pixels by which copies are moved at most, to each side.
       decode_threads: threads that read and resize media.
-      worker, workers: this process does the shards i with i % workers == worker.
+      worker, workers: this process does the shards i with i % workers == worker; a job that goes
+        on may have another number of workers.
     """
 
     output: str
@@ -56,6 +57,11 @@ class TokenizeConfig:
     def __post_init__(self):
         if not self.output:
             raise ValueError("output is empty, expected a folder; set --config.output=FOLDER")
+        if "://" in self.output:
+            raise ValueError(
+                f"output is {self.output}, expected a folder; shards are written to a local or "
+                "shared file system and then copied, as by gcloud storage cp"
+            )
         if not self.splits:
             raise ValueError("splits names no split, expected at least one with its sources")
         for split, sources in self.splits.items():

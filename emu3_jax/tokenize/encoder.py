@@ -1,5 +1,6 @@
 """The vision tokenizer at work: media of one size are gathered into batches for the device."""
 
+import functools
 import os
 from collections import defaultdict
 from collections.abc import Callable
@@ -10,6 +11,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emu3_jax.data import media
 from emu3_jax.data.records import vision_fingerprint
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def encode_batch(module, variables, pixels):
+    """Codes int32 [B, h, w] or [B, t, h, w] of float pixels in [-1, 1], see VisionTokenizer."""
+    return module.apply(variables, pixels, method="encode")
 
 
 class VisionEncoder:
@@ -28,7 +35,7 @@ class VisionEncoder:
         self._devices = mesh.size
         self._split = NamedSharding(mesh, PartitionSpec("data"))
         self._variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
-        self._encode = jax.jit(lambda v, pixels: module.apply(v, pixels, method="encode"))
+        self._encode = functools.partial(encode_batch, module)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "VisionEncoder":

@@ -23,9 +23,10 @@ class Meter:
         if time.monotonic() - self.last > REPORT_SECONDS:
             self.say()
 
-    def shard_done(self, skipped: int) -> None:
-        """Count one shard and the items of it that were skipped."""
+    def shard_done(self, items: int, skipped: int) -> None:
+        """Count one shard: its items, counted one by one before or not, and those skipped."""
         self.done += 1
+        self.items += items - self.in_shard
         self.skipped += skipped
         # What shards really hold: tars do not keep to items_per_shard.
         self.per_shard, self.in_shard = max(1, self.items / self.done), 0

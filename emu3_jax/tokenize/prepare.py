@@ -1,6 +1,7 @@
 """One raw item to the pixels and text a record is made of, or the reason why it is skipped."""
 
 import dataclasses
+import functools
 import math
 import zlib
 from typing import Any
@@ -124,8 +125,10 @@ def _sampled(frames: np.ndarray, filmed_at: float, rules: MediaRules) -> tuple[n
 def _read(kind: str, source: Any, item: RawItem, rules: MediaRules) -> Medium:
     name = item.where if isinstance(source, bytes) else None
     if kind == "image":
-        pixels = source if isinstance(source, np.ndarray) else media.read_image(source, name)
-        return Medium(media.resize(pixels, *media.smart_resize(*pixels.shape[:2], rules.limits)))
+        fit = functools.partial(media.smart_resize, limits=rules.limits)
+        if isinstance(source, np.ndarray):
+            return Medium(media.resize(source, *fit(*source.shape[:2])))
+        return Medium(media.read_image(source, name, fit))
     if isinstance(source, np.ndarray):
         pixels, fps = _sampled(source, item.fps, rules)
     else:

@@ -31,8 +31,9 @@ class ShardResult:
         return json_bytes(dataclasses.asdict(self))
 
     @classmethod
-    def from_dict(cls, plain: dict) -> "ShardResult":
-        """From what the progress file holds."""
+    def from_bytes(cls, content: bytes) -> "ShardResult":
+        """The inverse of `to_bytes`."""
+        plain = json.loads(content)
         shards = [Shard(**shard) for shard in plain["shards"]]
         counts = {kind: Counts(**c) for kind, c in plain["counts"].items()}
         return cls(plain["items"], shards, counts, plain["skipped"])
@@ -62,8 +63,8 @@ class Progress:
 
     def results(self) -> list[ShardResult | None]:
         """One result a shard, None for those that are not finished."""
-        plain = [read_json(self._file(index)) for index in range(self.shards)]
-        return [None if one is None else ShardResult.from_dict(one) for one in plain]
+        contents = [_read(self._file(index)) for index in range(self.shards)]
+        return [None if one is None else ShardResult.from_bytes(one) for one in contents]
 
     def remove(self) -> None:
         """Remove the folder; another worker may be doing the same."""
@@ -83,7 +84,12 @@ def json_bytes(value: Any) -> bytes:
 
 def read_json(file: Path) -> dict | None:
     """What a JSON file holds; None where there is no file."""
+    content = _read(file)
+    return None if content is None else json.loads(content)
+
+
+def _read(file: Path) -> bytes | None:
     try:
-        return json.loads(file.read_bytes())
+        return file.read_bytes()
     except FileNotFoundError:
         return None

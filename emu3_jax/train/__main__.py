@@ -3,12 +3,19 @@
 Trains the task that the config names (task: pretrain or vision_tokenizer) on every device that
 JAX sees, and writes into the run directory:
   config.json        the resolved config
+  starts.jsonl       one line a start: command, code revision, package versions, devices
   metrics.jsonl      one line a log step (also TensorBoard; Weights & Biases by config.log)
+  goodput.jsonl      where the time went
+  heartbeat.json     the last step and when it was
   checkpoints/STEP   state and data position
 Running the same command again goes on from the newest checkpoint. SIGTERM and Ctrl-C save first.
 A command that is refused leaves the run directory as it was.
+
+On a pod every host runs this command with --coordinator=auto; elsewhere each process gets
+--coordinator=HOST:PORT --processes=N --process=I. The run directory is one that all can see.
 """
 
+import jax
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -21,11 +28,13 @@ from emu3_jax.evaluate.during_training import (
 )
 from emu3_jax.evaluate.loading import load_vision_tokenizer
 from emu3_jax.interop.bundle import assemble, save_language
-from emu3_jax.train import run_directory, start, tasks
+from emu3_jax.train import distributed, run_directory, start, tasks
+from emu3_jax.train.goodput import Ledger
 from emu3_jax.train.loop import RunConfig, train
 
 command_line.define_config(help_text="What to train; see configs/. Override: --config.a.b=value.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory, made if it does not exist.")
+distributed.define_flags()
 ALLOW_CHANGES = flags.DEFINE_bool(
     "allow_changes", False, "Resume although the config differs from the one the run began with."
 )
@@ -57,7 +66,24 @@ def evaluation_callbacks(config, task, workdir: str) -> list[EvaluationCallback]
             bundle = assemble(task.model, variables, language, where=label)
             return evaluation.subject(vision, bundle, label)
 
-    return [EvaluationCallback(evaluation, subject_of, workdir)]
+    callback = EvaluationCallback(evaluation, subject_of, workdir)
+    return [_ByEachProcess(callback) if jax.process_count() > 1 else callback]
+
+
+class _ByEachProcess:
+    """Evaluation among several processes: each does it all, on its own devices, with whole weights.
+
+    The results are the same everywhere, and the first process writes them.
+    """
+
+    def __init__(self, callback: EvaluationCallback):
+        self._callback = callback
+        self.every, self.done = callback.every, callback.done
+
+    def __call__(self, step, state, writer) -> dict[str, float]:
+        state = distributed.to_this_host(state.replace(opt_state=None))
+        with jax.set_mesh(distributed.local_mesh()):
+            return self._callback(step, state, writer)
 
 
 def _vision_tokenizer(path: str):
@@ -70,7 +96,9 @@ def _vision_tokenizer(path: str):
         raise ConfigError(message) from error
 
 
-def train_config(config: ConfigDict, workdir: str, allow_changes: bool = False) -> None:
+def train_config(
+    config: ConfigDict, workdir: str, allow_changes: bool = False, ledger: Ledger | None = None
+) -> None:
     """Builds the task, trains; the run directory is written to when nothing can be refused."""
     if "run" not in config:
         raise ConfigError("the config has no section run; see configs/ for examples")
@@ -80,7 +108,10 @@ def train_config(config: ConfigDict, workdir: str, allow_changes: bool = False) 
     run_directory.check(config, workdir, allow_changes)
 
     def write_run_directory():
+        if not distributed.is_first():
+            return
         run_directory.claim(config, workdir, allow_changes)
+        run_directory.record_start(workdir)
         if config.task == "pretrain":
             save_language(workdir, task.language())
 
@@ -92,15 +123,27 @@ def train_config(config: ConfigDict, workdir: str, allow_changes: bool = False) 
         start=begin,
         run_config=config.to_dict(),
         on_begin=write_run_directory,
+        ledger=ledger,
+        allow_changes=allow_changes,
     )
 
 
 def main() -> None:
-    """Resolves the config and trains."""
+    """Resolves the config, joins the other processes if there are any, and trains."""
+    ledger = Ledger()
     config, workdir = flags.FLAGS.config, WORKDIR.value
     if config is None or workdir is None:
         raise ConfigError("--config and --workdir are needed; see --help")
-    train_config(config, workdir, ALLOW_CHANGES.value)
+    values = flags.FLAGS
+    distributed.initialize(
+        values.coordinator, values.processes, values.process, values.host_timeout
+    )
+    try:
+        train_config(config, workdir, ALLOW_CHANGES.value, ledger)
+    except BaseException as error:
+        if jax.distributed.is_initialized():
+            distributed.leave(error)
+        raise
 
 
 if __name__ == "__main__":

@@ -5,11 +5,11 @@ the earlier checkpoints as they were. This file is the only one that knows Orbax
 """
 
 import contextlib
-import dataclasses
 import logging
-import pathlib
+import os
 import shutil
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,32 +17,12 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from emu3_jax.config import read_config
+from emu3_jax.train import distributed
+from emu3_jax.train.retention import CheckpointConfig, Retention
 
 CHECKPOINT_FOLDER = "checkpoints"
 # More than there are: state, data, metadata written twice, and the renaming of the folder.
 _PARTS_OF_A_SAVE = 8
-
-
-@dataclasses.dataclass(frozen=True)
-class CheckpointConfig:
-    """When to save and what to keep.
-
-    Attributes:
-      every: steps between saves; the last step is always saved.
-      keep: newest checkpoints to keep.
-      keep_every: checkpoints at multiples of this step are kept for ever; 0 for none.
-    """
-
-    every: int = 500
-    keep: int = 2
-    keep_every: int = 0
-
-    def __post_init__(self):
-        for name, least in (("every", 1), ("keep", 1), ("keep_every", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(
-                    f"checkpoint.{name} must be {least} or more, got {getattr(self, name)}"
-                )
 
 
 class CheckpointError(ValueError):
@@ -50,17 +30,17 @@ class CheckpointError(ValueError):
 
 
 class Checkpoints:
-    """The checkpoints of one run directory."""
+    """The checkpoints of one run directory, on a disk or in a bucket (gs://…)."""
 
-    def __init__(self, workdir: str | pathlib.Path, config: CheckpointConfig):
-        self._directory = pathlib.Path(workdir).absolute() / CHECKPOINT_FOLDER
+    def __init__(self, workdir: str | os.PathLike, config: CheckpointConfig):
+        self._directory = _folder(workdir)
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CheckpointError(
                 f"checkpoints cannot be kept in {self._directory}: {_first_line(error)}"
             ) from error
-        self._config = config
+        self._retention = Retention(config)
         self._manager = self._new_manager()
         _quiet_orbax()
         self._saving: int | None = None
@@ -68,8 +48,7 @@ class Checkpoints:
     def _new_manager(self) -> ocp.CheckpointManager:
         """Clears away unfinished folders of earlier saves as well."""
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=self._config.keep,
-            keep_period=self._config.keep_every or None,
+            preservation_policy=self._retention,
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
         )
@@ -83,8 +62,17 @@ class Checkpoints:
         )
 
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint's step, or None."""
-        return max(_complete_steps(self._directory), default=None)
+        """The newest checkpoint's step, or None; all processes agree on it."""
+        return self._manager.latest_step()
+
+    def latest_when_idle(self) -> int | None:
+        """Likewise, once the save that runs is complete."""
+        self.wait()
+        return self.latest_step()
+
+    def note(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Takes down the metric that decides which checkpoints are the best."""
+        self._retention.note(step, metrics)
 
     def save(self, step: int, state: Any, data_state: Any, wait: bool = False) -> None:
         """Starts saving, once the save before it is complete, whose error is raised here.
@@ -92,11 +80,11 @@ class Checkpoints:
         Args:
           step: number of updates done.
           state: a TrainState.
-          data_state: JSON-able position of the data iterator after `step` batches.
+          data_state: JSON-able: what else a run needs to go on, the data position first of all.
           wait: return only when the checkpoint is complete.
         """
         self.wait()
-        if step in _complete_steps(self._directory):
+        if step in self._manager.all_steps():
             return
         self._saving = step
         with self._told_in_one_sentence():
@@ -104,7 +92,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state),
-                    data=ocp.args.JsonSave({"position": data_state}),
+                    data=ocp.args.JsonSave(data_state),
                 ),
                 force=True,
             )
@@ -128,14 +116,20 @@ class Checkpoints:
         """What a failed save comes to; its unfinished folder would only fill the disk.
 
         The manager is made anew: other parts of the failed save may still be writing, and their
-        errors would otherwise come up in whatever is asked of it next.
+        errors would otherwise come up in whatever is asked of it next. Among several processes
+        that cannot be done by one alone; the run ends, and its next start clears up.
         """
+        if jax.process_count() > 1:
+            return CheckpointError(self._failure(error))
         self._close_manager()
         self._clear_unfinished()
         self._manager = self._new_manager()
-        latest = self.latest_step()
+        return CheckpointError(self._failure(error))
+
+    def _failure(self, error: Exception) -> str:
+        latest = max(_complete_steps(self._directory), default=None)
         kept = "no earlier checkpoint exists" if latest is None else f"step {latest} is intact"
-        return CheckpointError(
+        return (
             f"saving step {self._saving} to {self._directory} failed ({_first_line(error)}); {kept}"
         )
 
@@ -155,7 +149,7 @@ class Checkpoints:
                     state=ocp.args.StandardRestore(abstract_state), data=ocp.args.JsonRestore()
                 ),
             )
-        return restored["state"], restored["data"]["position"]
+        return restored["state"], restored["data"]
 
     def close(self) -> None:
         """Waits for the background save and releases Orbax's threads.
@@ -168,6 +162,14 @@ class Checkpoints:
         except CheckpointError as error:
             print(f"Warning: {error}", flush=True)
         self._close_manager()
+        if distributed.is_first():
+            self._remove_empty_folders()
+
+    def _remove_empty_folders(self) -> None:
+        """A run that was refused before it had anything to save leaves no trace."""
+        for folder in (self._directory, self._directory.parent):
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
 
     def _clear_unfinished(self) -> None:
         """Removes the folders of saves that failed.
@@ -178,7 +180,7 @@ class Checkpoints:
         give_up = quiet_since + 5.0
         while quiet_since + 0.5 > time.monotonic() and time.monotonic() < give_up:
             for child in self._directory.glob("*orbax-checkpoint-tmp*"):
-                shutil.rmtree(child, ignore_errors=True)
+                shutil.rmtree(child, ignore_errors=True)  # nothing in a bucket, which needs none
                 quiet_since = time.monotonic()
             time.sleep(0.05)
 
@@ -202,16 +204,23 @@ def _is_no_orbax_traceback(record: logging.LogRecord) -> bool:
     return not (record.exc_info and "orbax" in record.pathname)
 
 
-def has_checkpoints(workdir: str | pathlib.Path) -> bool:
+def has_checkpoints(workdir: str | os.PathLike) -> bool:
     """True if the run directory holds at least one complete checkpoint."""
-    return bool(_complete_steps(pathlib.Path(workdir) / CHECKPOINT_FOLDER))
+    return bool(_complete_steps(_folder(workdir)))
 
 
-def _complete_steps(directory: pathlib.Path) -> list[int]:
-    """Steps in ascending order; an unfinished folder has a longer name."""
+def _folder(workdir: str | os.PathLike) -> epath.Path:
+    path = epath.Path(workdir) / CHECKPOINT_FOLDER
+    return path if "://" in os.fspath(path) else epath.Path(os.path.abspath(path))
+
+
+def _complete_steps(directory: epath.Path) -> list[int]:
+    """Steps in ascending order. An unfinished folder has a longer name; in a bucket, where nothing
+    can be renamed, it lacks a file that Orbax writes last."""
     if not directory.is_dir():
         return []
-    return sorted(int(child.name) for child in directory.iterdir() if child.name.isdigit())
+    numbered = [child for child in directory.iterdir() if child.name.isdigit()]
+    return sorted(int(c.name) for c in numbered if ocp.utils.is_checkpoint_finalized(c))
 
 
 def _first_line(error: Exception) -> str:
@@ -260,7 +269,7 @@ def check_same_tree(given: Any, wanted: Any, where: str, types: bool = True) -> 
 
 
 def restore_for_evaluation(
-    workdir: str | pathlib.Path, step: int | None = None
+    workdir: str | os.PathLike, step: int | None = None
 ) -> tuple[Any, Any, Any, int]:
     """Reads a run directory → (config, params, model_state, step), on the first device.
 
@@ -271,7 +280,7 @@ def restore_for_evaluation(
       ConfigError: `workdir` is no run directory. CheckpointError: it holds no such checkpoint.
     """
     config = read_config(workdir)
-    directory = pathlib.Path(workdir).absolute() / CHECKPOINT_FOLDER
+    directory = _folder(workdir)
     steps = _complete_steps(directory)
     if not steps:
         raise CheckpointError(f"{workdir} has a config but no checkpoint yet")
@@ -280,7 +289,7 @@ def restore_for_evaluation(
         known = ", ".join(map(str, steps))
         raise CheckpointError(f"{workdir} has no checkpoint of step {step}; it has: {known}")
     where = f"checkpoint {directory}/{step}"
-    path = epath.Path(directory / str(step) / "state")
+    path = directory / str(step) / "state"
     with _readable(where), contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
         saved = reader.metadata(path).tree
         weights = "params" if saved.get("ema") is None else "ema"

@@ -1,9 +1,9 @@
 """Where numbers go: one JSON line a log step, TensorBoard, and Weights & Biases if asked for."""
 
 import dataclasses
-import json
+import functools
 import math
-import pathlib
+import os
 import time
 import uuid
 from typing import Any
@@ -11,8 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
+
+from emu3_jax.train import distributed
+from emu3_jax.train.appending import AppendedLines, read_lines
 
 METRICS_FILE = "metrics.jsonl"
+# Key of the lines that say behind which step the run went on.
+RESUMED = "resumed"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +45,7 @@ class MetricsWriter:
 
     def __init__(
         self,
-        workdir: str | pathlib.Path,
+        workdir: str | os.PathLike,
         config: LogConfig,
         run_config: dict,
         start_step: int = 0,
@@ -51,34 +57,34 @@ class MetricsWriter:
           config: which sinks.
           run_config: the resolved config, for Weights & Biases.
           start_step: updates done so far; what an earlier process logged after it is superseded.
+
+        Raises:
+          ValueError: a sink needs a package that is not installed.
         """
-        self._active = jax.process_index() == 0
+        self._active = distributed.is_first()
         self._board = self._wandb = None
         if not self._active:
             return
-        workdir = pathlib.Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
         if config.wandb_project:
             self._wandb = _start_wandb(workdir, config.wandb_project, run_config)
         if config.tensorboard:
-            from tensorboardX import SummaryWriter
+            self._board = _TensorBoard(workdir, start_step)
+        self._lines = AppendedLines(workdir, METRICS_FILE)
+        self._superseded_after = start_step if self._lines.continued else None
 
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
-        self._path = workdir / METRICS_FILE
-        self._file = open(self._path, "ab", buffering=0)
-        if self._file.tell() and not _ends_with_newline(self._path):
-            self._file.write(b"\n")  # the line that was being written when a run was killed
+    def rewind(self, step: int) -> None:
+        """What was written so far about later steps is superseded: they will be done again."""
+        self._superseded_after = step
 
     def write(self, step: int, values: dict[str, float]) -> None:
         """Writes one line; values that are not finite are written as null."""
         if not self._active:
             return
+        if self._superseded_after is not None:
+            self._lines.append({"step": self._superseded_after, RESUMED: True})
+            self._superseded_after = None
         finite = {name: float(v) for name, v in values.items() if math.isfinite(v)}
-        line = {"step": step} | {name: finite.get(name) for name in values}
-        try:
-            self._file.write(json.dumps(line).encode() + b"\n")
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self._path)) from error
+        self._lines.append({"step": step} | {name: finite.get(name) for name in values})
         if self._board is not None:
             for name, value in finite.items():
                 self._board.add_scalar(name, value, step)
@@ -88,26 +94,47 @@ class MetricsWriter:
     def write_picture(self, step: int, name: str, picture: np.ndarray) -> None:
         """Adds a picture uint8 [H, W, 3] to TensorBoard."""
         if self._board is not None:
-            self._board.add_image(name, picture, step, dataformats="HWC")
+            self._board.add_image(name, picture, step)
 
     def close(self) -> None:
         """Flushes and closes every sink."""
         if not self._active:
             return
-        self._file.close()
+        self._lines.close()
         if self._board is not None:
             self._board.close()
         if self._wandb is not None:
             self._wandb.finish()
 
 
-def _ends_with_newline(path: pathlib.Path) -> bool:
-    with open(path, "rb") as file:
-        file.seek(-1, 2)
-        return file.read() == b"\n"
+class _TensorBoard:
+    """tensorboardX's writer, which makes its file at once; this one does with the first number."""
+
+    def __init__(self, workdir: str | os.PathLike, start_step: int):
+        self._folder = os.fspath(epath.Path(workdir) / "tensorboard")
+        self._start_step = start_step
+
+    @functools.cached_property
+    def _writer(self):
+        from tensorboardX import SummaryWriter
+
+        try:
+            return SummaryWriter(self._folder, purge_step=self._start_step + 1)
+        except ImportError as error:  # a bucket needs a package of its own
+            raise ValueError(f"TensorBoard cannot write to {self._folder}: {error}") from error
+
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        self._writer.add_scalar(name, value, step)
+
+    def add_image(self, name: str, picture: np.ndarray, step: int) -> None:
+        self._writer.add_image(name, picture, step, dataformats="HWC")
+
+    def close(self) -> None:
+        if "_writer" in self.__dict__:
+            self._writer.close()
 
 
-def _start_wandb(workdir: pathlib.Path, project: str, run_config: dict):
+def _start_wandb(workdir: str | os.PathLike, project: str, run_config: dict):
     """A Weights & Biases run; its id is kept in the run directory, so that resuming goes on."""
     try:
         import wandb
@@ -115,40 +142,35 @@ def _start_wandb(workdir: pathlib.Path, project: str, run_config: dict):
         raise ValueError(
             f"log.wandb_project={project!r} needs the wandb package: pip install wandb"
         ) from error
+    workdir = epath.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
     id_file = workdir / "wandb_id"
     if not id_file.exists():
         id_file.write_text(uuid.uuid4().hex)
     return wandb.init(
         project=project,
-        dir=str(workdir),
+        dir=os.fspath(workdir),
         config=run_config,
         id=id_file.read_text().strip(),
         resume="allow",
     )
 
 
-def read_metrics(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
+def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
     """The lines of workdir/metrics.jsonl in step order, one a step.
 
-    A resumed run goes back to its last checkpoint: where the step falls, what was logged at that
-    step and after it is superseded. Lines of the same step are merged.
+    A run that resumes, or goes back after a loss spike, says so in a line of its own: what was
+    logged about later steps is superseded. Lines of the same step are merged.
     """
-    path = pathlib.Path(workdir) / METRICS_FILE
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: no run has logged there")
     rows: list[dict] = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the line that was being written when a run was killed
-        if rows and row["step"] < rows[-1]["step"]:
-            while rows and rows[-1]["step"] >= row["step"]:
+    for line in read_lines(workdir, METRICS_FILE):
+        if RESUMED in line:
+            while rows and rows[-1]["step"] > line["step"]:
                 rows.pop()
-        if rows and row["step"] == rows[-1]["step"]:
-            rows[-1] |= row
+        elif rows and rows[-1]["step"] == line["step"]:
+            rows[-1] |= line
         else:
-            rows.append(row)
+            rows.append(line)
     return rows
 
 
@@ -203,17 +225,25 @@ class Progress:
         return steps_per_second * self._units, to_go
 
 
-# Dense bf16 peak, FLOP/s a chip, from the makers' data sheets.
+# Dense bf16 peak, FLOP/s of one JAX device, from the makers' data sheets. A device is a chip, but
+# for TPU7x, whose chips (2,307 TFLOP/s) show as two.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
     "TPU v5p": 459e12,
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
+    "TPU7x": 1153.5e12,
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
 }
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """FLOP/s of one device of a kind as JAX calls it; None where the peak is unknown (CPU)."""
+    matches = [name for name in PEAK_FLOPS if device_kind.startswith(name)]
+    return PEAK_FLOPS[max(matches, key=len)] if matches else None
 
 
 def mfu(flops_per_second: float) -> float | None:
@@ -221,11 +251,18 @@ def mfu(flops_per_second: float) -> float | None:
 
     The caller counts model FLOPs: 6 per matmul parameter and token, causal half of attention.
     """
-    kind = jax.devices()[0].device_kind
-    matches = [name for name in PEAK_FLOPS if kind.startswith(name)]
-    if not matches:
-        return None
-    return flops_per_second / (PEAK_FLOPS[max(matches, key=len)] * jax.device_count())
+    peak = peak_flops(jax.devices()[0].device_kind)
+    return None if peak is None else flops_per_second / (peak * jax.device_count())
+
+
+def memory() -> dict[str, float]:
+    """GiB in use at most so far, for each device of this process whose backend reports it."""
+    found = {}
+    for device in jax.local_devices():
+        peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
+        if peak is not None:
+            found[f"memory/device_{device.id}_peak_gib"] = peak / 2**30
+    return found
 
 
 def duration(seconds: float) -> str:

@@ -20,6 +20,9 @@ class OptimizerConfig:
       schedule: "cosine" | "linear" | "constant", from the peak to `final_fraction` × peak.
       weight_decay: decoupled, of kernels only; see `decay_mask`.
       clip_norm: global gradient norm limit; 0 turns clipping off.
+      second_moment: type that Adam's second moment is stored in: "float32", or "bfloat16" for 2
+        bytes a weight less. It is computed in float32 either way; at most b2 = 0.98, above which
+        its changes are too small for eight bits of mantissa.
     """
 
     learning_rate: float = 5e-5
@@ -31,6 +34,7 @@ class OptimizerConfig:
     eps: float = 1e-8
     weight_decay: float = 0.1
     clip_norm: float = 1.0
+    second_moment: str = "float32"
 
     def __post_init__(self):
         if self.schedule not in ("cosine", "linear", "constant"):
@@ -43,6 +47,12 @@ class OptimizerConfig:
         for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if self.second_moment not in ("float32", "bfloat16"):
+            raise ValueError(
+                f"second_moment must be float32 or bfloat16, got {self.second_moment!r}"
+            )
+        if self.second_moment == "bfloat16" and self.b2 > 0.98:
+            raise ValueError(f"second_moment=bfloat16 needs b2 of at most 0.98, got {self.b2}")
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
@@ -82,12 +92,28 @@ def make_optimizer(
     """Returns the optax transformation and the schedule it follows."""
     schedule = make_schedule(config, total_steps)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    adamw = optax.adamw(
-        schedule,
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=decay_mask,
+    # The parts of optax.adamw, of which it can store only the first moment in another type.
+    adamw = optax.chain(
+        _scale_by_adam(config),
+        optax.add_decayed_weights(config.weight_decay, decay_mask),
+        optax.scale_by_learning_rate(schedule),
     )
     return optax.chain(clip, adamw), schedule
+
+
+def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:
+    adam = optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps)
+    if config.second_moment == "float32":
+        return adam
+
+    def store(state, dtype):
+        return state._replace(nu=jax.tree.map(lambda x: x.astype(dtype), state.nu))
+
+    def init(params):
+        return store(adam.init(params), config.second_moment)
+
+    def update(gradients, state, params=None):
+        updates, state = adam.update(gradients, store(state, "float32"), params)
+        return updates, store(state, config.second_moment)
+
+    return optax.GradientTransformation(init, update)

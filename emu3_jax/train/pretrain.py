@@ -9,8 +9,11 @@ from jax.sharding import Mesh
 
 from emu3_jax import sharding
 from emu3_jax.data.mixture import vision_tokenizer_of
+from emu3_jax.data.packing import FIELDS
 from emu3_jax.data.pipeline import DataConfig, make_iterator
 from emu3_jax.interop.bundle import Language
+from emu3_jax.models import zigzag
+from emu3_jax.models.attention_kernels import choice
 from emu3_jax.models.transformer import Transformer, TransformerConfig, check_mesh
 from emu3_jax.sequence import Grammar, TokenClass
 from emu3_jax.train.loss import chunked_cross_entropy
@@ -33,24 +36,29 @@ class LossConfig:
     arrive with each batch.
 
     Attributes:
-      chunk_tokens: positions of a row whose logits exist at once.
+      chunk_tokens: positions whose logits exist at once on one device.
       z_loss: coefficient of log(Z)²; the paper mentions none.
+      unroll: write the loop over chunks out, for a compiler that then sees more of it.
     """
 
     chunk_tokens: int = 512
     z_loss: float = 0.0
+    unroll: bool = False
 
 
 class PretrainTask:
-    """Trains a Transformer on batches of packed rows; see data.pipeline for the arrays."""
+    """Trains a Transformer on batches of packed rows; see data.pipeline for the arrays.
+
+    Without a grammar the task can be compiled, which reads no data, but not trained.
+    """
 
     unit = "tokens"
 
     def __init__(
-        self, model: TransformerConfig, loss: LossConfig, data: DataConfig, grammar: Grammar
+        self, model: TransformerConfig, loss: LossConfig, data: DataConfig, grammar: Grammar | None
     ):
         self.config, self.loss_config, self.data, self.grammar = model, loss, data, grammar
-        if model.vocab_size != grammar.vocab.size:
+        if grammar is not None and model.vocab_size != grammar.vocab.size:
             raise ValueError(
                 f"model.vocab_size is {model.vocab_size}, the data's vocabulary has "
                 f"{grammar.vocab.size} ids"
@@ -66,7 +74,7 @@ class PretrainTask:
 
     def init(self, key: jax.Array) -> Any:
         """See Task."""
-        tokens = jnp.zeros((1, 8), jnp.int32)
+        tokens = jnp.zeros((1, 1), jnp.int32)  # one token fits every mesh
         return self.model.init(key, tokens)
 
     def loss(self, params: Any, model_state: Any, batch: dict, key: jax.Array) -> Loss:
@@ -76,7 +84,7 @@ class PretrainTask:
             batch["inputs"],
             batch["positions"],
             batch["segment_ids"],
-            deterministic=self.config.dropout == 0.0,
+            deterministic=self.config.dropout == self.config.probability_dropout == 0.0,
             method="hidden",
             rngs={"dropout": key},
         )
@@ -88,6 +96,7 @@ class PretrainTask:
             vocab_size=self.config.vocab_size,
             chunk_tokens=self.loss_config.chunk_tokens,
             z_loss=self.loss_config.z_loss,
+            unroll=self.loss_config.unroll,
         )
         metrics = self._metrics(result.nll, batch)
         return Loss(result.total, result.weight, metrics, model_state)
@@ -111,12 +120,24 @@ class PretrainTask:
         del batch, key
         return state
 
+    def abstract_batch(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+        """See Task. The arrays are those of `data.pipeline.BatchIterator`."""
+        check_mesh(self.config, mesh)
+        machine = mesh.devices.flat[0].platform
+        choice.check_mesh(self.config.attention, machine, mesh.shape["context"])
+        sharding.check_divides(mesh, "batch", "data.batch_size", self.data.batch_size)
+        zigzag.check_length(mesh, "data.sequence_length", self.data.sequence_length)
+        here = self.batch_shardings(mesh)
+        shape = (self.data.batch_size, self.data.sequence_length)
+        return {
+            name: jax.ShapeDtypeStruct(shape, dtype, sharding=here)
+            for name, (dtype, _) in FIELDS.items()
+        }
+
     def batches(self, mesh: Mesh):
         """See Task. Each process reads only its own rows of the global batch."""
-        check_mesh(self.config, mesh)
+        self.abstract_batch(mesh)  # refuses a mesh that does not fit
         rows = self.data.batch_size
-        sharding.check_divides(mesh, "batch", "data.batch_size", rows)
-        sharding.check_divides(mesh, "sequence", "data.sequence_length", self.data.sequence_length)
         shape = (rows, self.data.sequence_length)
         places = sharding.batch_sharding(mesh).addressable_devices_indices_map(shape).values()
         # Processes that share rows (their devices differ in context or tensor) all read them.

@@ -17,7 +17,7 @@ from emu3_jax.data.mixture import vision_tokenizer_of
 from emu3_jax.data.records import vision_fingerprint
 from emu3_jax.interop import llama, movqgan, vision_tokenizer
 from emu3_jax.models.layers import INIT_STDDEV
-from emu3_jax.train.loop import Start
+from emu3_jax.train.initial_state import Start
 from emu3_jax.train.pretrain import PretrainTask
 from emu3_jax.train.vision_tokenizer import VisionTokenizerTask
 
@@ -27,8 +27,9 @@ class TransformerStart:
     """Of a transformer.
 
     Attributes:
-      transformer: directory of a language model of the Llama family (Emu3 among them), of the same
-        sizes but for the vocabulary: its layers are taken. "": random layers.
+      transformer: directory of a language model of the Llama family (Emu3 among them, in BAAI's or
+        the -hf layout), of the same sizes but for the vocabulary: its layers are taken. "": random
+        layers.
       shared_ids: as many of its first token ids mean the same here, and keep their vectors (151,643
         between Qwen's byte pairs and the released vocabulary).
       codebook: directory of the vision tokenizer the data was made with: both vectors of every

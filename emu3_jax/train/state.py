@@ -86,6 +86,12 @@ class Task(Protocol):
     def batch_shardings(self, mesh: Mesh) -> Any:
         """A sharding for all arrays of a batch, or one for each."""
 
+    def abstract_batch(self, mesh: Mesh) -> Any:
+        """Shapes, dtypes and shardings of a global batch, read from no data.
+
+        ValueError for a mesh that the model or the batch does not fit.
+        """
+
     def tokens_per_batch(self) -> int:
         """Work in one batch, in `unit`s, for the throughput line."""
 
@@ -151,20 +157,27 @@ def make_train_step(
     ema_decay: float = 0.0,
     key: jax.Array,
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
-    """Returns the pure function (state, batch) → (state, metrics) that `train` jits.
+    """Returns the pure function (state, batch[, limits]) → (state, metrics) that `train` jits.
 
     A step whose loss or gradient is not finite changes nothing but the step counter, reports
     `nonfinite` = 1 and counts in no other metric; what happens then is the loop's policy.
+    With `limits`, float32 [2], a finite step whose loss is above the first or whose gradient norm
+    is above the second changes nothing either; it reports `spike` = 1, and counts.
 
     Metrics are (sum, count) pairs, as in Loss.
     """
 
-    def train_step(state: TrainState, batch: dict) -> tuple[TrainState, dict]:
+    def train_step(
+        state: TrainState, batch: dict, limits: jax.Array | None = None
+    ) -> tuple[TrainState, dict]:
         step_key = jax.random.fold_in(key, state.step)
         grads, loss = _gradients(task, state, batch, step_key, accumulation)
         grads = jax.tree.map(lambda g: g / loss.weight, grads)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(loss.total)
+        good = finite
+        if limits is not None:
+            good &= (loss.total / loss.weight <= limits[0]) & (norm <= limits[1])
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -182,15 +195,43 @@ def make_train_step(
             ema=ema,
         )
         new = task.after_update(new, batch, jax.random.fold_in(step_key, 1))
-        new = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, state)
+        new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, state)
         new = new.replace(step=state.step + 1)
 
         one = jnp.ones((), jnp.float32)
         metrics = dict(loss.metrics, loss=(loss.total, loss.weight), gradient_norm=(norm, one))
         metrics = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), metrics)
-        return new, dict(metrics, nonfinite=(1.0 - finite.astype(jnp.float32), one))
+        metrics["nonfinite"] = (1.0 - finite.astype(jnp.float32), one)
+        if limits is not None:
+            metrics["spike"] = ((finite & ~good).astype(jnp.float32), one)
+        return new, metrics
 
     return train_step
+
+
+def jitted_train_step(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    mesh: Mesh,
+    *,
+    accumulation: int = 1,
+    ema_decay: float = 0.0,
+    key: jax.Array,
+) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+    """`make_train_step` as it runs on a mesh; what `train` calls and `emu3_jax.aot` compiles.
+
+    The new state takes the memory of the old one and stays laid out as it came, whatever the
+    compiler would choose. Metrics are whole on every process, so that each can read them.
+
+    Args:
+      task, optimizer, accumulation, ema_decay, key: see make_train_step.
+      state: the state or its `abstract_state`; only the shardings of its leaves are read.
+      mesh: where the state is.
+    """
+    step = make_train_step(task, optimizer, accumulation=accumulation, ema_decay=ema_decay, key=key)
+    layout = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)))
 
 
 def _gradients(task: Task, state: TrainState, batch: dict, key, accumulation: int):

@@ -7,10 +7,11 @@ from emu3_jax.train.loop import RunConfig
 from emu3_jax.train.state import Task
 
 
-def _vision_tokenizer(config, run: RunConfig) -> Task:
+def _vision_tokenizer(config, run: RunConfig, read_data: bool) -> Task:
     from emu3_jax.data.pixels import PixelConfig
     from emu3_jax.train import vision_tokenizer as task
 
+    del read_data  # it is opened with the first batch
     return task.VisionTokenizerTask(
         model=to_dataclass(task.VisionTokenizerConfig, config.model, "model"),
         loss=to_dataclass(task.VisionLossConfig, config.loss, "loss"),
@@ -19,16 +20,18 @@ def _vision_tokenizer(config, run: RunConfig) -> Task:
     )
 
 
-def _pretrain(config, run: RunConfig) -> Task:
+def _pretrain(config, run: RunConfig, read_data: bool) -> Task:
     from emu3_jax.data.pipeline import DataConfig
     from emu3_jax.models.transformer import TransformerConfig
     from emu3_jax.train import pretrain as task
 
     del run
     data = to_dataclass(DataConfig, config.data, "data")
-    grammar = dataset_grammar(data, config.text_tokenizer)
-    # The data fixes the number of token ids, so a config need not repeat it.
-    model = {"vocab_size": grammar.vocab.size} | config.model.to_dict()
+    model, grammar = config.model.to_dict(), None
+    if read_data or "vocab_size" not in model:
+        # The data fixes the number of token ids, so a config need not repeat it.
+        grammar = dataset_grammar(data, config.text_tokenizer)
+        model = {"vocab_size": grammar.vocab.size} | model
     return task.PretrainTask(
         model=to_dataclass(TransformerConfig, model, "model"),
         loss=to_dataclass(task.LossConfig, config.loss, "loss"),
@@ -59,8 +62,14 @@ TASKS = {
 }
 
 
-def make_task(config: ml_collections.ConfigDict, run: RunConfig) -> Task:
+def make_task(config: ml_collections.ConfigDict, run: RunConfig, read_data: bool = True) -> Task:
     """Builds the task `config.task` names.
+
+    Args:
+      config: the resolved config.
+      run: its section `run`.
+      read_data: False for a task that is only compiled: its data need not exist, if the config
+        states model.vocab_size, which else the data does.
 
     Raises:
       ConfigError: unknown task, a section too many or too few, or a wrong key or type in one.
@@ -75,4 +84,4 @@ def make_task(config: ml_collections.ConfigDict, run: RunConfig) -> Task:
     for key in known:
         if key not in config:
             raise ConfigError(f"config.{key} is missing; the task {config.task} needs it")
-    return make(config, run)
+    return make(config, run, read_data)

@@ -182,9 +182,22 @@ class VisionTokenizerTask:
         """See Task. Every process would read the whole batch, so there may be only one."""
         if jax.process_count() > 1:
             raise ValueError("the vision tokenizer is trained by one process, not several")
-        for name in ("stills_per_batch", "clips_per_batch"):
-            sharding.check_divides(mesh, "batch", f"data.{name}", getattr(self.data, name))
+        self.abstract_batch(mesh)  # refuses a mesh that does not fit
         return pixel_batches(self.data)
+
+    def abstract_batch(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+        """See Task."""
+        data, side = self.data, self.data.image_size
+        for name in ("stills_per_batch", "clips_per_batch"):
+            sharding.check_divides(mesh, "batch", f"data.{name}", getattr(data, name))
+        shapes = {
+            "stills": (data.stills_per_batch, side, side, 3),
+            "clips": (data.clips_per_batch, data.frames, side, side, 3),
+        }
+        return {
+            kind: jax.ShapeDtypeStruct(shapes[kind], jnp.float32, sharding=here)
+            for kind, here in self.batch_shardings(mesh).items()
+        }
 
     def batch_shardings(self, mesh: Mesh) -> Any:
         """See Task."""

@@ -2,6 +2,7 @@
 
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -55,29 +56,44 @@ def open_image(content: bytes, label: str) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> np.ndarray:
     """Any Pillow mode -> uint8 [H,W,3]; transparency over white, 16 bits scaled to 8."""
+    return np.array(_rgb(image))
+
+
+def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit greyscale; Pillow also reads some of it as 32-bit "I"
         grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        grey = ((grey * 255 + 32767) // 65535).astype(np.uint8)
-        return np.repeat(grey[..., None], 3, axis=-1)
+        image = Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))
     if image.mode == "F":
         raise ValueError("floating-point pixels have no stated range")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
-    return np.array(image.convert("RGB"))
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def read_image(source: MediaSource, name: str | None = None) -> np.ndarray:
+def read_image(
+    source: MediaSource,
+    name: str | None = None,
+    fit: Callable[[int, int], tuple[int, int]] | None = None,
+) -> np.ndarray:
     """uint8 [H,W,3] of a picture file, upright by its EXIF orientation.
 
     CMYK, palette, grey and 16-bit pictures become 8-bit RGB, transparency is laid over white, and
-    of an animated file the first frame is taken. Raises MediaError for anything unreadable.
+    of an animated file the first frame is taken. `fit` answers (height, width) with the size that
+    is wanted; the result is that of `resize` on the whole picture, which then is never copied into
+    an array. Raises MediaError for anything unreadable.
     """
     label = describe(source, name)
     image = open_image(read_content(source, label), label)
     try:
         image.load()
-        return to_rgb(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)
+        image = _rgb(image)
     except Exception as error:
         raise MediaError(f"{label}: the picture cannot be decoded ({error})") from error
+    if fit is not None:
+        height, width = fit(image.height, image.width)
+        if (height, width) != (image.height, image.width):
+            image = image.resize((width, height), Image.Resampling.BICUBIC)
+    return np.array(image)

@@ -1,0 +1,111 @@
+"""Decoding and resizing in `tokenize`, per core, beside Pillow alone.
+
+  pip install -r requirements-test.txt            # photographs come from scikit-image
+  PYTHONPATH=. python benchmarks/tokenize_throughput.py
+
+Both sides read the same files (JPEG of three sizes, PNG, WebP), decode them and resize them by the
+released rule; that they end in the same pixels is checked first. "prepare" is what one decoding
+thread does with one item; "a shard" is all that happens before the vision tokenizer: reading tars,
+handing items to the thread and taking them back in order. Repeats are interleaved, and time is CPU
+time of the process over all its threads, so that other work on the machine changes little. Prints
+pictures a CPU second (medians) and the median of the ratios.
+"""
+
+import argparse
+import io
+import pathlib
+import statistics
+import tarfile
+import tempfile
+import time
+import types
+
+import numpy as np
+import PIL
+import skimage.data
+from PIL import Image
+
+from emu3_jax.data.media import PixelLimits, smart_resize
+from emu3_jax.data.sources import RawItem, open_source
+from emu3_jax.text import ByteTokenizer
+from emu3_jax.tokenize.config import TokenizeConfig
+from emu3_jax.tokenize.prepare import MediaRules, prepare
+from emu3_jax.tokenize.shard import ShardMaker
+
+LIMITS = PixelLimits()  # the released ones
+KINDS = (  # what web corpora hold: (width, height), format
+    ((640, 480), "JPEG"),
+    ((1024, 768), "JPEG"),
+    ((1920, 1080), "JPEG"),
+    ((800, 600), "PNG"),
+    ((800, 600), "WEBP"),
+)
+
+
+def make_pictures(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Each photograph in each kind, as files and as one tar, 0.tar."""
+    paths = []
+    for name in ("astronaut", "coffee", "chelsea", "rocket"):
+        photograph = Image.fromarray(getattr(skimage.data, name)())
+        for (width, height), kind in KINDS:
+            path = folder / f"{name}-{width}.{kind.lower()}"
+            picture = photograph.resize((width, height), Image.Resampling.LANCZOS)
+            picture.save(path, kind, **({} if kind == "PNG" else {"quality": 90}))
+            paths.append(path)
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        for path in paths:
+            tar.add(path, f"{path.stem}-{path.suffix[1:]}{path.suffix}")
+            caption = b"a photograph"
+            member = tarfile.TarInfo(f"{path.stem}-{path.suffix[1:]}.txt")
+            member.size = len(caption)
+            tar.addfile(member, io.BytesIO(caption))
+    return paths
+
+
+def with_pillow(path: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
+    """The least that it takes: uint8 [H, W, 3] of the size (height, width)."""
+    height, width = size
+    image = Image.open(path).convert("RGB")
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def main() -> None:
+    """Make the pictures, check that both sides agree, measure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=9)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        paths = make_pictures(folder)
+        sizes = {path: smart_resize(*Image.open(path).size[::-1], LIMITS) for path in paths}
+        items = [RawItem(path.stem, "a photograph", image=str(path)) for path in paths]
+        rules = MediaRules(LIMITS, temporal_factor=4)
+        for path, item in zip(paths, items, strict=True):
+            ours = prepare(item, rules).media[0].pixels
+            np.testing.assert_array_equal(ours, with_pillow(path, sizes[path]))
+        config = TokenizeConfig("unused", {"s": ["webdataset:0.tar"]}, name, decode_threads=1)
+        encoder = types.SimpleNamespace(spatial_factor=8, temporal_factor=4)
+        source = open_source("webdataset:0.tar", name)
+        grammar = types.SimpleNamespace(tokenizer=ByteTokenizer())  # not used before the encoder
+        maker = ShardMaker(config, "s", [source], encoder, grammar)
+        sides = {
+            "Pillow alone": lambda: [with_pillow(path, sizes[path]) for path in paths],
+            "prepare": lambda: [prepare(item, rules) for item in items],
+            "a shard": lambda: list(maker.decoded(source.items(0))),
+        }
+        seconds = {side: [] for side in sides}
+        for _ in range(arguments.repeats):
+            for side, work in sides.items():
+                start = time.process_time()
+                assert len(work()) == len(paths)
+                seconds[side].append(time.process_time() - start)
+    print(f"Pillow {PIL.__version__}, {len(paths)} pictures, {arguments.repeats} repeats")
+    for side, spent in seconds.items():
+        pairs = zip(seconds["Pillow alone"], spent, strict=True)
+        ratio = statistics.median(alone / ours for alone, ours in pairs)
+        rate = len(paths) / statistics.median(spent)
+        print(f"{side:13s} {rate:7.1f} pictures/CPU-s   {ratio:.2f} x")
+
+
+if __name__ == "__main__":
+    main()

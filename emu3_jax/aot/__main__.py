@@ -1,0 +1,72 @@
+"""Compile for machines that are not there: python -m emu3_jax.aot --config=FILE --topology=NAME
+
+Compiles the very step that `python -m emu3_jax.train --config=FILE` runs, with the TPU's own
+compiler and without a TPU, and says whether it fits, what crosses the mesh and how long it takes by
+the compiler's estimate. No data is read where the config states model.vocab_size.
+
+  --program    train: the update of the config's task, be it pretrain or vision_tokenizer;
+               tokenize: a vision tokenizer's codes of a batch; sample: pictures of 720 x 720.
+  --topology   v4:AxBxC, v5e:AxB, v5p:AxBxC, v6e:AxB, tpu7x:AxBxC (needs requirements-aot.txt), or
+               cpu:N, which needs nothing and knows no limits.
+  --slices     so many of them; mesh axis `data` runs over the slices.
+  --estimate   (default) two more compiles, of 2 and 4 layers without loops, give the time of all
+               layers; --noestimate leaves them out.
+  --search     the cheapest rematerialisation at the config's batch, then the largest batch.
+
+The last line is one line of JSON. Exit status 1: it does not fit, and the line before says what to
+change. docs/aot.md explains the figures.
+"""
+
+import json
+import sys
+
+import jax
+from absl import flags
+
+from emu3_jax import command_line
+from emu3_jax.aot import advice, report
+from emu3_jax.aot.estimate import estimate
+from emu3_jax.aot.programs import PROGRAMS, TrainProgram
+from emu3_jax.aot.topology import Machine, machine
+from emu3_jax.config import ConfigError
+
+command_line.define_config(help_text="Whose program; see configs/. Override: --config.a.b=value.")
+TOPOLOGY = flags.DEFINE_string("topology", None, "Machine to compile for, such as v5p:4x4x4.")
+PROGRAM = flags.DEFINE_enum("program", "train", list(PROGRAMS), "What to compile.")
+SLICES = flags.DEFINE_integer("slices", 1, "Number of such slices.")
+ESTIMATE = flags.DEFINE_bool("estimate", True, "Also estimate the time of a step (TPU only).")
+SEARCH = flags.DEFINE_bool("search", False, "Find the cheapest remat policy and largest batch.")
+HBM = flags.DEFINE_float("hbm_gib", None, "Memory of a device to judge by; default: the chip's.")
+
+
+def compile_for(program: TrainProgram, target: Machine) -> report.Report:
+    """One program on one machine, without an estimate of its time."""
+    lowered = program.lower(target)
+    return report.compile_report(lowered, target, program.model_flops())[0]
+
+
+def main() -> None:
+    """Compiles and reports."""
+    config = flags.FLAGS.config
+    if config is None or TOPOLOGY.value is None:
+        raise ConfigError("--config and --topology are needed; see --help")
+    jax.config.update("jax_platforms", "cpu")  # a TPU that is there is left alone
+    jax.config.update("jax_enable_compilation_cache", False)  # compile_s means compiling
+    target = machine(TOPOLOGY.value, SLICES.value, HBM.value)
+    program = PROGRAMS[PROGRAM.value].of(config)
+    if SEARCH.value:
+        found, program = advice.search(program, target, compile_for)
+    else:
+        found = compile_for(program, target)
+    time = estimate(program, target) if ESTIMATE.value and found.fits else None
+    found = found.with_estimate(time, target)
+    mesh = " x ".join(f"{axis} {size}" for axis, size in program.mesh(target).shape.items())
+    print(report.table(found, f"{PROGRAM.value} on {target.chips} chips, mesh {mesh}", time))
+    if not found.fits:
+        print(advice.what_to_change(found, program, target))
+    print(json.dumps(found.to_json()))
+    sys.exit(0 if found.fits else 1)
+
+
+if __name__ == "__main__":
+    command_line.run(main, __doc__)

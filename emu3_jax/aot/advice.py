@@ -1,0 +1,98 @@
+"""What to change when a program does not fit, and the search for one that does."""
+
+from collections.abc import Callable
+
+from emu3_jax import sharding
+from emu3_jax.aot.programs import TrainProgram
+from emu3_jax.aot.report import Report
+from emu3_jax.aot.topology import Machine
+from emu3_jax.models.transformer import REMAT
+
+Compile = Callable[[TrainProgram, Machine], Report]
+
+CHEAPEST_FIRST = ("none", "dots", "attention", "full")
+"""Names of REMAT by what the backward pass computes again, least first."""
+assert set(CHEAPEST_FIRST) == set(REMAT)
+
+
+def what_to_change(report: Report, program: TrainProgram, machine: Machine) -> str:
+    """One sentence for a program that does not fit."""
+    need = f"{report.hbm_gib:.1f} GiB a device are needed and there are {report.limit_gib:.1f}: "
+    if report.arguments_gib is not None and report.arguments_gib > report.limit_gib:
+        return need + (
+            "the state alone is too large, so take more chips for run.mesh.fsdp, or "
+            "run.optimizer.second_moment=bfloat16"
+        )
+    if not program.is_transformer:
+        return need + "take smaller batches or more chips"
+    if program.task.config.remat != "full":
+        return need + "set model.remat=full (or let --search find a cheaper policy that fits)"
+    rows = program.task.data.batch_size // program.run.accumulation
+    shares = _shares(program, machine)
+    if rows > shares:
+        return need + (
+            f"a device has {rows // shares} rows at a time, so lower data.batch_size, or raise "
+            "run.accumulation"
+        )
+    return need + (
+        "cut the rows over run.mesh.context, or the layers over run.mesh.tensor, or take more "
+        "chips for run.mesh.fsdp"
+    )
+
+
+def search(
+    program: TrainProgram, machine: Machine, compile_for: Compile, say=print
+) -> tuple[Report, TrainProgram]:
+    """The cheapest policy with which the config's batch fits, then the largest batch with that.
+
+    Batches are tried in multiples of what gives each share of the mesh one row more.
+
+    Args:
+      program: of a transformer.
+      machine: what for.
+      compile_for: compiles one program.
+      say: told of every attempt.
+
+    Returns:
+      The last program that fits, with its report; the config's own with model.remat=full where
+      none does.
+
+    Raises:
+      ValueError: the config does not train a transformer.
+    """
+    if not program.is_transformer:
+        raise ValueError("--search is for transformers (task pretrain)")
+
+    def attempt(rows: int, remat: str) -> tuple[Report, TrainProgram]:
+        tried = program.changed(model={"remat": remat}, data={"batch_size": rows})
+        report = compile_for(tried, machine)
+        answer = "fits" if report.fits else "does not fit"
+        say(f"batch_size {rows}, remat {remat}: {report.hbm_gib:.1f} GiB, {answer}")
+        return report, tried
+
+    rows = program.task.data.batch_size
+    for remat in CHEAPEST_FIRST:
+        best = attempt(rows, remat)
+        if best[0].fits:
+            break
+    else:
+        return best
+    step = _shares(program, machine) * program.run.accumulation
+    fits, fails = rows // step, None
+    while fails is None or fails - fits > 1:
+        middle = 2 * fits if fails is None else (fits + fails) // 2
+        found = attempt(middle * step, remat)
+        if found[0].fits:
+            fits, best = middle, found
+        else:
+            fails = middle
+    return best
+
+
+def _shares(program: TrainProgram, machine: Machine) -> int:
+    """In how many parts the rows of a batch are cut."""
+    mesh = program.mesh(machine)
+    shares = 1
+    for axis in sharding.mesh_axes("batch"):
+        shares *= mesh.shape[axis]
+    return shares

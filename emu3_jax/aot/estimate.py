@@ -1,0 +1,73 @@
+"""The time of a step by the TPU compiler's own estimate, and where it goes.
+
+The compiler adds up what it expects of each instruction, but counts the body of a loop once. So a
+transformer is compiled with 2 and with 4 layers, without loops, and the line through both is read
+off at the number of layers. Time on the network is not in it: what the compiler cannot hide behind
+computation comes on top.
+"""
+
+from collections import defaultdict
+from typing import NamedTuple
+
+import jax
+
+from emu3_jax.aot import hlo
+from emu3_jax.aot.programs import TrainProgram
+from emu3_jax.aot.topology import Machine
+
+FEW, MORE = 2, 4
+
+# Part of a step → what the name of a JAX operation of it contains; the first that fits counts.
+PARTS = {
+    "attention kernels": ("_whole_rows", "splash"),
+    "attention projections": ("/attention/",),
+    "MLP": ("/gate/", "/up/", "/down/"),
+    "norms": ("norm/",),
+    "embedding": ("/embed/", "_embed"),
+    "loss": ("jvp()/shard_map",),
+    "other": ("",),
+}
+
+
+class Estimate(NamedTuple):
+    """Of one update.
+
+    Attributes:
+      seconds: by the compiler, see the module's text.
+      parts: part of the step → share of its clock cycles, by the compiler.
+      compiled_s: what the compiler said: layers → seconds.
+    """
+
+    seconds: float
+    parts: dict[str, float]
+    compiled_s: dict[int, float]
+
+
+def estimate(program: TrainProgram, machine: Machine) -> Estimate | None:
+    """None where there is no TPU compiler to ask, or no layers to count."""
+    if not machine.is_tpu or not program.is_transformer:
+        return None
+    layers, times = program.task.config.num_layers, program.run.accumulation
+
+    def at_all_layers(few, more):
+        return times * (few + (more - few) / (MORE - FEW) * (layers - FEW))
+
+    compiled = {n: program.unrolled(n).lower(machine).compile() for n in (FEW, MORE)}
+    seconds = {n: c.cost_analysis()["optimal_seconds"] for n, c in compiled.items()}
+    cycles = {n: cycles_by_part(c) for n, c in compiled.items()}
+    parts = {part: at_all_layers(cycles[FEW][part], cycles[MORE][part]) for part in PARTS}
+    total = sum(parts.values())
+    return Estimate(
+        at_all_layers(seconds[FEW], seconds[MORE]),
+        {part: value / total for part, value in parts.items()},
+        seconds,
+    )
+
+
+def cycles_by_part(compiled: jax.stages.Compiled) -> dict[str, int]:
+    """Part → clock cycles that the TPU's compiler states for its instructions."""
+    sums: dict[str, int] = defaultdict(int)
+    for source, count in hlo.cycles(compiled.as_text()).items():
+        part = next(part for part, marks in PARTS.items() if any(m in source for m in marks))
+        sums[part] += count
+    return sums

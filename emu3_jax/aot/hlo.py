@@ -1,0 +1,151 @@
+"""Reading a compiled program: what crosses the mesh, and how often.
+
+The text of a program is a list of computations that call one another. What stands in the body of a
+loop counts as often as the loop runs, which its condition says.
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+_KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
+_HEAD = re.compile(r"^(ENTRY )?%?(\S+) \(.*\{$")
+_COLLECTIVE = re.compile(rf" = (.+?) ({_KINDS})(-start)?\(")
+_ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|called_computations)=\{?%([\w.\-]+)")
+_BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+
+
+class Collective(NamedTuple):
+    """One instruction that moves data between devices.
+
+    Attributes:
+      kind: "all-gather", "all-reduce", "reduce-scatter", "all-to-all" or "collective-permute".
+      dtype: of the data, as XLA writes it.
+      shape: of the largest array, on one device.
+      bytes: of the whole side, operand or result, whichever is larger; on one device.
+      times: how often it runs in a call of the program.
+      source: the JAX operation it comes from.
+    """
+
+    kind: str
+    dtype: str
+    shape: tuple[int, ...]
+    bytes: int
+    times: int
+    source: str
+
+
+def collectives(text: str) -> list[Collective]:
+    """All collectives of `compiled.as_text()`."""
+    found = []
+    for name, line, times in _lines(text):
+        match = _COLLECTIVE.search(line)
+        if not match:
+            continue
+        result, kind, start = match.groups()
+        if _group_size(line) == 1:
+            continue  # over a mesh axis of one device: nothing moves
+        arrays = [a for a in map(_array, _ARRAY.finditer(result)) if a]
+        if not arrays:
+            continue
+        if start and kind != "all-reduce":  # (operands, results, and scalars for the hardware)
+            arrays = [a for a in arrays if a[1]]
+            half = len(arrays) // 2
+            arrays = max(arrays[:half], arrays[half:], key=_size)
+        size = _size(arrays)
+        if "all-reduce-scatter" in name:
+            kind = "reduce-scatter"  # a TPU's fusion of a sum and a cut
+        elif kind == "reduce-scatter" and not start:
+            size *= _group_size(line) or 1
+        source = re.search(r'op_name="([^"]*)"', line)
+        dtype, shape, _ = max(arrays, key=lambda a: a[2])
+        found.append(Collective(kind, dtype, shape, size, times, source[1] if source else ""))
+    return found
+
+
+def cycles(text: str) -> dict[str, int]:
+    """JAX operation → clock cycles that a TPU's compiler estimates for it, loops multiplied out."""
+    sums: dict[str, int] = defaultdict(int)
+    for _, line, times in _lines(text):
+        match = re.search(r'"estimated_cycles":"(\d+)"', line)
+        if match:
+            source = re.search(r'op_name="([^"]*)"', line)
+            sums[source[1] if source else ""] += times * int(match[1])
+    return dict(sums)
+
+
+def _lines(text: str) -> Iterator[tuple[str, str, int]]:
+    """(computation, line, how often it runs) of all lines that are reached from the entry."""
+    bodies: dict[str, list[str]] = {}
+    entry = name = None
+    for line in text.splitlines():
+        head = _HEAD.match(line)
+        if head and not line.startswith(" "):
+            name = head[2]
+            bodies[name] = []
+            entry = name if head[1] else entry
+        elif name is not None:
+            bodies[name].append(line)
+    runs: dict[str, int] = defaultdict(int)
+    _count(entry, 1, bodies, runs)
+    for name, times in runs.items():
+        for line in bodies[name]:
+            yield name, line, times
+
+
+def _count(name: str, times: int, bodies: dict[str, list[str]], runs: dict[str, int]) -> None:
+    runs[name] += times
+    for line in bodies[name]:
+        called = set(_CALLED.findall(line))
+        for branches in _BRANCHES.findall(line):
+            called |= {part.strip().lstrip("%") for part in branches.split(",")}
+        inside = times * (_trips(line, bodies) if " while(" in line else 1)
+        for other in called & bodies.keys():
+            _count(other, inside, bodies, runs)
+
+
+def _trips(line: str, bodies: dict[str, list[str]]) -> int:
+    """How often a loop runs: as stated, else the bound in its condition; 1 where none is fixed."""
+    known = re.search(r'known_trip_count[^\d]*"?(\d+)', line)
+    if known:
+        return int(known[1])
+    condition = re.search(r"condition=%([\w.\-]+)", line)[1]
+    bounds = [
+        int(bound)
+        for inner in bodies.get(condition, ())
+        for bound in re.findall(r" s32\[\]\S* constant\((\d+)\)", inner)
+    ]
+    return max(bounds, default=1)
+
+
+def _array(match: re.Match) -> tuple[str, tuple[int, ...], int] | None:
+    """(dtype, shape, bytes) of `bf16[4,8]`; None for what is no array of numbers."""
+    dtype, dimensions = match.groups()
+    bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
+    shape = tuple(int(d) for d in dimensions.split(",") if d)
+    return dtype, shape, math.prod(shape) * bits // 8
+
+
+def _size(arrays) -> int:
+    return sum(size for *_, size in arrays)
+
+
+def _group_size(line: str) -> int | None:
+    """Devices that one collective joins: replica_groups={{0,1},{2,3}}, =[2,2]<=[4], or a mesh.
+
+    None where the line does not say (pairs of a permutation; {}: all devices).
+    """
+    listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
+    if listed:
+        return listed[1].count(",") + 1
+    iota = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
+    if iota:
+        return int(iota[1])
+    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line)
+    if mesh is None:
+        return None
+    sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
+    return math.prod(sizes[axis] for axis in re.findall(r"'(\w+)'", mesh[2]))

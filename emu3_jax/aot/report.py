@@ -1,0 +1,134 @@
+"""What a compiled program needs, and how it is told: a table, and one line of JSON."""
+
+import dataclasses
+import re
+import time
+from collections.abc import Iterable
+
+import jax
+
+from emu3_jax.aot import hlo
+from emu3_jax.aot.estimate import Estimate
+from emu3_jax.aot.topology import Machine
+from emu3_jax.train.metrics import peak_flops
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Figures of one program on one machine; memory and collectives are of one JAX device.
+
+    Attributes:
+      arguments_gib: state, batch and constants that come in (donated ones leave in place).
+      temporaries_gib: what else the program holds at its peak.
+      hbm_gib: both, and outputs and code that need memory of their own.
+      limit_gib: memory of the device; None where there is nothing to judge by.
+      fits: whether the compiler found room.
+      compile_s: seconds that compiling took here.
+      collectives: kind → {"count", "gib"} of one call, loops multiplied out.
+      model_tflops_per_chip: model FLOPs of one call, in units of 10^12.
+      compiler_estimate_s: seconds a call takes by the TPU compiler's own estimate, which leaves
+        out the time on the network; None without one.
+      estimated_mfu: share of the chip's peak at that speed.
+    """
+
+    arguments_gib: float | None
+    temporaries_gib: float | None
+    hbm_gib: float
+    limit_gib: float | None
+    fits: bool
+    compile_s: float
+    collectives: dict
+    model_tflops_per_chip: float
+    compiler_estimate_s: float | None = None
+    estimated_mfu: float | None = None
+
+    def to_json(self) -> dict:
+        """Rounded for reading."""
+        return jax.tree.map(
+            lambda x: float(f"{x:.4g}") if isinstance(x, float) else x, dataclasses.asdict(self)
+        )
+
+    def with_estimate(self, found: Estimate | None, machine: Machine) -> "Report":
+        """The same with a time."""
+        if found is None:
+            return self
+        peak = peak_flops(machine.devices[0].device_kind) * len(machine.devices) / machine.chips
+        return dataclasses.replace(
+            self,
+            compiler_estimate_s=found.seconds,
+            estimated_mfu=self.model_tflops_per_chip * 1e12 / (found.seconds * peak),
+        )
+
+
+def compile_report(
+    lowered: jax.stages.Lowered, machine: Machine, model_flops: float
+) -> tuple[Report, jax.stages.Compiled | None]:
+    """Compiles; the program is None where it does not fit and the compiler gave up."""
+    began = time.perf_counter()
+    tflops = model_flops / machine.chips / 1e12
+    try:
+        compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", str(error))
+        if not used:
+            raise
+        need, limit = _gib(*used.groups()[:2]), _gib(*used.groups()[2:])
+        seconds = time.perf_counter() - began
+        return Report(None, None, need, limit, False, seconds, {}, tflops), None
+    seconds = time.perf_counter() - began
+    memory = compiled.memory_analysis()
+    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    total = (arguments + temporaries + outputs + memory.generated_code_size_in_bytes) / GIB
+    report = Report(
+        arguments_gib=arguments / GIB,
+        temporaries_gib=temporaries / GIB,
+        hbm_gib=total,
+        limit_gib=machine.hbm_gib,
+        fits=machine.hbm_gib is None or total <= machine.hbm_gib,
+        compile_s=seconds,
+        collectives=summed(hlo.collectives(compiled.as_text())),
+        model_tflops_per_chip=tflops,
+    )
+    return report, compiled
+
+
+def _gib(number: str, unit: str) -> float:
+    return float(number) * 1024.0 ** ("KMGT".index(unit) - 2)
+
+
+def summed(collectives: Iterable[hlo.Collective]) -> dict[str, dict]:
+    """kind → {"count", "gib"}."""
+    sums: dict[str, dict] = {}
+    for one in collectives:
+        entry = sums.setdefault(one.kind, {"count": 0, "gib": 0.0})
+        entry["count"] += one.times
+        entry["gib"] += one.times * one.bytes / GIB
+    return dict(sorted(sums.items()))
+
+
+def table(report: Report, title: str, found: Estimate | None = None) -> str:
+    """For people."""
+
+    def gib(x):
+        return "unknown" if x is None else f"{x:.2f} GiB"
+
+    rows = [
+        ("arguments", gib(report.arguments_gib)),
+        ("temporaries", gib(report.temporaries_gib)),
+        ("in all", f"{gib(report.hbm_gib)} of {gib(report.limit_gib)} a device"),
+        ("fits", "yes" if report.fits else "no"),
+        ("compiled in", f"{report.compile_s:.0f} s"),
+        ("model FLOPs a chip", f"{report.model_tflops_per_chip:.1f} T"),
+    ]
+    for kind, entry in report.collectives.items():
+        rows.append((kind, f"{entry['count']} times, {entry['gib']:.2f} GiB"))
+    if found is not None:
+        few, more = (f"{s:.3f} s at {n} layers" for n, s in found.compiled_s.items())
+        rows.append(("compiler's estimate", f"{found.seconds:.3f} s (from {few}, {more})"))
+        rows.append(("MFU at that speed", f"{report.estimated_mfu:.1%}"))
+        rows += [(f"  {part}", f"{share:.1%}") for part, share in found.parts.items()]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)])

@@ -1,0 +1,1 @@
+"""Implementations of causal attention within documents, one a file; docs/attention.md compares."""

@@ -1,0 +1,112 @@
+"""Tokenize a corpus on a Ray cluster: the shards, and the bytes, of `python -m emu3_jax.tokenize`.
+
+  pip install -r requirements-ray.txt
+  python -m emu3_jax.tokenize.on_ray --config=FILE --config.output=FOLDER --workers=64 --gpus=1
+
+Ray Data deals the shards out to a pool of workers, which hold the vision tokenizer for all of their
+shards. A worker that dies is replaced and its shard made anew; a command that dies is run again and
+keeps the finished shards. Corpus and output are on a file system that all machines share, and each
+machine has this code at the same place or gets it with the job (`ray job submit --working-dir=.`).
+On one machine it needs no cluster.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from absl import flags
+
+from emu3_jax import command_line
+from emu3_jax.config import to_dataclass
+from emu3_jax.tokenize.config import TokenizeConfig
+from emu3_jax.tokenize.progress import ShardResult
+from emu3_jax.tokenize.run import SplitJob, TokenizeError, open_splits
+
+WORKERS = flags.DEFINE_integer("workers", 1, "Workers at most; fewer while the cluster is smaller.")
+CPUS = flags.DEFINE_float("cpus", 2, "Processor cores that one worker takes.")
+GPUS = flags.DEFINE_float("gpus", 0, "GPUs that one worker takes.")
+TPUS = flags.DEFINE_float("tpus", 0, "TPU chips that one worker takes: all of a host.")
+
+
+class ShardWorker:
+    """A process of the pool: opens corpus and tokenizers once, then makes the shards it is told.
+
+    What is wrong with them comes back as an answer: an exception would only end the process, and
+    Ray would try again elsewhere.
+    """
+
+    def __init__(self, config: TokenizeConfig, split: str):
+        self.config, self.split, self.job = config, split, None
+
+    def __call__(self, row: dict) -> dict:
+        """{"index": of a raw shard} -> {"result": `ShardResult` as bytes, "problem": "" or why}."""
+        try:
+            self.job = self.job or self.open()
+            return {"result": self.job.make(int(row["index"])).to_bytes(), "problem": ""}
+        except (ValueError, OSError) as error:
+            return {"result": b"", "problem": str(error)}
+
+    def open(self) -> SplitJob:
+        """Raises TokenizeError where the command works elsewhere, or with other tokenizers."""
+        job = open_splits(self.config)[self.split]
+        if not job.finished() and job.progress.plan() is None:
+            raise TokenizeError(
+                f"{job.folder}: a worker does not find what the command wrote there; output must "
+                "be on a file system that all machines share"
+            )
+        return job
+
+
+def tokenize_on_ray(
+    config: TokenizeConfig, workers: int, cpus: float = 2, gpus: float = 0, tpus: float = 0
+) -> list[Path]:
+    """What `tokenize` does, on a pool of up to `workers` processes; returns the folders.
+
+    Raises what `tokenize` raises.
+    """
+    import ray
+
+    if workers < 1 or min(cpus, gpus, tpus) < 0:
+        raise ValueError(
+            f"workers must be at least 1, cpus, gpus and tpus at least 0; got {workers}"
+        )
+    ray.init(ignore_reinit_error=True, log_to_driver=False)
+    pool = ray.data.ActorPoolStrategy(min_size=1, max_size=workers)
+
+    def one_split(job: SplitJob) -> Path:
+        def make(todo: list[int], item_done: Callable[[], None]) -> Iterator[ShardResult]:
+            del item_done  # items are counted with their shard
+            if not todo:
+                return
+            rows = ray.data.from_items([{"index": i} for i in todo], override_num_blocks=len(todo))
+            results = rows.map(
+                ShardWorker,
+                fn_constructor_args=(config, job.split),
+                compute=pool,
+                num_cpus=cpus,
+                num_gpus=gpus or None,
+                resources={"TPU": tpus} if tpus else None,
+            )
+            for row in results.iter_rows():
+                if row["problem"]:
+                    raise TokenizeError(row["problem"])
+                yield ShardResult.from_bytes(row["result"])
+
+        return job.fill(range(len(job.maker)), make)
+
+    return [one_split(job) for job in open_splits(config).values()]
+
+
+def _main() -> None:
+    logging.getLogger().setLevel(logging.INFO)
+    if flags.FLAGS.config is None:
+        raise ValueError(
+            "--config=FILE is needed, as --config=configs/tokenize_nano.py; see --help"
+        )
+    config = to_dataclass(TokenizeConfig, flags.FLAGS.config)
+    tokenize_on_ray(config, WORKERS.value, CPUS.value, GPUS.value, TPUS.value)
+
+
+if __name__ == "__main__":
+    command_line.define_config(help_text="Config file; see emu3_jax/tokenize/config.py for keys.")
+    command_line.run(_main, __doc__)

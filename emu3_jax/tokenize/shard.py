@@ -1,0 +1,127 @@
+"""One raw shard to its records: the same bytes whoever makes it, and however often."""
+
+import collections
+import dataclasses
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from emu3_jax.data.media import PixelLimits
+from emu3_jax.data.records import KINDS, Counts, Record, Shard, ShardWriter
+from emu3_jax.data.sources import RawItem, Source, SourceError
+from emu3_jax.sequence import Grammar
+from emu3_jax.tokenize.config import TokenizeConfig
+from emu3_jax.tokenize.encoder import Batcher, VisionEncoder
+from emu3_jax.tokenize.prepare import MediaRules, Prepared, moved, prepare, to_record
+from emu3_jax.tokenize.progress import ShardResult
+
+
+class ShardMaker:
+    """Makes the shards of one split: `make(i)` for any i below `len`, in any order."""
+
+    def __init__(
+        self,
+        config: TokenizeConfig,
+        split: str,
+        sources: list[Source],
+        encoder: VisionEncoder | None,
+        grammar: Grammar,
+    ):
+        self.config, self.encoder, self.grammar = config, encoder, grammar
+        self.folder = Path(config.output) / split
+        self.copies = config.copies.get(split, 1)
+        # The raw shards of all sources in a row; their number in it names the output files.
+        self.shards = [(source, i) for source in sources for i in range(source.num_shards)]
+        self.rules = None
+        if encoder is not None:
+            limits = PixelLimits(config.min_pixels, config.max_pixels, encoder.spatial_factor)
+            fps, frames = config.fps or None, config.max_frames or None
+            self.rules = MediaRules(limits, encoder.temporal_factor, fps, frames)
+
+    def __len__(self) -> int:
+        return len(self.shards)
+
+    def make(self, index: int, item_done: Callable[[], None]) -> ShardResult:
+        """Read, encode and write one raw shard; the records stand in the order of the items."""
+        source, number = self.shards[index]
+        result = ShardResult(0, [], {}, [])
+        prepared: list[list[Prepared]] = []  # each item with its copies
+        batcher = Batcher(self.encoder, self.config.image_batch, self.config.clip_batch)
+        for item, outcome in self.decoded(_until_damage(source, number)):
+            result.items += 1
+            item_done()
+            if not isinstance(outcome, Prepared):
+                result.skipped.append(_skipped(item, outcome))
+                continue
+            prepared.append([outcome, *self._copies(outcome)])
+            for medium in (medium for one in prepared[-1] for medium in one.media):
+                batcher.add(medium.pixels, medium.take)
+        batcher.flush()
+        self._write(index, self._records(prepared, source.name, result), result)
+        return result
+
+    def decoded(self, items: Iterator[RawItem]) -> Iterator[tuple[RawItem, Prepared | ValueError]]:
+        """Items with what `prepare` made of them or its error, in order; decoded by threads."""
+        seen: set[str] = set()
+        waiting: collections.deque = collections.deque()
+        threads = self.config.decode_threads
+        with ThreadPoolExecutor(threads) as pool:
+            for item in items:
+                if item.key in seen:
+                    item = dataclasses.replace(item, problem="its id stood in this shard before")
+                seen.add(item.key)
+                waiting.append((item, pool.submit(prepare, item, self.rules)))
+                if len(waiting) > 4 * threads:
+                    yield _outcome(*waiting.popleft())
+            while waiting:
+                yield _outcome(*waiting.popleft())
+
+    def _copies(self, prepared: Prepared) -> list[Prepared]:
+        """Further versions of an item with media, as many as the config asks for."""
+        copies = self.copies if prepared.media else 1
+        return [moved(prepared, copy, self.config.max_shift) for copy in range(1, copies)]
+
+    def _records(
+        self, prepared: list[list[Prepared]], source: str, result: ShardResult
+    ) -> dict[str, list[Record]]:
+        """Records by kind; counts them, and what cannot be stored, in the result."""
+        by_kind: dict[str, list[Record]] = collections.defaultdict(list)
+        for versions in prepared:
+            try:
+                made = [to_record(one, source, self.grammar) for one in versions]
+            except ValueError as error:
+                result.skipped.append(_skipped(versions[0].item, error))
+                continue
+            for record, length in made:
+                by_kind[record.kind].append(record)
+                counted = result.counts.get(record.kind, Counts())
+                result.counts[record.kind] = counted + Counts(1, length, length, length)
+        return by_kind
+
+    def _write(self, index: int, by_kind: dict[str, list[Record]], result: ShardResult) -> None:
+        for kind in sorted(by_kind, key=KINDS.index):
+            name = f"{kind}-{index:05d}-of-{len(self):05d}.array_record"
+            with ShardWriter(self.folder / name) as writer:
+                for record in by_kind[kind]:
+                    writer.write(record)
+            result.shards.append(Shard(name, kind, len(by_kind[kind])))
+
+
+def _until_damage(source: Source, number: int) -> Iterator[RawItem]:
+    """The items of a shard; what cannot be read of it counts as one item with a problem."""
+    try:
+        yield from source.items(number)
+    except SourceError as error:
+        where = f"{source.name}, shard {number}"
+        yield RawItem(where, where=where, problem=str(error))
+
+
+def _outcome(item: RawItem, future) -> tuple[RawItem, Prepared | ValueError]:
+    try:
+        return item, future.result()
+    except ValueError as error:
+        return item, error
+
+
+def _skipped(item: RawItem, reason: object) -> dict[str, str]:
+    return {"key": item.key, "where": item.where, "reason": str(reason)}

@@ -1,0 +1,287 @@
+"""Compiling for machines that are not there: the step that trains, what moves, advice."""
+
+import collections
+import dataclasses
+import json
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import pytest
+from shrunken_twins import LENGTH, ROWS, twin
+
+from emu3_jax import sharding
+from emu3_jax.aot import __main__ as command
+from emu3_jax.aot import advice, hlo, programs, report
+from emu3_jax.aot.programs import TrainProgram
+from emu3_jax.aot.topology import Machine, machine
+from emu3_jax.config import ConfigError, load_config
+from emu3_jax.sharding import MeshConfig
+from emu3_jax.train import loop, loss
+
+STAGE1, STAGE2 = "configs/emu3_8b_stage1.py", "configs/emu3_8b_stage2.py"
+
+TEXT = """HloModule jit_f
+
+%body.1 (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %a = bf16[8,64]{1,0} all-gather(%x), replica_groups=[1,8]<=[8], metadata={op_name="jit(f)/gate"}
+  ROOT %t = (s32[], f32[8]) tuple(%i, %y)
+}
+
+%cond.2 (p: (s32[], f32[8])) -> pred[] {
+  %c = s32[] constant(3)
+  ROOT %lt = pred[] compare(%i, %c), direction=LT
+}
+
+%all-reduce-scatter.3 (p: f32[16]) -> f32[2] {
+  %r = f32[16]{0} all-reduce(%p), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %w = (s32[], f32[8]) while(%init), condition=%cond.2, body=%body.1
+  %s = f32[4]{0} reduce-scatter(%q), replica_groups={{0,1},{2,3}}, dimensions={0}, to_apply=%add
+  %g = (f32[2]{0}, f32[16]{0}) all-gather-start(%z), replica_groups=[1,8]<=[8]
+  %h = f32[16]{0} all-gather-done(%g)
+  ROOT %f = f32[2]{0} fusion(%h), kind=kCustom, calls=%all-reduce-scatter.3
+}
+"""
+
+
+def test_collectives_are_counted_with_loops_and_sized_by_their_larger_side():
+    found = {(c.kind, c.dtype, c.shape, c.bytes, c.times) for c in hlo.collectives(TEXT)}
+    assert found == {
+        ("all-gather", "bf16", (8, 64), 1024, 3),
+        ("reduce-scatter", "f32", (4,), 32, 1),
+        ("all-gather", "f32", (16,), 64, 1),
+        ("reduce-scatter", "f32", (16,), 64, 1),
+    }
+    assert report.summed(hlo.collectives(TEXT))["all-gather"]["count"] == 4
+
+
+def test_a_program_without_the_mesh_moves_nothing():
+    text = jax.jit(lambda x: x @ x).lower(jnp.ones((4, 4))).compile().as_text()
+    assert hlo.collectives(text) == []
+
+
+def _on(file, monkeypatch, mesh, **model):
+    """A twin's program and its compiled step on eight virtual devices."""
+    config = twin(file, **model)
+    with config.unlocked():
+        config.run.mesh = dataclasses.asdict(mesh)
+    program, eight = TrainProgram.of(config), machine("cpu:8")
+    return program, program.lower(eight).compile()
+
+
+@pytest.mark.parametrize(
+    "file, mesh, group",
+    [
+        (STAGE1, MeshConfig(data=2, fsdp=4), 2),
+        (STAGE2, MeshConfig(fsdp=2, context=4), 8),
+    ],
+    ids=["stage 1 over fsdp", "stage 2 over context"],
+)
+def test_only_weights_are_gathered_and_no_more_than_once_a_use(file, mesh, group, monkeypatch):
+    monkeypatch.setattr(loss, "GROUP", group)
+    program, compiled = _on(file, monkeypatch, mesh)
+    config, chunk = program.task.config, program.task.loss_config.chunk_tokens
+    abstract = jax.eval_shape(program.task.init, jax.random.key(0))["params"]
+    layer = {x.shape[1:] for x in jax.tree.leaves(nn.unbox(abstract["layers"]))}
+    columns = config.padded_vocab_size // group
+    counts = collections.Counter()
+    for one in hlo.collectives(compiled.as_text()):
+        assert one.kind != "collective-permute", one
+        assert not {config.hidden_size, config.padded_vocab_size} <= {*one.shape}, one
+        if one.kind != "all-gather" or one.dtype == "s32":
+            continue  # ids are as small as nothing
+        if "_whole_rows" in one.source and mesh.context > 1:
+            continue  # keys and values, over context
+        if "jvp()/shard_map/while" in one.source:  # the loss shares the positions of a chunk
+            assert one.bytes <= 4 * group * chunk * config.hidden_size, one
+            continue
+        counts[one.shape] += one.times
+    # A group's part of the vocabulary matrix once; it has no other to gather from where it is all.
+    assert counts.pop((config.hidden_size, columns), 0) == (8 // mesh.data > group)
+    # Each matrix of a layer forward and again backward, and no activation.
+    assert counts.keys() <= layer
+    assert sum(counts.values()) == 2 * 7 * config.num_layers
+
+
+def test_state_is_donated_and_comes_back_in_its_own_memory(monkeypatch):
+    program, compiled = _on(STAGE1, monkeypatch, MeshConfig(fsdp=8))
+    memory = compiled.memory_analysis()
+    batch = 8 * 4 * ROWS * LENGTH
+    assert memory.alias_size_in_bytes > memory.argument_size_in_bytes - batch
+    assert memory.output_size_in_bytes - memory.alias_size_in_bytes < 8192  # metrics
+
+
+class _StopError(Exception):
+    pass
+
+
+def test_it_compiles_the_step_that_train_runs(monkeypatch, tmp_path):
+    config = twin(STAGE1)
+    with config.unlocked():
+        config.run.update(accumulation=2, ema_decay=0.9, seed=3)
+        config.run.mesh = dict(data=2, fsdp=4, context=1, tensor=1)
+    program, calls = TrainProgram.of(config), []
+
+    def caught(task, optimizer, state, mesh, *, key, **options):
+        abstract = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), state)
+        calls.append((task, abstract, mesh, jax.random.key_data(key).tolist(), options))
+        raise _StopError
+
+    for module in (loop, programs):
+        monkeypatch.setattr(module, "jitted_train_step", caught)
+    monkeypatch.setattr(program.task, "batches", lambda mesh: iter(()))
+    with pytest.raises(_StopError):
+        loop.train(program.task, program.run, tmp_path / "run")
+    with pytest.raises(_StopError):
+        program.lower(machine("cpu:8"))
+    trained, compiled = calls
+    assert trained == compiled
+    assert trained[-1] == {"accumulation": 2, "ema_decay": 0.9}
+
+
+def test_what_does_not_fit_ends_with_advice_and_exit_status_one(monkeypatch, capsys):
+    config = twin(STAGE1)
+    flags = {"config": config, "topology": "cpu:8", "search": False}
+    monkeypatch.setattr(command.flags, "FLAGS", type("Flags", (), flags))
+    for name in ("TOPOLOGY", "HBM", "SLICES", "SEARCH", "ESTIMATE"):
+        value = flags.get(name.lower(), 1e-5 if name == "HBM" else 1 if name == "SLICES" else False)
+        monkeypatch.setattr(command, name, type("Flag", (), {"value": value}))
+    monkeypatch.setattr(command, "PROGRAM", type("Flag", (), {"value": "train"}))
+    monkeypatch.setattr(command.jax.config, "update", lambda *_: None)
+    with pytest.raises(SystemExit) as end:
+        command.main()
+    assert end.value.code == 1
+    *_, sentence, line = capsys.readouterr().out.strip().splitlines()
+    assert "the state alone is too large" in sentence
+    found = json.loads(line)
+    assert found["fits"] is False
+    assert set(found) == {f.name for f in dataclasses.fields(report.Report)}
+
+
+def _report(gib, limit=10.0):
+    return report.Report(0.0, gib, gib, limit, gib <= limit, 0.0, {}, 0.0)
+
+
+def _fake(cost):
+    """Compiles nothing: memory by policy and rows of a batch."""
+
+    def compile_for(program, target):
+        return _report(cost[program.task.config.remat] * program.task.data.batch_size / ROWS)
+
+    return compile_for
+
+
+@pytest.mark.parametrize(
+    "cost, remat, rows",
+    [
+        ({"none": 3.0, "dots": 2.0, "attention": 1.5, "full": 1.0}, "none", 3 * ROWS),
+        ({"none": 99.0, "dots": 11.0, "attention": 1.5, "full": 1.0}, "attention", 6 * ROWS),
+        ({"none": 99.0, "dots": 99.0, "attention": 99.0, "full": 10.0}, "full", ROWS),
+    ],
+)
+def test_search_takes_the_cheapest_policy_and_then_the_largest_batch(cost, remat, rows):
+    program, eight = TrainProgram.of(twin(STAGE1)), machine("cpu:8")
+    found, best = advice.search(program, eight, _fake(cost), say=lambda line: None)
+    assert found.fits
+    assert (best.task.config.remat, best.task.data.batch_size) == (remat, rows)
+
+
+def test_search_ends_with_the_config_that_fails_least_where_nothing_fits():
+    program, eight = TrainProgram.of(twin(STAGE1)), machine("cpu:8")
+    cost = dict.fromkeys(advice.CHEAPEST_FIRST, 99.0)
+    found, last = advice.search(program, eight, _fake(cost), say=lambda line: None)
+    assert not found.fits and last.task.config.remat == "full"
+    assert "take more chips" in advice.what_to_change(found, last, eight)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"model": {"remat": "none"}}, "model.remat=full"),
+        ({"model": {"remat": "full"}, "data": {"batch_size": 16}}, "2 rows at a time"),
+    ],
+)
+def test_advice_names_the_key_to_change(change, words):
+    program = TrainProgram.of(twin(STAGE1)).changed(**change)
+    assert words in advice.what_to_change(_report(11.0), program, machine("cpu:8"))
+
+
+@pytest.mark.parametrize(
+    "name, slices, words",
+    [
+        ("v5p:4x4", 1, "expected one of v4"),
+        ("v9:4x4x4", 1, "expected one of v4"),
+        ("cpu:0", 1, "expected one of v4"),
+        ("cpu:8", 2, "is for TPUs"),
+        ("v5p:4x4x4", 0, "must be 1 or more"),
+        ("cpu:9", 1, "this process has 8"),
+    ],
+)
+def test_a_machine_that_cannot_be_is_refused(name, slices, words):
+    with pytest.raises(ValueError, match=words):
+        machine(name, slices)
+
+
+def test_without_the_tpu_compiler_its_package_is_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="requirements-aot.txt"):
+        machine("v5p:4x4x4")
+
+
+def test_data_runs_over_slices_and_a_mesh_that_does_not_is_refused():
+    class Device:
+        platform, device_kind, process_index = "cpu", "cpu", 0
+
+        def __init__(self, number):
+            self.id, self.slice_index = number, number // 4
+
+    devices = [Device(i) for i in range(8)]
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2), devices)
+    for index, grid in enumerate(mesh.devices):
+        assert {device.slice_index for device in grid.flat} == {index}
+    with pytest.raises(ValueError, match="mesh.data=1 must be a multiple of the 2 slices"):
+        sharding.make_mesh(MeshConfig(fsdp=8), devices)
+
+
+def test_a_machine_knows_its_limit():
+    assert machine("cpu:8").hbm_gib is None
+    assert machine("cpu:8", hbm_gib=16.0).hbm_gib == 16.0
+    assert isinstance(machine("cpu:4"), Machine) and len(machine("cpu:4").devices) == 4
+
+
+def test_the_tokenizer_trains_and_tokenizes_and_a_transformer_samples():
+    config = load_config("configs/vision_tokenizer_nano.py")
+    with config.unlocked():
+        config.model.update(ch=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(1,))
+        config.data.update(image_size=8, frames=2, stills_per_batch=2, clips_per_batch=2)
+        config.run.mesh = dict(data=1, fsdp=2, context=1, tensor=1)
+    two = machine("cpu:2")
+    trained = programs.TrainProgram.of(config).lower(two)
+    assert "scatter" in trained.as_text()
+    codes = jax.tree.leaves(programs.TokenizeProgram.of(config).lower(two).out_info)
+    assert [(c.shape, c.dtype) for c in codes] == [((2, 1, 4, 4), jnp.int32)]
+    config = twin(STAGE1, vocab_size=184622)
+    with config.unlocked():
+        config.run.mesh = dict(data=1, fsdp=2, context=1, tensor=1)
+    drawn = programs.SampleProgram.of(config).lower(two).out_info
+    assert (drawn.shape, drawn.dtype) == ((2, 8193), jnp.int32)
+
+
+@pytest.mark.parametrize(
+    "program, file, words",
+    [
+        (programs.TokenizeProgram, STAGE1, "needs a config with task=vision_tokenizer"),
+        (programs.SampleProgram, "configs/vision_tokenizer_nano.py", "config with task=pretrain"),
+    ],
+)
+def test_a_program_of_another_task_is_refused(program, file, words):
+    with pytest.raises(ConfigError, match=words):
+        program.of(load_config(file))
+
+
+def test_sampling_knows_the_released_vocabulary_only():
+    with pytest.raises(ConfigError, match="model.vocab_size is 250"):
+        programs.SampleProgram.of(twin(STAGE1))
