@@ -11,8 +11,8 @@ import pytest
 from shrunken_twins import LENGTH, ROWS, twin
 
 from emu3_jax import sharding
-from emu3_jax.aot import __main__ as command
 from emu3_jax.aot import advice, hlo, programs, report
+from emu3_jax.aot.compiling import compile_and_report
 from emu3_jax.aot.programs import TrainProgram
 from emu3_jax.aot.topology import Machine, machine
 from emu3_jax.config import ConfigError, load_config
@@ -142,18 +142,10 @@ def test_it_compiles_the_step_that_train_runs(monkeypatch, tmp_path):
     assert trained[-1] == {"accumulation": 2, "ema_decay": 0.9}
 
 
-def test_what_does_not_fit_ends_with_advice_and_exit_status_one(monkeypatch, capsys):
-    config = twin(STAGE1)
-    flags = {"config": config, "topology": "cpu:8", "search": False}
-    monkeypatch.setattr(command.flags, "FLAGS", type("Flags", (), flags))
-    for name in ("TOPOLOGY", "HBM", "SLICES", "SEARCH", "ESTIMATE"):
-        value = flags.get(name.lower(), 1e-5 if name == "HBM" else 1 if name == "SLICES" else False)
-        monkeypatch.setattr(command, name, type("Flag", (), {"value": value}))
-    monkeypatch.setattr(command, "PROGRAM", type("Flag", (), {"value": "train"}))
-    monkeypatch.setattr(command.jax.config, "update", lambda *_: None)
-    with pytest.raises(SystemExit) as end:
-        command.main()
-    assert end.value.code == 1
+def test_what_does_not_fit_ends_with_advice(capsys):
+    target = machine("cpu:8", hbm_gib=1e-5)
+    found = compile_and_report(twin(STAGE1), "train", target, search=False, with_estimate=False)
+    assert not found.fits
     *_, sentence, line = capsys.readouterr().out.strip().splitlines()
     assert "the state alone is too large" in sentence
     found = json.loads(line)

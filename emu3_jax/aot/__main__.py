@@ -17,17 +17,15 @@ The last line is one line of JSON. Exit status 1: it does not fit, and the line 
 change. docs/aot.md explains the figures.
 """
 
-import json
 import sys
 
 import jax
 from absl import flags
 
 from emu3_jax import command_line
-from emu3_jax.aot import advice, report
-from emu3_jax.aot.estimate import estimate
-from emu3_jax.aot.programs import PROGRAMS, TrainProgram
-from emu3_jax.aot.topology import Machine, machine
+from emu3_jax.aot.compiling import compile_and_report
+from emu3_jax.aot.programs import PROGRAMS
+from emu3_jax.aot.topology import machine
 from emu3_jax.config import ConfigError
 
 command_line.define_config(help_text="Whose program; see configs/. Override: --config.a.b=value.")
@@ -39,32 +37,17 @@ SEARCH = flags.DEFINE_bool("search", False, "Find the cheapest remat policy and 
 HBM = flags.DEFINE_float("hbm_gib", None, "Memory of a device to judge by; default: the chip's.")
 
 
-def compile_for(program: TrainProgram, target: Machine) -> report.Report:
-    """One program on one machine, without an estimate of its time."""
-    lowered = program.lower(target)
-    return report.compile_report(lowered, target, program.model_flops())[0]
-
-
 def main() -> None:
-    """Compiles and reports."""
+    """Compiles and reports; exit status 1 where the program does not fit."""
     config = flags.FLAGS.config
     if config is None or TOPOLOGY.value is None:
         raise ConfigError("--config and --topology are needed; see --help")
     jax.config.update("jax_platforms", "cpu")  # a TPU that is there is left alone
     jax.config.update("jax_enable_compilation_cache", False)  # compile_s means compiling
     target = machine(TOPOLOGY.value, SLICES.value, HBM.value)
-    program = PROGRAMS[PROGRAM.value].of(config)
-    if SEARCH.value:
-        found, program = advice.search(program, target, compile_for)
-    else:
-        found = compile_for(program, target)
-    time = estimate(program, target) if ESTIMATE.value and found.fits else None
-    found = found.with_estimate(time, target)
-    mesh = " x ".join(f"{axis} {size}" for axis, size in program.mesh(target).shape.items())
-    print(report.table(found, f"{PROGRAM.value} on {target.chips} chips, mesh {mesh}", time))
-    if not found.fits:
-        print(advice.what_to_change(found, program, target))
-    print(json.dumps(found.to_json()))
+    found = compile_and_report(
+        config, PROGRAM.value, target, search=SEARCH.value, with_estimate=ESTIMATE.value
+    )
     sys.exit(0 if found.fits else 1)
 
 
