@@ -1,7 +1,8 @@
-"""How many tokens a second the data loader delivers, alone, in one thread of one process.
+r"""How many tokens a second the data loader delivers, alone, in one thread of one process.
 
-  PYTHONPATH=. python benchmarks/data_loader.py          # a made-up corpus of the nano model's sizes
-  PYTHONPATH=. python benchmarks/data_loader.py --dataset=runs/tokens_nano/train --text=assets/text_nano.model
+  PYTHONPATH=. python benchmarks/data_loader.py      # a made-up corpus of the nano model's sizes
+  PYTHONPATH=. python benchmarks/data_loader.py --dataset=runs/tokens_nano/train \
+    --text=assets/text_nano.model
 
 Prints tokens/s by the wall clock and by CPU time (the second is the one to compare on a machine
 that does other work too), the share of each row that is filled, and the time to the first batch.
