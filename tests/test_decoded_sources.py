@@ -9,7 +9,7 @@ from PIL import Image
 from emu3_jax.data import media
 from emu3_jax.data.media import PixelLimits
 from emu3_jax.data.sources import RawItem, open_source
-from emu3_jax.data.tfds_source import TfdsSource
+from emu3_jax.data.sources.tfds import TfdsSource
 from emu3_jax.tokenize.prepare import MediaRules, prepare
 
 DEEP = np.array([[0, 1, 128, 255], [256, 257, 30_000, 65_535]], np.uint16)

@@ -1,96 +1,11 @@
-"""Raw corpora in the layouts people have: a folder with jsonl files, WebDataset tars, TFDS.
-
-All three answer with the same `RawItem`s, a shard at a time, in an order that never changes.
-"""
+"""A folder with a jsonl file: one row an example, media beside it."""
 
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
-import numpy as np
-
-
-class SourceError(ValueError):
-    """A corpus that cannot be read; the sentence names the file and what was expected."""
-
-
-@dataclass(frozen=True)
-class RawItem:
-    """One example as found, of one of five kinds.
-
-    A caption with at most one of `image` and `video` (a path, the file's bytes, or uint8 pixels);
-    or `segments`, an interleaved document; or `turns`, a chat. A segment is {"text"}, {"image"} or
-    {"video"}; a turn is {"question", "answer"} with "image" or "video" if it shows something.
-    """
-
-    key: str
-    text: str = ""
-    image: str | bytes | np.ndarray | None = None
-    video: str | bytes | np.ndarray | None = None
-    segments: tuple[dict, ...] = ()
-    turns: tuple[dict, ...] = ()
-    attributes: dict = field(default_factory=dict)
-    # Frames a second of a `video` that is pixels; 0 where the corpus does not say.
-    fps: float = 0.0
-    # What messages call the item: file and line, or tar and member.
-    where: str = ""
-    # Why the source could not make an item of what it found; "" where it could.
-    problem: str = ""
-
-    @property
-    def kind(self) -> str:
-        """One of `records.KINDS`."""
-        if self.turns:
-            return "chat"
-        if self.segments:
-            return "document"
-        return (
-            "text"
-            if self.image is None and self.video is None
-            else ("video" if self.image is None else "image")
-        )
-
-
-class Source(Protocol):
-    """A corpus cut into shards."""
-
-    name: str
-
-    @property
-    def num_shards(self) -> int:
-        """How many shards there are (at least one)."""
-
-    def items(self, shard: int) -> Iterator[RawItem]:
-        """The items of one shard, in the same order at every call.
-
-        SourceError, after the items before it, where the rest of the shard cannot be read.
-        """
-
-
-def open_source(spec: str, root: str | os.PathLike = ".", items_per_shard: int = 512) -> Source:
-    """The source a string names: a jsonl file, "webdataset:PATTERN" or "tfds:NAME:SPLIT".
-
-    Paths are relative to `root`. PATTERN is a glob or holds one range {000..123}. SourceError for
-    what does not exist, is empty, or is no such string.
-    """
-    kind, _, rest = spec.partition(":")
-    if kind == "webdataset" and rest:
-        from emu3_jax.data.webdataset import WebDatasetSource
-
-        return WebDatasetSource(str(Path(root) / rest))
-    if kind == "tfds" and rest:
-        from emu3_jax.data.tfds_source import TfdsSource
-
-        name, _, split = rest.partition(":")
-        return TfdsSource(name, split or "train", items_per_shard)
-    if spec.endswith(".jsonl"):
-        return FolderSource(Path(root) / spec, items_per_shard)
-    raise SourceError(
-        f'{spec!r} names no corpus; expected PATH.jsonl, "webdataset:PATTERN" or "tfds:NAME:SPLIT"'
-    )
+from emu3_jax.data.sources.source import RawItem, SourceError
 
 
 class FolderSource:

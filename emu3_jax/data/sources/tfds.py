@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from emu3_jax.data.sources import RawItem, SourceError
+from emu3_jax.data.sources.source import RawItem, SourceError
 
 MEDIA_KEYS = ("image", "video")
 # Where an example states the frames a second of its clip.

@@ -9,7 +9,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 
-from emu3_jax.data.sources import RawItem, SourceError
+from emu3_jax.data.sources.source import RawItem, SourceError
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 VIDEO_ENDINGS = ("mp4", "webm", "mkv", "mov", "avi", "m4v")

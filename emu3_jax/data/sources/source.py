@@ -1,0 +1,64 @@
+"""What every raw corpus answers with: items, a shard at a time, in an order that never changes."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+
+class SourceError(ValueError):
+    """A corpus that cannot be read; the sentence names the file and what was expected."""
+
+
+@dataclass(frozen=True)
+class RawItem:
+    """One example as found, of one of five kinds.
+
+    A caption with at most one of `image` and `video` (a path, the file's bytes, or uint8 pixels);
+    or `segments`, an interleaved document; or `turns`, a chat. A segment is {"text"}, {"image"} or
+    {"video"}; a turn is {"question", "answer"} with "image" or "video" if it shows something.
+    """
+
+    key: str
+    text: str = ""
+    image: str | bytes | np.ndarray | None = None
+    video: str | bytes | np.ndarray | None = None
+    segments: tuple[dict, ...] = ()
+    turns: tuple[dict, ...] = ()
+    attributes: dict = field(default_factory=dict)
+    # Frames a second of a `video` that is pixels; 0 where the corpus does not say.
+    fps: float = 0.0
+    # What messages call the item: file and line, or tar and member.
+    where: str = ""
+    # Why the source could not make an item of what it found; "" where it could.
+    problem: str = ""
+
+    @property
+    def kind(self) -> str:
+        """One of `records.KINDS`."""
+        if self.turns:
+            return "chat"
+        if self.segments:
+            return "document"
+        return (
+            "text"
+            if self.image is None and self.video is None
+            else ("video" if self.image is None else "image")
+        )
+
+
+class Source(Protocol):
+    """A corpus cut into shards."""
+
+    name: str
+
+    @property
+    def num_shards(self) -> int:
+        """How many shards there are (at least one)."""
+
+    def items(self, shard: int) -> Iterator[RawItem]:
+        """The items of one shard, in the same order at every call.
+
+        SourceError, after the items before it, where the rest of the shard cannot be read.
+        """
