@@ -57,9 +57,9 @@ def lower(
     settings = engine._Settings(number(jnp.uint32), number(), number(), number())
     static = engine._Static(guided, False, 2048, False, True, False, False)
     with jax.set_mesh(mesh):
-        boxed = jax.eval_shape(
-            model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 1), jnp.int32)
-        )["params"]
+        # Inside, since no key can be made on devices that are not there.
+        one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+        boxed = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), one)["params"]
         params = jax.tree.map(
             lambda leaf, place: array(*leaf.shape, dtype=config.dtype, place=place),
             nn.unbox(boxed),
