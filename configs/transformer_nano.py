@@ -44,13 +44,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.loss = ConfigDict(dict(chunk_tokens=176, z_loss=0.0))
     config.data = ConfigDict(
         dict(
-            mixture=(
-                dict(dataset=f"{tokens}/train", task="text_to_image", weight=4.0, null_prompt=0.1),
-                dict(dataset=f"{tokens}/train", task="image_to_text", weight=3.0),
-                dict(dataset=f"{tokens}/train", task="text_to_video", weight=0.3, null_prompt=0.1),
-                dict(dataset=f"{tokens}/train", task="video_to_text", weight=0.3),
-                dict(dataset=f"{tokens}/train", task="text", weight=1.0),
-            ),
+            mixture=_mixture(tokens),
             batch_size=4,
             # The longest document, a captioned clip, has 328 tokens; longer rows would only add
             # attention between documents that do not see each other.
@@ -90,3 +84,14 @@ def get_config(arg: str = "") -> ConfigDict:
         )
     )
     return config
+
+
+def _mixture(tokens: str) -> tuple[dict, ...]:
+    train = f"{tokens}/train"
+    return (
+        dict(dataset=train, task="text_to_image", weight=4.0, null_prompt=0.1),
+        dict(dataset=train, task="image_to_text", weight=3.0),
+        dict(dataset=train, task="text_to_video", weight=0.3, null_prompt=0.1),
+        dict(dataset=train, task="video_to_text", weight=0.3),
+        dict(dataset=train, task="text", weight=1.0),
+    )
