@@ -218,11 +218,11 @@ def _sums(options, gradient: bool, shares, x_BSD, unembedding_DV, targets_BS, we
         total, dw_DV = carry
         chunk_total, nll_C, *gradients = _chunk(options, gradient, shares, kernel_DV, *inputs)
         if gradient:
-            dw_DV = (dw_DV + gradients.pop()).astype(dtype)
+            dw_DV = dw_DV + gradients.pop()
         return (total + chunk_total, dw_DV), (nll_C, *gradients)
 
-    # Summed over chunks in the compute type, as it is over the mesh.
-    dw_DV = jnp.zeros(kernel_DV.shape if gradient else (), dtype)
+    # Over chunks the sum is float32: bfloat16 would lose the small ones of many.
+    dw_DV = jnp.zeros(kernel_DV.shape if gradient else (), jnp.float32)
     (total, dw_DV), (nll, *dx) = jax.lax.scan(
         body,
         (jnp.zeros((), jnp.float32), dw_DV),
@@ -237,7 +237,11 @@ def _sums(options, gradient: bool, shares, x_BSD, unembedding_DV, targets_BS, we
     if shares:
         dx_BSD = jax.lax.psum(dx_BSD, mesh_axes("vocab"))
         rest = tuple(axis for axis in mesh_axes("batch") if axis not in shares.pieces)
-        dw_DV = jax.lax.psum(shares.scatter_matrix(dw_DV).astype(jnp.float32), rest)
+        # Across the mesh in the compute type, as the gradients of all other weights.
+        dw_DV = shares.scatter_matrix(dw_DV.astype(dtype)).astype(jnp.float32)
+        # The layers go backward with the pieces alone, not with the sums that they came from.
+        dx_BSD, dw_DV = jax.lax.optimization_barrier((dx_BSD, dw_DV))
+        dw_DV = jax.lax.psum(dw_DV, rest)
     return total, merge(nll), dx_BSD, dw_DV.astype(unembedding_DV.dtype)
 
 
