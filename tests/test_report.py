@@ -17,6 +17,7 @@ RESULTS = {
         "recall_at_10": 57.25,
         "recall_at_10_chance": 2.9,
         "recall_at_10_ceiling": 99.5,
+        "gallery": 339.0,
     },
     "reconstruction": {"psnr_images": 25.31},
 }
@@ -75,7 +76,7 @@ def test_text_is_escaped(page):
 def test_every_part_is_there(page):
     for text in ("What you are looking at", "Pictures from captions", "Clips from captions",
                  "Captions from pictures", "resumed at 70", "Text tokens", "Image tokens",
-                 "57.2", "99.5", "25.31", "3 min 10 s", "✗ tone", "✓ name"):  # fmt: skip
+                 "57.2", "99.5", "among 339 held-out", "25.31", "3 min 10 s", "✗ tone", "✓ name"):  # fmt: skip
         assert text in page, text
     assert "Video tokens" not in page
 

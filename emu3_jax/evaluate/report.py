@@ -284,6 +284,9 @@ def _evaluation(inputs: ReportInputs) -> str:
         " ceiling is the real pictures passed through the vision tokenizer."
         " In a bar, the dashed tick is chance and the solid tick the ceiling."
     )
+    gallery = inputs.evaluated[0][1].get("emoji_retrieval", {}).get("gallery")
+    if gallery:  # a recall means nothing without it
+        lead += f" The right picture is looked for among {gallery:.0f} held-out ones."
     first = report_tables.evaluation_table(inputs.evaluated, report_tables.LANGUAGE_MODEL)
     second = report_tables.evaluation_table(inputs.evaluated[:1], report_tables.VISION_TOKENIZER)
     return report_page.section(
