@@ -76,7 +76,8 @@ def test_text_is_escaped(page):
 def test_every_part_is_there(page):
     for text in ("What you are looking at", "Pictures from captions", "Clips from captions",
                  "Captions from pictures", "resumed at 70", "Text tokens", "Image tokens",
-                 "57.2", "99.5", "among 339 held-out", "25.31", "3 min 10 s", "✗ tone", "✓ name"):  # fmt: skip
+                 "57.2", "99.5", "among 339 held-out", "25.31", "3 min 10 s", "✗ tone",
+                 "✓ name"):  # fmt: skip
         assert text in page, text
     assert "Video tokens" not in page
 
