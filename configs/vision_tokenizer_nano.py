@@ -41,11 +41,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data = ConfigDict(
         dict(
             root="runs/emoji",
-            image_size=64,
-            frames=8,
+            groups=(
+                dict(name="stills", kind="stills", size=64, count=8),
+                dict(name="clips", kind="clips", size=64, count=4, frames=8),
+            ),
             reverse=True,
-            stills_per_batch=8,
-            clips_per_batch=4,
         )
     )
     config.run = ConfigDict(

@@ -148,9 +148,9 @@ def _write_vision_run(folder: pathlib.Path) -> None:
         hf_export.save_vision_tokenizer(folder, (model.config, variables), DTYPE.value)
     else:
         vision_tokenizer.save(folder, model.config, variables, DTYPE.value)
-    # Pictures are brought to the size that the tokenizer was trained on.
-    area = read_config(MODEL.value).data.image_size ** 2
-    limits = json.dumps({"min_pixels": area, "max_pixels": area}, indent=1)
+    # Pictures are brought to the sizes that the tokenizer was trained on.
+    areas = [group.size**2 for group in read_config(MODEL.value).data.groups]
+    limits = json.dumps({"min_pixels": min(areas), "max_pixels": max(areas)}, indent=1)
     (folder / relayout.PREPROCESSOR_FILE).write_text(limits, encoding="utf-8")
 
 

@@ -144,6 +144,17 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, partition_spec("batch", "sequence"))
 
 
+def rows_here(mesh: Mesh, rows: int) -> range:
+    """The rows, of so many in a batch, that devices of this process hold.
+
+    Processes that share rows (their devices differ in context or tensor) all hold them.
+    """
+    layout = NamedSharding(mesh, partition_spec("batch"))
+    places = layout.addressable_devices_indices_map((rows,)).values()
+    held = {place[0].indices(rows)[:2] for place in places}
+    return range(min(start for start, _ in held), max(stop for _, stop in held))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """Sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

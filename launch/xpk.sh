@@ -32,8 +32,8 @@ done
 check_command "$@"
 [[ "$1" == train ]] || fail "only train runs here; docs/data.md says how tokenize runs on many machines"
 
-# exec: SIGTERM must reach the training, which saves first.
-line="exec bash launch/restartable.sh python -m emu3_jax.train $(quoted "${@:2}") --coordinator=auto"
+# exec: SIGTERM must reach the training, which saves first and ends with 143.
+line="exec python -m emu3_jax.train $(quoted "${@:2}") --coordinator=auto"
 if [[ -n "$image" ]]; then
     code=(--docker-image="$image")
 else
@@ -48,7 +48,8 @@ else
 pip install --quiet -r requirements-tpu.txt && $line"
     code=(--base-docker-image=python:3.12 --script-dir="$folder/emu3_jax")
 fi
-# Exit 1 is an unexpected error, 3 a lost host; 2, what was asked for is wrong, is final.
+# Exit 1 is an unexpected error, 3 a lost host; xpk adds what is from 127 on, so 143 as well. 2, what was
+# asked for is wrong, is final.
 run xpk workload create --cluster="$cluster" --zone="$zone" --workload="$name" --tpu-type="$type" \
     --num-slices="$slices" --max-restarts="$restarts" --restart-on-exit-codes=1,3 \
     --termination-grace-period-seconds=300 "${code[@]}" --command="$line"

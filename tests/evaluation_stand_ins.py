@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emu3_jax.data import media
+from emu3_jax.models import perceptual
 
 TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 SKIN = ((250, 210, 180), (225, 180, 140), (190, 140, 100), (150, 100, 70), (90, 60, 40))
@@ -76,3 +77,12 @@ class GreyTokenizer(nn.Module):
         axes = (1, 2) if codes.ndim == 3 else (1, 2, 3)
         grey = functools.reduce(lambda x, axis: jnp.repeat(x, 4, axis), axes, grey)
         return jnp.repeat(grey[..., None], 3, axis=-1)
+
+
+def tiny_perceptual():
+    """(weights, description): a VGG16 of width 2 with random kernels and heads of one."""
+    rng, vgg, channels = np.random.default_rng(0), {}, 3
+    for conv in perceptual.CONVS:
+        kernel = rng.normal(size=(3, 3, channels, 2)).astype(np.float32) / 3
+        vgg[conv], channels = {"kernel": kernel, "bias": np.full(2, 0.1, np.float32)}, 2
+    return {"vgg": vgg, "heads": (np.ones(2, np.float32),) * 5}, "Perceptual distance: a toy."

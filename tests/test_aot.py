@@ -248,7 +248,9 @@ def test_the_tokenizer_trains_and_tokenizes_and_a_transformer_samples():
     config = load_config("configs/vision_tokenizer_nano.py")
     with config.unlocked():
         config.model.update(ch=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(1,))
-        config.data.update(image_size=8, frames=2, stills_per_batch=2, clips_per_batch=2)
+        stills = dict(name="stills", kind="stills", size=8, count=2)
+        clips = dict(name="clips", kind="clips", size=8, count=2, frames=2)
+        config.data.groups = (stills, clips)
         config.run.mesh = dict(data=1, fsdp=2, context=1, tensor=1)
     two = machine("cpu:2")
     trained = programs.TrainProgram.of(config).lower(two)

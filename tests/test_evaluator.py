@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from emu3_jax import vocab as vocab_lib
+from emu3_jax.data import media
 from emu3_jax.evaluate import evaluator, items, language_use, registry
 from emu3_jax.evaluate.evaluator import Result, Subject, Table
 from emu3_jax.generate.sampling import Sampling
@@ -29,11 +30,13 @@ class Counting:
     needs = {"bundle": ()}
 
     def run(self, subject):
-        """Two metrics, a table, a picture."""
+        """Two metrics, a table, a picture, a clip, a note."""
         return Result(
             {"share": 12.5, "missing": float("nan")},
             {"rows": Table(("id", "text"), ((1, 'a "quoted", word'),))},
             {"dot": np.zeros((2, 2, 3), np.uint8)},
+            {"film": np.zeros((3, 16, 16, 3), np.uint8)},
+            ("a doubt",),
         )
 
 
@@ -49,10 +52,15 @@ def test_results_are_written_and_read_back(tmp_path):
     assert (tmp_path / entry["tables"]["rows"]).read_text() == ('id,text\n1,"a ""quoted"", word"\n')
     assert (tmp_path / entry["pictures"]["dot"]).stat().st_size > 0
     assert evaluator.read_results(tmp_path)["counting"]["share"] == 12.5
-    names = {p.name for p in tmp_path.iterdir()}
-    assert names == {"results.json", "counting_rows.csv", "counting_dot.png"}
+    assert media.read_video(tmp_path / entry["clips"]["film"])[0].shape == (3, 16, 16, 3)
+    assert entry["notes"] == ["a doubt"]
+    files = {"rows.csv", "dot.png", "film.mp4"}
+    assert {p.name for p in tmp_path.iterdir()} == {"results.json"} | {
+        f"counting_{f}" for f in files
+    }
     assert evaluator.flat_metrics(results)["counting/share"] == 12.5
     assert "12.500" in evaluator.format_results(results)
+    assert "note: a doubt" in evaluator.format_results(results)
 
 
 def test_what_any_evaluator_lacks_is_told_before_the_first_runs():

@@ -6,7 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
+from emu3_jax import sharding
 from emu3_jax import vocab as vocab_lib
 from emu3_jax.data import records
 from emu3_jax.evaluate import likelihood, token_documents
@@ -14,6 +16,7 @@ from emu3_jax.evaluate.evaluator import Subject
 from emu3_jax.interop.bundle import Bundle
 from emu3_jax.models.transformer import Transformer, TransformerConfig
 from emu3_jax.sequence import Grammar, Image, Text, TokenClass, Video
+from emu3_jax.sharding import MeshConfig
 from emu3_jax.text import ByteTokenizer
 
 
@@ -116,6 +119,22 @@ def test_any_batch_and_packing_gives_the_mean_over_targets(
     assert result.metrics["targets"] == sum(len(v) for v in by_hand.values())
     rows_of_table = {row[:2]: row[3] for row in result.tables["by_task_and_class"].rows}
     assert rows_of_table == {key: len(v) for key, v in by_hand.items()}
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=8), MeshConfig(fsdp=4, context=2)])
+def test_weights_spread_over_a_mesh_are_used_where_they_lie(bundle, tokens, mesh):
+    """In batches of three rows, which no mesh can share out."""
+    subject = Subject(bundle=bundle, tokens=tokens, batch_size=3)
+    expected = likelihood.Likelihood().run(subject).metrics
+    over = sharding.make_mesh(mesh)
+    layout = sharding.state_shardings(bundle.variables, over)
+    with jax.set_mesh(over):
+        variables = jax.device_put(nn.meta.unbox(bundle.variables), layout)
+        subject = dataclasses.replace(
+            subject, bundle=dataclasses.replace(bundle, variables=variables)
+        )
+        found = likelihood.Likelihood().run(subject).metrics
+    assert found == pytest.approx(expected, rel=2e-5)
 
 
 def test_captioned_records_are_read_both_ways(documents):

@@ -27,7 +27,7 @@ saved = folder / "saved"
 start = int(saved.read_text()) if saved.exists() else 0
 stop = []
 for number in (signal.SIGTERM, signal.SIGINT):
-    signal.signal(number, lambda *_: stop.append(1))
+    signal.signal(number, lambda number, frame: stop.append(number))
 if start:
     print(f"resumed from step {start}", flush=True)
 for step in range(start + 1, 11):
@@ -37,6 +37,7 @@ for step in range(start + 1, 11):
     if stop or step == 10:
         saved.write_text(str(step))
         break
+sys.exit(128 + stop[0] if stop else 0)
 """
 WRITER = "import pathlib, sys; pathlib.Path(sys.argv[1]).open('a').write(sys.argv[2])"
 

@@ -2,13 +2,23 @@
 
 import dataclasses
 
+import conftest
 import evaluation_stand_ins as parts
+import jax
 import numpy as np
 import pytest
 
-from emu3_jax.data import vision_codec
-from emu3_jax.evaluate import items, picture_quality, reconstruction
+from emu3_jax.data import media, vision_codec
+from emu3_jax.evaluate import (
+    codebook_use,
+    items,
+    measured,
+    picture_quality,
+    published,
+    reconstruction,
+)
 from emu3_jax.evaluate.evaluator import Subject
+from emu3_jax.models import perceptual
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +52,7 @@ def test_quality_of_stills_is_the_mean_over_pictures(subject, result):
 
 
 def test_clips_are_measured_frame_by_frame(result):
-    table = result.tables["psnr_by_frame"]
+    table = result.tables["by_frame"]
     assert [row[0] for row in table.rows] == list(range(8))
     mean = np.mean([row[1] for row in table.rows])
     assert mean == pytest.approx(result.metrics["psnr_clips"], abs=1e-3)
@@ -67,10 +77,94 @@ def test_codebook_use_counts_codes_of_the_split_and_of_all_splits(subject, resul
     )
 
 
+@pytest.fixture(scope="module")
+def long(subject):
+    """With a perceptual distance, clips of 32 frames, training clips of 8."""
+    extended = dataclasses.replace(
+        subject, perceptual=parts.tiny_perceptual(), frames=32, clip_frames=8
+    )
+    return reconstruction.Reconstruction("validation_combination").run(extended)
+
+
+def test_perceptual_distance_is_the_mean_over_pictures(subject, result, long):
+    weights, sentence = parts.tiny_perceptual()
+    stills = [i.pixels for i in items.read_images(subject.data, "validation_combination")]
+    a, b = (media.to_model(np.stack(side)) for side in (stills, [grey(s) for s in stills]))
+    expected = float(np.mean(jax.jit(perceptual.lpips)(weights, a, b)))
+    assert expected > 1e-3
+    # float32 sums in two batches instead of one
+    assert long.metrics["perceptual_images"] == pytest.approx(expected, rel=1e-5)
+    frames = [row[3] for row in long.tables["by_frame"].rows]
+    assert long.metrics["perceptual_clips"] == pytest.approx(np.mean(frames), abs=1e-4)
+    assert sentence in long.notes
+    assert "perceptual_images" not in result.metrics
+    assert any("no perceptual distance" in note for note in result.notes)
+
+
+def test_long_clips_are_measured_by_frame_and_at_their_seams(result, long):
+    table = long.tables["by_frame"]
+    assert table.columns == ("frame", "psnr", "ssim", "perceptual", "clips")
+    assert [row[0] for row in table.rows] == list(range(32))
+    curve = [row[1] for row in table.rows]
+    found = [row[:2] for row in long.tables["seams"].rows]
+    assert found == [(8, k) for k in (8, 16, 24)] + [(4, k) for k in range(4, 32, 4)]
+    inside = np.mean([*curve[1:7], *curve[9:15]])
+    assert long.tables["seams"].rows[0][4] == pytest.approx(inside - np.mean(curve[7:9]), abs=2e-3)
+    assert {"seam_db", "seam_db_worst", "seam_db_latent", "seam_db_latent_worst"} <= set(
+        long.metrics
+    )
+    assert "seam_db" not in result.metrics
+    assert any("--clip_frames" in note for note in result.notes)
+
+
+def test_clips_are_shown_beside_their_reconstructions(result):
+    film = result.clips["clips"]
+    assert film.shape == (8, 16 + 8, 2 * 16 + 12, 3)
+    shown = film[5, 4:20]
+    assert np.array_equal(shown[:, 24:40].std(-1), np.zeros((16, 16)))  # rebuilt: grey
+    assert shown[:, 4:20].std(-1).max() > 0
+
+
+def test_sizes_that_differ_are_told_apart():
+    rng = np.random.default_rng(0)
+    large, small = (rng.integers(0, 256, (s, s, 3), np.uint8) for s in (24, 16))
+    rebuilt = [large // 2, small, small // 2]
+    found = measured.measure([large, small, small], rebuilt, None, 4)
+    rows = found.by_size("images")
+    assert [row[:4] for row in rows] == [("images", 16, 16, 2), ("images", 24, 24, 1)]
+    assert rows[1][4] == pytest.approx(picture_quality.psnr(large, large // 2), abs=1e-3)
+    twice = picture_quality.IDENTICAL_DB + picture_quality.psnr(small, small // 2)
+    assert rows[0][4] == pytest.approx(twice / 2, abs=1e-3)
+
+
+def test_each_clip_gets_the_distances_of_its_own_frames(monkeypatch):
+    monkeypatch.setattr(measured, "_distance", lambda _, a, b: np.abs(a - b).mean((1, 2, 3)))
+    clips = [np.zeros((t, 16, 16, 3), np.uint8) for t in (2, 3)]
+    rebuilt = [clip + np.uint8(51 * (i + 1)) for i, clip in enumerate(clips)]
+    found = measured.measure(clips, rebuilt, ((), "a toy"), 4).values["perceptual"]
+    assert [len(curve) for curve in found] == [2, 3]
+    # 51 of 255 is 0.4 of [-1, 1], in float32.
+    assert [curve.mean() for curve in found] == pytest.approx([0.4, 0.8], rel=1e-6)
+
+
+def test_our_figures_stand_above_published_ones(result):
+    table = result.tables["published"]
+    psnr, size = table.columns.index("psnr"), table.columns.index("size")
+    assert table.rows[0][psnr] == pytest.approx(result.metrics["psnr_images"], abs=1e-3)
+    assert table.rows[0][size] == "16x16"
+    published_sizes = [r[size] for r in table.rows if r[0].startswith("Emu3,")]
+    assert published_sizes == [f"{s}x{s}" for s in (128, 256, 512, 720)]
+
+
+def test_the_document_holds_the_published_figures():
+    text = (conftest.GOLDEN.parents[1] / "docs" / "evaluation.md").read_text()
+    assert published.markdown(published.beside([])) in text
+
+
 def test_perplexity_of_the_codes():
-    even = reconstruction.codebook_metrics([np.array([[0, 1], [2, 3]])], 8, "x")
+    even = codebook_use.codebook_metrics([np.array([[0, 1], [2, 3]])], 8, "x")
     assert even == pytest.approx({"codebook_used_x": 50.0, "codebook_perplexity_x": 4.0})
-    one = reconstruction.codebook_metrics([np.full((4, 4), 5)], 8, "x")
+    one = codebook_use.codebook_metrics([np.full((4, 4), 5)], 8, "x")
     assert one == pytest.approx({"codebook_used_x": 12.5, "codebook_perplexity_x": 1.0})
 
 

@@ -1,5 +1,6 @@
 """Stored examples and datasets: nothing is lost, and foreign data is refused by name."""
 
+import dataclasses
 import json
 import resource
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from emu3_jax import vocab
+from emu3_jax.data.fingerprint import vision_fingerprint
 from emu3_jax.data.records import (
     Counts,
     DatasetInfo,
@@ -15,9 +17,9 @@ from emu3_jax.data.records import (
     Shard,
     ShardWriter,
     open_dataset,
-    vision_fingerprint,
     write_dataset_info,
 )
+from emu3_jax.models.vision_config import VisionTokenizerConfig
 from emu3_jax.sequence import EndOfTurn, Grammar, Image, Text, Video
 from emu3_jax.text import ByteTokenizer
 
@@ -168,12 +170,24 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_file(tmp_path):
 
 
 def test_fingerprint_of_a_vision_tokenizer():
-    arrays = {"params": {"a": np.ones(3, np.float32), "b": np.zeros(2)}, "stats": {"c": np.ones(1)}}
-    turned = {"stats": arrays["stats"], "params": dict(reversed(arrays["params"].items()))}
-    assert vision_fingerprint({"ch": 1}, arrays) == vision_fingerprint({"ch": 1}, turned)
-    changed = {**arrays, "stats": {"c": np.zeros(1)}}
-    assert vision_fingerprint({"ch": 1}, arrays) != vision_fingerprint({"ch": 1}, changed)
-    assert vision_fingerprint({"ch": 1}, arrays) != vision_fingerprint({"ch": 2}, arrays)
+    config = VisionTokenizerConfig(codebook_size=16)
+    encoder = {"a": np.ones(3, np.float32), "b": np.zeros(2)}
+    params = {"encoder": encoder, "decoder": {"a": np.ones(2)}, "quantize": np.ones((16, 4))}
+    arrays = {"params": params, "batch_stats": {"encoder": {"c": np.ones(1)}}}
+    found = vision_fingerprint(config, arrays)
+
+    turned = {"params": {**params, "encoder": dict(reversed(encoder.items()))}}
+    assert vision_fingerprint(config, {**arrays, **turned}) == found
+    further = {"params": {**params, "decoder": {"a": np.zeros(2)}, "discriminator": np.ones(1)}}
+    assert vision_fingerprint(config, {**arrays, **further}) == found
+    for part in ("encoder", "quantize"):
+        other = {"params": {**params, part: {"a": np.zeros(3)}}}
+        assert vision_fingerprint(config, {**arrays, **other}) != found
+    other = {"batch_stats": {"encoder": {"c": np.zeros(1)}}}
+    assert vision_fingerprint(config, {**arrays, **other}) != found
+    assert vision_fingerprint(dataclasses.replace(config, codebook_size=32), arrays) != found
+    faster = dataclasses.replace(config, dtype="bfloat16", param_dtype="bfloat16")
+    assert vision_fingerprint(faster, arrays) == found
 
 
 def test_counts_add_up():

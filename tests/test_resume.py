@@ -13,14 +13,16 @@ from test_train_vision_tokenizer import MODEL, WEIGHTS
 from toy_task import assert_same_trees, leaves, run_config
 
 from emu3_jax.data import media
-from emu3_jax.data.pixels import PixelConfig
+from emu3_jax.data.pixels import PixelConfig, PixelGroup
 from emu3_jax.data.records import Record
 from emu3_jax.sequence import Image
 from emu3_jax.sharding import MeshConfig
+from emu3_jax.train.codebook import USAGE, CodebookConfig
 from emu3_jax.train.loop import train
 from emu3_jax.train.metrics import read_metrics
 from emu3_jax.train.pretrain import PretrainTask
-from emu3_jax.train.vision_tokenizer import USAGE, VisionLossConfig, VisionTokenizerTask
+from emu3_jax.train.vision_objective import VisionLossConfig
+from emu3_jax.train.vision_tokenizer import VisionTokenizerTask
 
 STEPS = 5
 
@@ -96,17 +98,16 @@ def _write_clips(folder):
 
 def test_a_vision_tokenizer_with_averages_usage_and_statistics(tmp_path):
     _write_clips(tmp_path)
-    loss = VisionLossConfig(**WEIGHTS, clips=0.5, revive_every=2, revive_below=0.5)
+    loss = VisionLossConfig(**WEIGHTS, clips=0.5)
+    care = CodebookConfig(revive_every=2, revive_below=0.5)
     # Clips alone use every part of the model; tracing stills as well takes as long again.
-    data = PixelConfig(
-        root=str(tmp_path), image_size=8, frames=2, stills_per_batch=0, clips_per_batch=8
-    )
+    data = PixelConfig(root=str(tmp_path), groups=(PixelGroup("clips", "clips", 8, 8, 2),))
     run = run_config(steps=STEPS, every=10, ema_decay=0.9)
     state = _unbroken_is_resumed(
-        lambda: VisionTokenizerTask(MODEL, loss, data, STEPS), run, tmp_path
+        lambda: VisionTokenizerTask(MODEL, loss, data, STEPS, care), run, tmp_path
     )
     # None of what must come back is trivially the same.
     assert any(np.ptp(leaf) > 0 for leaf in leaves(state.model_state["batch_stats"]).values())
-    assert np.ptp(np.asarray(state.model_state[USAGE])) > 0
+    assert np.ptp(np.asarray(state.model_state[USAGE]["clips"])) > 0
     kernels = leaves(state.params), leaves(state.ema)
     assert any((kernels[0][name] != kernels[1][name]).any() for name in kernels[0])

@@ -12,38 +12,29 @@ import time
 import jax
 import numpy as np
 import pytest
-from test_records import image_record, write_dataset
+from tiny_pretraining import write_run
 
 from emu3_jax.config import load_config
 from emu3_jax.train import distributed
 from emu3_jax.train.__main__ import train_config
 from emu3_jax.train.metrics import read_metrics
 
-CONFIG = """
-from ml_collections import ConfigDict
-def get_config(arg=""):
-    return ConfigDict(dict(
-        task="pretrain", text_tokenizer="bytes", loss=dict(chunk_tokens=16),
-        model=dict(hidden_size=16, intermediate_size=32, num_layers=1, num_heads=2,
-                   num_kv_heads=2, head_dim=8, vocab_multiple=64),
-        data=dict(mixture=(dict(dataset={tokens!r}, task="text_to_image"),),
-                  batch_size=8, sequence_length=64, pack_window=4),
-        run=dict(steps=6, mesh=dict(data=2, fsdp=4), ema_decay=0.9,
-                 optimizer=dict(schedule="constant", learning_rate=0.01),
-                 checkpoint=dict(every=2), log=dict(every=1, tensorboard=False)),
-        evaluation=dict(every=3, evaluators=("likelihood",), tokens={tokens!r}),
-    ))
-"""
-
-# The command itself, and a record of the rows that a process reads.
+# The command itself, and a record of the rows that a process reads. Evaluation uses the weights
+# where they lie, or with WHOLE_WEIGHTS a copy of them.
 COMMAND = """
-import runpy, sys
+import os, runpy, sys
 from emu3_jax.data import pipeline
 real = pipeline.row_stream
 def recorded(datasets, entries, row, rows):
     print("reads row", row, flush=True)
     return real(datasets, entries, row, rows)
 pipeline.row_stream = recorded
+from emu3_jax.evaluate import registry
+from emu3_jax.train import distributed
+if os.environ.get("WHOLE_WEIGHTS"):
+    registry.ON_THE_MESH = frozenset()
+else:
+    distributed.to_this_host = lambda tree: sys.exit("the weights were copied")
 sys.argv[0] = "train"
 runpy.run_module("emu3_jax.train", run_name="__main__")
 """
@@ -52,7 +43,7 @@ runpy.run_module("emu3_jax.train", run_name="__main__")
 class Job:
     """Processes of one run on this machine, eight devices in all."""
 
-    def __init__(self, folder, config, workdir, processes, **overrides):
+    def __init__(self, folder, config, workdir, processes, environment=(), **overrides):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -73,7 +64,8 @@ class Job:
                     stderr=open(f"{log}.err", "w"),
                     env=os.environ
                     | {"JAX_NUM_CPU_DEVICES": str(8 // processes)}
-                    | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir},
+                    | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
+                    | dict(environment),
                 )
             )
 
@@ -104,11 +96,7 @@ class Job:
 def reference(tmp_path_factory):
     """Folder with data, a config, and in "one" what one process makes of them."""
     folder = tmp_path_factory.mktemp("processes")
-    tokens = write_dataset(folder / "tokens" / "validation", [image_record(i) for i in range(40)])
-    config = folder / "config.py"
-    config.write_text(CONFIG.format(tokens=str(tokens.parent)).replace(
-        f"dataset={str(tokens.parent)!r}", f"dataset={str(tokens)!r}"
-    ))  # fmt: skip
+    config = write_run(folder, 40, **{"run.mesh.data": 2, "run.mesh.fsdp": 4})
     train_config(load_config(str(config)), str(folder / "one"))
     return folder
 
@@ -132,19 +120,20 @@ def _assert_same(workdir, expected):
 
 
 @pytest.mark.parametrize(
-    "processes, mesh",
+    "processes, mesh, environment",
     [
-        (2, {}),
+        (2, {}, {}),
         # Processes that share rows and hold different positions of them.
-        pytest.param(4, {"fsdp": 1, "context": 4}, marks=pytest.mark.slow),
+        pytest.param(4, {"fsdp": 1, "context": 4}, {}, marks=pytest.mark.slow),
+        pytest.param(2, {}, {"WHOLE_WEIGHTS": "1"}, marks=pytest.mark.slow),
     ],
+    ids=["2", "4 with context", "2 with copies of the weights"],
 )
-def test_several_processes_train_as_one_and_one_goes_on(reference, processes, mesh):
-    workdir = reference / f"of_{processes}"
+def test_several_processes_train_as_one_and_one_goes_on(reference, processes, mesh, environment):
+    workdir = reference / f"of_{processes}{'_copied' if environment else ''}"
     overrides = {f"run.mesh.{axis}": size for axis, size in mesh.items()}
-    job = Job(
-        reference, reference / "config.py", workdir, processes, **{"run.steps": 3}, **overrides
-    )
+    job = Job(reference, reference / "config.py", workdir, processes, environment,
+              **{"run.steps": 3}, **overrides)  # fmt: skip
     assert job.end() == [0] * processes, job.err(0)[-2000:] + job.err(1)[-2000:]
     for index in range(processes):
         rows = {int(line.split()[-1]) for line in job.out(index).splitlines() if "row" in line[:9]}
@@ -181,7 +170,7 @@ def test_a_preemption_notice_to_one_saves_all(reference):
               **{"run.steps": 100_000, "run.checkpoint.every": 100_000})  # fmt: skip
     job.wait_for("step 5/")
     job.processes[1].send_signal(signal.SIGTERM)
-    assert job.end() == [0, 0]
+    assert job.end() == [143, 143]
     (saved,) = (workdir / "checkpoints").iterdir()
     assert f"interrupted: saved step {saved.name};" in job.out(0)
 

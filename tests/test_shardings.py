@@ -31,7 +31,7 @@ def _abstract_state(file):
             config.model.vocab_size = VOCAB  # else the data says it, which is not here
     program = TrainProgram.of(config)
     mesh = sharding.make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])  # layouts name axes, not sizes
-    optimizer, _ = make_optimizer(program.run.optimizer, program.run.steps)
+    optimizer, _ = program.task.optimizer(program.run.optimizer, program.run.steps)
     return abstract_state(program.task, optimizer, KEY, mesh, ema=False)
 
 
@@ -77,7 +77,7 @@ def _loss_and_gradients(task, mesh):
     """Of the mean loss over the batch, on one mesh."""
 
     def mean(params, rows):
-        loss = task.loss(params, {}, rows, KEY)
+        loss = task.loss(params, {}, rows, KEY, 0)
         return loss.total / loss.weight
 
     optimizer, _ = make_optimizer(OptimizerConfig(), 10)

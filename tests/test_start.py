@@ -17,16 +17,18 @@ from emu3_jax import sharding
 from emu3_jax.config import ConfigError
 from emu3_jax.data.mixture import MixtureEntry
 from emu3_jax.data.pipeline import DataConfig
-from emu3_jax.data.pixels import PixelConfig
+from emu3_jax.data.pixels import PixelConfig, PixelGroup
 from emu3_jax.data.records import Record
 from emu3_jax.interop import language_model, movqgan, vision_tokenizer
 from emu3_jax.interop.safetensors_io import WEIGHTS_FILE as FILE
 from emu3_jax.models.transformer import Transformer, TransformerConfig
 from emu3_jax.models.vision_tokenizer import VisionTokenizer, VisionTokenizerConfig
 from emu3_jax.sharding import MeshConfig
+from emu3_jax.train.codebook import CodebookConfig
 from emu3_jax.train.pretrain import LossConfig, PretrainTask
 from emu3_jax.train.start import make_start, project_codebook
-from emu3_jax.train.vision_tokenizer import VisionLossConfig, VisionTokenizerTask
+from emu3_jax.train.vision_objective import VisionLossConfig
+from emu3_jax.train.vision_tokenizer import VisionTokenizerTask
 
 KEY = jax.random.key(0)
 MODEL = TransformerConfig(GRAMMAR.vocab.size, 16, 32, 2, 4, 2, 4, vocab_multiple=64, dropout=0.0)
@@ -242,8 +244,8 @@ def test_a_movqgan_that_does_not_fit(movqgan_file):
 
 
 def _vision_task(model=VISION):
-    data = PixelConfig("unused", image_size=16, frames=4)
-    return VisionTokenizerTask(model, VisionLossConfig(), data, steps=1)
+    data = PixelConfig("unused", groups=(PixelGroup("clips", "clips", 16, 1, 4),))
+    return VisionTokenizerTask(model, VisionLossConfig(), data, 1, CodebookConfig())
 
 
 def test_a_vision_tokenizer_begins_from_weights(stills, movqgan_file, tmp_path):

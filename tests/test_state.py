@@ -92,8 +92,8 @@ def test_averaged_weights_are_float32_whatever_the_weights_are():
         def init(self, key):
             return jax.tree.map(lambda x: x.astype(jnp.bfloat16), super().init(key))
 
-        def loss(self, params, model_state, batch, key):
-            loss = super().loss(params, model_state, batch, key)
+        def loss(self, params, model_state, batch, key, step):
+            loss = super().loss(params, model_state, batch, key, step)
             return loss._replace(model_state=model_state)
 
     task, optimizer = Half(), optax.sgd(0.1)

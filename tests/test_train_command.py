@@ -4,15 +4,18 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
 import jax
 import pytest
 from etils import epath
-from test_records import image_record, write_dataset
+from tiny_pretraining import write_run
 
 from emu3_jax import config as config_lib
+
+ROOT = pathlib.Path(__file__).parents[1]
 
 # One process for all attempts: importing takes longer than training these steps.
 ATTEMPTS = """
@@ -34,21 +37,6 @@ for workdir, overrides in json.loads(sys.argv[2]):
     print("attempt", json.dumps([message, files]), flush=True)
 """
 
-CONFIG = """
-from ml_collections import ConfigDict
-def get_config(arg=""):
-    return ConfigDict(dict(
-        task="pretrain", text_tokenizer="bytes", loss=dict(chunk_tokens=8),
-        model=dict(hidden_size=16, intermediate_size=32, num_layers=2, num_heads=2,
-                   num_kv_heads=2, head_dim=8, vocab_multiple=64),
-        data=dict(mixture=(dict(dataset={tokens!r}, task="text_to_image"),),
-                  batch_size=4, sequence_length=64),
-        run=dict(steps=2, accumulation=1, mesh=dict(data=1, fsdp=1),
-                 log=dict(every=1, tensorboard=False)),
-        evaluation=dict(every=2, evaluators=("likelihood",), tokens={tokens!r}),
-    ))
-"""
-
 REFUSED = {
     "another model": ({"model.num_layers": "3"}, "checkpoint .* does not fit this config"),
     "a mesh": ({"run.mesh.data": "2"}, "needs 2 devices, there are 1"),
@@ -67,27 +55,29 @@ REFUSED = {
 NEW = ("a mesh", "no evaluation data", "the very first step")
 
 
+def environment():
+    """Of a command on one device, which shares the tests' compiled programs."""
+    cache = jax.config.jax_compilation_cache_dir
+    return {**os.environ, "JAX_NUM_CPU_DEVICES": "1", "JAX_COMPILATION_CACHE_DIR": cache}
+
+
 @pytest.fixture(scope="module")
 def attempts(tmp_path_factory):
     """(message, {file: hash}) after: a run, each refused attempt to resume it, a good one; and
     after two refused runs in fresh directories."""
     folder = tmp_path_factory.mktemp("command")
-    tokens = write_dataset(folder / "tokens", [image_record(i) for i in range(8)])
-    config = folder / "config.py"
-    config.write_text(CONFIG.format(tokens=str(tokens)))
+    config = write_run(folder, 8, **{"run.steps": 2, "evaluation.every": 2})
     run = str(folder / "run")
     plan = [(run, {}), *((run, changes) for changes, _ in REFUSED.values())]
     plan += [(run, {"run.steps": "3"})]
     plan += [(str(folder / "new"), REFUSED[name][0]) for name in NEW]
     done = subprocess.run(
         [sys.executable, "-c", ATTEMPTS, str(config), json.dumps(plan)],
-        cwd=pathlib.Path(__file__).parents[1],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
-        env=os.environ
-        | {"JAX_NUM_CPU_DEVICES": "1"}
-        | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir},
+        env=environment(),
     )
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("attempt ")]
@@ -134,6 +124,27 @@ def test_each_start_is_recorded(attempts):
 def test_a_refused_first_run_makes_no_directory(attempts, name):
     message, files = attempts[f"new: {name}"]
     assert message and not files
+
+
+def test_a_run_that_was_stopped_saves_and_ends_with_the_signal_s_code(tmp_path):
+    many = {"run.steps": 100_000, "run.checkpoint.every": 100_000, "evaluation.every": 0}
+    command = [sys.executable, "-m", "emu3_jax.train", f"--config={write_run(tmp_path, 8, **many)}"]
+    runs = {}
+    for number in (signal.SIGTERM, signal.SIGINT):
+        words = [*command, f"--workdir={tmp_path / number.name}"]
+        runs[number] = subprocess.Popen(
+            words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, text=True
+        )
+    for number, process in runs.items():
+        with process:
+            for line in process.stdout:
+                if line.startswith("step 3/"):
+                    process.send_signal(number)
+                    break
+            rest = process.stdout.read()
+        (saved,) = (tmp_path / number.name / "checkpoints").iterdir()
+        assert f"interrupted: saved step {saved.name};" in rest
+        assert process.returncode == 128 + number
 
 
 def test_a_config_that_does_not_fit_on_the_disk_leaves_no_part(tmp_path, monkeypatch):

@@ -11,16 +11,14 @@ import pytest
 
 from emu3_jax import sharding
 from emu3_jax.data import media
-from emu3_jax.data.pixels import PixelConfig
+from emu3_jax.data.pixels import PixelConfig, PixelGroup
 from emu3_jax.models.vision_tokenizer import VisionTokenizerConfig
 from emu3_jax.sharding import MeshConfig
+from emu3_jax.train import codebook
+from emu3_jax.train.codebook import USAGE, CodebookConfig, with_codebook
 from emu3_jax.train.state import TrainState, abstract_state, make_train_step
-from emu3_jax.train.vision_tokenizer import (
-    USAGE,
-    VisionLossConfig,
-    VisionTokenizerTask,
-    mean_psnr,
-)
+from emu3_jax.train.vision_objective import VisionLossConfig, mean_psnr
+from emu3_jax.train.vision_tokenizer import VisionTokenizerTask
 
 KEY = jax.random.key(0)
 CODES = 16
@@ -33,9 +31,15 @@ ONE_DEVICE = sharding.make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
 WEIGHTS = dict(l2=0.7, l1=0.3, commitment=0.2, codebook=0.9)
 
 
-def _task(loss, steps=100, **data):
-    settings = dict(image_size=8, frames=2, stills_per_batch=8, clips_per_batch=8) | data
-    return VisionTokenizerTask(MODEL, loss, PixelConfig(root="unused", **settings), steps)
+PLAIN, CARE = VisionLossConfig(), CodebookConfig()
+
+
+def _task(loss=PLAIN, steps=100, care=CARE, model=MODEL, **counts):
+    groups = (
+        PixelGroup("stills", "stills", 8, counts.get("stills", 8)),
+        PixelGroup("clips", "clips", 8, counts.get("clips", 8), 2),
+    )
+    return VisionTokenizerTask(model, loss, PixelConfig("unused", groups=groups), steps, care)
 
 
 def _batch(kinds=("stills", "clips"), seed=0):
@@ -69,7 +73,9 @@ def _put(task, mesh, batch):
     return jax.tree.map(jax.device_put, batch, task.batch_shardings(mesh))
 
 
-REVIVING = _task(VisionLossConfig(**WEIGHTS, clips=0.5, revive_every=2, revive_below=0.5))
+REVIVING = _task(
+    VisionLossConfig(**WEIGHTS, clips=0.5), care=CodebookConfig(revive_every=2, revive_below=0.5)
+)
 SGD = optax.sgd(0.05)
 
 
@@ -112,7 +118,7 @@ def test_the_objective_is_the_weighted_sum_of_its_terms(two_steps):
 @pytest.mark.parametrize("kind", ["stills", "clips"])
 def test_batches_of_one_kind_alone(kind):
     other = {"stills": "clips", "clips": "stills"}[kind]
-    task = _task(VisionLossConfig(), **{f"{other}_per_batch": 0})
+    task = _task(**{other: 0})
     assert set(task.batch_shardings(ONE_DEVICE)) == {kind}
     assert task.tokens_per_batch() == {"stills": 8, "clips": 16}[kind]
     abstract = abstract_state(task, SGD, KEY, ONE_DEVICE, ema=False)
@@ -124,12 +130,13 @@ def test_batches_of_one_kind_alone(kind):
 
 def test_dead_codes_move_onto_latents_in_weights_and_average_and_start_anew(step):
     state = _start(REVIVING, SGD)
+    counts = jnp.full((CODES,), 8.0).at[:4].set(0.0)
     far = state.params["quantize"]["embedding"].at[:4].set(100.0)  # never the nearest
     state = state.replace(
         step=jnp.int32(2),
-        params=REVIVING._with_codebook(state.params, far),
-        ema=REVIVING._with_codebook(state.ema, far),
-        model_state=state.model_state | {USAGE: jnp.full((CODES,), 8.0).at[:4].set(0.0)},
+        params=with_codebook(state.params, far),
+        ema=with_codebook(state.ema, far),
+        model_state=state.model_state | {USAGE: dict.fromkeys(("stills", "clips"), counts)},
     )
     layout = jax.tree.map(lambda x: x.sharding, _start(REVIVING, SGD))
     state = jax.device_put(state, layout)  # or the step would be compiled anew
@@ -139,7 +146,7 @@ def test_dead_codes_move_onto_latents_in_weights_and_average_and_start_anew(step
     second, metrics = step(first, batch)
     codes = np.asarray(second.params["quantize"]["embedding"])
     averaged = np.asarray(second.ema["quantize"]["embedding"])
-    usage = np.asarray(second.model_state[USAGE])
+    usage = np.asarray(second.model_state[USAGE]["stills"])
     np.testing.assert_array_equal(averaged[:4], codes[:4])
     assert usage[:4].min() == usage[:4].max() > 1.0  # the mean before: time to be chosen
     assert metrics["codebook/dead"][0] >= 4 / CODES
@@ -156,19 +163,21 @@ def test_dead_codes_move_onto_latents_in_weights_and_average_and_start_anew(step
     "every, until, step, revived",
     [
         (0, 1.0, 50, False),
-        (0, 1.0, 1, False),
+        (0, 1.0, 1, True),
         (5, 0.5, 1, True),
         (5, 0.5, 50, True),
         (5, 0.5, 49, False),
         (5, 0.5, 55, False),
     ],
-    ids=["turned off", "turned off at first", "at first", "due", "not due", "settling"],
+    ids=["turned off", "only at first", "at first", "due", "not due", "settling"],
 )
 def test_when_codes_are_revived(monkeypatch, every, until, step, revived):
-    task = _task(VisionLossConfig(revive_every=every, revive_until=until), steps=100)
-    monkeypatch.setattr(task, "_revive", lambda state, batch, key: state.replace(ema=state.ema + 1))
-    state = TrainState(jnp.int32(step - 1), {}, {}, (), jnp.zeros(()))
-    assert bool(task.after_update(state, {}, KEY).ema) == revived
+    config = CodebookConfig(revive_every=every, revive_until=until)
+    monkeypatch.setattr(codebook, "_revive", lambda s, *rest: s.replace(ema=s.ema + 1))
+    params = {"quantize": {"embedding": jnp.zeros((4, 2))}}
+    state = TrainState(jnp.int32(step - 1), params, {}, (), jnp.zeros(()))
+    found = codebook.after_update(state, config, 100, lambda s: None, KEY)
+    assert bool(found.ema) == revived
 
 
 def test_eight_devices_give_the_same_loss_weights_and_statistics_as_one(two_steps):
@@ -193,21 +202,22 @@ def test_eight_devices_give_the_same_loss_weights_and_statistics_as_one(two_step
 @pytest.mark.parametrize(
     "data, message",
     [
-        (dict(image_size=9), "data.image_size 9 is not a multiple of .* spatial factor 2"),
-        (dict(frames=3), "data.frames 3 is not a multiple of .* temporal factor 2"),
+        (dict(size=9), "size 9 of clips is not a multiple of .* spatial factor 2"),
+        (dict(frames=3), "frames 3 of clips is not a multiple of .* temporal factor 2"),
     ],
 )
 def test_sizes_that_do_not_fit_the_model(data, message):
     model = dataclasses.replace(MODEL, ch_mult=(1, 1))
-    config = PixelConfig(root="unused", **(dict(image_size=8, frames=2) | data))
+    group = dataclasses.replace(PixelGroup("clips", "clips", 8, 1, 2), **data)
+    config = PixelConfig(root="unused", groups=(group,))
     with pytest.raises(ValueError, match=message):
-        VisionTokenizerTask(model, VisionLossConfig(), config, 10)
+        VisionTokenizerTask(model, PLAIN, config, 10, CARE)
 
 
 def test_a_batch_that_the_mesh_does_not_divide():
     mesh = sharding.make_mesh(MeshConfig(data=4, fsdp=2))
-    with pytest.raises(ValueError, match="data.clips_per_batch=3 is split over .*multiple of 8"):
-        _task(VisionLossConfig(), clips_per_batch=3).batches(mesh)
+    with pytest.raises(ValueError, match="data.groups.clips.count=3 is split over .*multiple of 8"):
+        _task(clips=3).batches(mesh)
 
 
 def test_psnr_is_the_mean_over_pictures_with_a_peak_of_two():
@@ -226,10 +236,8 @@ def test_it_trains_from_files(tmp_path):
         media.write_png(tmp_path / f"{i}.png", rng.integers(0, 256, (8, 8, 3), np.uint8))
         lines.append(f'{{"id": "i{i}", "image": "{i}.png", "text": "t"}}')
     (tmp_path / "train.jsonl").write_text("\n".join(lines))
-    config = PixelConfig(
-        root=str(tmp_path), image_size=8, frames=2, stills_per_batch=8, clips_per_batch=0
-    )
-    task = VisionTokenizerTask(MODEL, VisionLossConfig(), config, 10)
+    config = PixelConfig(str(tmp_path), groups=(PixelGroup("stills", "stills", 8, 8),))
+    task = VisionTokenizerTask(MODEL, PLAIN, config, 10, CARE)
     mesh = sharding.make_mesh(MeshConfig(data=8, fsdp=1))
     batch = next(task.batches(mesh))
     assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {

@@ -12,8 +12,9 @@ import vision_tokenizer_tensors
 from conftest import GOLDEN
 
 from emu3_jax import sharding
+from emu3_jax.interop import hf_export, movqgan
 from emu3_jax.interop import vision_tokenizer as interop
-from emu3_jax.interop.safetensors_io import CONFIG_FILE, WEIGHTS_FILE, write_tensors
+from emu3_jax.interop.safetensors_io import CONFIG_FILE, SAME, WEIGHTS_FILE, write_tensors
 from emu3_jax.models.vision_tokenizer import VisionTokenizerConfig
 
 RELEASED = GOLDEN / "vision_tokenizer"
@@ -72,6 +73,41 @@ def test_own_config_survives_and_half_the_digits_halve_the_file(tiny, tmp_path, 
     rounded = jax.tree.map(lambda a: a.astype(dtype).astype(np.float32), tiny["params"])
     jax.tree.map(np.testing.assert_array_equal, half["params"], rounded)
     jax.tree.map(np.testing.assert_array_equal, half["batch_stats"], tiny["batch_stats"])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        dict(quantizer="cosine", gradient="rotation"),
+        dict(quantizer="lfq", codebook_size=16),
+        dict(quantizer="fsq", codebook_size=16, fsq_levels=(2, 2, 2, 2)),
+    ],
+    ids=lambda fields: fields["quantizer"],
+)
+def test_other_quantizers_survive_and_the_released_one_is_not_named(tiny, tmp_path, fields):
+    config = dataclasses.replace(TINY, **fields)
+    params = dict(tiny["params"])
+    if config.quantizer != "cosine":
+        del params["quantize"]  # no table
+    variables = tiny | {"params": params}
+    interop.save(tmp_path / "other", config, variables, dtype="bfloat16")
+    again, loaded = interop.load(tmp_path / "other")
+    assert again == config
+    assert jax.tree.structure(loaded) == jax.tree.structure(variables)
+    interop.save(tmp_path / "same", config, loaded, dtype=SAME)
+    stored = json.loads((tmp_path / "same" / CONFIG_FILE).read_text())
+    assert stored["torch_dtype"] == "float32"
+    interop.save(tmp_path / "released", TINY, tiny)
+    released = json.loads((tmp_path / "released" / CONFIG_FILE).read_text())
+    assert set(stored) - set(released) == set(fields) - {"codebook_size"}
+
+
+def test_what_needs_the_nearest_entry_of_a_table_says_so(tmp_path):
+    config = dataclasses.replace(TINY, norm_groups=32, ch=32, quantizer="lfq", codebook_size=16)
+    with pytest.raises(ValueError, match="quantizer='lfq' must be 'nearest' for transformers"):
+        hf_export.vq_config(config)
+    with pytest.raises(ValueError, match="model.quantizer must be 'nearest', found 'lfq'"):
+        movqgan.load(tmp_path / "no such file", config)
 
 
 def test_every_name_and_shape_of_the_released_checkpoint():

@@ -7,7 +7,7 @@ from flax import linen as nn
 
 from emu3_jax import vocab as vocab_lib
 from emu3_jax.data import media
-from emu3_jax.data.records import vision_fingerprint
+from emu3_jax.data.fingerprint import vision_fingerprint
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.interop import bundle as bundle_lib
 from emu3_jax.interop import vision_tokenizer

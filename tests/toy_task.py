@@ -9,7 +9,7 @@ from emu3_jax import sharding
 from emu3_jax.train.checkpoint import CheckpointConfig
 from emu3_jax.train.loop import RunConfig
 from emu3_jax.train.metrics import LogConfig, read_metrics
-from emu3_jax.train.optimizer import OptimizerConfig
+from emu3_jax.train.optimizer import OptimizerConfig, make_optimizer
 from emu3_jax.train.state import Loss
 
 ROWS, FEATURES, OUTPUTS = 16, 8, 8
@@ -56,7 +56,10 @@ class ToyTask:
         params["dense"]["bias"] = jnp.zeros((self.outputs,))
         return {"params": params, "count": {"rows": jnp.zeros(())}}
 
-    def loss(self, params, model_state, batch, key):
+    def optimizer(self, config, steps):
+        return make_optimizer(config, steps)
+
+    def loss(self, params, model_state, batch, key, step):
         noise = self.noise * jax.random.normal(key, batch["y"].shape)
         error = batch["x"] @ params["dense"]["kernel"] + params["dense"]["bias"] - batch["y"]
         each = jnp.mean(jnp.square(error + noise), axis=-1)

@@ -15,7 +15,6 @@ from emu3_jax.generate import ahead
 from emu3_jax.tokenize.encoder import encode_batch
 from emu3_jax.train import tasks
 from emu3_jax.train.loop import RunConfig
-from emu3_jax.train.optimizer import make_optimizer
 from emu3_jax.train.pretrain import PretrainTask
 from emu3_jax.train.state import Task, abstract_state, jitted_train_step
 
@@ -41,7 +40,7 @@ class TrainProgram(NamedTuple):
         """For these devices; ValueError where mesh, model and batch do not fit together."""
         task, run = self.task, self.run
         mesh = self.mesh(machine)
-        optimizer, _ = make_optimizer(run.optimizer, run.steps)
+        optimizer, _ = task.optimizer(run.optimizer, run.steps)
         key = jax.random.key(run.seed)
         step_key = jax.random.fold_in(key, 1)
         with jax.set_mesh(mesh):

@@ -8,11 +8,10 @@ made, and reading it with others is an error.
 
 import bisect
 import dataclasses
-import hashlib
 import itertools
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -109,31 +108,6 @@ def _integers(values) -> tuple[int, bytes]:
 
 def _array(width: int, content: bytes) -> np.ndarray:
     return np.frombuffer(content, f"<u{width}").astype(np.int32)
-
-
-def vision_fingerprint(config: Any, arrays: Mapping[str, Any]) -> str:
-    """Twelve hex digits of a vision tokenizer: equal only for equal config and equal weights.
-
-    `config` is a dataclass or dict of plain values; `arrays` maps names to arrays (nested mappings
-    are walked; the order does not matter).
-    """
-    plain = dataclasses.asdict(config) if dataclasses.is_dataclass(config) else dict(config)
-    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
-    for name, value in sorted(_flat(arrays)):
-        value = np.asarray(value)
-        digest.update(f"{name} {value.dtype} {value.shape}".encode())
-        digest.update(np.ascontiguousarray(value).tobytes())
-    return digest.hexdigest()[:12]
-
-
-def _flat(arrays: Mapping, prefix: str = "") -> list[tuple[str, Any]]:
-    flat = []
-    for name, value in arrays.items():
-        if isinstance(value, Mapping):
-            flat += _flat(value, f"{prefix}{name}/")
-        else:
-            flat.append((f"{prefix}{name}", value))
-    return flat
 
 
 # ----------------------------------------------------------------------------------- datasets

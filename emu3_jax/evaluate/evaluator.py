@@ -21,6 +21,8 @@ from emu3_jax.data import media
 from emu3_jax.generate.sampling import Sampling
 
 RESULTS_FILE = "results.json"
+# Slow enough to look at; stored clips of any rate are shown at it.
+CLIP_FPS = 8.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +35,14 @@ class Subject:
       data: folder of raw items, `<split>.jsonl` beside its media files, or None.
       tokens: folder of token datasets, one sub-folder a split, or None.
       sampling: how pictures are drawn, its seed included. Captions are always greedy.
+      perceptual: (weights, their description) of `interop.perceptual_weights.load`, or None.
+      inception, i3d: units of `interop.feature_networks`, or None.
+      earlier: a vision tokenizer to measure drift against, (module, variables), or None.
+      cache: folder in which statistics of features of the originals are kept, or None.
       batch_size: pictures or sequences at a time; results do not depend on it.
       limit: use the first so many items of a split; 0 for all.
+      frames: clips are brought to this length (`seams.of_length`); 0 as stored.
+      clip_frames: frames of the clips the vision tokenizer was trained on; 0 if unknown.
       label: where the weights came from, written into the results.
     """
 
@@ -43,9 +51,21 @@ class Subject:
     data: pathlib.Path | None = None
     tokens: pathlib.Path | None = None
     sampling: Sampling = Sampling()
+    perceptual: tuple[Any, str] | None = None
+    inception: Any = None
+    i3d: Any = None
+    earlier: tuple[Any, Any] | None = None
+    cache: pathlib.Path | None = None
     batch_size: int = 32
     limit: int = 0
+    frames: int = 0
+    clip_frames: int = 0
     label: str = ""
+
+    @property
+    def feature_networks(self) -> tuple | None:
+        """Those of `perceptual`, `inception` and `i3d` that are there; None without any."""
+        return tuple(n for n in (self.perceptual, self.inception, self.i3d) if n) or None
 
     def need(self, evaluator: str, *names: str) -> None:
         """Raises ValueError naming the first of the fields `names` that is None."""
@@ -59,6 +79,7 @@ _OPTIONS = {
     "vision_tokenizer": "a vision tokenizer (--vision_tokenizer)",
     "data": "a folder of pictures and captions (--data)",
     "tokens": "a folder of token datasets (--tokens)",
+    "feature_networks": "a network that sees pictures (--perceptual, --inception or --i3d)",
 }
 
 
@@ -78,11 +99,15 @@ class Result:
       metrics: name → number; shares are in percent.
       tables: name → Table, written as CSV.
       pictures: name → uint8 [H, W, 3], written as PNG.
+      clips: name → uint8 [T, H, W, 3], written as MP4 at CLIP_FPS.
+      notes: sentences a reader of the numbers needs: what is absent and why, what to doubt.
     """
 
     metrics: Mapping[str, float]
     tables: Mapping[str, Table] = dataclasses.field(default_factory=dict)
     pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    clips: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    notes: Sequence[str] = ()
 
 
 class Evaluator(Protocol):
@@ -131,19 +156,20 @@ def flat_metrics(results: Mapping[str, Result]) -> dict[str, float]:
 
 
 def format_results(results: Mapping[str, Result]) -> str:
-    """The metrics as an aligned text table, one block an evaluator."""
+    """The metrics as an aligned text table and the notes, one block an evaluator."""
     lines = []
     width = max((len(m) for r in results.values() for m in r.metrics), default=0)
     for name, result in results.items():
         lines.append(name)
         lines += [f"  {m:<{width}}  {_number(v):>12}" for m, v in result.metrics.items()]
+        lines += [f"  note: {note}" for note in result.notes]
     return "\n".join(lines)
 
 
 def write_results(
     results: Mapping[str, Result], output: str | os.PathLike, subject: Subject
 ) -> pathlib.Path:
-    """Writes results.json, `<evaluator>_<table>.csv` and `<evaluator>_<picture>.png`.
+    """Writes results.json, `<evaluator>_<table>.csv`, `…_<picture>.png` and `…_<clip>.mp4`.
 
     Each file is written under a temporary name and then renamed; results.json comes last, so that
     whoever finds it finds everything it names. Returns its path.
@@ -158,10 +184,15 @@ def write_results(
             _write_csv(output / file, result.tables[table])
         for picture, file in pictures.items():
             media.write_png(output / file, result.pictures[picture])
+        clips = {c: f"{name}_{c}.mp4" for c in result.clips}
+        for clip, file in clips.items():
+            media.write_mp4(output / file, result.clips[clip], CLIP_FPS)
         entries[name] = {
             "metrics": {m: _jsonable(v) for m, v in result.metrics.items()},
             "tables": files,
             "pictures": pictures,
+            "clips": clips,
+            "notes": list(result.notes),
         }
     document = {"subject": describe(subject), "results": entries}
     media.write_atomically(output / RESULTS_FILE, (json.dumps(document, indent=1) + "\n").encode())
@@ -176,6 +207,9 @@ def describe(subject: Subject) -> dict[str, Any]:
         "tokens": str(subject.tokens) if subject.tokens else None,
         "sampling": dataclasses.asdict(subject.sampling),
         "limit": subject.limit,
+        "frames": subject.frames,
+        "clip_frames": subject.clip_frames,
+        "perceptual": subject.perceptual[1] if subject.perceptual else None,
     }
 
 

@@ -3,10 +3,14 @@
 Every figure is (sum of negative log-likelihoods) / (number of targets) over the whole split. The
 sums are taken per token on the host in float64, so the batch size and the packing change nothing
 but the last bits. The loss weights of training play no part.
+
+Under an active mesh the weights are used where they lie, also among several processes, which then
+all read the same documents and get the same result.
 """
 
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from emu3_jax import sharding
 from emu3_jax.evaluate import token_documents
 from emu3_jax.evaluate.evaluator import Result, Subject, Table
 from emu3_jax.sequence import TokenClass
@@ -94,9 +99,18 @@ class Likelihood:
             subject.bundle.vision_fingerprint,
             subject.limit,
         )
-        batches = token_documents.packed_batches(documents, self.rows, subject.batch_size)
+        ways = _ways_of_a_batch()
+        batch_size = -(-subject.batch_size // ways) * ways
+        batches = token_documents.packed_batches(documents, self.rows, batch_size)
         tally = score(subject.bundle.model, subject.bundle.variables, batches, tuple(documents))
         return Result(tally.metrics(), {"by_task_and_class": tally.table()})
+
+
+def _ways_of_a_batch() -> int:
+    """Into how many parts the active mesh cuts the rows of a batch."""
+    mesh = jax.sharding.get_abstract_mesh()
+    axes = () if mesh.empty else sharding.mesh_axes("batch")
+    return math.prod(mesh.shape[axis] for axis in axes)
 
 
 def score(
@@ -131,13 +145,14 @@ def _scorer(model: nn.Module):
         hidden_BSD = model.apply(
             variables, inputs_BS, positions_BS, segment_ids_BS, method="hidden"
         )
-        return chunked_cross_entropy(
+        nll_BS = chunked_cross_entropy(
             hidden_BSD,
             nn.meta.unbox(variables)["params"]["lm_head"]["kernel"],
             targets_BS,
             jnp.ones(targets_BS.shape),
             vocab_size=model.config.vocab_size,
         ).nll
+        return sharding.constrain(nll_BS, None, None)  # whole everywhere: every host reads it
 
     return jax.jit(nll)
 

@@ -18,6 +18,7 @@ from emu3_jax.interop.bundle import Bundle, assemble, load_language
 from emu3_jax.models.transformer import Transformer, TransformerConfig
 from emu3_jax.models.vision_tokenizer import VisionTokenizer, VisionTokenizerConfig
 from emu3_jax.train.checkpoint import CHECKPOINT_FOLDER, restore_for_evaluation
+from emu3_jax.train.vision_objective import tokenizer_params
 
 
 def is_run_directory(path: str | os.PathLike) -> bool:
@@ -71,7 +72,7 @@ def load_vision_tokenizer(
     config, params, state, _ = restore_for_evaluation(path, step)
     _check_task(path, config, "vision_tokenizer")
     module = VisionTokenizer(to_dataclass(VisionTokenizerConfig, config.model, "model"))
-    return module, {"params": params, "batch_stats": state["batch_stats"]}
+    return module, {"params": tokenizer_params(params), "batch_stats": state["batch_stats"]}
 
 
 def _check_task(path, config, expected: str) -> None:

@@ -1,4 +1,4 @@
-"""What the vision tokenizer keeps of a picture: PSNR, SSIM, and how much of its codebook it uses.
+"""What the vision tokenizer keeps of a picture: PSNR, SSIM, perceptual distance, codebook use.
 
 This is the ceiling of everything the language model can draw.
 """
@@ -9,21 +9,26 @@ from collections.abc import Sequence
 import numpy as np
 
 from emu3_jax.data import vision_codec
-from emu3_jax.evaluate import items, picture_quality
+from emu3_jax.evaluate import items, published
+from emu3_jax.evaluate.codebook_use import codebook_metrics
 from emu3_jax.evaluate.contact_sheet import contact_sheet, film_strip
 from emu3_jax.evaluate.evaluator import Result, Subject, Table
+from emu3_jax.evaluate.measured import PERCEPTUAL, Measured, measure
+from emu3_jax.evaluate.seams import of_length, seam_metrics, seams
 
 
 @dataclasses.dataclass(frozen=True)
 class Reconstruction:
-    """PSNR and SSIM of stills and clips of one split; codebook use there and over all splits.
+    """Quality of stills and clips of one split; codebook use there and over all splits.
 
     PSNR and SSIM are taken picture by picture (frame by frame in clips) on the uint8 scale, then
-    averaged: over pictures for stills, over the frames of a clip and then over clips.
+    averaged: over pictures for stills, over the frames of a clip and then over clips; so is the
+    perceptual distance where the subject has its weights. Tables: by frame, by size where sizes
+    differ, the seams of clips (see `seams`), and our figures above published ones.
 
     Attributes:
       split: the split whose pictures are reconstructed.
-      shown: pictures on the sheet of originals beside reconstructions.
+      shown: pictures on the sheet of originals beside reconstructions; clips: a quarter of it.
     """
 
     split: str = "validation"
@@ -40,7 +45,8 @@ class Reconstruction:
         subject.need(self.name, *self.needs)
         everything = items.read_split(subject.data, self.split, subject.limit)
         size = subject.vision_tokenizer[0].config.codebook_size
-        metrics, tables, pictures, codes = {}, {}, {}, []
+        metrics, tables, pictures, clips, codes, by_size = {}, {}, {}, {}, [], []
+        notes = [perceptual_note(subject)]
         if not everything:
             raise ValueError(f"{subject.data}: split {self.split!r} holds no image and no video")
         for kind, stored in (("images", "image"), ("clips", "video")):
@@ -48,16 +54,25 @@ class Reconstruction:
             if not chosen:
                 continue
             originals, rebuilt, kind_codes = reconstruct(subject, chosen)
-            metrics |= quality(originals, rebuilt, kind)
-            metrics |= codebook_metrics(kind_codes, size, kind)
+            measured = measure(originals, rebuilt, subject.perceptual, subject.batch_size)
+            metrics |= measured.means(kind) | codebook_metrics(kind_codes, size, kind)
+            by_size += measured.by_size(kind)
             codes += kind_codes
             shown = slice(0, self.shown if kind == "images" else self.shown // 4)
             pictures[kind] = side_by_side(originals[shown], rebuilt[shown])
             if kind == "clips":
-                tables["psnr_by_frame"] = psnr_by_frame(originals, rebuilt)
+                tables["by_frame"] = measured.by_frame()
+                clips[kind] = side_by_side_clip(originals[shown], rebuilt[shown])
+                found, tables["seams"], note = clip_seams(subject, measured)
+                metrics |= found
+                notes += note
+        if len({row[1:3] for row in by_size}) > 1:
+            columns = ("kind", "height", "width", "count", *measured.values)
+            tables["by_size"] = Table(columns, tuple(by_size))
+        tables["published"] = published.beside(_our_rows(subject, by_size, measured.values))
         metrics |= codebook_metrics(codes, size, self.split)
         metrics |= codebook_metrics(self._corpus_codes(subject, codes), size, "corpus")
-        return Result(metrics, tables, pictures)
+        return Result(metrics, tables, pictures, clips, notes)
 
     def _corpus_codes(self, subject: Subject, known: list[np.ndarray]) -> list[np.ndarray]:
         codes = list(known)
@@ -71,47 +86,66 @@ class Reconstruction:
 
 
 def reconstruct(subject: Subject, chosen: Sequence[items.Item]):
-    """Passes items through the tokenizer → (originals, reconstructions, codes), lists of arrays."""
+    """Passes items through the tokenizer → (originals, reconstructions, codes), lists of arrays.
+
+    Clips are brought to `subject.frames` first, and everything is cut to whole tokens.
+    """
     tokenizer, batch_size = subject.vision_tokenizer, subject.batch_size
     config = tokenizer[0].config
-    originals = [vision_codec.whole_tokens(config, item.pixels) for item in chosen]
+    pixels = [item.pixels for item in chosen]
+    if subject.frames:
+        pixels = [of_length(p, subject.frames) if p.ndim == 4 else p for p in pixels]
+    originals = [vision_codec.whole_tokens(config, p) for p in pixels]
     codes = vision_codec.encode(tokenizer, originals, batch_size)
     return originals, vision_codec.decode(tokenizer, codes, batch_size), codes
 
 
-def quality(originals: Sequence[np.ndarray], rebuilt: Sequence[np.ndarray], kind: str) -> dict:
-    """Mean PSNR and SSIM over pictures (uint8 [H, W, 3]) or clips (uint8 [T, H, W, 3])."""
-    pairs = list(zip(originals, rebuilt, strict=True))
-    return {
-        f"psnr_{kind}": float(np.mean([picture_quality.psnr(a, b).mean() for a, b in pairs])),
-        f"ssim_{kind}": float(np.mean([picture_quality.ssim(a, b).mean() for a, b in pairs])),
-        f"count_{kind}": len(pairs),
-    }
+def perceptual_note(subject: Subject) -> str:
+    """Which perceptual distance was measured, or that none was."""
+    if subject.perceptual is None:
+        return "no perceptual distance: its weights were not given (--perceptual)"
+    return subject.perceptual[1]
 
 
-def codebook_metrics(codes: Sequence[np.ndarray], codebook_size: int, where: str) -> dict:
-    """Share of codes that occur, in percent, and the perplexity exp(entropy) of their use."""
-    counts = np.zeros(codebook_size, np.int64)
-    for code in codes:
-        counts += np.bincount(np.ravel(code), minlength=codebook_size)
-    share = counts[counts > 0] / counts.sum()
-    return {
-        f"codebook_used_{where}": 100.0 * share.size / codebook_size,
-        f"codebook_perplexity_{where}": float(np.exp(-np.sum(share * np.log(share)))),
-    }
+def clip_seams(subject: Subject, measured: Measured) -> tuple[dict, Table, list[str]]:
+    """Sag at the ends of training clips (`seam_db`) and of latent frames (`seam_db_latent`).
 
-
-def psnr_by_frame(originals: Sequence[np.ndarray], rebuilt: Sequence[np.ndarray]) -> Table:
-    """Mean PSNR at each frame index over the clips that have that frame.
-
-    Causal time layers make the first frames of a clip different from the later ones; this shows it.
+    Returns:
+      (metrics, a row a seam, a note where the first of the two could not be measured).
     """
-    by_frame: dict[int, list[float]] = {}
-    for a, b in zip(originals, rebuilt, strict=True):
-        for frame, value in enumerate(picture_quality.psnr(a, b)):
-            by_frame.setdefault(frame, []).append(float(value))
-    rows = [(f, round(float(np.mean(v)), 3), len(v)) for f, v in sorted(by_frame.items())]
-    return Table(("frame", "psnr", "clips"), tuple(rows))
+    curves, metrics, rows, notes = measured.values["psnr"], {}, [], []
+    factor = subject.vision_tokenizer[0].config.temporal_downsample_factor
+    for suffix, period in (("", subject.clip_frames), ("_latent", factor)):
+        found = seams(curves, period)
+        metrics |= seam_metrics(found, suffix)
+        rows += [
+            (period, s.frame, round(s.border, 3), round(s.inside, 3), round(s.sag, 3))
+            for s in found
+        ]
+    if not subject.clip_frames:
+        notes.append("no seam_db: the length of training clips was not given (--clip_frames)")
+    elif "seam_db" not in metrics:
+        notes.append(
+            f"no seam_db: it needs training clips of at least 3 frames and clips of twice their"
+            f" length ({subject.clip_frames}); see --frames"
+        )
+    return metrics, Table(("period", "frame", "border", "inside", "sag"), tuple(rows)), notes
+
+
+def _our_rows(subject: Subject, by_size, measures) -> list[published.Row]:
+    config = subject.vision_tokenizer[0].config
+    space = "x".join([str(config.spatial_factor)] * 2)
+    rows = []
+    for kind, height, width, count, *means in by_size:
+        name, data = f"this one, {space}", f"stills: {count} of {subject.data}"
+        if kind == "clips":
+            name = f"this one, {config.temporal_downsample_factor}x{space}"
+            data = f"clips: {count} of {subject.data}"
+        values = dict(zip(measures, means, strict=True))
+        values["lpips"] = values.pop(PERCEPTUAL, None)
+        source = subject.perceptual[1] if subject.perceptual else ""
+        rows.append(published.Row(name, data, f"{height}x{width}", **values, source=source))
+    return rows
 
 
 def side_by_side(originals: Sequence[np.ndarray], rebuilt: Sequence[np.ndarray]) -> np.ndarray:
@@ -125,3 +159,14 @@ def side_by_side(originals: Sequence[np.ndarray], rebuilt: Sequence[np.ndarray])
     for start in range(0, len(originals), 8):
         rows += [originals[start : start + 8], rebuilt[start : start + 8]]
     return contact_sheet(rows)
+
+
+def side_by_side_clip(originals: Sequence[np.ndarray], rebuilt: Sequence[np.ndarray]) -> np.ndarray:
+    """uint8 [T, H, W, 3]: a row a clip, original | reconstruction; short ones stop at their end."""
+    pairs = list(zip(originals, rebuilt, strict=True))
+    length = max(len(a) for a, _ in pairs)
+    frames = [
+        contact_sheet([[clip[min(t, len(clip) - 1)] for clip in pair] for pair in pairs])
+        for t in range(length)
+    ]
+    return np.stack(frames)

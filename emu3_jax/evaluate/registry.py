@@ -3,18 +3,25 @@
 import difflib
 from collections.abc import Callable, Sequence
 
+from emu3_jax.evaluate.codebook_health import CodebookHealth
 from emu3_jax.evaluate.emoji_captions import EmojiCaptions
 from emu3_jax.evaluate.emoji_retrieval import EmojiRetrieval
 from emu3_jax.evaluate.evaluator import Evaluator, Result, Subject, run_all
+from emu3_jax.evaluate.feature_distance import FrechetDistance
 from emu3_jax.evaluate.likelihood import Likelihood
 from emu3_jax.evaluate.reconstruction import Reconstruction
 
 EVALUATORS: dict[str, Callable[[], Evaluator]] = {
     "reconstruction": Reconstruction,
+    "codebook_health": CodebookHealth,
+    "frechet": FrechetDistance,
     "likelihood": Likelihood,
     "emoji_captions": EmojiCaptions,
     "emoji_retrieval": EmojiRetrieval,
 }
+# Those that use weights where they lie on a mesh of several processes. The others work on the
+# devices of one process, each of which must have room for the whole model.
+ON_THE_MESH = frozenset({"likelihood"})
 
 
 def make_evaluators(names: Sequence[str]) -> list[Evaluator]:

@@ -1,9 +1,10 @@
 """From a token dataset to batches that can be scored: each record once for every task it allows."""
 
-import pathlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
+from etils import epath
 
 from emu3_jax import sequence
 from emu3_jax.data.records import DATASET_FILE, Record, open_dataset
@@ -13,16 +14,16 @@ from emu3_jax.sequence import Document, Grammar, TokenClass
 ROW_MULTIPLE = 64
 
 
-def dataset_path(tokens: pathlib.Path, split: str) -> pathlib.Path:
+def dataset_path(tokens: str | os.PathLike, split: str) -> epath.Path:
     """The dataset `tokens` itself, or its sub-folder `split`; ValueError if neither is one."""
-    for path in (pathlib.Path(tokens), pathlib.Path(tokens) / split):
+    for path in (epath.Path(tokens), epath.Path(tokens) / split):
         if (path / DATASET_FILE).is_file():
             return path
     raise ValueError(f"neither {tokens} nor {tokens}/{split} is a token dataset ({DATASET_FILE})")
 
 
 def documents_by_task(
-    path: pathlib.Path, grammar: Grammar, vision_fingerprint: str | None = None, limit: int = 0
+    path: str | os.PathLike, grammar: Grammar, vision_fingerprint: str | None = None, limit: int = 0
 ) -> dict[str, list[sequence.Sequence]]:
     """Every record of a dataset, built once for every task.
 

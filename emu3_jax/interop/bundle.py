@@ -17,11 +17,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 from flax import linen as nn
 
 from emu3_jax import sharding
 from emu3_jax import vocab as vocab_lib
-from emu3_jax.data.records import vision_fingerprint
+from emu3_jax.data.fingerprint import vision_fingerprint
+from emu3_jax.data.media import write_atomically
 from emu3_jax.interop import language_config, language_model, vision_tokenizer
 from emu3_jax.interop.replacing import replacing
 from emu3_jax.models.transformer import Transformer
@@ -89,22 +91,21 @@ class Bundle:
 
 
 def save_language(path: str | os.PathLike, language: Language) -> None:
-    """Writes vocab.json, the text tokenizer and bundle.json into the directory `path`.
+    """Writes vocab.json, the text tokenizer and bundle.json into the directory `path` (or gs://…).
 
     A training run calls this on its own directory, so that its checkpoints can be generated from.
     """
-    path = pathlib.Path(path)
-    path.mkdir(parents=True, exist_ok=True)
+    path = epath.Path(path)
     tokenizer = language.grammar.tokenizer
     if isinstance(tokenizer, ByteTokenizer):
         name = "bytes"
     elif isinstance(tokenizer, QwenTiktoken):
         is_released = language.vocab == vocab_lib.released()
         name = RELEASED_RANKS if is_released else "text_tokenizer.tiktoken"
-        _write(path / name, tokenizer.rank_file)
+        write_atomically(path / name, tokenizer.rank_file)
     else:
         name = "text_tokenizer.model"
-        _write(path / name, pathlib.Path(tokenizer.path).read_bytes())
+        write_atomically(path / name, pathlib.Path(tokenizer.path).read_bytes())
     _write_json(path / VOCAB_FILE, language.vocab.to_dict())
     _write_json(
         path / BUNDLE_FILE,
@@ -306,11 +307,5 @@ def _read_json(path: pathlib.Path) -> dict:
         raise BundleError(f"{path} is not JSON ({error}).") from error
 
 
-def _write_json(path: pathlib.Path, value: dict) -> None:
-    _write(path, (json.dumps(value, indent=1) + "\n").encode())
-
-
-def _write(path: pathlib.Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    temporary.write_bytes(content)
-    temporary.replace(path)
+def _write_json(path: epath.Path, value: dict) -> None:
+    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())

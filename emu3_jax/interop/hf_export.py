@@ -154,6 +154,11 @@ def vq_config(config: VisionTokenizerConfig) -> dict:
             f"norm_groups={config.norm_groups} must be {GROUPS} for transformers, which has no "
             "other norms"
         )
+    if config.quantizer != "nearest":
+        raise ValueError(
+            f"quantizer={config.quantizer!r} must be 'nearest' for transformers, which has no "
+            "other quantizer"
+        )
     for level in config.attn_resolutions:
         if config.widths[level] != config.widths[-1]:
             raise ValueError(

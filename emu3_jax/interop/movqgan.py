@@ -44,15 +44,20 @@ def load(file: str | os.PathLike, config: VisionTokenizerConfig) -> dict:
     Args:
       file: safetensors with the names of the MoVQGAN repository. Its checkpoints are pickles of
         torch; there, once: safetensors.torch.save_file(torch.load(ckpt)["state_dict"], file).
-      config: 2-D sizes as the MoVQGAN's; at least as many codes.
+      config: 2-D sizes as the MoVQGAN's; at least as many codes; the quantizer "nearest".
 
     Returns:
       {"params": …, "batch_stats": …} of float32 numpy arrays.
 
     Raises:
-      ValueError: not a safetensors file, or arrays missing, unexpected or of another shape; all
-        are named.
+      ValueError: another quantizer, not a safetensors file, or arrays missing, unexpected or of
+        another shape; all are named.
     """
+    if config.quantizer != "nearest":
+        raise ValueError(
+            f"a MoVQGAN takes the nearest entry of a codebook, so model.quantizer must be "
+            f"'nearest', found {config.quantizer!r}."
+        )
     stored = {
         name: np.asarray(array, np.float32)
         for name, array in read_file(pathlib.Path(file)).items()

@@ -158,8 +158,8 @@ def _vision_tensors(source, config, target: Sequence, dtype: str) -> tuple[Named
             array = tensors.read(old.name).reshape(new.file_shape)
             yield new.name, as_type(array, vision_tokenizer.pair_dtype(new, dtype))
 
-    codebook = next(pair.name for pair in pairs if pair.name.endswith("embedding.weight"))
-    return named(), _type_name(tensors, codebook, dtype)
+    typed_by = next(pair.name for pair in pairs if pair.path == vision_tokenizer.TYPED_BY)
+    return named(), _type_name(tensors, typed_by, dtype)
 
 
 def _type_name(tensors: Tensors, name: str, dtype: str) -> str:

@@ -30,6 +30,8 @@ CONSTANTS = {
 }
 # Config fields that describe computation rather than weights; a file has none of them.
 _NOT_STORED = ("dtype", "param_dtype")
+# Config fields for which the released file has no key: written only where they differ.
+_OURS = ("norm_groups", "quantizer", "gradient", "fsq_levels")
 _RELEASED = {
     "double_z": False,
     "model_type": "Emu3VisionVQ",
@@ -85,8 +87,7 @@ def _with_true_levels(fields: dict) -> dict:
 def write_released(path: str | os.PathLike, config: VisionTokenizerConfig, dtype: str) -> None:
     """Writes config.json as the released directory has it."""
     stored = dataclasses.asdict(config)
-    for name in _NOT_STORED:
+    as_released = [n for n in _OURS if stored[n] == getattr(VisionTokenizerConfig, n)]
+    for name in (*_NOT_STORED, *as_released):
         del stored[name]
-    if config.norm_groups == 32:  # the released value, for which the released file has no key
-        del stored["norm_groups"]
     write_json(pathlib.Path(path) / CONFIG_FILE, stored | _RELEASED | {"torch_dtype": dtype})

@@ -69,6 +69,8 @@ HF_PREFIXES = ("vqmodel.", "model.vqmodel.", "")
 # A counter torch stores with every BatchNorm. Nothing reads it while the momentum is a number, as
 # it is here: it is no variable of ours, and begins as 0 in the file of a model of ours.
 COUNTER = "num_batches_tracked"
+# An array that every tokenizer has, whose type is that of the file.
+TYPED_BY = ("params", "quant_conv", "conv", "kernel")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -236,10 +238,10 @@ def save(
 
 
 def dtype_name(variables: dict, dtype: str) -> str:
-    """What config.json says of the type: `dtype`, or that of the codebook for SAME."""
+    """What config.json says of the type: `dtype`, or that of the arrays for SAME."""
     if dtype != SAME:
         return dtype
-    return nn.unbox(variables["params"]["quantize"])["embedding"].dtype.name
+    return flax.traverse_util.flatten_dict(nn.unbox(dict(variables)))[TYPED_BY].dtype.name
 
 
 def file_tensors(

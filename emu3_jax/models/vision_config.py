@@ -1,8 +1,13 @@
 """What a vision tokenizer is made of: the frozen description that fixes every shape in it."""
 
 import dataclasses
+import math
 
 _DTYPES = ("float32", "bfloat16", "float16")
+QUANTIZERS = ("nearest", "cosine", "ibq", "lfq", "fsq")
+# What has a choice of gradients; the others have their own.
+_WITH_GRADIENTS = ("nearest", "cosine")
+_MAX_CODES = 2**30  # codes are int32
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +31,12 @@ class VisionTokenizerConfig:
         with attention.
       dropout: rate inside the residual blocks while training.
       norm_groups: groups of every GroupNorm; 32 in the released code.
+      quantizer: "nearest" as Emu3 has it; "cosine", the same on the unit sphere; "ibq", the largest
+        inner product with gradients for all entries; "lfq", one bit a dimension, and "fsq", a few
+        levels a dimension, both without a table. See `models/quantizers`.
+      gradient: "straight_through" as Emu3's, or "rotation" (with "nearest" and "cosine").
+      fsq_levels: for "fsq", the levels of each of the `embed_dim` dimensions; their product is
+        `codebook_size`.
       dtype: compute type of the networks. The search for the nearest entry is always float32.
       param_dtype: type in which the parameters are created.
     """
@@ -42,14 +53,19 @@ class VisionTokenizerConfig:
     attn_resolutions: tuple[int, ...] = (3,)
     dropout: float = 0.0
     norm_groups: int = 32
+    quantizer: str = "nearest"
+    gradient: str = "straight_through"
+    fsq_levels: tuple[int, ...] = ()
     dtype: str = "float32"
     param_dtype: str = "float32"
 
     def __post_init__(self):
         object.__setattr__(self, "ch_mult", tuple(self.ch_mult))
         object.__setattr__(self, "attn_resolutions", tuple(self.attn_resolutions))
+        object.__setattr__(self, "fsq_levels", tuple(self.fsq_levels))
         self._check_sizes()
         self._check_levels()
+        self._check_quantizer()
 
     def _check_sizes(self):
         for name in (
@@ -99,6 +115,51 @@ class VisionTokenizerConfig:
                     f"attn_resolutions holds {level}, but it lists levels and ch_mult has only the "
                     f"levels 0 to {len(self.ch_mult) - 1}."
                 )
+
+    def _check_quantizer(self):
+        if self.quantizer not in QUANTIZERS:
+            raise ValueError(
+                f"quantizer must be one of {', '.join(QUANTIZERS)}, found {self.quantizer!r}."
+            )
+        if self.gradient not in ("straight_through", "rotation"):
+            raise ValueError(
+                f"gradient must be straight_through or rotation, found {self.gradient!r}."
+            )
+        if self.gradient == "rotation" and self.quantizer not in _WITH_GRADIENTS:
+            raise ValueError(
+                f"gradient = 'rotation' needs quantizer = 'nearest' or 'cosine', found "
+                f"{self.quantizer!r}, which has a gradient of its own."
+            )
+        if self.codebook_size > _MAX_CODES:
+            raise ValueError(
+                f"codebook_size must be at most {_MAX_CODES}, found {self.codebook_size}."
+            )
+        if self.quantizer == "lfq" and self.codebook_size != 2**self.embed_dim:
+            raise ValueError(
+                "quantizer = 'lfq' has one bit a dimension, so codebook_size must be 2^embed_dim = "
+                f"{2**self.embed_dim}, found {self.codebook_size}."
+            )
+        self._check_fsq_levels()
+
+    def _check_fsq_levels(self):
+        levels = self.fsq_levels
+        if self.quantizer != "fsq":
+            if levels:
+                raise ValueError(
+                    f"fsq_levels = {list(levels)} needs quantizer = 'fsq', found "
+                    f"{self.quantizer!r}."
+                )
+            return
+        if len(levels) != self.embed_dim or min(levels) < 2:
+            raise ValueError(
+                f"fsq_levels must be {self.embed_dim} numbers of at least 2, one for each of "
+                f"embed_dim dimensions, found {list(levels)}."
+            )
+        if math.prod(levels) != self.codebook_size:
+            raise ValueError(
+                f"codebook_size must be the product of fsq_levels {list(levels)} = "
+                f"{math.prod(levels)}, found {self.codebook_size}."
+            )
 
     @property
     def widths(self) -> tuple[int, ...]:

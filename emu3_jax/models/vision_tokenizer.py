@@ -1,10 +1,10 @@
 """The Emu3 vision tokenizer: pictures and clips to integer codes and back.
 
-A 2-D encoder sees every frame by itself, a thin causal part in time shortens the clip, the nearest
-codebook entry of each latent is its code; the decoder mirrors that, its norms conditioned on the
-entries. A still is a clip of one frame repeated `temporal_downsample_factor` times, of which frame
-0 comes back: since the 2-D parts treat frames alone they run once for it, while the temporal part,
-whose zero padding makes equal frames differ, runs in full.
+A 2-D encoder sees every frame by itself, a thin causal part in time shortens the clip, a quantizer
+(Emu3: the nearest codebook entry) gives each latent its code; the decoder mirrors that, its norms
+conditioned on the entries. A still is a clip of one frame repeated `temporal_downsample_factor`
+times, of which frame 0 comes back: since the 2-D parts treat frames alone they run once for it,
+while the temporal part, whose zero padding makes equal frames differ, runs in full.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from emu3_jax.models import strips
 from emu3_jax.models.convolution import CausalConv, Downsample, Upsample, conv3x3
-from emu3_jax.models.quantizer import Codebook, straight_through
+from emu3_jax.models.quantizers import make_quantizer
 from emu3_jax.models.vision_blocks import (
     AttnBlock,
     ResBlock,
@@ -36,16 +36,16 @@ class VisionOutput(NamedTuple):
       pixels: float32, shaped as the input: the reconstruction.
       codes: int32 [B, h, w] for stills, [B, t, h, w] for clips.
       latents: float32 [B, t, h, w, D] before quantisation.
-      quantized: float32 [B, t, h, w, D], the entries with the latents' gradient; what was decoded.
-      quantized_raw: float32 [B, t, h, w, D], the entries with the codebook's own gradient, for the
-        commitment and codebook losses.
+      vectors: float32 [B, t, h, w, D], the entries of the codes, which were decoded; with the
+        quantizer's gradient.
+      losses: name -> float32 scalar, those of the quantizer; see `quantizers.Quantized`.
     """
 
     pixels: jax.Array
     codes: jax.Array
     latents: jax.Array
-    quantized: jax.Array
-    quantized_raw: jax.Array
+    vectors: jax.Array
+    losses: dict[str, jax.Array]
 
 
 class Middle(nn.Module):
@@ -163,7 +163,7 @@ class VisionTokenizer(nn.Module):
         config = self.config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.quantize = Codebook(config.codebook_size, config.embed_dim, config.param_dtype)
+        self.quantize = make_quantizer(config)
         self.quant_conv = CausalConv(config.embed_dim, config)
         self.post_quant_conv = CausalConv(config.z_channels, config)
 
@@ -182,11 +182,12 @@ class VisionTokenizer(nn.Module):
         codes = self.quantize.codes(self._latents(pixels, train=False))
         return codes[:, 0] if pixels.ndim == 4 else codes
 
-    def decode(self, codes: jax.Array) -> jax.Array:
+    def decode(self, codes: jax.Array, train: bool = False) -> jax.Array:
         """Pixels of codes; a still returns one frame.
 
         Args:
           codes: int in [0, codebook_size), [B, h, w] for stills or [B, t, h, w] for clips.
+          train: the decoder is trained on them.
 
         Returns:
           float32, about [-1, 1] but not clipped: [B, H, W, C] or [B, t * temporal factor, H, W, C].
@@ -201,20 +202,18 @@ class VisionTokenizer(nn.Module):
             )
         still = codes.ndim == 3
         entries = self.quantize.entries(codes[:, None] if still else codes)
-        pixels = self._pixels(entries, still, train=False)
+        pixels = self._pixels(entries, still, train)
         return pixels[:, 0] if still else pixels
 
     def __call__(self, pixels: jax.Array, train: bool = False) -> VisionOutput:
         """Encodes, quantises and decodes; arguments as `encode`, all that training needs back."""
         still = pixels.ndim == 4
         latents = self._latents(pixels, train)
-        codes = self.quantize.codes(latents)
-        quantized_raw = self.quantize.entries(codes)
-        quantized = straight_through(latents, quantized_raw)
-        decoded = self._pixels(quantized, still, train)
+        codes, vectors, losses = self.quantize(latents)
+        decoded = self._pixels(vectors, still, train)
         if still:
             decoded, codes = decoded[:, 0], codes[:, 0]
-        return VisionOutput(decoded, codes, latents, quantized, quantized_raw)
+        return VisionOutput(decoded, codes, latents, vectors, losses)
 
     def _latents(self, pixels, train):
         """Checked pixels -> float32 [B, t, h, w, D] before quantisation."""

@@ -137,7 +137,8 @@ class Runner:
         self._child = None
         if self._stopping:
             raise Stopped
-        if code:
+        # Training that was told to end by a signal says so.
+        if code and not (interrupted and code == 128 + signal.SIGTERM):
             raise StageError(f"{stage.title}: the command failed (exit {code}); its log is {log}")
         if stage.interrupt_at and not interrupted:
             raise StageError(

@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from emu3_jax.data import media
-from emu3_jax.data.records import vision_fingerprint
+from emu3_jax.data.fingerprint import vision_fingerprint
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -8,12 +8,16 @@ JAX sees, and writes into the run directory:
   goodput.jsonl      where the time went
   heartbeat.json     the last step and when it was
   checkpoints/STEP   state and data position
-Running the same command again goes on from the newest checkpoint. SIGTERM and Ctrl-C save first.
+Running the same command again goes on from the newest checkpoint. SIGTERM and Ctrl-C save first and
+end with 143 and 130; a finished run ends with 0.
 A command that is refused leaves the run directory as it was.
 
 On a pod every host runs this command with --coordinator=auto; elsewhere each process gets
 --coordinator=HOST:PORT --processes=N --process=I. The run directory is one that all can see.
 """
+
+import dataclasses
+import sys
 
 import jax
 from absl import flags
@@ -21,6 +25,7 @@ from ml_collections import ConfigDict
 
 from emu3_jax import command_line
 from emu3_jax.config import ConfigError, to_dataclass
+from emu3_jax.evaluate import registry
 from emu3_jax.evaluate.during_training import (
     EvaluationCallback,
     EvaluationConfig,
@@ -30,7 +35,10 @@ from emu3_jax.evaluate.loading import load_vision_tokenizer
 from emu3_jax.interop.bundle import assemble, save_language
 from emu3_jax.train import distributed, run_directory, start, tasks
 from emu3_jax.train.goodput import Ledger
+from emu3_jax.train.interruption import Interruption
 from emu3_jax.train.loop import RunConfig, train
+from emu3_jax.train.state import TrainState
+from emu3_jax.train.vision_objective import tokenizer_params
 
 command_line.define_config(help_text="What to train; see configs/. Override: --config.a.b=value.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory, made if it does not exist.")
@@ -53,7 +61,7 @@ def evaluation_callbacks(config, task, workdir: str) -> list[EvaluationCallback]
 
         def subject_of(state, label):
             variables = {
-                "params": state.evaluation_params(),
+                "params": tokenizer_params(state.evaluation_params()),
                 "batch_stats": state.model_state["batch_stats"],
             }
             return evaluation.subject((task.model, variables), None, label)
@@ -66,8 +74,15 @@ def evaluation_callbacks(config, task, workdir: str) -> list[EvaluationCallback]
             bundle = assemble(task.model, variables, language, where=label)
             return evaluation.subject(vision, bundle, label)
 
-    callback = EvaluationCallback(evaluation, subject_of, workdir)
-    return [_ByEachProcess(callback) if jax.process_count() > 1 else callback]
+    def callback(wrap, names):
+        part = dataclasses.replace(evaluation, evaluators=tuple(names))
+        return [wrap(EvaluationCallback(part, subject_of, workdir))] if names else []
+
+    if jax.process_count() == 1:
+        return callback(lambda whole: whole, evaluation.evaluators)
+    together = [name for name in evaluation.evaluators if name in registry.ON_THE_MESH]
+    alone = [name for name in evaluation.evaluators if name not in registry.ON_THE_MESH]
+    return callback(lambda part: part, together) + callback(_ByEachProcess, alone)
 
 
 class _ByEachProcess:
@@ -97,9 +112,17 @@ def _vision_tokenizer(path: str):
 
 
 def train_config(
-    config: ConfigDict, workdir: str, allow_changes: bool = False, ledger: Ledger | None = None
-) -> None:
-    """Builds the task, trains; the run directory is written to when nothing can be refused."""
+    config: ConfigDict,
+    workdir: str,
+    allow_changes: bool = False,
+    ledger: Ledger | None = None,
+    interruption: Interruption | None = None,
+) -> TrainState | None:
+    """Builds the task, trains; the run directory is written to when nothing can be refused.
+
+    Returns:
+      As `loop.train`: the last state, None if the run was interrupted.
+    """
     if "run" not in config:
         raise ConfigError("the config has no section run; see configs/ for examples")
     run = to_dataclass(RunConfig, config.run, "run")
@@ -115,7 +138,7 @@ def train_config(
         if config.task == "pretrain":
             save_language(workdir, task.language())
 
-    train(
+    return train(
         task,
         run,
         workdir,
@@ -124,6 +147,7 @@ def train_config(
         run_config=config.to_dict(),
         on_begin=write_run_directory,
         ledger=ledger,
+        interruption=interruption,
         allow_changes=allow_changes,
     )
 
@@ -138,12 +162,16 @@ def main() -> None:
     distributed.initialize(
         values.coordinator, values.processes, values.process, values.host_timeout
     )
+    interruption = Interruption()
     try:
-        train_config(config, workdir, ALLOW_CHANGES.value, ledger)
+        state = train_config(config, workdir, ALLOW_CHANGES.value, ledger, interruption)
     except BaseException as error:
         if jax.distributed.is_initialized():
             distributed.leave(error)
         raise
+    if state is None:
+        # Not 0: a scheduler would take the run for finished.
+        sys.exit(interruption.exit_code)
 
 
 if __name__ == "__main__":

@@ -16,11 +16,15 @@ class Interruption:
 
     With several processes, SIGTERM is a preemption notice: JAX hears it in whichever process it
     comes to, and all agree on the next step that none of them has begun. Ctrl-C becomes one.
+
+    Attributes:
+      number: the signal that this process got; SIGTERM where JAX heard it instead.
     """
 
     def __init__(self):
         self._several = jax.distributed.is_initialized()
         self._asked = False
+        self.number = signal.SIGTERM
         self._previous = {}
 
     def __enter__(self):
@@ -41,11 +45,16 @@ class Interruption:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._asked
 
+    @property
+    def exit_code(self) -> int:
+        """What a process ends with that stopped for the signal: 128 + its number, as in a shell."""
+        return 128 + self.number
+
     def _handle(self, number, frame):
         del frame
         if self._asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._asked = True
+        self._asked, self.number = True, number
         # Not print: the signal may have come in the middle of one.
         os.write(2, b"Stopping after this step; Ctrl-C once more stops without saving.\n")
         if self._several:

@@ -27,7 +27,7 @@ from emu3_jax.train.goodput import Ledger
 from emu3_jax.train.initial_state import Start, initial_state
 from emu3_jax.train.interruption import Interruption
 from emu3_jax.train.metrics import LogConfig
-from emu3_jax.train.optimizer import OptimizerConfig, make_optimizer
+from emu3_jax.train.optimizer import OptimizerConfig
 from emu3_jax.train.report import Report
 from emu3_jax.train.state import (
     Task,
@@ -87,24 +87,24 @@ def train(
     run_config: dict | None = None,
     on_begin: Callable[[], None] = lambda: None,
     ledger: Ledger | None = None,
+    interruption: Interruption | None = None,
     allow_changes: bool = False,
 ) -> TrainState | None:
     """Trains until `run.steps`, or until interrupted; returns the final state.
 
     Args:
-      task: what is trained.
-      run: how.
+      task, run: what is trained, and how.
       workdir: run directory; holds checkpoints/, metrics.jsonl, goodput.jsonl, tensorboard/.
       callbacks: called at their interval and after the last step.
       start: what the weights begin as, see Start; not asked where the directory has a checkpoint.
       run_config: the resolved config, for Weights & Biases.
       on_begin: called when the first update is dispatched, and nothing can be refused any more.
       ledger: of the time since the command began; a new one counts from here.
+      interruption: tells afterwards which signal it was.
       allow_changes: resume with other data (mixture, length of rows, …) than the run had so far.
 
     Returns:
-      The state after the last step, or None if the run was interrupted (SIGTERM, Ctrl-C) after
-      saving; running again goes on from there.
+      The state after the last step; None if a signal came: saved, and running again goes on.
 
     Raises:
       HaltedError: by `run.nonfinite` or `run.divergence`; the last good checkpoint is intact.
@@ -118,7 +118,7 @@ def train(
         resources.callback(getattr(batches, "close", lambda: None))
         checkpoints = Checkpoints(workdir, run.checkpoint)
         resources.callback(checkpoints.close)
-        optimizer, schedule = make_optimizer(run.optimizer, run.steps)
+        optimizer, schedule = task.optimizer(run.optimizer, run.steps)
         key = jax.random.key(run.seed)
         how = (task, optimizer, key, mesh, run.ema_decay > 0)
         abstract = abstract_state(*how)
@@ -136,7 +136,7 @@ def train(
             task, optimizer, abstract, mesh, key=jax.random.fold_in(key, 1),
             accumulation=run.accumulation, ema_decay=run.ema_decay,
         )  # fmt: skip
-        return loop.run_steps(state, step_function, on_begin)
+        return loop.run_steps(state, step_function, on_begin, interruption or Interruption())
 
 
 def _go_on(saved: dict | None, batches, guard: Guard, allow_changes: bool) -> None:
@@ -171,7 +171,7 @@ class _Loop:
         self.batch_shardings = self.task.batch_shardings(mesh)
         self.replicated = sharding.replicated(mesh)
 
-    def run_steps(self, state, step_function, on_begin) -> TrainState | None:
+    def run_steps(self, state, step_function, on_begin, interruption) -> TrainState | None:
         step, total, begun = int(state.step), self.run.steps, False
         self.ledger.mark(step)
         if step > 0:
@@ -180,7 +180,7 @@ class _Loop:
             say(f"finished already: {step} of {total} steps are done")
             return state
         self.ledger.turn_to("step")
-        with Interruption() as interruption:
+        with interruption:
             while step < total:
                 step += 1
                 self.watch.before(step)
@@ -214,12 +214,15 @@ class _Loop:
         if self.running is not None and not self.running.is_ready():
             # The device still works on the step before: nobody has waited for this batch.
             self.ledger.move("data", "step", self.ledger.seconds()["data"] - before)
-        share = getattr(self.batches, "share", None)
-
-        def put(target, arrays):
-            return jax.tree.map(lambda x: global_array(x, target, share), arrays)
-
-        batch = jax.tree.map(put, self.batch_shardings, host)
+        share, layout = getattr(self.batches, "share", None), self.batch_shardings
+        batch = {
+            name: global_array(
+                rows,
+                layout[name] if isinstance(layout, dict) else layout,
+                share[name] if isinstance(share, dict) else share,
+            )
+            for name, rows in host.items()
+        }
         if not self.guard.active:
             return (batch,)
         limits = global_array(self.guard.limits(step), self.replicated, None)

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 
 from emu3_jax import sharding
@@ -17,6 +18,7 @@ from emu3_jax.models.attention_kernels import choice
 from emu3_jax.models.transformer import Transformer, TransformerConfig, check_mesh
 from emu3_jax.sequence import Grammar, TokenClass
 from emu3_jax.train.loss import chunked_cross_entropy
+from emu3_jax.train.optimizer import OptimizerConfig, make_optimizer
 from emu3_jax.train.state import Loss, TrainState
 
 # The classes of predicted tokens whose losses are reported apart, under these names.
@@ -77,8 +79,17 @@ class PretrainTask:
         tokens = jnp.zeros((1, 1), jnp.int32)  # one token fits every mesh
         return self.model.init(key, tokens)
 
-    def loss(self, params: Any, model_state: Any, batch: dict, key: jax.Array) -> Loss:
+    def optimizer(
+        self, config: OptimizerConfig, steps: int
+    ) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        """See Task."""
+        return make_optimizer(config, steps)
+
+    def loss(
+        self, params: Any, model_state: Any, batch: dict, key: jax.Array, step: jax.Array
+    ) -> Loss:
         """See Task. The weight is the sum of token weights."""
+        del step
         x_BSD = self.model.apply(
             {"params": params},
             batch["inputs"],
@@ -137,12 +148,7 @@ class PretrainTask:
     def batches(self, mesh: Mesh):
         """See Task. Each process reads only its own rows of the global batch."""
         self.abstract_batch(mesh)  # refuses a mesh that does not fit
-        rows = self.data.batch_size
-        shape = (rows, self.data.sequence_length)
-        places = sharding.batch_sharding(mesh).addressable_devices_indices_map(shape).values()
-        # Processes that share rows (their devices differ in context or tensor) all read them.
-        held = {place[0].indices(rows)[:2] for place in places}
-        mine = range(min(start for start, _ in held), max(stop for _, stop in held))
+        mine = sharding.rows_here(mesh, self.data.batch_size)
         return make_iterator(self.data, self.grammar, rows=mine)
 
     def batch_shardings(self, mesh: Mesh) -> Any:

@@ -13,10 +13,12 @@ import ml_collections
 import numpy as np
 
 from emu3_jax.config import ConfigError, to_dataclass
+from emu3_jax.data.fingerprint import vision_fingerprint
 from emu3_jax.data.mixture import vision_tokenizer_of
-from emu3_jax.data.records import vision_fingerprint
 from emu3_jax.interop import llama, movqgan, vision_tokenizer
+from emu3_jax.models import quantizers
 from emu3_jax.models.layers import INIT_STDDEV
+from emu3_jax.train import codebook
 from emu3_jax.train.initial_state import Start
 from emu3_jax.train.pretrain import PretrainTask
 from emu3_jax.train.vision_tokenizer import VisionTokenizerTask
@@ -105,7 +107,7 @@ def _codebook_of_the_data(path: str | os.PathLike, task: PretrainTask) -> np.nda
             f"start.codebook={str(path)!r} is the vision tokenizer {found}, but the data was made "
             f"with {wanted or 'none'}"
         )
-    return np.asarray(variables["params"]["quantize"]["embedding"], np.float32)
+    return np.asarray(quantizers.all_entries(config, variables["params"]))
 
 
 def project_codebook(params: dict, codebook_ND: np.ndarray, first: int, key: jax.Array) -> dict:
@@ -142,5 +144,14 @@ def _vision_tokenizer_start(start: VisionTokenizerStart, task: VisionTokenizerTa
             raise ConfigError(f"start.weights has the config {config}, the run has {task.config}")
     else:
         return None
-    # What is counted while training (codebook usage) begins anew.
-    return lambda variables: {**variables, **loaded}
+
+    def begin(variables: dict) -> dict:
+        # What is counted while training begins anew, and so does the opponent.
+        params = {**variables["params"], **loaded["params"]}
+        found = {**variables, **loaded, "params": params}
+        if codebook.AVERAGE in variables:
+            average = codebook.care.start_average(codebook.codebook(params))
+            found[codebook.AVERAGE] = average
+        return found
+
+    return begin

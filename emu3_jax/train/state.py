@@ -11,6 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from emu3_jax import sharding
+from emu3_jax.train.optimizer import OptimizerConfig
 
 Tree = Any
 
@@ -71,8 +72,15 @@ class Task(Protocol):
     def init(self, key: jax.Array) -> Tree:
         """Returns variables {"params": …, other collections}, boxed with logical axis names."""
 
-    def loss(self, params: Tree, model_state: Tree, batch: dict, key: jax.Array) -> Loss:
-        """Pure function of its arguments; called inside jit."""
+    def optimizer(
+        self, config: OptimizerConfig, steps: int
+    ) -> tuple[optax.GradientTransformation, optax.Schedule]:
+        """The transformation of the params' gradients, and the learning rate that is reported."""
+
+    def loss(
+        self, params: Tree, model_state: Tree, batch: dict, key: jax.Array, step: jax.Array
+    ) -> Loss:
+        """Pure function of its arguments; called inside jit. `step`: int32, updates done so far."""
 
     def after_update(self, state: TrainState, batch: dict, key: jax.Array) -> TrainState:
         """Pure hook after the optimizer (for instance dead-code revival); inside jit."""
@@ -238,7 +246,7 @@ def _gradients(task: Task, state: TrainState, batch: dict, key, accumulation: in
     """Summed gradients of `total` and the summed Loss over `accumulation` micro-batches."""
 
     def total(params, model_state, microbatch, micro_key):
-        loss = task.loss(params, model_state, microbatch, micro_key)
+        loss = task.loss(params, model_state, microbatch, micro_key, state.step)
         return loss.total, loss
 
     grad = jax.grad(total, has_aux=True)
@@ -265,7 +273,7 @@ def _gradients(task: Task, state: TrainState, batch: dict, key, accumulation: in
     microbatches = jax.tree.map(split, batch)
     first = jax.tree.map(lambda x: x[0], microbatches)
     abstract = jax.eval_shape(
-        lambda p, m, b: task.loss(p, m, b, key), state.params, state.model_state, first
+        lambda p, m, b: task.loss(p, m, b, key, state.step), state.params, state.model_state, first
     )
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), abstract[:3])
     start = (jax.tree.map(jnp.zeros_like, state.params), Loss(*zeros, state.model_state))

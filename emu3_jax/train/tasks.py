@@ -9,14 +9,18 @@ from emu3_jax.train.state import Task
 
 def _vision_tokenizer(config, run: RunConfig, read_data: bool) -> Task:
     from emu3_jax.data.pixels import PixelConfig
-    from emu3_jax.train import vision_tokenizer as task
+    from emu3_jax.models.vision_config import VisionTokenizerConfig
+    from emu3_jax.train.codebook import CodebookConfig
+    from emu3_jax.train.vision_objective import VisionLossConfig
+    from emu3_jax.train.vision_tokenizer import VisionTokenizerTask
 
     del read_data  # it is opened with the first batch
-    return task.VisionTokenizerTask(
-        model=to_dataclass(task.VisionTokenizerConfig, config.model, "model"),
-        loss=to_dataclass(task.VisionLossConfig, config.loss, "loss"),
+    return VisionTokenizerTask(
+        model=to_dataclass(VisionTokenizerConfig, config.model, "model"),
+        loss=to_dataclass(VisionLossConfig, config.loss, "loss"),
         data=to_dataclass(PixelConfig, config.data, "data"),
         steps=run.steps,
+        care=to_dataclass(CodebookConfig, config.get("codebook", {}), "codebook"),
     )
 
 
@@ -58,7 +62,11 @@ def dataset_grammar(data, text_tokenizer: str):
 # Task → (its maker, what its config must have besides `task` and `run`, what it may have).
 TASKS = {
     "pretrain": (_pretrain, ("text_tokenizer", "model", "loss", "data"), ("start", "evaluation")),
-    "vision_tokenizer": (_vision_tokenizer, ("model", "loss", "data"), ("start", "evaluation")),
+    "vision_tokenizer": (
+        _vision_tokenizer,
+        ("model", "loss", "data"),
+        ("codebook", "start", "evaluation"),
+    ),
 }
 
 

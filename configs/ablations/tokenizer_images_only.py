@@ -1,0 +1,19 @@
+"""Ablation: pictures alone, as many frames a step as pictures and clips together.
+
+Hypothesis: better pictures, and clips that fall apart: nothing has trained the layers in time.
+
+  python -m emu3_jax.train --config=configs/ablations/tokenizer_images_only.py:twin \
+    --workdir=runs/tokenizers/tokenizer_images_only
+"""
+
+from ml_collections import ConfigDict
+
+from configs import vision_tokenizer_emu3
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = vision_tokenizer_emu3.get_config(arg)
+    stills, clips = config.data.groups
+    count = stills["count"] + clips["count"] * clips["frames"]
+    config.data.groups = (dict(stills, count=count),)
+    return config

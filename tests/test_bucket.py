@@ -1,0 +1,118 @@
+"""What a run writes beside its checkpoints into a bucket: objects in memory behind gs://."""
+
+import pathlib
+
+import numpy as np
+import pytest
+from etils import epath
+from fsspec.implementations.memory import MemoryFileSystem
+from ml_collections import ConfigDict
+from test_records import GRAMMAR, image_record, write_dataset
+
+from emu3_jax import vocab
+from emu3_jax.config import ConfigError, read_config
+from emu3_jax.data import media
+from emu3_jax.evaluate import registry
+from emu3_jax.evaluate.during_training import EvaluationCallback, EvaluationConfig, check_data
+from emu3_jax.evaluate.evaluator import Result, Subject
+from emu3_jax.interop.bundle import Language, load_language, save_language
+from emu3_jax.sequence import Grammar
+from emu3_jax.text import load_text_tokenizer
+from emu3_jax.train import run_directory
+from emu3_jax.train.appending import read_lines
+
+RUN = "gs://bucket/run"
+TEXT_MODEL = pathlib.Path(__file__).parents[1] / "assets" / "text_nano.model"
+
+
+class Bucket(MemoryFileSystem):
+    """Objects by their name in memory; no name begins with a scheme."""
+
+    store, pseudo_dirs, cachable = {}, [""], False
+
+    @classmethod
+    def _strip_protocol(cls, path):
+        return super()._strip_protocol(str(path).removeprefix("gs://"))
+
+
+@pytest.fixture
+def bucket(monkeypatch, tmp_path):
+    """Stands for every bucket; the current folder is one in which nothing may appear."""
+    fake = Bucket()
+    monkeypatch.setattr(Bucket, "store", {})
+    monkeypatch.setattr(Bucket, "pseudo_dirs", [""])
+    backend = type(epath.Path(RUN)._backend)
+    monkeypatch.setattr(backend, "_get_filesystem", lambda self, name: fake)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    yield fake
+    assert not list((tmp_path / "here").iterdir())
+
+
+def names(bucket, folder="/bucket/run"):
+    """The objects below a folder."""
+    return {name.removeprefix(folder + "/") for name in bucket.find(folder)}
+
+
+def test_the_language_of_a_run(bucket, tmp_path):
+    tokenizer = load_text_tokenizer(TEXT_MODEL)
+    words = vocab.small(tokenizer.size, 100)
+    for _ in range(2):  # a run that goes on writes it anew
+        save_language(RUN, Language(words, Grammar(words, tokenizer), "v1", 64))
+        assert names(bucket) == {"vocab.json", "bundle.json", "text_tokenizer.model"}
+    for name in names(bucket):
+        (tmp_path / name).write_bytes(epath.Path(RUN, name).read_bytes())
+    copy = load_language(tmp_path)
+    assert copy.vocab == words and copy.grammar.tokenizer.fingerprint == tokenizer.fingerprint
+
+
+def test_a_start_and_its_config(bucket):
+    config = ConfigDict(dict(task="toy"))
+    run_directory.claim(config, RUN, False)
+    for n in (1, 2):
+        run_directory.record_start(RUN)
+        assert len(read_lines(RUN, "starts.jsonl")) == n
+    assert names(bucket) == {"config.json", "starts.jsonl"}
+    assert read_config(RUN).task == "toy"
+
+
+def test_held_out_tokens_are_looked_for(bucket, tmp_path):
+    write_dataset(tmp_path / "tokens", [image_record()])
+    for path in (tmp_path / "tokens").iterdir():
+        epath.Path("gs://bucket/tokens", path.name).write_bytes(path.read_bytes())
+    language = Language(GRAMMAR.vocab, GRAMMAR)
+    check_data(EvaluationConfig(evaluators=("likelihood",), tokens="gs://bucket/tokens"), language)
+    gone = EvaluationConfig(evaluators=("likelihood",), tokens="gs://bucket/gone")
+    with pytest.raises(ConfigError, match="neither gs://bucket/gone nor gs://bucket/gone/val"):
+        check_data(gone, language)
+
+
+class Drawing:
+    """An evaluator that draws one picture of one grey."""
+
+    name, needs = "drawing", {}
+
+    def run(self, subject):
+        return Result({"one": 1.0}, pictures={"grey": np.full((2, 3, 3), 7, np.uint8)})
+
+
+class Shown:
+    """The part of a metrics writer that pictures go to."""
+
+    pictures = ()
+
+    def write_picture(self, step, name, pixels):
+        self.pictures += ((step, name),)
+
+
+def test_pictures_of_evaluation(bucket, monkeypatch):
+    monkeypatch.setitem(registry.EVALUATORS, "drawing", Drawing)
+    config = EvaluationConfig(evaluators=("drawing",))
+    callback = EvaluationCallback(config, lambda state, label: Subject(label=label), RUN)
+    writer = Shown()
+    for _ in range(2):  # the second time over what is there
+        values = callback(4, None, writer)
+    assert values["validation/drawing/one"] == 1.0 and writer.pictures == ((4, "drawing/grey"),) * 2
+    assert names(bucket) == {"pictures/step_000004/drawing_grey.png"}
+    content = epath.Path(RUN, "pictures/step_000004/drawing_grey.png").read_bytes()
+    assert media.read_image(content).tolist() == np.full((2, 3, 3), 7).tolist()

@@ -1,0 +1,85 @@
+"""rFID and its kin from items to figures: which there are, what they rest on, and their cache."""
+
+import dataclasses
+
+import evaluation_stand_ins as parts
+import pytest
+
+from emu3_jax.data import media
+from emu3_jax.evaluate import feature_distance, frechet, items
+from emu3_jax.evaluate.evaluator import Subject
+from emu3_jax.evaluate.feature_distance import FrechetDistance
+from emu3_jax.evaluate.reconstruction import reconstruct
+
+
+@pytest.fixture(scope="module")
+def subject(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    parts.write_corpus(folder)
+    tokenizer = (parts.GreyTokenizer(), {})
+    return Subject(vision_tokenizer=tokenizer, data=folder, batch_size=4)
+
+
+def mean_colour(scale, pixels):
+    """float [B, 3]: a network whose features can be taken by hand."""
+    return scale * pixels.mean(tuple(range(1, pixels.ndim - 1)))
+
+
+@pytest.fixture
+def colours(monkeypatch):
+    """Both feature networks are `mean_colour`."""
+    for module in (feature_distance.inception, feature_distance.i3d):
+        monkeypatch.setattr(module, "features", mean_colour)
+        monkeypatch.setattr(module, "resized", lambda pixels: pixels)
+
+
+def test_distances_are_those_of_the_features(subject, colours, tmp_path):
+    subject = dataclasses.replace(subject, inception=2.0, i3d=3.0, cache=tmp_path, batch_size=3)
+    result = FrechetDistance("train").run(subject)
+    stills = items.read_images(subject.data, "train")
+    originals, rebuilt, _ = reconstruct(subject, stills)
+    sides = [
+        frechet.Statistics.of([2.0 * media.to_model(p).mean((0, 1)) for p in side])
+        for side in (originals, rebuilt)
+    ]
+    expected = frechet.distance(*sides)
+    assert expected > 1e-3
+    assert result.metrics["rfid"] == pytest.approx(expected, rel=1e-4)  # features are float32
+    counts = {k: v for k, v in result.metrics.items() if k.endswith("_count")}
+    assert counts == {"rfid_count": len(stills), "rfid_frames_count": 8, "rfvd_count": 1}
+    assert any("rfvd rests on 1 samples of 3 dimensions" in note for note in result.notes)
+    assert not any("rfid rests" in note for note in result.notes)
+    assert any("played to and fro" in note for note in result.notes)
+
+
+def test_statistics_of_the_originals_are_computed_once(subject, colours, tmp_path, monkeypatch):
+    subject = dataclasses.replace(subject, inception=2.0, cache=tmp_path)
+    first = FrechetDistance("train").run(subject)
+    kept = sorted(path.name for path in tmp_path.iterdir())
+    assert len(kept) == 2  # stills, frames
+    calls = []
+    streamed = frechet.Statistics.streamed
+    monkeypatch.setattr(
+        feature_distance.Statistics, "streamed", lambda b: calls.append(1) or streamed(b)
+    )
+    assert FrechetDistance("train").run(subject).metrics == first.metrics
+    assert len(calls) == 2  # of the reconstructions only
+    FrechetDistance("train").run(dataclasses.replace(subject, inception=2.5))
+    FrechetDistance("validation").run(subject)
+    # Other weights: two. Other stills: one; the clip of both splits is the same.
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_the_perceptual_network_gives_a_distance_of_another_name(subject):
+    subject = dataclasses.replace(subject, perceptual=parts.tiny_perceptual())
+    result = FrechetDistance("train").run(subject)
+    assert set(result.metrics) == {
+        "rfd_vgg", "rfd_vgg_count", "rfd_vgg_frames", "rfd_vgg_frames_count",
+    }  # fmt: skip
+    assert result.metrics["rfd_vgg"] > 0
+    assert any("a toy" in note for note in result.notes)
+
+
+def test_without_any_network_it_says_which_options_there_are(subject):
+    with pytest.raises(ValueError, match="--perceptual, --inception or --i3d"):
+        FrechetDistance().run(subject)
