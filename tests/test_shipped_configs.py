@@ -11,8 +11,10 @@ from emu3_jax.evaluate.during_training import EvaluationConfig
 from emu3_jax.models.transformer import TransformerConfig
 from emu3_jax.models.vision_config import VisionTokenizerConfig
 from emu3_jax.tokenize.config import TokenizeConfig
-from emu3_jax.train import pretrain, start, vision_tokenizer
+from emu3_jax.train import pretrain, start
+from emu3_jax.train.codebook import CodebookConfig
 from emu3_jax.train.loop import RunConfig
+from emu3_jax.train.vision_objective import VisionLossConfig
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.py"))
@@ -25,7 +27,8 @@ SECTIONS = {
     },
     "vision_tokenizer": {
         "model": VisionTokenizerConfig,
-        "loss": vision_tokenizer.VisionLossConfig,
+        "loss": VisionLossConfig,
+        "codebook": CodebookConfig,
         "data": PixelConfig,
         "start": start.VisionTokenizerStart,
     },
@@ -68,17 +71,31 @@ def flat(tree, where=""):
     return {where.removeprefix("."): tree}
 
 
+TOKENIZER_CARE = {"model.quantizer", "codebook.start", "codebook.revive_every"}
+
+
 @pytest.mark.parametrize(
-    ("name", "changed"),
+    ("base", "name", "changed"),
     [
-        ("no_dropout", {"model.dropout"}),
-        ("vision_weight_one", {"data.loss_weights.image", "data.loss_weights.video"}),
-        ("text_to_image_only", {"data.mixture"}),
+        ("transformer_nano", "no_dropout", {"model.dropout"}),
+        (
+            "transformer_nano",
+            "vision_weight_one",
+            {"data.loss_weights.image", "data.loss_weights.video"},
+        ),
+        ("transformer_nano", "text_to_image_only", {"data.mixture"}),
+        ("vision_tokenizer_emu3", "tokenizer_no_gan", {"loss.adversarial.weight"}),
+        ("vision_tokenizer_emu3", "tokenizer_no_lpips", {"loss.perceptual"}),
+        ("vision_tokenizer_emu3", "tokenizer_half_codebook", {"model.codebook_size"}),
+        ("vision_tokenizer_emu3", "tokenizer_ibq", TOKENIZER_CARE),
+        ("vision_tokenizer_emu3", "tokenizer_images_only", {"data.groups"}),
     ],
 )
-def test_an_ablation_changes_nothing_else(name, changed, monkeypatch):
+@pytest.mark.parametrize("argument", ["", "twin"])
+def test_an_ablation_changes_nothing_else(base, name, changed, argument, monkeypatch):
     monkeypatch.chdir(ROOT)
-    base = flat(load_config("configs/transformer_nano.py").to_dict())
-    ablation = flat(load_config(f"configs/ablations/{name}.py").to_dict())
+    base = flat(load_config(f"configs/{base}.py:{argument}").to_dict())
+    ablation = resolve(load_config(f"configs/ablations/{name}.py:{argument}"))
+    ablation = flat(ablation.to_dict())
     assert base.keys() == ablation.keys()
     assert {key for key in base if base[key] != ablation[key]} == changed

@@ -45,7 +45,7 @@ class ToyTask:
     `changes` maps the number of a step to a function that changes its batch.
     """
 
-    unit = "rows"
+    unit, note = "rows", ""
 
     def __init__(self, changes=None, outputs=OUTPUTS, noise=0.0):
         self.changes, self.outputs, self.noise = changes, outputs, noise

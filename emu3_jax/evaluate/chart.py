@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 
 FALLBACK = ("#4457d6", "#e0662b", "#1c8f6a", "#b0429b", "#8a7a12", "#c0392b")
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 14, 38
+LEFT, RIGHT, TOP, BOTTOM = 56, 14, 14, 38
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Series:
       color: index of the series colour.
       faint: drawn thin and pale, as the noisy values behind a smoothed line.
       dots: a dot at each point.
+      dashed: drawn in dashes, as the second of two quantities.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Series:
     color: int = 0
     faint: bool = False
     dots: bool = False
+    dashed: bool = False
 
     @property
     def finite(self) -> list[tuple[float, float]]:
@@ -159,11 +161,12 @@ def _line(frame: _Frame, line: Series) -> str:
     places = [f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in line.finite]
     width, opacity = (1, 0.28) if line.faint else (1.8, 1.0)
     stroke = color(line.color)
+    dashes = ' stroke-dasharray="5 3"' if line.dashed else ""
     parts = []
     if len(places) > 1:
         parts.append(
             f'<polyline points="{" ".join(places)}" fill="none" stroke="{stroke}"'
-            f' stroke-width="{width}" stroke-opacity="{opacity}" stroke-linejoin="round"/>'
+            f' stroke-width="{width}" stroke-opacity="{opacity}" stroke-linejoin="round"{dashes}/>'
         )
     if line.dots or len(places) == 1:
         for place in places:

@@ -10,94 +10,31 @@ Example:
 """
 
 import argparse
-import dataclasses
 import pathlib
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import ml_collections
-
-from emu3_jax.config import config_differences, read_config
 from emu3_jax.data.media import write_atomically
 from emu3_jax.evaluate import chart, report_tables
-from emu3_jax.evaluate.evaluator import RESULTS_FILE, read_results
 from emu3_jax.evaluate.report_tables import MODALITIES, training_key, validation_key
-from emu3_jax.train.metrics import read_metrics
+from emu3_jax.evaluate.runs import Run, differences, points, read_run
 
-# Keys that say where and how a run was run, not what it was.
-IGNORED = ("run.log.", "run.checkpoint.", "run.mesh.")
 # Training losses are noisy; the last figure is a mean over so many log lines.
 LAST_LINES = 10
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """What a run directory holds.
-
-    Attributes:
-      name: of the directory.
-      config: as it was resolved.
-      rows: the log, in step order.
-      results: evaluator → metrics; empty where the run was not evaluated offline.
-    """
-
-    name: str
-    config: ml_collections.ConfigDict
-    rows: Sequence[Mapping[str, Any]]
-    results: report_tables.Results
-
-
-def read_run(path: pathlib.Path) -> Run:
-    """Reads a run directory; ValueError when it has no config or no log."""
-    results = {}
-    for folder in (path, path / "evaluation"):
-        if (folder / RESULTS_FILE).is_file():
-            results = read_results(folder)
-            break
-    return Run(path.name, read_config(path), read_metrics(path), results)
-
-
-def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Dotted config key → its value in each run, for the keys that are not the same in all."""
-    pairs = [config_differences(runs[0].config, run.config) for run in runs]
-    keys = sorted({key for found in pairs for key in found if not key.startswith(IGNORED)})
-    values = {}
-    for key in keys:
-        base = next(found[key][0] for found in pairs if key in found)
-        row = [found[key][1] if key in found else base for found in pairs]
-        values |= _inside(key, row)
-    return values
-
-
-def _inside(key: str, row: Sequence[Any]) -> dict[str, list[Any]]:
-    """Lists of sections, such as a mixture, field by field; None where a run has no such entry."""
-    if not all(_is_sections(value) for value in row):
-        return {key: list(row)}
-    fields = [
-        {f"{key}[{i}].{name}": x for i, entry in enumerate(value) for name, x in entry.items()}
-        for value in row
-    ]
-    names = sorted(set().union(*fields))
-    rows = {name: [own.get(name) for own in fields] for name in names}
-    return {name: values for name, values in rows.items() if values.count(values[0]) < len(values)}
-
-
-def _is_sections(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(entry, Mapping) for entry in value)
-
-
 def figures(runs: Sequence[Run]) -> dict[str, list[float | None]]:
     """Label → the last figure of each run; labels that no run has are left out."""
-    table: dict[str, list[float | None]] = {"steps": [_last(run, "step") for run in runs]}
+    table: dict[str, list[float | None]] = {"steps": [run.last("step") for run in runs]}
     for modality in MODALITIES:
         key = validation_key(modality)
-        table[f"validation, {modality} (nats)"] = [_last(run, key) for run in runs]
+        table[f"validation, {modality} (nats)"] = [run.last(key) for run in runs]
     for modality in MODALITIES:
         key = training_key(modality)
         table[f"training, {modality} (nats)"] = [_mean_of_last(run, key) for run in runs]
-    table["tokens per second (median)"] = [_median(run, "tokens_per_second") for run in runs]
+    table["tokens per second (median)"] = [run.median("tokens_per_second") for run in runs]
     for heading, lines in report_tables.LANGUAGE_MODEL:
         for line in lines:
             label = f"{heading}: {line.label}" if heading else line.label
@@ -128,10 +65,10 @@ def plot(runs: Sequence[Run]) -> str:
         key = validation_key(modality) if held_out else training_key(modality)
         lines = []
         for index, run in enumerate(runs):
-            points = tuple((row["step"], row[key]) for row in run.rows if key in row)
+            found = points(run.rows, key)
             if not held_out:
-                points = chart.smoothed(points, max(1, len(points) // 40))
-            lines.append(chart.Series(run.name, points, index, dots=held_out))
+                found = chart.smoothed(found, max(1, len(found) // 40))
+            lines.append(chart.Series(run.name, found, index, dots=held_out))
         if any(line.finite for line in lines):
             what = "validation" if held_out else "training"
             label = "nats a token"
@@ -157,22 +94,9 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, rules, *rows]) + "\n"
 
 
-def _last(run: Run, key: str) -> float | None:
-    return next((row[key] for row in reversed(run.rows) if row.get(key) is not None), None)
-
-
-def _values(run: Run, key: str) -> list[float]:
-    return [row[key] for row in run.rows if row.get(key) is not None]
-
-
 def _mean_of_last(run: Run, key: str) -> float | None:
-    values = _values(run, key)[-LAST_LINES:]
+    values = run.values(key)[-LAST_LINES:]
     return statistics.fmean(values) if values else None
-
-
-def _median(run: Run, key: str) -> float | None:
-    values = _values(run, key)
-    return statistics.median(values) if values else None
 
 
 def _setting(value: Any) -> str:

@@ -17,6 +17,7 @@ from emu3_jax.data.media import write_atomically
 from emu3_jax.evaluate import chart, report_page, report_tables
 from emu3_jax.evaluate.emoji_names import parse_caption
 from emu3_jax.evaluate.report_tables import MODALITIES, training_key, validation_key
+from emu3_jax.evaluate.runs import points
 
 _COLORS = {"text": 0, "image": 1, "video": 2, "structure": 4}
 
@@ -140,7 +141,6 @@ def build_report(inputs: ReportInputs, path: str | os.PathLike) -> pathlib.Path:
 
 
 def _head(inputs: ReportInputs, links) -> str:
-    nav = "".join(f'<a href="#{anchor}">{html.escape(name)}</a>' for anchor, name in links)
     hero = ""
     if inputs.samples and inputs.samples[0].pictures:
         shown = [d for d in inputs.samples[0].pictures[:8]]
@@ -150,11 +150,8 @@ def _head(inputs: ReportInputs, links) -> str:
         f'<div class="fact"><b>{html.escape(value)}</b><span>{html.escape(label)}</span></div>'
         for value, label in inputs.facts
     )
-    return (
-        f'<header class="top"><h1>{html.escape(inputs.title)}</h1>'
-        f"<p>{html.escape(inputs.summary)}</p><nav>{nav}</nav>{hero}"
-        f'<div class="facts">{facts}</div></header>'
-    )
+    parts = (hero, f'<div class="facts">{facts}</div>')
+    return report_page.head(inputs.title, inputs.summary, links, *parts)
 
 
 def _about(inputs: ReportInputs) -> str:
@@ -164,13 +161,9 @@ def _about(inputs: ReportInputs) -> str:
     stream = ""
     if inputs.stream:
         tokens = [(text, _COLORS[modality]) for text, modality in inputs.stream]
-        names = "".join(_key(color, name) for name, color in _COLORS.items())
-        stream = report_page.token_stream(tokens) + f'<div class="legend">{names}</div>'
+        names = report_page.legend([(name, color) for name, color in _COLORS.items()])
+        stream = report_page.token_stream(tokens) + names
     return f'<section id="about"><h2>What you are looking at</h2>{paragraphs}{stream}</section>'
-
-
-def _key(color: int, name: str) -> str:
-    return f'<span><i style="background:{chart.color(color)}"></i>{html.escape(name)}</span>'
 
 
 def _samples(samples: Samples, anchor: str) -> str:
@@ -221,17 +214,16 @@ def _curves(inputs: ReportInputs) -> str:
     shown = "".join(
         f'<div class="card"><h3>{name.capitalize()} tokens</h3>{svg}</div>' for name, svg in panels
     )
-    legend = "".join(
-        _key(2 * i, f"{c.name}, training") + _key(2 * i + 1, f"{c.name}, validation")
-        for i, c in enumerate(inputs.curves)
-    )
+    kinds = ("training", "validation")
+    lines = [f"{curve.name}, {kind}" for curve in inputs.curves for kind in kinds]
+    legend = report_page.legend([(line, index) for index, line in enumerate(lines)])
     lead = (
         "Mean negative log-likelihood a token, by kind of token. Pale: as logged; full: a moving"
         " mean; dots: held-out documents. A dashed line marks where the run was interrupted and"
         " went on from its checkpoint."
     )
     return report_page.section(
-        "curves", "Loss curves", lead, f'<div class="legend">{legend}</div>',
+        "curves", "Loss curves", lead, legend,
         f'<div class="charts">{shown}</div>',
     )  # fmt: skip
 
@@ -239,20 +231,16 @@ def _curves(inputs: ReportInputs) -> str:
 def _panel(curves: Sequence[Curve], modality: str) -> str:
     series, marks = [], []
     for i, curve in enumerate(curves):
-        points = _points(curve.rows, training_key(modality))
-        validation = _points(curve.rows, validation_key(modality))
-        window = max(1, len(points) // 40)
+        training = points(curve.rows, training_key(modality))
+        validation = points(curve.rows, validation_key(modality))
+        window = max(1, len(training) // 40)
         series += [
-            chart.Series(f"{curve.name}, logged", points, 2 * i, faint=True),
-            chart.Series(f"{curve.name}, training", chart.smoothed(points, window), 2 * i),
+            chart.Series(f"{curve.name}, logged", training, 2 * i, faint=True),
+            chart.Series(f"{curve.name}, training", chart.smoothed(training, window), 2 * i),
             chart.Series(f"{curve.name}, validation", validation, 2 * i + 1, dots=True),
         ]
         marks += [(step, f"resumed at {step}") for step in curve.resumed_at]
     return chart.line_chart(series, "step", "nats a token", marks)
-
-
-def _points(rows, key: str) -> tuple[tuple[float, float], ...]:
-    return tuple((row["step"], row[key]) for row in rows if key in row)
 
 
 def _reconstructions(inputs: ReportInputs) -> str:

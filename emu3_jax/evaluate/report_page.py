@@ -3,10 +3,13 @@
 import base64
 import html
 import io
+import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
+
+from emu3_jax.evaluate import chart
 
 STYLE = """
 :root { color-scheme: light dark; --page:#fbfbfd; --card:#ffffff; --ink:#1b1d23; --soft:#616673;
@@ -56,6 +59,12 @@ p.lead, .soft { color:var(--soft) } a { color:var(--accent) }
 .mark { font-size:.72rem; font-weight:650; border-radius:99px; padding:1px 8px; margin-right:5px;
   white-space:nowrap } .yes { color:var(--good); background:color-mix(in srgb,var(--good) 14%,
   transparent) } .no { color:var(--bad); background:color-mix(in srgb,var(--bad) 14%,transparent) }
+.wrapped table { min-width:900px } .wrapped th, .wrapped td { white-space:normal }
+.charts.pictures { align-items:start }
+.mark.unknown { color:var(--soft); background:var(--line) }
+.verdicts ul { list-style:none; margin:0; padding:0 4px } .verdicts li { display:grid;
+  grid-template-columns:30px 1fr; padding:5px 0; font-size:.9rem; line-height:1.45 }
+.verdicts .mark { justify-self:start; align-self:start; margin-top:2px }
 .charts { display:grid; gap:14px; grid-template-columns:repeat(auto-fill,minmax(380px,1fr)) }
 .charts h3 { margin:2px 0 4px 4px } svg.chart { width:100%; height:auto; display:block }
 .legend { display:flex; flex-wrap:wrap; gap:6px 18px; font-size:.85rem; color:var(--soft);
@@ -96,6 +105,24 @@ def page(title: str, body: str, banner: str = "") -> str:
     )
 
 
+def head(title: str, summary: str, links: Sequence[tuple[str, str]], *parts: str) -> str:
+    """The top of a page: what it is, links (anchor of a section, its name), and what follows."""
+    nav = "".join(f'<a href="#{anchor}">{html.escape(name)}</a>' for anchor, name in links)
+    return (
+        f'<header class="top"><h1>{html.escape(title)}</h1><p>{html.escape(summary)}</p>'
+        f"<nav>{nav}</nav>{''.join(parts)}</header>"
+    )
+
+
+def legend(names: Sequence[tuple[str, int]]) -> str:
+    """Names beside their colours: (name, index of its colour)."""
+    keys = "".join(
+        f'<span><i style="background:{chart.color(index)}"></i>{html.escape(name)}</span>'
+        for name, index in names
+    )
+    return f'<div class="legend">{keys}</div>'
+
+
 def picture(pixels: np.ndarray, text: str, seconds: float = 1.0) -> str:
     """An <img> with the picture inside.
 
@@ -120,6 +147,12 @@ def picture(pixels: np.ndarray, text: str, seconds: float = 1.0) -> str:
         Image.fromarray(pixels).save(buffer, "WEBP", quality=92, method=6)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img src="data:image/webp;base64,{data}" alt="{html.escape(text, quote=True)}">'
+
+
+def png(path: pathlib.Path, text: str) -> str:
+    """An <img> with the PNG file inside, as it is; `text` says what it shows."""
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img src="data:image/png;base64,{data}" alt="{html.escape(text, quote=True)}">'
 
 
 def tagged(pixels: np.ndarray, tag: str, text: str, ours: bool, seconds: float = 1.0) -> str:

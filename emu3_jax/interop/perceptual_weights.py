@@ -32,6 +32,9 @@ from emu3_jax.interop import torch_pickle
 from emu3_jax.interop.safetensors_io import read_file
 from emu3_jax.models.perceptual import BLOCKS, CONVS, LAST_CONVS, SCALE, SHIFT
 
+# Channels of VGG16's blocks (Simonyan & Zisserman 2015, table 1, column D).
+WIDTHS = (64, 128, 256, 512, 512)
+
 # The heads of `lpips` 0.1 for VGG16, where they lie in a clone of the project.
 EMBEDDED_HEADS = pathlib.Path(__file__).parents[2] / "assets" / "lpips_vgg_heads.safetensors"
 
@@ -88,6 +91,19 @@ def load(vgg: str, heads: str = "") -> tuple[dict, str]:
     weights = {"vgg": tree, "heads": _checked_heads(beside, tree, source)}
     sentence = f"Perceptual distance: {about} with {about_heads}"
     return weights, sentence + ("; a fallback, not LPIPS." if vgg == HED else ".")
+
+
+def blank() -> dict:
+    """Zeros of the published sizes (14.7 M numbers), for a step that is compiled and not run."""
+    tree, channels = {}, 3
+    for conv in CONVS:
+        width = WIDTHS[int(conv[4]) - 1]
+        tree[conv] = {
+            "kernel": np.zeros((3, 3, channels, width), np.float32),
+            "bias": np.zeros(width, np.float32),
+        }
+        channels = width
+    return {"vgg": tree, "heads": tuple(np.zeros(width, np.float32) for width in WIDTHS)}
 
 
 def save(path: str | os.PathLike, weights: Mapping) -> None:

@@ -179,6 +179,8 @@ class _Loop:
         if step >= total:
             say(f"finished already: {step} of {total} steps are done")
             return state
+        if self.task.note:
+            say(self.task.note)
         self.ledger.turn_to("step")
         with interruption:
             while step < total:

@@ -54,7 +54,7 @@ class PretrainTask:
     Without a grammar the task can be compiled, which reads no data, but not trained.
     """
 
-    unit = "tokens"
+    unit, note = "tokens", ""
 
     def __init__(
         self, model: TransformerConfig, loss: LossConfig, data: DataConfig, grammar: Grammar | None

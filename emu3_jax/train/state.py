@@ -65,9 +65,11 @@ class Task(Protocol):
 
     Attributes:
       unit: what throughput counts ("tokens", "frames").
+      note: what a run says when it begins, beside its sizes; "" for nothing.
     """
 
     unit: str
+    note: str
 
     def init(self, key: jax.Array) -> Tree:
         """Returns variables {"params": …, other collections}, boxed with logical axis names."""

@@ -14,13 +14,13 @@ def _vision_tokenizer(config, run: RunConfig, read_data: bool) -> Task:
     from emu3_jax.train.vision_objective import VisionLossConfig
     from emu3_jax.train.vision_tokenizer import VisionTokenizerTask
 
-    del read_data  # it is opened with the first batch
     return VisionTokenizerTask(
         model=to_dataclass(VisionTokenizerConfig, config.model, "model"),
         loss=to_dataclass(VisionLossConfig, config.loss, "loss"),
         data=to_dataclass(PixelConfig, config.data, "data"),
         steps=run.steps,
         care=to_dataclass(CodebookConfig, config.get("codebook", {}), "codebook"),
+        read_files=read_data,
     )
 
 

@@ -116,20 +116,26 @@ def tokenizer_params(params: Any) -> Any:
 class VisionObjective:
     """The terms of one group: a pure function of params and pixels, from a config.
 
+    With `read_files` false it can only be compiled: the perceptual network is blank.
+
     Attributes:
       model: the tokenizer's module.
       opponent: the module that judges reconstructions, or None.
       description: which perceptual weights are used, for the run to say; "" for none.
     """
 
-    def __init__(self, model: VisionTokenizerConfig, config: VisionLossConfig):
+    def __init__(
+        self, model: VisionTokenizerConfig, config: VisionLossConfig, read_files: bool = True
+    ):
         self.config = config
         self.model = VisionTokenizer(model)
         self.opponent = None
         if config.adversarial.weight:
             self.opponent = PatchDiscriminator(config.discriminator)
         self.perceptual, self.description = None, ""
-        if config.perceptual:
+        if config.perceptual and not read_files:
+            self.perceptual = perceptual_weights.blank()
+        elif config.perceptual:
             self.perceptual, self.description = perceptual_weights.load(
                 config.perceptual_weights, config.perceptual_heads
             )

@@ -43,13 +43,15 @@ class VisionTokenizerTask:
         data: PixelConfig,
         steps: int,
         care: CodebookConfig,
+        read_files: bool = True,
     ):
         self.config, self.loss_config, self.data, self.steps = model, loss, data, steps
         self.care = care
         _check_groups(model, data.active)
         _check_care(model, care)
-        self.objective = VisionObjective(model, loss)
+        self.objective = VisionObjective(model, loss, read_files)
         self.model = self.objective.model
+        self.note = self.objective.description
 
     def init(self, key: jax.Array) -> Any:
         """See Task."""

