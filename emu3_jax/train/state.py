@@ -151,12 +151,17 @@ def abstract_state(
     task: Task, optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh, ema: bool
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state, without creating it."""
-    shapes = jax.eval_shape(lambda k: nn.unbox(_create(task, optimizer, k, ema)), key)
+    boxed = jax.eval_shape(lambda k: _create(task, optimizer, k, ema), key)
     return jax.tree.map(
         lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
-        shapes,
-        state_shardings(task, optimizer, key, mesh, ema),
+        jax.tree.map(_content, boxed, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata)),
+        sharding.state_shardings(boxed, mesh),
     )
+
+
+def _content(leaf):
+    """What a box holds; `nn.unbox` would ask the mesh to lay it out, and here are only shapes."""
+    return leaf.unbox(apply_constraint=False) if isinstance(leaf, nn.meta.AxisMetadata) else leaf
 
 
 def make_train_step(
