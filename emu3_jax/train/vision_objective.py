@@ -21,7 +21,7 @@ from emu3_jax.train.adversarial import AdversarialConfig
 
 # Parts that decide the codes: these stay as they are where only the decoder is trained.
 ENCODING = ("encoder", "quant_conv", "quantize")
-OPPONENT = "discriminator"
+OPPONENT, PERCEPTUAL = "discriminator", "perceptual"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +121,8 @@ class VisionObjective:
     Attributes:
       model: the tokenizer's module.
       opponent: the module that judges reconstructions, or None.
+      frozen: collections that are read and never change: the perceptual network, if it is used.
+        They are part of the state: constants of a compiled step would be folded for minutes.
       description: which perceptual weights are used, for the run to say; "" for none.
     """
 
@@ -132,13 +134,14 @@ class VisionObjective:
         self.opponent = None
         if config.adversarial.weight:
             self.opponent = PatchDiscriminator(config.discriminator)
-        self.perceptual, self.description = None, ""
+        self.frozen, self.description = {}, ""
         if config.perceptual and not read_files:
-            self.perceptual = perceptual_weights.blank()
+            self.frozen = {PERCEPTUAL: perceptual_weights.blank()}
         elif config.perceptual:
-            self.perceptual, self.description = perceptual_weights.load(
+            weights, self.description = perceptual_weights.load(
                 config.perceptual_weights, config.perceptual_heads
             )
+            self.frozen = {PERCEPTUAL: weights}
 
     def init_opponent(self, key: jax.Array, targets: dict[str, jax.Array]) -> dict[str, Any]:
         """Boxed params of the opponent, one set for stills and one for clips.
@@ -154,24 +157,26 @@ class VisionObjective:
         }
 
     def __call__(
-        self, params: Any, batch_stats: Any, target: jax.Array, key: jax.Array, step: jax.Array
+        self, params: Any, model_state: Any, target: jax.Array, key: jax.Array, step: jax.Array
     ) -> Outcome:
         """Judges one group.
 
         Args:
           params: of the tokenizer, and of the opponent under OPPONENT.
-          batch_stats: running statistics.
+          model_state: with running statistics and what is frozen.
           target: float [B, H, W, C] for stills or [B, T, H, W, C] for clips, in [-1, 1].
           key: of dropout, and of the frames that are looked at.
           step: int32 scalar, updates done; the opponent's weight follows it.
         """
         config, kind = self.config, "stills" if target.ndim == 4 else "clips"
         dropout_key, frames_key = jax.random.split(key)
+        batch_stats = model_state["batch_stats"]
         passed = self._pass(tokenizer_params(params), batch_stats, target, dropout_key)
+        perceptual = model_state.get(PERCEPTUAL)
         pixels = passed.pixels
 
         def judge(x):
-            terms = self._seen(x, target, frames_key)
+            terms = self._seen(perceptual, x, target, frames_key)
             return sum(getattr(config, name) * term for name, term in terms.items()), terms
 
         fixed = jax.lax.stop_gradient(pixels)
@@ -193,14 +198,14 @@ class VisionObjective:
             terms | passed.losses, judged, pixels, passed.codes, passed.latents, passed.batch_stats,
         )  # fmt: skip
 
-    def _seen(self, pixels, target, key) -> dict[str, jax.Array]:
+    def _seen(self, perceptual, pixels, target, key) -> dict[str, jax.Array]:
         """The terms that compare pixels, unweighted."""
         terms = reconstruction_terms(pixels, target)
-        if self.perceptual is not None:
+        if perceptual is not None:
             if target.ndim == 5:
                 pixels, target = self._some_frames(pixels, target, key)
             dtype = self.model.config.dtype
-            distances = lpips(self.perceptual, pixels.astype(dtype), target.astype(dtype))
+            distances = lpips(perceptual, pixels.astype(dtype), target.astype(dtype))
             terms["perceptual"] = jnp.mean(distances)
         return terms
 

@@ -64,6 +64,7 @@ class VisionTokenizerTask:
         variables |= codebook.start_counts(self.care, self.config.codebook_size, params)
         if self.objective.opponent is not None:
             params[OPPONENT] = self.objective.init_opponent(opponent_key, examples)
+        variables |= jax.tree.map(jnp.asarray, self.objective.frozen)
         return variables | {"params": params}
 
     def optimizer(
@@ -95,7 +96,7 @@ class VisionTokenizerTask:
         for index, group in enumerate(self.data.active):
             target = batch[group.name]
             outcome = self.objective(
-                params, model_state["batch_stats"], target, jax.random.fold_in(key, index), step
+                params, model_state, target, jax.random.fold_in(key, index), step
             )
             model_state = {**model_state, "batch_stats": outcome.batch_stats}
             total += outcome.total
