@@ -1,7 +1,6 @@
 """The whole objective: its terms add up, each network learns from its own, what is fixed stays."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +18,7 @@ from emu3_jax.train import adversarial
 from emu3_jax.train.adversarial import AdversarialConfig
 from emu3_jax.train.codebook import AVERAGE, CodebookConfig
 from emu3_jax.train.optimizer import OptimizerConfig, make_optimizer
-from emu3_jax.train.state import RUN_ONCE, TrainState, make_train_step
+from emu3_jax.train.state import TrainState, make_train_step
 from emu3_jax.train.vision_objective import (
     ENCODING,
     OPPONENT,
@@ -39,8 +38,6 @@ AGAINST = AdversarialConfig(weight=0.3, start=2, warmup=2)
 OPPONENT_SIZES = DiscriminatorConfig(width=4, layers=1, norm_groups=2)
 STILLS = PixelGroup("stills", "stills", SIDE, 2)
 CLIPS = PixelGroup("clips", "clips", SIDE, 1, 2)
-# Compiling takes longest here, and a program runs a few times.
-jit = functools.partial(jax.jit, compiler_options=RUN_ONCE)
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=0, schedule="constant")
 
 
@@ -74,7 +71,7 @@ def _task(loss, groups=(STILLS,), model=MODEL, **care):
 
 
 def _state(task, optimizer) -> TrainState:
-    variables = dict(nn.unbox(jit(task.init)(KEY)))
+    variables = dict(nn.unbox(jax.jit(task.init)(KEY)))
     params = variables.pop("params")
     return TrainState(jnp.int32(0), params, variables, optimizer.init(params), None)
 
@@ -89,7 +86,7 @@ def test_value_and_gradient_are_those_of_the_sum_of_the_terms(vgg):
     config = _full(vgg)
     objective, step = VisionObjective(MODEL, config), jnp.int32(3)
     task = _task(config)
-    variables = nn.unbox(jit(task.init)(KEY))
+    variables = nn.unbox(jax.jit(task.init)(KEY))
     params, stats = variables["params"], variables["batch_stats"]
     target = _batch()["stills"]
     weights = perceptual_weights.load(vgg)[0]
@@ -116,10 +113,10 @@ def test_value_and_gradient_are_those_of_the_sum_of_the_terms(vgg):
 
     fixed_weight = dataclasses.replace(AGAINST, adaptive=False)
     objective.config = dataclasses.replace(config, adversarial=fixed_weight)
-    found = jit(jax.value_and_grad(lambda p: objective(p, variables, target, KEY, step).total))(
+    found = jax.jit(jax.value_and_grad(lambda p: objective(p, variables, target, KEY, step).total))(
         params
     )
-    expected = jit(jax.value_and_grad(plain))(params)
+    expected = jax.jit(jax.value_and_grad(plain))(params)
     np.testing.assert_allclose(found[0], expected[0], rtol=1e-5)
     for (path, a), b in zip(
         jax.tree_util.tree_leaves_with_path(found[1]), jax.tree.leaves(expected[1]), strict=True
@@ -137,7 +134,7 @@ def trained(vgg):
     groups = (STILLS, CLIPS)
     task = _task(_full(vgg, perceptual_frames=1), groups, revive_every=0, start="random")
     optimizer, _ = task.optimizer(OPTIMIZER, 10)
-    step = jit(make_train_step(task, optimizer, key=KEY))
+    step = jax.jit(make_train_step(task, optimizer, key=KEY))
     states, metrics = [_state(task, optimizer)], []
     for seed in range(4):
         state, found = step(states[-1], _batch(groups, seed))
@@ -198,7 +195,7 @@ def test_a_decoder_trained_alone_keeps_every_code_valid():
     task = _task(VisionLossConfig(decoder_only=True), groups)
     optimizer, _ = task.optimizer(OPTIMIZER, 10)
     before = _state(task, optimizer)
-    step = jit(make_train_step(task, optimizer, key=KEY))
+    step = jax.jit(make_train_step(task, optimizer, key=KEY))
     after, metrics = step(before, _batch(groups))
     for name in ENCODING:
         assert not _moved(before.params[name], after.params[name]), name
@@ -219,7 +216,7 @@ def test_a_codebook_of_averages_follows_its_latents(start):
     task = _task(loss, average_decay=0.5, start=start, revive_every=0)
     optimizer, _ = task.optimizer(OPTIMIZER, 10)
     state = _state(task, optimizer)
-    step = jit(make_train_step(task, optimizer, key=KEY))
+    step = jax.jit(make_train_step(task, optimizer, key=KEY))
     entries = [state.params["quantize"]["embedding"]]
     for seed in range(2):
         state, _ = step(state, _batch(seed=seed))
