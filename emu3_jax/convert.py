@@ -149,7 +149,7 @@ def _write_vision_run(folder: pathlib.Path) -> None:
     else:
         vision_tokenizer.save(folder, model.config, variables, DTYPE.value)
     # Pictures are brought to the sizes that the tokenizer was trained on.
-    areas = [group.size**2 for group in read_config(MODEL.value).data.groups]
+    areas = [group["size"] ** 2 for group in read_config(MODEL.value).data.groups]
     limits = json.dumps({"min_pixels": min(areas), "max_pixels": max(areas)}, indent=1)
     (folder / relayout.PREPROCESSOR_FILE).write_text(limits, encoding="utf-8")
 

@@ -109,7 +109,7 @@ def test_value_and_gradient_are_those_of_the_sum_of_the_terms(vgg):
         real, fake = judge(opponent, target), judge(opponent, fixed(output.pixels))
         own = jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake))
         codes = 0.25 * output.losses["commitment"] + output.losses["codebook"]
-        return smooth + config.adversarial.weight * game + own + codes
+        return smooth + config.adversarial.weight * game + own - fixed(own) + codes
 
     fixed_weight = dataclasses.replace(AGAINST, adaptive=False)
     objective.config = dataclasses.replace(config, adversarial=fixed_weight)

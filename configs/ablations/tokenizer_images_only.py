@@ -1,4 +1,4 @@
-"""Ablation: pictures alone, as many frames a step as pictures and clips together.
+"""Ablation: pictures alone, as many items a step as pictures and clips together.
 
 Hypothesis: better pictures, and clips that fall apart: nothing has trained the layers in time.
 
@@ -14,6 +14,5 @@ from configs import vision_tokenizer_emu3
 def get_config(arg: str = "") -> ConfigDict:
     config = vision_tokenizer_emu3.get_config(arg)
     stills, clips = config.data.groups
-    count = stills["count"] + clips["count"] * clips["frames"]
-    config.data.groups = (dict(stills, count=count),)
+    config.data.groups = (dict(stills, count=stills["count"] + clips["count"]),)
     return config

@@ -76,7 +76,8 @@ class Outcome(NamedTuple):
     """What the objective says of one group of a batch.
 
     Attributes:
-      total: float32 scalar to be minimised, over tokenizer and opponent alike.
+      total: float32 scalar, the tokenizer's loss; its gradient is that of both sides, of the
+        tokenizer's loss for its params and of the opponent's for those of the opponent.
       terms: name → float32 scalar, unweighted.
       judged: metrics of the opponent, name → (sum, count).
       pixels: float32, the reconstruction.
@@ -189,7 +190,8 @@ class VisionObjective:
             )  # fmt: skip
             value = value + against.generator_value
             gradient = gradient + against.generator_gradient
-            total = against.discriminator_loss
+            # Of no value: what is reported as the loss is the tokenizer's alone.
+            total = against.discriminator_loss - jax.lax.stop_gradient(against.discriminator_loss)
             judged = {name: (metric, jnp.ones(())) for name, metric in against.metrics.items()}
         total += adversarial.gradient_through(pixels, value, gradient)
         total += sum(getattr(config, name) * term for name, term in passed.losses.items())
