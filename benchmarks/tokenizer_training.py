@@ -58,7 +58,7 @@ class Ours:
         self.config.loss.perceptual_weights = str(folder / "perceptual.safetensors")
         self.config.run.optimizer.update(dict(learning_rate=RATE, warmup_steps=0))
         self.config.run.optimizer.schedule = "constant"
-        self.config.codebook = dict(start="random")  # entries are drawn below, and not moved
+        self.config.codebook = dict(start="as_is")  # entries are drawn below, and not moved
         self.groups, self.key = self.config.data.groups, jax.random.key(1)
         self._save_perceptual()
         self.batch = {

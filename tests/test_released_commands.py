@@ -58,7 +58,7 @@ from ml_collections import ConfigDict
 def get_config(arg=""):
     return ConfigDict(dict(
         task="vision_tokenizer", start=dict(weights="Emu3-VQ-ours"),
-        codebook=dict(start="random", revive_every=0), loss=dict(),
+        codebook=dict(start="as_is", revive_every=0), loss=dict(),
         model=dict(ch=32, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=()),
         data=dict(root=".", groups=(dict(name="stills", kind="stills", size=8, count=1),)),
         run=dict(steps=1, optimizer=dict(learning_rate=0.0), mesh=dict(data=1, fsdp=1),

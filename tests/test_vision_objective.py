@@ -239,7 +239,7 @@ def test_a_codebook_of_averages_follows_its_latents(start):
         (lambda: VisionLossConfig(perceptual=1.0), "perceptual needs perceptual_weights"),
         (lambda: VisionLossConfig(l2=-1.0), "l2 must be 0 or more"),
         (lambda: VisionLossConfig(perceptual_frames=-1), "perceptual_frames must be 0 or more"),
-        (lambda: CodebookConfig(start="means"), "start must be one of random, latents, kmeans"),
+        (lambda: CodebookConfig(start="means"), "start must be one of as_is, latents, kmeans"),
         (lambda: CodebookConfig(average_decay=1.0), r"average_decay must be in \[0, 1\)"),
         (
             lambda: _task(

@@ -14,5 +14,5 @@ from configs import vision_tokenizer_emu3
 def get_config(arg: str = "") -> ConfigDict:
     config = vision_tokenizer_emu3.get_config(arg)
     config.model.quantizer = "ibq"
-    config.codebook.update(start="random", revive_every=0)
+    config.codebook.update(start="as_is", revive_every=0)
     return config

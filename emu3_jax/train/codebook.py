@@ -16,7 +16,7 @@ from emu3_jax.train.state import TrainState
 
 USAGE, AVERAGE = "codebook_usage", "codebook_average"
 KINDS = ("stills", "clips")
-STARTS = ("random", "latents", "kmeans")
+STARTS = ("as_is", "latents", "kmeans")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +24,9 @@ class CodebookConfig:
     """How the entries are looked after. None of this is published of Emu3.
 
     Attributes:
-      start: what happens after the first step, when hardly an entry is in use: "latents" puts dead
-        entries on latents of the batch, "kmeans" all of them on means of these, "random" nothing.
+      start: what happens after the first step, when hardly an entry has been used: "latents" puts
+        those that were not on latents of the batch, "kmeans" all of them on means of these, "as_is"
+        nothing, so that a codebook that `start` loaded keeps what it has.
       kmeans_iterations: of that start.
       usage_decay: per step, of the moving count of how often each code is chosen.
       revive_every: steps between revivals of dead codes; 0 turns revival off.
