@@ -242,6 +242,10 @@ def test_a_codebook_of_averages_follows_its_latents(start):
         (lambda: CodebookConfig(start="means"), "start must be one of as_is, latents, kmeans"),
         (lambda: CodebookConfig(average_decay=1.0), r"average_decay must be in \[0, 1\)"),
         (
+            lambda: _task(VisionLossConfig(decoder_only=True), average_decay=0.9),
+            "codebook.average_decay moves the codebook, which loss.decoder_only keeps",
+        ),
+        (
             lambda: _task(
                 VisionLossConfig(),
                 model=dataclasses.replace(MODEL, quantizer="ibq"),

@@ -48,7 +48,7 @@ class VisionTokenizerTask:
         self.config, self.loss_config, self.data, self.steps = model, loss, data, steps
         self.care = care
         _check_groups(model, data.active)
-        _check_care(model, care)
+        _check_care(model, loss, care)
         self.objective = VisionObjective(model, loss, read_files)
         self.model = self.objective.model
         self.note = self.objective.description
@@ -163,7 +163,7 @@ class VisionTokenizerTask:
 
 
 def _kind(group: PixelGroup) -> str:
-    """ "stills" or "clips": what the tokenizer sees of a group."""
+    """What the tokenizer sees of a group: "stills" or "clips"."""
     return "stills" if group.kind == "stills" else "clips"
 
 
@@ -180,7 +180,12 @@ def _check_groups(model: VisionTokenizerConfig, groups: tuple[PixelGroup, ...]) 
                 )
 
 
-def _check_care(model: VisionTokenizerConfig, care: CodebookConfig) -> None:
+def _check_care(model: VisionTokenizerConfig, loss: VisionLossConfig, care: CodebookConfig) -> None:
+    if care.average_decay and loss.decoder_only:
+        raise ValueError(
+            "codebook.average_decay moves the codebook, which loss.decoder_only keeps as it is; "
+            "set one of them"
+        )
     if care.average_decay and model.quantizer not in ("nearest", "cosine"):
         raise ValueError(
             f"codebook.average_decay goes with the quantizers nearest and cosine, "
