@@ -72,7 +72,7 @@ def test_clips_apart_know_nothing_of_each_other():
     assert (causal[1] != apart[0][1]).any()
     rebuilt = vision_codec.decode(tokenizer, [apart[0]], 2, clips="independent")[0]
     second = vision_codec.decode(tokenizer, [apart[0][1:]], 1)[0]
-    # Batches of two sizes add up in another order: a value at the edge of rounding falls either way.
+    # Another batch size adds up in another order; what is at the edge of rounding falls either way.
     assert np.abs(rebuilt[frames:].astype(int) - second.astype(int)).max() <= 1
     with pytest.raises(ValueError, match="clips must be one of causal, independent, found 'all'"):
         vision_codec.encode(tokenizer, [clip], 1, clips="all")
