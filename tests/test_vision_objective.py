@@ -132,7 +132,7 @@ def test_value_and_gradient_are_those_of_the_sum_of_the_terms(vgg):
 def trained(vgg):
     """Four steps with everything on, stills and clips: states (first one first) and metrics."""
     groups = (STILLS, CLIPS)
-    task = _task(_full(vgg, perceptual_frames=1), groups, revive_every=0, start="random")
+    task = _task(_full(vgg, perceptual_frames=1), groups, revive_every=0, start="as_is")
     optimizer, _ = task.optimizer(OPTIMIZER, 10)
     step = jax.jit(make_train_step(task, optimizer, key=KEY))
     states, metrics = [_state(task, optimizer)], []
