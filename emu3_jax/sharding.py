@@ -186,6 +186,15 @@ def state_shardings(abstract_variables, mesh: Mesh):
     return jax.tree_util.tree_map_with_path(sharding, nn.unbox(abstract_variables), specs)
 
 
+def platform() -> str:
+    """ "cpu", "gpu" or "tpu": of the mesh that is set, else the default one.
+
+    A program that is compiled for a TPU elsewhere has a mesh of TPUs.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()
+
+
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     """Ask the compiler to lay `x` out by the logical names of its dimensions.
 

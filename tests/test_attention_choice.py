@@ -45,11 +45,11 @@ def test_auto_by_machine_length_dropout_and_type(
 
 
 def test_the_machine_is_that_of_the_mesh_else_the_default():
-    assert choice.platform() == "cpu"
+    assert sharding.platform() == "cpu"
     with jax.sharding.use_abstract_mesh(_mesh("tpu")):
-        assert choice.platform() == "tpu"
+        assert sharding.platform() == "tpu"
     with jax.set_mesh(sharding.make_mesh()):
-        assert choice.platform() == "cpu"
+        assert sharding.platform() == "cpu"
 
 
 @pytest.mark.parametrize("name, needed", [("splash", "tpu"), ("cudnn", "gpu")])

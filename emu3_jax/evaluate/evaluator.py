@@ -35,6 +35,7 @@ class Subject:
       data: folder of raw items, `<split>.jsonl` beside its media files, or None.
       tokens: folder of token datasets, one sub-folder a split, or None.
       sampling: how pictures are drawn, its seed included. Captions are always greedy.
+      candidates: pictures drawn for each one that is kept; see `generate.tasks.Options`.
       perceptual: (weights, their description) of `interop.perceptual_weights.load`, or None.
       inception, i3d: units of `interop.feature_networks`, or None.
       earlier: a vision tokenizer to measure drift against, (module, variables), or None.
@@ -51,6 +52,7 @@ class Subject:
     data: pathlib.Path | None = None
     tokens: pathlib.Path | None = None
     sampling: Sampling = Sampling()
+    candidates: int = 1
     perceptual: tuple[Any, str] | None = None
     inception: Any = None
     i3d: Any = None
@@ -206,6 +208,7 @@ def describe(subject: Subject) -> dict[str, Any]:
         "data": str(subject.data) if subject.data else None,
         "tokens": str(subject.tokens) if subject.tokens else None,
         "sampling": dataclasses.asdict(subject.sampling),
+        "candidates": subject.candidates,
         "limit": subject.limit,
         "frames": subject.frames,
         "clip_frames": subject.clip_frames,

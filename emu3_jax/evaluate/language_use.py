@@ -33,7 +33,9 @@ def draw(subject: Subject, chosen: Sequence[Item]) -> list[np.ndarray]:
         height, width, _ = vision_codec.whole_tokens(config, item.pixels).shape
         grid = (height // config.spatial_factor, width // config.spatial_factor)
         sizes.setdefault(grid, []).append(index)
-    options = tasks.Options(sampling=subject.sampling, batch_size=subject.batch_size)
+    options = tasks.Options(
+        sampling=subject.sampling, candidates=subject.candidates, batch_size=subject.batch_size
+    )
     pictures: list = [None] * len(chosen)
     for (h, w), indices in sizes.items():
         captions = [chosen[i].text for i in indices]

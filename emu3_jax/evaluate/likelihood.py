@@ -11,7 +11,7 @@ all read the same documents and get the same result.
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,9 +19,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from emu3_jax import sharding
+from emu3_jax import sequence, sharding
 from emu3_jax.evaluate import token_documents
 from emu3_jax.evaluate.evaluator import Result, Subject, Table
+from emu3_jax.interop.bundle import Bundle
 from emu3_jax.sequence import TokenClass
 from emu3_jax.train.loss import chunked_cross_entropy
 
@@ -31,7 +32,7 @@ CLASSES = (TokenClass.TEXT, TokenClass.IMAGE, TokenClass.VIDEO, TokenClass.STRUC
 class Tally:
     """Sums of negative log-likelihood and numbers of targets, by task and token class."""
 
-    def __init__(self, tasks: Sequence[str]):
+    def __init__(self, tasks: Sequence[Hashable]):
         self.tasks = tuple(tasks)
         self.nll = np.zeros((len(self.tasks), len(TokenClass)), np.float64)
         self.count = np.zeros((len(self.tasks), len(TokenClass)), np.int64)
@@ -99,10 +100,7 @@ class Likelihood:
             subject.bundle.vision_fingerprint,
             subject.limit,
         )
-        ways = _ways_of_a_batch()
-        batch_size = -(-subject.batch_size // ways) * ways
-        batches = token_documents.packed_batches(documents, self.rows, batch_size)
-        tally = score(subject.bundle.model, subject.bundle.variables, batches, tuple(documents))
+        tally = score_documents(subject.bundle, documents, subject.batch_size, self.rows)
         return Result(tally.metrics(), {"by_task_and_class": tally.table()})
 
 
@@ -111,6 +109,22 @@ def _ways_of_a_batch() -> int:
     mesh = jax.sharding.get_abstract_mesh()
     axes = () if mesh.empty else sharding.mesh_axes("batch")
     return math.prod(mesh.shape[axis] for axis in axes)
+
+
+def score_documents(
+    bundle: Bundle,
+    documents: Mapping[Hashable, Sequence[sequence.Sequence]],
+    batch_size: int,
+    row_length: int = 0,
+) -> Tally:
+    """Scores documents by task, packed into rows (see `token_documents.packed_batches`).
+
+    Under an active mesh batches are as many rows larger as it takes for the mesh to cut them.
+    """
+    ways = _ways_of_a_batch()
+    batch_size = -(-batch_size // ways) * ways
+    batches = token_documents.packed_batches(documents, row_length, batch_size)
+    return score(bundle.model, bundle.variables, batches, tuple(documents))
 
 
 def score(

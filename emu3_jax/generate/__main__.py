@@ -61,6 +61,9 @@ VIDEO_FORMAT = flags.DEFINE_enum(
     "video_format", None, VIDEO_FORMATS, "For released weights: how clips stand in a sequence."
 )
 SAMPLES = flags.DEFINE_integer("samples", 1, "Answers for each prompt or file.")
+CANDIDATES = flags.DEFINE_integer(
+    "candidates", 1, "Drawn for each answer; kept is the one whose caption the model reads best."
+)
 FIRST = flags.DEFINE_integer("first", 0, "Number of the first answer; see above.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of all draws.")
 SETTINGS = flags.DEFINE_string(
@@ -195,6 +198,7 @@ def ask(spatial_factor: int) -> Job:
         fps=FPS.value,
         clips=CLIPS.value,
         samples=SAMPLES.value,
+        candidates=CANDIDATES.value,
         first=FIRST.value,
         sampling=chosen,
         negative_prompt=negative,

@@ -40,6 +40,7 @@ class Job:
       fps: rate of a clip: stated in the prompt when drawing, sampled at when reading (0: as is).
       clips: how longer clips are coded, one of `vision_codec.CLIPS`.
       samples: answers for each prompt or file.
+      candidates: pictures or clips drawn for each answer; see `tasks.Options`.
       first: number of the first answer; answer n depends on the seed and on first + n alone.
       sampling: how tokens are drawn.
       negative_prompt: of the unconditional branch.
@@ -54,6 +55,7 @@ class Job:
     fps: float = 0.0
     clips: str = vision_codec.CAUSAL
     samples: int = 1
+    candidates: int = 1
     first: int = 0
     sampling: Sampling = Sampling()
     negative_prompt: str = ""
@@ -63,10 +65,12 @@ class Job:
     def __post_init__(self):
         if self.task not in TASKS:
             raise JobError(f"task must be one of {', '.join(TASKS)}, not {self.task!r}.")
-        if self.samples < 1:
-            raise JobError(f"samples must be at least 1, not {self.samples}.")
-        if self.samples > 1 and self.sampling.greedy:
-            raise JobError("With temperature 0 all samples are alike; ask for one.")
+        for name in ("samples", "candidates"):
+            if getattr(self, name) < 1:
+                raise JobError(f"{name} must be at least 1, not {getattr(self, name)}.")
+        for name in ("samples", "candidates"):
+            if getattr(self, name) > 1 and self.sampling.greedy:
+                raise JobError(f"With temperature 0 all {name} are alike; ask for one.")
         if self.first < 0:
             raise JobError(f"first must be at least 0, not {self.first}.")
         if self.clips not in vision_codec.CLIPS:
@@ -116,6 +120,8 @@ class Job:
                 raise JobError(f"The size {size} has a side below 1 token.")
         if self.is_video and self.fps <= 0:
             raise JobError("text_to_video needs the frames per second, which the prompt states.")
+        if self.candidates > 1 and not all(self.prompts):
+            raise JobError("Candidates are judged by their prompt, but one prompt is empty.")
         if self.negative_prompt and not self.sampling.guided:
             raise JobError("A negative prompt does nothing at guidance 1; set guidance above 1.")
 
@@ -132,6 +138,8 @@ class Job:
             raise JobError("The chat template needs a question as the prompt.")
         if self.sizes:
             raise JobError(f"{self.task} takes the size from the file; leave the size out.")
+        if self.candidates > 1:
+            raise JobError(f"Candidates are for drawing, not for {self.task}.")
         if self.sampling.guided:
             raise JobError(f"Guidance is for drawing; {self.task} runs at guidance 1.")
         if self.negative_prompt:
@@ -204,6 +212,7 @@ class Runner:
             sampling=job.sampling,
             negative_prompt=job.negative_prompt,
             max_new=job.max_new,
+            candidates=job.candidates,
             first=job.first,
         )
         self.output.mkdir(parents=True, exist_ok=True)
@@ -233,6 +242,7 @@ class Runner:
                 job,
                 i,
                 prompt=captions[i],
+                candidates=job.candidates,
                 negative_prompt=job.negative_prompt,
                 size=spelled(sizes[i]),
                 height=picture.shape[0],
@@ -255,6 +265,7 @@ class Runner:
                 job,
                 i,
                 prompt=captions[i],
+                candidates=job.candidates,
                 negative_prompt=job.negative_prompt,
                 size=spelled(sizes[i]),
                 seconds=seconds[sizes[i][0]],

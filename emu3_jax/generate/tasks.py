@@ -4,6 +4,7 @@ Evaluators and the command call these; what they share is a `Bundle` (model, wei
 `Options` (how to sample and how much at once).
 """
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
+from emu3_jax.generate import rereading
 from emu3_jax.generate.engine import generate
 from emu3_jax.generate.requests import Request
 from emu3_jax.generate.sampling import Sampling
@@ -27,7 +29,9 @@ class Options:
       sampling: temperature, filters, guidance, seed.
       negative_prompt: text of the unconditional branch, used where `sampling.guidance` is not 1.
       max_new: the longest caption or answer in tokens.
-      first: number of the first request; draws depend on the seed and on this number alone.
+      candidates: pictures or clips drawn for each one that is kept: the one behind which the model,
+        reading it, finds the caption likeliest (`rereading`).
+      first: number of the first answer; its draws depend on the seed, this number and `candidates`.
       batch_size: the most requests that run together.
       mesh: where to run; None for the default device.
       progress: called with a line before and after each batch.
@@ -38,6 +42,7 @@ class Options:
     sampling: Sampling = Sampling()
     negative_prompt: str = ""
     max_new: int = 128
+    candidates: int = 1
     first: int = 0
     batch_size: int = 16
     mesh: jax.sharding.Mesh | None = None
@@ -67,7 +72,7 @@ def draw_pictures(
     def layout(size: tuple[int, int]) -> np.ndarray:
         return bundle.grammar.visual_layout("image", 1, *size)
 
-    return _visual(bundle, captions, sizes, prompt, layout, options)
+    return _visual(bundle, captions, sizes, prompt, layout, Image, options)
 
 
 def text_to_video(
@@ -108,7 +113,10 @@ def draw_clips(
     def layout(size: tuple[int, int, int]) -> np.ndarray:
         return bundle.grammar.visual_layout("video", *size)
 
-    return _visual(bundle, captions, sizes, prompt, layout, options)
+    def block(codes: np.ndarray) -> Video:
+        return Video(codes, fps, seconds[len(codes)])
+
+    return _visual(bundle, captions, sizes, prompt, layout, block, options)
 
 
 def caption_images(
@@ -146,8 +154,13 @@ def caption_videos(
     return _texts(bundle, [Video(c, fps, seconds) for c in codes], questions, options)
 
 
-def _visual(bundle: Bundle, captions, sizes, prompt, layout, options: Options) -> list[np.ndarray]:
-    """Codes of each size, drawn behind prompt(caption, size) by the rules of layout(size)."""
+def _visual(
+    bundle: Bundle, captions, sizes, prompt, layout, block, options: Options
+) -> list[np.ndarray]:
+    """Codes of each size, drawn behind prompt(caption, size) by the rules of layout(size).
+
+    block(codes) is what such codes are in a document.
+    """
     layout = functools.cache(layout)
 
     @functools.cache
@@ -155,15 +168,26 @@ def _visual(bundle: Bundle, captions, sizes, prompt, layout, options: Options) -
         """The prompt of the second branch, formatted as the first; None where there is none."""
         return prompt(options.negative_prompt, size) if options.sampling.guided else None
 
-    requests = [
-        Request(prompt(caption, size), negative(size), layout(size))
-        for caption, size in zip(captions, sizes, strict=True)
-    ]
-    answers = _generate(bundle, requests, options)
-    return [
+    n = options.candidates
+    asked = [pair for pair in zip(captions, sizes, strict=True) for _ in range(n)]
+    requests = [Request(prompt(c, size), negative(size), layout(size)) for c, size in asked]
+    answers = _generate(bundle, requests, dataclasses.replace(options, first=options.first * n))
+    codes = [
         bundle.vocab.codes(answer[layout(size) < 0]).reshape(size)
-        for answer, size in zip(answers, sizes, strict=True)
+        for answer, (_, size) in zip(answers, asked, strict=True)
     ]
+    if n == 1 or not codes:
+        return codes
+    with contextlib.nullcontext() if options.mesh is None else jax.set_mesh(options.mesh):
+        kept = rereading.best(
+            bundle,
+            [block(c) for c in codes],
+            [caption for caption, _ in asked],
+            n,
+            options.batch_size,
+            options.progress,
+        )
+    return [codes[i] for i in kept]
 
 
 def _texts(bundle: Bundle, blocks, questions, options: Options) -> list[str]:

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from emu3_jax import sharding
 from emu3_jax.models import zigzag
 from emu3_jax.models.attention_kernels.blockwise import blockwise
 from emu3_jax.models.attention_kernels.cudnn import cudnn
@@ -32,15 +33,6 @@ SHORT = 1024
 
 LONGEST_MASK = 16_384
 """Rows up to which cuDNN's mask is small (512 MiB)."""
-
-
-def platform() -> str:
-    """ "cpu", "gpu" or "tpu": of the mesh that is set, else the default one.
-
-    A program that is compiled for a TPU elsewhere has a mesh of TPUs.
-    """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.platform if device else jax.default_backend()
 
 
 def check(name: str, dropout: float, dtype) -> None:
@@ -83,7 +75,7 @@ def choose(name: str, length: int, dropout: float, dtype) -> str:
     """
     mesh = jax.sharding.get_abstract_mesh()
     context = 1 if mesh.empty else mesh.shape["context"]
-    machine = platform()
+    machine = sharding.platform()
     if name != "auto":
         check_mesh(name, machine, context)
         return name
