@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from conftest import GOLDEN
 
+from emu3_jax import sharding
 from emu3_jax.interop import vision_tokenizer as interop
-from emu3_jax.models import vision_blocks
+from emu3_jax.models import vision_blocks, vision_tokenizer
 from emu3_jax.models.convolution import causal_conv_3d
 from emu3_jax.models.vision_tokenizer import VisionTokenizer, VisionTokenizerConfig
 
@@ -123,6 +124,33 @@ def test_a_still_runs_the_frame_networks_once(tiny):
         return run.lower(variables, pixels).cost_analysis()["flops"]
 
     assert flops(_pixels((1, 16, 16, 3))) < 0.4 * flops(_pixels((1, 4, 16, 16, 3)))
+
+
+def test_large_frames_go_one_by_one_on_a_cpu_alone(tiny, monkeypatch):
+    model, variables = tiny
+    clips = _pixels((2, 8, 8, 12, 3), seed=3)
+
+    def encode(train=False):
+        def run(v, x):
+            if train:
+                return model.apply(v, x, train=True, mutable=["batch_stats"])[0].codes
+            return model.apply(v, x, method="encode")
+
+        # A new function each time: what was traced before must not be found again.
+        loops = str(jax.make_jaxpr(run)(variables, clips)).count("scan[")
+        return np.asarray(jax.jit(run)(variables, clips)), loops
+
+    (codes, search), (_, searches) = encode(), encode(train=True)
+    assert len(np.unique(codes)) > 8
+    monkeypatch.setattr(vision_tokenizer, "LARGE_ON_CPU", 8 * 12 * TINY.ch)
+    again, loops = encode()
+    assert loops == search + 1
+    np.testing.assert_array_equal(again, codes)
+    assert encode(train=True)[1] == searches
+    with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(data=2), jax.devices()[:2])):
+        assert encode()[1] == search
+    monkeypatch.setattr(vision_tokenizer, "LARGE_ON_CPU", 8 * 12 * TINY.ch + 1)
+    assert encode()[1] == search
 
 
 def test_later_frames_do_not_change_earlier_codes(tiny):

@@ -17,6 +17,9 @@ CLIP_FRAMES = 8
 # How pictures and clips are drawn. A small model hears the words of a caption faintly, so more
 # guidance than the released 3 pays; how much: docs/measurements.md.
 DRAWING = ("--guidance=6", "--temperature=0.7", "--top_k=200")
+# The pictures shown are of eight candidates each the one that the model itself, reading them, would
+# caption so; what that pays stands there as well.
+CHOOSING = ("--candidates=8", "--batch_size=64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +246,7 @@ def sampling(plan: Plan, items: dict) -> list[Stage]:
     shown = tuple(f"--image={plan.corpus / item['image']}" for item in items["captions"])
     fps = CLIP_FRAMES / items["clips"][0]["seconds"] if clips else 0.0
     kinds = {
-        "pictures": ("text_to_image", (f"--size={STILL_SIZE}", *DRAWING, *pictures)),
+        "pictures": ("text_to_image", (f"--size={STILL_SIZE}", *DRAWING, *CHOOSING, *pictures)),
         "clips": ("text_to_video",
                   (f"--size={CLIP_SIZE}", f"--fps={fps:g}", *DRAWING, *clips)),
         "captions": ("image_to_text", ("--min_pixels=4096", "--max_pixels=4096",
