@@ -103,9 +103,9 @@ class Gathered:
         """Everything one model made."""
         text = (
             "Held-out items, chosen at even distances before any model was looked at. Drawn from "
-            "the caption alone; the real one beside it. Of eight candidates for a picture the model "
-            "itself chose one, by how likely it finds the caption when it reads them; a clip is the "
-            f"first try. Settings: {' '.join(DRAWING)}, seed 0."
+            "the caption alone; the real one beside it. Of eight candidates for a picture the "
+            "model itself chose one, by how likely it finds the caption when it reads them; a clip "
+            f"is the first try. Settings: {' '.join(DRAWING)}, seed 0."
         )
         return Samples(
             TITLES[model], text, self.drawn(model, "pictures"), self.drawn(model, "clips"),
