@@ -23,6 +23,7 @@ NEIGHBOURS = {
     ("command_line", "config"): "the command line reads configs",
     ("sequence", "text"): "documents hold text, which a tokenizer turns into ids",
     ("interop", "data"): "a saved model states the data it was made for",
+    ("generate", "train"): "candidates are judged by the cross-entropy that training minimises",
     ("aot", "tokenize"): "the program that is compiled is the one that tokenizing runs",
 }
 
@@ -93,7 +94,7 @@ def test_an_upward_import_would_be_found(tmp_path, monkeypatch):
         ("models", "from emu3_jax.train.loop import train", True),
         ("models", "def f():\n    import emu3_jax.data.records", True),
         ("models", "from emu3_jax import generate", True),
-        ("generate", "from emu3_jax.train import loop", True),
+        ("train", "from emu3_jax.generate import engine", True),
         ("train", "from emu3_jax.models import rope", False),
         ("train", "from emu3_jax.train import loop", False),
         (

@@ -13,6 +13,7 @@ from emu3_jax import vocab as vocab_lib
 from emu3_jax.data import records
 from emu3_jax.evaluate import likelihood, token_documents
 from emu3_jax.evaluate.evaluator import Subject
+from emu3_jax.generate import scoring
 from emu3_jax.interop.bundle import Bundle
 from emu3_jax.models.transformer import Transformer, TransformerConfig
 from emu3_jax.sequence import Grammar, Image, Text, TokenClass, Video
@@ -148,7 +149,7 @@ def test_captioned_records_are_read_both_ways(documents):
 
 
 def test_packing_keeps_every_document_whole(documents):
-    batches = list(token_documents.packed_batches(documents, 80, 2))
+    batches = list(scoring.packed_batches(documents, 80, 2))
     whole = []
     for batch in batches:
         assert batch["inputs"].shape == (2, 80)
@@ -167,7 +168,7 @@ def test_packing_keeps_every_document_whole(documents):
 def test_targets_without_a_loss_are_left_out(bundle):
     record = stored(bundle.grammar, "c", "chat", Text("question", loss=False), Text("answer"))
     built = bundle.grammar.build(token_documents.tasks_of(record)["chat"])
-    batch = next(token_documents.packed_batches({"chat": [built]}, 0, 1))
+    batch = next(scoring.packed_batches({"chat": [built]}, 0, 1))
     assert (batch["classes"] != TokenClass.PAD).sum() == len("answer") + 1
 
 
@@ -175,4 +176,4 @@ def test_wrong_folders_and_rows_are_refused(bundle, documents, tmp_path):
     with pytest.raises(ValueError, match="is a token dataset"):
         likelihood.Likelihood().run(Subject(bundle=bundle, tokens=tmp_path))
     with pytest.raises(ValueError, match="does not fit into rows of 8"):
-        next(token_documents.packed_batches(documents, 8, 1))
+        next(scoring.packed_batches(documents, 8, 1))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from emu3_jax.evaluate import likelihood
+from emu3_jax.generate import scoring
 from emu3_jax.interop.bundle import Bundle
 from emu3_jax.sequence import Document, Image, Text, TokenClass, Video
 
@@ -23,7 +23,7 @@ def caption_nats(
     pairs = zip(blocks, captions, strict=True)
     built = [bundle.grammar.build(Document((block, Text(caption)))) for block, caption in pairs]
     # Each a task of its own, so that its sum is kept apart however they are packed.
-    tally = likelihood.score_documents(bundle, {i: [b] for i, b in enumerate(built)}, batch_size)
+    tally = scoring.score_documents(bundle, {i: [b] for i, b in enumerate(built)}, batch_size)
     return tally.nll[:, TokenClass.TEXT]
 
 

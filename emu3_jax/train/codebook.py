@@ -144,16 +144,25 @@ def after_update(
         averaged = care.averaged_codebook(state.model_state[AVERAGE])
         state = state.replace(params=with_codebook(state.params, averaged))
     step = state.step + 1
-    if config.start == "kmeans":
-        state = jax.lax.cond(
-            step == 1, lambda s: _restart(s, config, latents_of(s), key), lambda s: s, state
-        )
-    due = (step == 1) & (config.start == "latents")
+    due = (step == 1) & (config.start != "as_is")
     if config.revive_every:
         due |= (step % config.revive_every == 0) & (step <= config.revive_until * steps)
-    elif config.start != "latents":
+    elif config.start == "as_is":
         return state
-    return jax.lax.cond(due, lambda s: _revive(s, config, latents_of(s), key), lambda s: s, state)
+
+    def moved(state):
+        # Encoded in one place: the encoder takes a compiler long.
+        latents_MD = latents_of(state)
+        if config.start != "kmeans":
+            return _revive(state, config, latents_MD, key)
+        return jax.lax.cond(
+            step == 1,
+            lambda s: _restart(s, config, latents_MD, key),
+            lambda s: _revive(s, config, latents_MD, key),
+            state,
+        )
+
+    return jax.lax.cond(due, moved, lambda s: s, state)
 
 
 def _restart(state: TrainState, config: CodebookConfig, latents_MD, key) -> TrainState:
