@@ -35,9 +35,10 @@ UNITS = {"stills": "images", "clips": "clips"}
 WAYS = ("eager", "channels_last", "compiled")  # of torch
 CORES = 2
 CHECKED = 3  # steps whose losses are compared; they also warm up
-# Float32 through tens of layers; from the second step on Adam's first updates, which are of full
-# size however small the gradient, have made something of the rounding.
-TOLERANCES = 1e-4, 1e-2
+# Of the first step: float32 through tens of layers. Of later ones: Adam's first updates, which are
+# of full size however small the gradient, make something of the rounding; in the third step the
+# generator's losses of torch's own two ways were 2e-3 apart.
+TOLERANCES = 1e-4, 5e-3
 RATE, AVERAGE_DECAY = 1e-4, 0.998
 
 

@@ -65,12 +65,11 @@ class Job:
     def __post_init__(self):
         if self.task not in TASKS:
             raise JobError(f"task must be one of {', '.join(TASKS)}, not {self.task!r}.")
-        for name in ("samples", "candidates"):
-            if getattr(self, name) < 1:
-                raise JobError(f"{name} must be at least 1, not {getattr(self, name)}.")
-        for name in ("samples", "candidates"):
-            if getattr(self, name) > 1 and self.sampling.greedy:
-                raise JobError(f"With temperature 0 all {name} are alike; ask for one.")
+        if self.samples < 1:
+            raise JobError(f"samples must be at least 1, not {self.samples}.")
+        if self.samples > 1 and self.sampling.greedy:
+            raise JobError("With temperature 0 all samples are alike; ask for one.")
+        tasks.check_candidates(self.candidates, self.sampling)
         if self.first < 0:
             raise JobError(f"first must be at least 0, not {self.first}.")
         if self.clips not in vision_codec.CLIPS:

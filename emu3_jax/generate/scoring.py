@@ -9,8 +9,7 @@ all read the same documents and get the same result.
 
 import functools
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -48,37 +47,20 @@ def score_documents(
     batch_size: int,
     row_length: int = 0,
 ) -> Tally:
-    """Scores documents by task, packed into rows (see `packed_batches`).
-
-    Under an active mesh batches are as many rows larger as it takes for the mesh to cut them.
-    """
-    ways = _ways_of_a_batch()
-    batch_size = -(-batch_size // ways) * ways
-    batches = packed_batches(documents, row_length, batch_size)
-    return score(bundle.model, bundle.variables, batches, tuple(documents))
-
-
-def score(
-    model: nn.Module, variables: Any, batches: Iterable[Mapping], tasks: Sequence[Hashable]
-) -> Tally:
-    """Scores batches of the training layout.
+    """Scores documents by task.
 
     Args:
-      model: a Transformer.
-      variables: {"params": ...}.
-      batches: mappings of [B, S] arrays inputs, targets, classes (of targets), sources (index into
-        `tasks`), segment_ids (0: padding) and positions, as `emu3_jax.data.pipeline` makes them.
-      tasks: names of the sources.
-
-    Returns:
-      The Tally over all batches.
+      bundle: the model.
+      documents: task → sequences.
+      batch_size: rows at a time; under an active mesh as many more as it takes to cut them.
+      row_length: see `packed_batches`.
     """
-    tally = Tally(tasks)
-    scorer = _scorer(model)
-    for batch in batches:
+    ways = _ways_of_a_batch()
+    tally, scorer = Tally(tuple(documents)), _scorer(bundle.model)
+    for batch in packed_batches(documents, row_length, -(-batch_size // ways) * ways):
         arrays = [batch[k] for k in ("inputs", "targets", "positions", "segment_ids")]
-        nll_BS = np.asarray(scorer(variables, *arrays))
-        tally.add(nll_BS, np.asarray(batch["sources"]), np.asarray(batch["classes"]))
+        nll_BS = np.asarray(scorer(bundle.variables, *arrays))
+        tally.add(nll_BS, batch["sources"], batch["classes"])
     return tally
 
 

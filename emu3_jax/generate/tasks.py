@@ -49,6 +49,17 @@ class Options:
     progress: Callable[[str], None] | None = None
     stream: Callable[[int, str], None] | None = None
 
+    def __post_init__(self):
+        check_candidates(self.candidates, self.sampling)
+
+
+def check_candidates(candidates: int, sampling: Sampling) -> None:
+    """ValueError if so many candidates cannot be drawn, or would be alike."""
+    if candidates < 1:
+        raise ValueError(f"candidates must be at least 1, not {candidates}.")
+    if candidates > 1 and sampling.greedy:
+        raise ValueError("With temperature 0 all candidates are alike; ask for one.")
+
 
 def text_to_image(
     bundle: Bundle, captions: Sequence[str], h: int, w: int, options: Options = Options()

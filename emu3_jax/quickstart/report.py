@@ -31,7 +31,7 @@ from emu3_jax.evaluate.report import (
 from emu3_jax.interop import language_model
 from emu3_jax.models.transformer import TransformerConfig, count_parameters
 from emu3_jax.quickstart import runner
-from emu3_jax.quickstart.stages import DRAWING, Plan
+from emu3_jax.quickstart.stages import CHOOSING, DRAWING, Plan
 from emu3_jax.text import load_text_tokenizer
 from emu3_jax.train.metrics import read_metrics
 
@@ -103,9 +103,9 @@ class Gathered:
         """Everything one model made."""
         text = (
             "Held-out items, chosen at even distances before any model was looked at. Drawn from "
-            "the caption alone; the real one beside it. Of eight candidates for a picture the "
-            "model itself chose one, by how likely it finds the caption when it reads them; a clip "
-            f"is the first try. Settings: {' '.join(DRAWING)}, seed 0."
+            "the caption alone; the real one beside it. Of the candidates for a picture "
+            f"({CHOOSING[0]}) the model itself chose one, by how likely it finds the caption when "
+            f"it reads them; a clip is the first try. Settings: {' '.join(DRAWING)}, seed 0."
         )
         return Samples(
             TITLES[model], text, self.drawn(model, "pictures"), self.drawn(model, "clips"),
