@@ -11,7 +11,7 @@ from tiny_models import GUIDED
 
 from emu3_jax import sharding
 from emu3_jax.generate import rereading, tasks
-from emu3_jax.generate.job import METADATA_KEY, Job, JobError
+from emu3_jax.generate.job import METADATA_KEY, Job
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.interop import bundle as bundle_files
 from emu3_jax.sequence import Document, Image, Text, TokenClass, Video
@@ -115,5 +115,11 @@ def test_candidates_are_written_beside_the_answer_and_make_it_again(tiny_runner)
 def test_candidates_that_cannot_be_judged_are_refused(words, fields):
     good = {"task": "text_to_image", "prompts": ("a",), "sizes": ((2, 2),), "candidates": 2}
     Job(**good)
-    with pytest.raises(JobError, match=words):
+    with pytest.raises(ValueError, match=words):
         Job(**(good | fields))
+    options = {"candidates": 2} | {
+        k: v for k, v in fields.items() if k in ("candidates", "sampling")
+    }
+    if options != {"candidates": 2}:
+        with pytest.raises(ValueError, match=words):
+            tasks.Options(**options)
