@@ -53,18 +53,6 @@ def get_config(arg=""):
                  log=dict(tensorboard=False)),
     ))
 """
-VISION_TRAINING = """
-from ml_collections import ConfigDict
-def get_config(arg=""):
-    return ConfigDict(dict(
-        task="vision_tokenizer", start=dict(weights="Emu3-VQ-ours"),
-        codebook=dict(start="as_is", revive_every=0), loss=dict(),
-        model=dict(ch=32, ch_mult=(1, 1), num_res_blocks=1, attn_resolutions=()),
-        data=dict(root=".", groups=(dict(name="stills", kind="stills", size=8, count=1),)),
-        run=dict(steps=1, optimizer=dict(learning_rate=0.0), mesh=dict(data=1, fsdp=1),
-                 log=dict(tensorboard=False)),
-    ))
-"""
 
 
 def page_commands():
@@ -88,7 +76,6 @@ AFTER = [
     "--config.start.shared_ids=184622",
     f"{TRAIN} --workdir=runs/hf --config.start.transformer=Emu3-Gen-hf "
     "--config.start.shared_ids=151643",
-    "emu3_jax.train --config=vision.py --workdir=runs/vision",
     "emu3_jax.generate --model=Emu3-Gen-ours --vision_tokenizer=Emu3-VQ-ours --output=drawn "
     "--task=text_to_image --prompt=x --size=2x2 --dtype=bfloat16",
     "emu3_jax.evaluate --evaluators=likelihood --model=Emu3-Gen-ours --tokens=tokens "
@@ -119,13 +106,11 @@ def models(tmp_path_factory):
     rng = np.random.default_rng(0)
     media.write_png(root / "photo.png", rng.integers(0, 255, (16, 16, 3), dtype=np.uint8))
     media.write_mp4(root / "film.mp4", rng.integers(0, 255, (8, 16, 16, 3), dtype=np.uint8), 8)
-    (root / "train.jsonl").write_text('{"id": "a", "image": "photo.png", "text": "a"}\n')
     grammar = Grammar(vocab.released(), QwenTiktoken(root / "Emu3-Gen" / "emu3.tiktoken"))
     caption = Text("two by two", True, np.array(grammar.text_ids("two by two"), np.int32))
     record = Record("a", "s", "image", (caption, Image(np.arange(4).reshape(2, 2))))
     write_dataset(root / "tokens", [record], grammar)
     (root / "pretrain.py").write_text(PRETRAIN)
-    (root / "vision.py").write_text(VISION_TRAINING)
     return root
 
 
@@ -195,8 +180,8 @@ def test_a_run_begins_from_a_whole_hf_model(models, outputs):
     assert (rows[0][shared:] != rows[1][shared:]).mean() > 0.99
 
 
-def test_a_vision_tokenizer_begins_from_an_import(models, outputs):
-    _, found = emu3_jax.load_vision_tokenizer(models / "runs/vision")
+def test_an_import_of_a_vision_tokenizer(models, outputs):
+    _, found = emu3_jax.load_vision_tokenizer(models / "Emu3-VQ-ours")
     _, expected = vision_tokenizer.load(models / "Emu3-VisionTokenizer")
     _same(found["params"], expected["params"])
 

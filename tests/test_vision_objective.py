@@ -228,7 +228,7 @@ def test_a_codebook_of_averages_follows_its_latents(start):
         np.asarray(entries[2])[used], (sums / counts[:, None])[used], rtol=1e-3, atol=1e-6
     )
     variables = {"params": state.params, "batch_stats": state.model_state["batch_stats"]}
-    latents = task.model.apply(variables, _batch(seed=1)["stills"]).latents
+    latents = jax.jit(task.model.apply)(variables, _batch(seed=1)["stills"]).latents
     # On the latents' scale; the initial entries lie within 1/16 of the origin.
     assert np.asarray(entries[1]).std() > 0.3 * np.asarray(latents).std()
 

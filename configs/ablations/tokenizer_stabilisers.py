@@ -1,0 +1,47 @@
+"""Ablation: what keeps the opponent of the vision tokenizer in check, each part off in turn.
+
+Purpose: an on/off curve of every stabiliser. The shipped nano tokenizer's decoder is trained against
+a fresh opponent, with five times the weight that its own recipe gives it and without the perceptual
+distance, so that a short run shows what goes wrong. The argument names what differs:
+
+  (nothing)   ramp, adaptive weight, averaged weights; no gradient penalty
+  no_ramp     the generator's weight is whole from the opponent's first step on
+  fixed       0.1 times the opponent's gradient, however large it is
+  penalty     R1 on real pictures
+  no_average  validation with the last weights instead of their moving average
+
+Hypothesis: without the ramp PSNR drops when the opponent comes in; with a fixed weight it goes on
+falling; the penalty holds the logits back; averages take the noise out of validation.
+
+  for name in "" no_ramp fixed penalty no_average; do
+    JAX_NUM_CPU_DEVICES=2 python -m emu3_jax.train \
+      --config=configs/ablations/tokenizer_stabilisers.py:$name --workdir=runs/stabilisers/${name:-base}
+  done
+"""
+
+from ml_collections import ConfigDict
+
+from configs import vision_tokenizer_nano_decoder
+
+CHANGES = {
+    "": {},
+    "no_ramp": {"loss.adversarial.warmup": 0},
+    "fixed": {"loss.adversarial.adaptive": False},
+    "penalty": {"loss.adversarial.penalty": 0.01},
+    "no_average": {"run.ema_decay": 0.0},
+}
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    if arg not in CHANGES:
+        raise ValueError(f"the argument must be one of {sorted(CHANGES)}, found {arg!r}.")
+    config = vision_tokenizer_nano_decoder.get_config()
+    stills, clips = config.data.groups
+    config.data.groups = (dict(stills, count=4), dict(clips, count=2))
+    config.loss.perceptual = 0.0
+    config.loss.adversarial.update(weight=0.1, start=20, warmup=60)
+    config.run.steps = 200
+    config.run.log.every = 10
+    config.evaluation.update(every=20, limit=64, perceptual="")
+    config.update_from_flattened_dict(CHANGES[arg])
+    return config
