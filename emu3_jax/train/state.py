@@ -256,9 +256,8 @@ def _gradients(task: Task, state: TrainState, batch: dict, key, accumulation: in
         loss = task.loss(params, model_state, microbatch, micro_key, state.step)
         return loss.total, loss
 
-    grad = jax.grad(total, has_aux=True)
     if accumulation == 1:
-        return grad(state.params, state.model_state, batch, key)
+        return jax.grad(total, has_aux=True)(state.params, state.model_state, batch, key)
 
     def split(x):
         if x.shape[0] % accumulation:
@@ -269,13 +268,17 @@ def _gradients(task: Task, state: TrainState, batch: dict, key, accumulation: in
         # Rows are dealt out in turn, so every device keeps a share of every micro-batch.
         return jnp.moveaxis(x.reshape(x.shape[0] // accumulation, accumulation, *x.shape[1:]), 1, 0)
 
-    def body(carry, inputs):
-        grads, loss = carry
+    # The backward pass adds to these where they lie, layer by layer: no micro-batch's gradient is
+    # ever held whole beside the sum.
+    sums = jax.tree.map(lambda p: jax.new_ref(jnp.zeros_like(p)), state.params)
+
+    def body(loss, inputs):
         microbatch, index = inputs
-        g, new = grad(state.params, loss.model_state, microbatch, jax.random.fold_in(key, index))
-        grads = jax.tree.map(jnp.add, grads, g)
-        sums = jax.tree.map(jnp.add, loss[:3], new[:3])
-        return (grads, Loss(*sums, new.model_state)), None
+        rest = (loss.model_state, microbatch, jax.random.fold_in(key, index))
+        value, backward, new = jax.vjp(lambda p: total(p, *rest), state.params, has_aux=True)
+        backward.with_refs(sums)(jnp.ones_like(value))
+        added = jax.tree.map(jnp.add, loss[:3], new[:3])
+        return Loss(*added, new.model_state), None
 
     microbatches = jax.tree.map(split, batch)
     first = jax.tree.map(lambda x: x[0], microbatches)
@@ -283,6 +286,6 @@ def _gradients(task: Task, state: TrainState, batch: dict, key, accumulation: in
         lambda p, m, b: task.loss(p, m, b, key, state.step), state.params, state.model_state, first
     )
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), abstract[:3])
-    start = (jax.tree.map(jnp.zeros_like, state.params), Loss(*zeros, state.model_state))
-    (grads, loss), _ = jax.lax.scan(body, start, (microbatches, jnp.arange(accumulation)))
-    return grads, loss
+    start = Loss(*zeros, state.model_state)
+    loss, _ = jax.lax.scan(body, start, (microbatches, jnp.arange(accumulation)))
+    return jax.tree.map(jax.freeze, sums), loss
