@@ -20,7 +20,7 @@ def healthy_log(**changes):
     values = {
         "nonfinite": 0.0,
         "spike": 0.0,
-        "gradient_norm": 0.2,
+        "gradient_norm/tokenizer": 0.2,
         "codebook/dead": 0.01,
         "codebook/dead_stills": 0.1,
         "codebook/dead_clips": 0.05,
@@ -150,17 +150,18 @@ def test_bad_steps_are_counted_from_means():
 
 
 def test_a_peak_of_the_gradient():
-    found = marks(healthy_log(gradient_norm=lambda s: 2.2 if s == 240 else 0.2))["Gradient norm"]
+    found = marks(healthy_log(gradient_norm__tokenizer=lambda s: 2.2 if s == 240 else 0.2))[
+        "Gradient norm"
+    ]
     assert found[0] == BAD and "highest 2.2 (step 240), median 0.2" in found[1]
-    assert marks(healthy_log(gradient_norm=lambda s: 1.8 if s == 240 else 0.2))[
+    assert marks(healthy_log(gradient_norm__tokenizer=lambda s: 1.8 if s == 240 else 0.2))[
         "Gradient norm"
     ][0] == GOOD  # fmt: skip
 
 
 def test_the_opponents_gradient_is_no_peak():
-    rows = healthy_log(gradient_norm=lambda s: 0.2 if s <= 300 else 9.0)
-    assert marks(rows, opponent_start=300)["Gradient norm"][0] == GOOD
-    assert marks(rows, opponent_start=None)["Gradient norm"][0] == BAD
+    rows = healthy_log(gradient_norm__opponent=lambda s: 9.0 if s == 240 else 0.2)
+    assert marks(rows)["Gradient norm"][0] == GOOD
 
 
 def test_what_is_missing_is_unknown_and_no_error():
@@ -212,7 +213,7 @@ def add_the_rest(path):
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    write_run(folder / "full", gradient_norm=lambda s: 9.0 if s == 160 else 0.2)
+    write_run(folder / "full", gradient_norm__tokenizer=lambda s: 9.0 if s == 160 else 0.2)
     add_the_rest(folder / "full")
     write_run(folder / "no <gan>", opponent=False)
     runs = [folder / "full", folder / "no <gan>"]

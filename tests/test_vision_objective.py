@@ -162,6 +162,12 @@ def test_the_opponent_begins_at_its_step(trained):
     names = {"loss/stills_perceptual", "loss/clips_perceptual", "adversarial/clips_generator"}
     assert names <= metrics[0].keys()
     assert all(np.isfinite(m["loss"][0]) for m in metrics)
+    parts = np.array(
+        [[m[f"gradient_norm/{n}"][0] for n in ("tokenizer", "opponent")] for m in metrics]
+    )
+    assert (parts[:2, 1] == 0).all() and (parts[2:, 1] > 0).all()
+    whole = [m["gradient_norm"][0] for m in metrics]
+    np.testing.assert_allclose(np.hypot(*parts.T), whole, rtol=1e-5)
 
 
 def test_stills_and_clips_have_opponents_of_their_own(trained):

@@ -69,6 +69,9 @@ class ToyTask:
         rows = model_state["count"]["rows"] + batch["x"].shape[0]
         return Loss(total, weight, metrics, {"count": {"rows": rows}})
 
+    def gradient_parts(self, gradients):
+        return {}
+
     def after_update(self, state, batch, key):
         return state
 

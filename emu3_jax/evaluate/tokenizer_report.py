@@ -206,7 +206,8 @@ def _panels(tokenizers: Sequence[TokenizerRun]):
          "codebook/dead_stills", "codebook/dead_clips"),
         ("Codes that serve both", "share", "codebook/shared", ""),
     ]  # fmt: skip
-    norm = ("Norm of the gradient before clipping", "norm", "gradient_norm", "")
+    norm = ("Norm of the tokenizer's gradient before clipping, dashed: opponent's", "norm",
+            "gradient_norm/tokenizer", "gradient_norm/opponent")  # fmt: skip
     last = "Opponent and gradient" if opponent else "Gradient"
     return (("Reconstruction", quality), ("Codebook", codebook), (last, [*opponent, norm]))
 

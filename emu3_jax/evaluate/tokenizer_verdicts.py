@@ -74,7 +74,7 @@ def verdicts(
     found = [
         _finished(rows, steps),
         _stable(rows),
-        _gradient(rows, opponent_start or 0),
+        _gradient(rows),
         _used(rows, used_percent),
     ]
     found += [_kinds(rows), *(_quality(rows, kind) for kind in KINDS)]
@@ -113,12 +113,10 @@ def _stable(rows: Rows) -> Verdict:
     return Verdict(GOOD, "Bad steps", text)
 
 
-def _gradient(rows: Rows, opponent_start: int) -> Verdict | None:
-    found = _points(rows, "gradient_norm")
+def _gradient(rows: Rows) -> Verdict | None:
+    found = _points(rows, "gradient_norm/tokenizer")
     if not found:
         return None
-    # The norm is of both sides' gradients: with the opponent it is another quantity.
-    found = [pair for pair in found if pair[0] > opponent_start] or found
     median = statistics.median(value for _, value in found)
     step, highest = max(found, key=lambda pair: pair[1])
     text = f"highest {highest:.3g} (step {step:,}), median {median:.3g}"

@@ -126,6 +126,11 @@ class PretrainTask:
         size = jnp.asarray(batch["segment_ids"].size, jnp.float32)
         return metrics | {"data/filled": (filled, size)}
 
+    def gradient_parts(self, gradients: Any) -> dict:
+        """None."""
+        del gradients
+        return {}
+
     def after_update(self, state: TrainState, batch: dict, key: jax.Array) -> TrainState:
         """Nothing to do."""
         del batch, key

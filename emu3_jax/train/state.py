@@ -84,6 +84,9 @@ class Task(Protocol):
     ) -> Loss:
         """Pure function of its arguments; called inside jit. `step`: int32, updates done so far."""
 
+    def gradient_parts(self, gradients: Tree) -> dict[str, Tree]:
+        """What of the gradient has its norm logged apart, as gradient_norm/<name>; {}: nothing."""
+
     def after_update(self, state: TrainState, batch: dict, key: jax.Array) -> TrainState:
         """Pure hook after the optimizer (for instance dead-code revival); inside jit."""
 
@@ -215,6 +218,8 @@ def make_train_step(
 
         one = jnp.ones((), jnp.float32)
         metrics = dict(loss.metrics, loss=(loss.total, loss.weight), gradient_norm=(norm, one))
+        for name, part in task.gradient_parts(grads).items():
+            metrics[f"gradient_norm/{name}"] = (optax.tree.norm(part), one)
         metrics = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), metrics)
         metrics["nonfinite"] = (1.0 - finite.astype(jnp.float32), one)
         if limits is not None:

@@ -110,6 +110,11 @@ class VisionTokenizerTask:
         metrics |= codebook.health(model_state, self.care)
         return Loss(total, one, metrics, model_state)
 
+    def gradient_parts(self, gradients: Any) -> dict[str, Any]:
+        """The tokenizer's and, where there is one, the opponent's: they are clipped apart."""
+        opponent = {"opponent": gradients[OPPONENT]} if OPPONENT in gradients else {}
+        return {"tokenizer": tokenizer_params(gradients)} | opponent
+
     def after_update(self, state: TrainState, batch: dict, key: jax.Array) -> TrainState:
         """See Task: looks after the codebook."""
         if self.loss_config.decoder_only:
