@@ -7,11 +7,10 @@ Widths get logical axis names ("conv_in", "conv_out", "norm"), but only where th
 from collections.abc import Callable
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from emu3_jax.models import strips
+from emu3_jax.models import strips, winograd
 from emu3_jax.models.layers import precision
 
 # Weights: normal, variance 1 / fan_in. How Emu3's tokenizer was initialised is not published; the
@@ -100,14 +99,9 @@ def conv_2d(x, kernel, stride: int, padding):
     if kernel.shape[:2] == (1, 1) and stride == 1:
         # A matmul; with its gradient it takes a half to four fifths of the time on a CPU.
         return jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0], precision=precision(x.dtype))
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        (stride, stride),
-        padding,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        precision=precision(x.dtype),
-    )
+    if winograd.pays(x, kernel, stride):
+        return winograd.conv_3x3(x, kernel, padding)
+    return winograd.direct(x, kernel, stride, padding)
 
 
 def conv_2d_of_doubled(x, kernel):

@@ -25,7 +25,7 @@ from emu3_jax.models.vision_blocks import (
     frame_norm,
 )
 from emu3_jax.models.vision_config import VisionTokenizerConfig
-from emu3_jax.sharding import platform
+from emu3_jax.sharding import is_single_cpu
 
 __all__ = ["VisionOutput", "VisionTokenizer", "VisionTokenizerConfig"]
 
@@ -59,9 +59,7 @@ def one_at_a_time(frames: int, H: int, W: int, channels: int) -> bool:
     On a CPU that works alone it is where a frame is large: four frames of 256 x 256 took 1.27 times
     as long together as one by one, of 128 x 128 0.92 times. On a mesh a batch is cut instead.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    alone = (mesh.empty or mesh.size == 1) and platform() == "cpu"
-    return alone and frames > 1 and H * W * channels >= LARGE_ON_CPU
+    return is_single_cpu() and frames > 1 and H * W * channels >= LARGE_ON_CPU
 
 
 class Middle(nn.Module):

@@ -1,0 +1,110 @@
+"""3x3 convolutions with 2.25 times fewer products: Winograd's minimal filtering, for CPUs.
+
+Lavin & Gray 2016, "Fast Algorithms for Convolutional Neural Networks", F(2x2, 3x3): a tile of 2 x 2
+results needs 16 products for each pair of channels instead of 36, between 4 x 4 sums of inputs and
+4 x 4 sums of weights; sums of these products are the results. With 256 channels or more a CPU is
+1.4 to 1.7 times as fast so; accelerators have convolutions of their own. Sums are in another order,
+and as exact as the direct ones.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emu3_jax.models.layers import precision
+from emu3_jax.sharding import is_single_cpu
+
+# Below either the sums around the products cost more than fewer products save.
+CHANNELS, FRAME = 256, 32 * 32
+# Places of a strip, whose sixteen transforms then lie in the cache: measured at 32 to 256 columns.
+STRIP = 4096
+
+
+def pays(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
+    """Whether `conv_3x3` is the faster way for float [F, H, W, I] and [kh, kw, I, O] here."""
+    large = x.shape[1] * x.shape[2] >= FRAME and min(kernel.shape[2:]) >= CHANNELS
+    fits = kernel.shape[:2] == (3, 3) and stride == 1 and x.dtype == jnp.float32
+    return fits and large and is_single_cpu()
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def conv_3x3(x: jax.Array, kernel: jax.Array, padding) -> jax.Array:
+    """The convolution at step 1, of whole frames strip by strip; its gradient is the direct one.
+
+    Args:
+      x: float32 [F, H, W, I].
+      kernel: float32 [3, 3, I, O].
+      padding: zeros around a frame, ((top, bottom), (left, right)).
+
+    Returns:
+      Float32 [F, H + top + bottom - 2, W + left + right - 2, O].
+    """
+    frames, height, width = (
+        x.shape[0],
+        *(size + sum(sides) - 2 for size, sides in zip(x.shape[1:3], padding, strict=True)),
+    )
+    strips = -(-height * width // STRIP)
+    rows, columns = -(-height // (2 * strips)), -(-width // 2)  # of tiles, in a strip
+    strips = -(-height // (2 * rows))
+    sizes = (2 * rows * strips - height, 2 * columns - width)
+    ends = [(start, end + more) for (start, end), more in zip(padding, sizes, strict=True)]
+    x = jnp.pad(x, ((0, 0), *ends, (0, 0)))
+    weights = [_weight_sums(row) for row in _weight_sums(kernel)]
+
+    def strip(start):
+        size = (1, 2 * rows + 2, 2 * columns + 2, x.shape[-1])
+        window = jax.lax.dynamic_slice(x, (*start, 0, 0), size)
+        window = window.reshape(rows + 1, 2, columns + 1, 2, -1)
+
+        def places(i, j):  # row i and column j of the inputs of every tile
+            return window[i // 2 : i // 2 + rows, i % 2, j // 2 : j // 2 + columns, j % 2]
+
+        inputs = [_input_sums([places(i, j) for j in range(4)]) for i in range(4)]
+        inputs = [_input_sums(column) for column in zip(*inputs, strict=True)]
+        sums = []
+        for j in range(4):
+            products = [
+                jnp.dot(inputs[j][i], weights[i][j], precision=precision(x.dtype)) for i in range(4)
+            ]
+            sums.append(_result_sums(products))
+        pairs = [jnp.concatenate(_result_sums(row), -1) for row in zip(*sums, strict=True)]
+        return jnp.stack(pairs, axis=1).reshape(2 * rows, 2 * columns, -1)
+
+    starts = np.indices((frames, strips)).reshape(2, -1).T * (1, 2 * rows)
+    y = jax.lax.map(strip, jnp.asarray(starts, jnp.int32))
+    return y.reshape(frames, 2 * rows * strips, 2 * columns, -1)[:, :height, :width]
+
+
+@conv_3x3.defjvp
+def _direct_derivative(padding, primals, tangents):
+    _, derivative = jax.jvp(lambda x, kernel: direct(x, kernel, 1, padding), primals, tangents)
+    return conv_3x3(*primals, padding), derivative
+
+
+def direct(x: jax.Array, kernel: jax.Array, stride: int, padding) -> jax.Array:
+    """The compiler's convolution: float [F, H, W, I] and [kh, kw, I, O] -> [F, H', W', O]."""
+    return jax.lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        precision=precision(x.dtype),
+    )
+
+
+def _weight_sums(g):
+    """Three weights along the first axis as the four that are multiplied (G of the paper)."""
+    return [g[0], 0.5 * (g[0] + g[1] + g[2]), 0.5 * (g[0] - g[1] + g[2]), g[2]]
+
+
+def _input_sums(d):
+    """Four neighbours along an axis as the four that are multiplied (B of the paper)."""
+    return [d[0] - d[2], d[1] + d[2], d[2] - d[1], d[1] - d[3]]
+
+
+def _result_sums(m):
+    """Four products as the two results of a tile along an axis (A of the paper)."""
+    return [m[0] + m[1] + m[2], m[1] - m[2] - m[3]]
