@@ -70,6 +70,9 @@ def test_where_it_is_used():
     assert not _uses_it(narrow, array((3, 3, 128, 256), jnp.float32))
     assert not _uses_it(array((9, 16, 32, 256), jnp.float32), kernel)
     assert not _uses_it(wide, array((2, 2, 256, 256), jnp.float32))
+    thousand = array((3, 3, 1024, 1024), jnp.float32)
+    assert _uses_it(array((1, 64, 64, 1024), jnp.float32), thousand)
+    assert not _uses_it(array((1, 64, 128, 1024), jnp.float32), thousand)
     half = array(wide.shape, jnp.bfloat16), array(kernel.shape, jnp.bfloat16)
     assert not _uses_it(*half)
     with jax.set_mesh(jax.make_mesh((8,), ("data",))):

@@ -193,20 +193,21 @@ class Conv(nn.Module):
         )
         kernel, bias = kernel.astype(dtype), bias.astype(dtype)
 
-        def convolve(x, padding):
+        def convolve(x, padding, conv=conv_2d):
             x = x.astype(dtype)
             if len(self.kernel) == 3:
                 y = causal_conv_3d(x, kernel, self.stride)
             elif self.doubled:
                 y = conv_2d_of_doubled(x, kernel)
             else:
-                y = conv_2d(x, kernel, self.stride, padding)
+                y = conv(x, kernel, self.stride, padding)
             return y + bias
 
         if not isinstance(x, strips.Rows):
             return convolve(x, self.padding)
         (halo, _), sides = self.padding
-        in_strip = lambda rows: convolve(rows, ((0, 0), sides))  # noqa: E731
+        # A loop within the loop over strips would make the compiler copy whole frames.
+        in_strip = lambda rows: convolve(rows, ((0, 0), sides), winograd.direct)  # noqa: E731
         return (
             x.doubled(in_strip, self.features)
             if self.doubled

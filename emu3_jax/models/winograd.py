@@ -11,22 +11,26 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from emu3_jax.models.layers import precision
 from emu3_jax.sharding import is_single_cpu
 
 # Below either the sums around the products cost more than fewer products save.
 CHANNELS, FRAME = 256, 32 * 32
+# Above both, the sixteen transforms of a kernel, 64 MiB, would take what a picture of 1024 x 1024
+# needs to be decoded within 4 GB.
+KERNEL, PICTURE = 1024 * 1024, 64 * 64
 # Places of a strip, whose sixteen transforms then lie in the cache: measured at 32 to 256 columns.
 STRIP = 4096
 
 
 def pays(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
     """Whether `conv_3x3` is the faster way for float [F, H, W, I] and [kh, kw, I, O] here."""
-    large = x.shape[1] * x.shape[2] >= FRAME and min(kernel.shape[2:]) >= CHANNELS
-    fits = kernel.shape[:2] == (3, 3) and stride == 1 and x.dtype == jnp.float32
-    return fits and large and is_single_cpu()
+    (_, H, W, _), (kh, kw, inputs, outputs) = x.shape, kernel.shape
+    possible = (kh, kw, stride) == (3, 3, 1) and x.dtype == jnp.float32
+    faster = H * W >= FRAME and min(inputs, outputs) >= CHANNELS
+    too_much = H * W > PICTURE and inputs * outputs >= KERNEL
+    return possible and faster and not too_much and is_single_cpu()
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
@@ -50,12 +54,16 @@ def conv_3x3(x: jax.Array, kernel: jax.Array, padding) -> jax.Array:
     strips = -(-height // (2 * rows))
     sizes = (2 * rows * strips - height, 2 * columns - width)
     ends = [(start, end + more) for (start, end), more in zip(padding, sizes, strict=True)]
+    # The compiler would make the weights of all layers first, and hold them. A zero that it does
+    # not know (nothing is below minus infinity) lets them wait for what they are multiplied with.
+    some = x[0, 0, 0, 0]
+    zero = (some < -jnp.inf).astype(x.dtype)
+    weights = [_weight_sums(row) for row in _weight_sums(kernel + zero)]
     x = jnp.pad(x, ((0, 0), *ends, (0, 0)))
-    weights = [_weight_sums(row) for row in _weight_sums(kernel)]
 
-    def strip(start):
+    def strip(frame, top):
         size = (1, 2 * rows + 2, 2 * columns + 2, x.shape[-1])
-        window = jax.lax.dynamic_slice(x, (*start, 0, 0), size)
+        window = jax.lax.dynamic_slice(x, (frame, top, 0, 0), size)
         window = window.reshape(rows + 1, 2, columns + 1, 2, -1)
 
         def places(i, j):  # row i and column j of the inputs of every tile
@@ -70,11 +78,16 @@ def conv_3x3(x: jax.Array, kernel: jax.Array, padding) -> jax.Array:
             ]
             sums.append(_result_sums(products))
         pairs = [jnp.concatenate(_result_sums(row), -1) for row in zip(*sums, strict=True)]
-        return jnp.stack(pairs, axis=1).reshape(2 * rows, 2 * columns, -1)
+        return jnp.stack(pairs, axis=1).reshape(1, 2 * rows, 2 * columns, -1)
 
-    starts = np.indices((frames, strips)).reshape(2, -1).T * (1, 2 * rows)
-    y = jax.lax.map(strip, jnp.asarray(starts, jnp.int32))
-    return y.reshape(frames, 2 * rows * strips, 2 * columns, -1)[:, :height, :width]
+    def write(i, y):
+        frame, top = i // strips, i % strips * 2 * rows
+        return jax.lax.dynamic_update_slice(y, strip(frame, top), (frame, top, 0, 0))
+
+    # Zeros would be one constant of all such loops, held from the first to the last and copied.
+    y = jnp.full((frames, 2 * rows * strips, 2 * columns, kernel.shape[-1]), some)
+    y = jax.lax.fori_loop(0, frames * strips, write, y)
+    return y[:, :height, :width]
 
 
 @conv_3x3.defjvp
