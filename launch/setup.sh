@@ -57,8 +57,7 @@ set_up() {
         make_venv
     fi
     echo "Installing $1 into $VENV (once; some 300 MB, a few minutes)"
-    # Without --no-compile half the time goes into compiling modules that are never imported.
-    "$PYTHON_BIN" -m pip install --quiet --disable-pip-version-check --no-compile -r "$requirements" || fail \
+    "$PYTHON_BIN" -m pip install --quiet --disable-pip-version-check -r "$requirements" || fail \
         "installing $1 failed; the lines above say why. Running the same command again goes on"
     touch "$stamp"
 }
