@@ -48,7 +48,10 @@ def test_convolution_of_a_doubled_frame():
     np.testing.assert_allclose(conv_2d_of_doubled(x, kernel), expected, atol=72 * 2**-23)
 
 
-@pytest.mark.parametrize(("shape", "height"), [((2, 24, 16, 3), 4), ((1, 4, 16, 8, 3), 32)])
+@pytest.mark.parametrize(
+    ("shape", "height"),
+    [((2, 24, 16, 3), 4), pytest.param((1, 4, 16, 8, 3), 32, marks=pytest.mark.slow)],
+)
 def test_the_same_codes_and_pixels_in_strips(shape, height, monkeypatch):
     model, variables = VisionTokenizer(CONFIG), _random_variables(CONFIG)
     pixels = jax.random.uniform(jax.random.key(3), shape, minval=-1.0, maxval=1.0)

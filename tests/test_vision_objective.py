@@ -216,7 +216,7 @@ def test_a_decoder_trained_alone_keeps_every_code_valid():
     assert "loss/stills_commitment" not in metrics
 
 
-@pytest.mark.parametrize("start", ["latents", "kmeans"])
+@pytest.mark.parametrize("start", [pytest.param("latents", marks=pytest.mark.slow), "kmeans"])
 def test_a_codebook_of_averages_follows_its_latents(start):
     loss = VisionLossConfig(codebook=0.0)
     task = _task(loss, average_decay=0.5, start=start, revive_every=0)
