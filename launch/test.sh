@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The tests. A few minutes on two cores; --slow adds the long ones. Other options go to pytest.
+# The tests. A quarter of an hour on two cores; --slow adds the long ones. Other options go to pytest.
 #
 #   bash launch/test.sh [--slow] [-k NAME] [tests/test_FILE.py] ...
 
