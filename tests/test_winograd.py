@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from emu3_jax.models import winograd
-from emu3_jax.models.convolution import conv_2d
+from emu3_jax.models.convolution import conv_2d, conv_3x3, direct
 
 
 def _normal(seed, *shape):
@@ -33,12 +33,12 @@ def test_the_sums_are_those_of_float64(shape, strip, padding, monkeypatch):
     x, kernel = _normal(0, *shape), _normal(1, 3, 3, shape[-1], 5)
     expected = _in_float64(x, kernel, padding)
     found = winograd.conv_3x3(x, kernel, padding)
-    direct = np.asarray(winograd.direct(x, kernel, 1, padding))
+    plain = np.asarray(direct(x, kernel, 1, padding))
     # 9 I products of order one, summed; inputs and weights are sums of four and nine themselves.
     scale = np.sqrt(9 * shape[-1]) * 2**-24
-    assert found.shape == direct.shape == expected.shape
+    assert found.shape == plain.shape == expected.shape
     assert np.abs(found - expected).max() < 16 * scale
-    assert np.abs(direct - expected).max() < 16 * scale
+    assert np.abs(plain - expected).max() < 16 * scale
 
 
 def test_gradients_are_the_direct_ones():
@@ -48,8 +48,8 @@ def test_gradients_are_the_direct_ones():
         found, expected = (
             jax.grad(lambda *a, f=f: jnp.sum(jnp.sin(f(*a))), argument)(x, kernel)
             for f in (
-                lambda x, k: winograd.conv_3x3(x, k, padding),
-                lambda x, k: winograd.direct(x, k, 1, padding),
+                lambda x, k: conv_3x3(x, k, padding),
+                lambda x, k: direct(x, k, 1, padding),
             )
         )
         # The cosine of results that are rounded otherwise, summed over up to 126 places.
