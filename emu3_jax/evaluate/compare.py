@@ -2,8 +2,8 @@
 
 Reads config.json, metrics.jsonl and, where it is there, results.json (or evaluation/results.json)
 of each run directory. Writes comparison.md (which config keys differ, and the last figures of each
-run) and comparison.svg (validation loss by step, one panel a modality; training loss where no
-validation was logged), and prints the tables.
+run) and comparison.svg (validation loss by step, one panel a modality, training loss where no
+validation was logged; PSNR of vision tokenizers), and prints the tables.
 
 Example:
   python -m emu3_jax.evaluate.compare runs/nano runs/nano_no_dropout --output=runs/compared
@@ -58,7 +58,7 @@ def markdown(runs: Sequence[Run]) -> str:
 
 
 def plot(runs: Sequence[Run]) -> str:
-    """One SVG: a panel a modality, a line a run."""
+    """One SVG, a line a run: losses, a panel a modality, and what vision tokenizers reconstruct."""
     held_out = any(validation_key(m) in row for run in runs for row in run.rows for m in MODALITIES)
     panels = []
     for modality in MODALITIES:
@@ -74,6 +74,14 @@ def plot(runs: Sequence[Run]) -> str:
             label = "nats a token"
             svg = chart.line_chart(lines, "step", label)
             panels.append((f"{modality.capitalize()} tokens, {what}", svg))
+    for kind in ("images", "clips"):
+        key = f"validation/reconstruction/psnr_{kind}"
+        lines = [
+            chart.Series(run.name, points(run.rows, key), index, dots=True)
+            for index, run in enumerate(runs)
+        ]
+        if any(line.finite for line in lines):
+            panels.append((f"PSNR of validation {kind}", chart.line_chart(lines, "step", "dB")))
     return chart.sheet(panels, [run.name for run in runs])
 
 
