@@ -74,3 +74,13 @@ def test_what_cannot_be_compared(runs, tmp_path, capsys, names, message):
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
     assert not pathlib.Path(tmp_path / "out").exists()
+
+
+def test_vision_tokenizers_are_compared_by_what_they_reconstruct(tmp_path):
+    for name, psnr in (("a", 20.0), ("b", 21.0)):
+        write_run(tmp_path / name, 0.0, 2.0, validation=False)
+        row = {"step": 200, "validation/reconstruction/psnr_clips": psnr}
+        (tmp_path / name / "metrics.jsonl").open("a").write(json.dumps(row) + "\n")
+    compare.compare([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    plot = (tmp_path / "out" / "comparison.svg").read_text()
+    assert "PSNR of validation clips" in plot and "PSNR of validation images" not in plot

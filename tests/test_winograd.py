@@ -77,3 +77,17 @@ def test_where_it_is_used():
     assert not _uses_it(*half)
     with jax.set_mesh(jax.make_mesh((8,), ("data",))):
         assert not _uses_it(wide, kernel)
+
+
+def test_weights_of_many_layers_are_not_held_at_once():
+    """The sixteen sums of one kernel take 4 MiB, those of twelve would take 48 at once."""
+    x = jax.ShapeDtypeStruct((1, 32, 32, 256), jnp.float32)
+    kernels = [jax.ShapeDtypeStruct((3, 3, 256, 256), jnp.float32)] * 12
+
+    def layers(x, kernels):
+        for kernel in kernels:
+            x = jnp.tanh(conv_2d(x, kernel, 1, ((1, 1), (1, 1))))
+        return x
+
+    memory = jax.jit(layers).lower(x, kernels).compile().memory_analysis()
+    assert memory.temp_size_in_bytes < 24 * 2**20
