@@ -15,7 +15,18 @@ ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+_LOOP = re.compile(r"^(for \w+ in .*; do)\n(.*?)^done$", re.MULTILINE | re.DOTALL)
 _BASH = re.compile(r"^ *```bash\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
+
+
+def unrolled(block):
+    """A bash block with each loop's lines as often as it runs, its variable filled in by bash."""
+
+    def lines(loop):
+        script = f"{loop[1]}\ncat <<END\n{loop[2]}END\ndone"
+        return subprocess.check_output(["bash", "-c", script], text=True)
+
+    return _LOOP.sub(lines, block)
 
 
 def commands():
@@ -23,7 +34,7 @@ def commands():
     found = []
     for page in PAGES:
         for block in _BASH.findall(page.read_text(encoding="utf-8")):
-            lines = block.replace("\\\n", " ").splitlines()
+            lines = unrolled(block).replace("\\\n", " ").splitlines()
             found += [(page.name, line.strip()) for line in lines if "python -m emu3_jax" in line]
     return found
 
