@@ -14,7 +14,7 @@ latent frames, so that the second is trained to know the first), crops, frame ra
 codebook, when the opponent comes in. `--config.start.movqgan=FILE` begins as the authors did.
 
 Commands:
-  python -m emu3_jax.aot --config=configs/vision_tokenizer_emu3.py --topology=v5p:4x4x4
+  python -m emu3_jax.aot --config=configs/vision_tokenizer_emu3.py --topology=v5p:4x4x4 --plan
   python -m emu3_jax.train --config=configs/vision_tokenizer_emu3.py:gs://BUCKET/pixels --workdir=gs://BUCKET/vision_tokenizer_emu3
   JAX_NUM_CPU_DEVICES=2 python -m emu3_jax.train --config=configs/vision_tokenizer_emu3.py:twin --workdir=runs/tokenizers/base
 

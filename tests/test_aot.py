@@ -11,8 +11,8 @@ import pytest
 from shrunken_twins import LENGTH, ROWS, twin
 
 from emu3_jax import sharding
-from emu3_jax.aot import advice, hlo, programs, report
-from emu3_jax.aot.compiling import compile_and_report
+from emu3_jax.aot import advice, hlo, plan, programs, report
+from emu3_jax.aot.compiling import compile_and_report, compile_for
 from emu3_jax.aot.programs import TrainProgram
 from emu3_jax.aot.topology import Machine, machine
 from emu3_jax.config import ConfigError, load_config
@@ -151,6 +151,57 @@ def test_what_does_not_fit_ends_with_advice(capsys):
     found = json.loads(line)
     assert found["fits"] is False
     assert set(found) == {f.name for f in dataclasses.fields(report.Report)}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
+        "hbm. Used 169.83G of 15.75G hbm. Exceeded hbm capacity by 154.08G.",
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+        "temporaries (169.83G) exceeds available HBM (15.75G).",
+    ],
+)
+def test_the_compilers_own_refusals_are_read(words):
+    found = report.does_not_fit(RuntimeError(words), 1.0, 2.0)
+    assert (found.hbm_gib, found.limit_gib, found.fits) == (169.83, 15.75, False)
+    with pytest.raises(RuntimeError, match="something else"):
+        report.does_not_fit(RuntimeError("something else"), 1.0, 2.0)
+
+
+def test_a_plan_has_the_memory_and_the_collectives_of_the_whole_compile():
+    """On a CPU, whose code needs no memory of its own; the plan is made in another process."""
+    program, eight = TrainProgram.of(twin(STAGE1)), machine("cpu:8", hbm_gib=1.0)
+    planned, compiled = plan.plan_for(program, eight), compile_for(program, eight)
+    assert planned.plan_only and not compiled.plan_only
+    assert planned.arguments_gib == compiled.arguments_gib > 0
+    # Constants stand apart in the one, as temporaries in the other.
+    assert planned.temporaries_gib == pytest.approx(compiled.temporaries_gib, rel=1e-3)
+    assert planned.collectives == compiled.collectives != {}
+    assert planned.fits and "planned in" in report.table(planned, "")
+
+
+def test_a_plan_of_what_cannot_be_cut_says_so():
+    program = TrainProgram.of(twin(STAGE1)).changed(data={"batch_size": 3})
+    with pytest.raises(ValueError, match="must be a multiple of"):
+        plan.plan_for(program, machine("cpu:8"))
+
+
+def test_of_a_plan_only_arrays_in_main_memory_count():
+    """Lines as the TPU's compiler writes them."""
+    text = """BufferAssignment:
+allocation 0: size 32, thread-local:
+ value: <20 tuple.157{} @0> (size=32,offset=0): (pred[]{:T(512)}, s32[]{:T(128)})
+allocation 1: size 1000, parameter 9, shape |f32[32,64]| at ShapeIndex {}, maybe-live-out:
+allocation 2: size 200, parameter 44, shape |s32[1,5120]| at ShapeIndex {}:
+allocation 3: size 7, constant:
+allocation 4: size 40, maybe-live-out:
+allocation 5: size 2, output shape is |(s32[], f32[184832,64])|, maybe-live-out:
+allocation 6: size 77777, color 1, preallocated-temp:
+allocation 7: size 88888, color 6, thread-local:
+allocation 8: size 500, preallocated-temp:
+"""
+    assert plan.bytes_of_arrays(text) == (1200, 507, 42)
 
 
 def _report(gib, limit=10.0):

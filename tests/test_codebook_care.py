@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from emu3_jax import sharding
+from emu3_jax.aot import hlo
 from emu3_jax.models.quantizers import care
 from emu3_jax.models.quantizers.search import nearest_codes
 
@@ -99,6 +100,18 @@ def test_kmeans_of_a_large_codebook_fits_into_memory():
     latents = jax.ShapeDtypeStruct((65536, 4), jnp.float32)
     compiled = care.kmeans.lower(latents, jax.random.key(0), 32768, 10).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * 2**26
+
+
+def test_kmeans_crosses_the_mesh_once_an_iteration_not_once_an_entry():
+    entries, iterations = 64, 3
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=4, fsdp=2))
+    spread = jax.sharding.NamedSharding(mesh, sharding.partition_spec("batch"))
+    latents = jax.ShapeDtypeStruct((1024, 4), jnp.float32, sharding=spread)
+    with jax.set_mesh(mesh):
+        lowered = care.kmeans.lower(latents, jax.random.key(0), entries, iterations)
+    found = hlo.collectives(lowered.compile().as_text())
+    assert {c.kind for c in found} >= {"all-gather", "all-reduce"}
+    assert max(c.times for c in found) <= iterations
 
 
 @pytest.mark.parametrize("shape", [(0, 4), (2, 3, 4)])

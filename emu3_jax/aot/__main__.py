@@ -12,6 +12,8 @@ the compiler's estimate. No data is read where the config states model.vocab_siz
   --estimate   (default) two more compiles, of 2 and 4 layers without loops, give the time of all
                layers; --noestimate leaves them out.
   --search     the cheapest rematerialisation at the config's batch, then the largest batch.
+  --plan       stop where the compiler knows every array and what crosses the mesh, before it writes
+               code: several times faster, no estimate, and the least memory that is needed.
 
 The last line is one line of JSON. Exit status 1: it does not fit, and the line before says what to
 change. docs/aot.md explains the figures.
@@ -34,6 +36,7 @@ PROGRAM = flags.DEFINE_enum("program", "train", list(PROGRAMS), "What to compile
 SLICES = flags.DEFINE_integer("slices", 1, "Number of such slices.")
 ESTIMATE = flags.DEFINE_bool("estimate", True, "Also estimate the time of a step (TPU only).")
 SEARCH = flags.DEFINE_bool("search", False, "Find the cheapest remat policy and largest batch.")
+PLAN = flags.DEFINE_bool("plan", False, "Stop at the compiler's plan, before it writes code.")
 HBM = flags.DEFINE_float("hbm_gib", None, "Memory of a device to judge by; default: the chip's.")
 
 
@@ -46,7 +49,12 @@ def main() -> None:
     jax.config.update("jax_enable_compilation_cache", False)  # compile_s means compiling
     target = machine(TOPOLOGY.value, SLICES.value, HBM.value)
     found = compile_and_report(
-        config, PROGRAM.value, target, search=SEARCH.value, with_estimate=ESTIMATE.value
+        config,
+        PROGRAM.value,
+        target,
+        search=SEARCH.value,
+        with_estimate=ESTIMATE.value,
+        plan_only=PLAN.value,
     )
     sys.exit(0 if found.fits else 1)
 

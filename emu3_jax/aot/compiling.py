@@ -6,6 +6,7 @@ from ml_collections import ConfigDict
 
 from emu3_jax.aot import advice, report
 from emu3_jax.aot.estimate import estimate
+from emu3_jax.aot.plan import plan_for
 from emu3_jax.aot.programs import PROGRAMS, TrainProgram
 from emu3_jax.aot.topology import Machine
 
@@ -17,7 +18,13 @@ def compile_for(program: TrainProgram, target: Machine) -> report.Report:
 
 
 def compile_and_report(
-    config: ConfigDict, name: str, target: Machine, *, search: bool, with_estimate: bool
+    config: ConfigDict,
+    name: str,
+    target: Machine,
+    *,
+    search: bool,
+    with_estimate: bool,
+    plan_only: bool = False,
 ) -> report.Report:
     """Prints a table, what to change where it does not fit, and last one line of JSON.
 
@@ -27,13 +34,15 @@ def compile_and_report(
         target: compiled for this.
         search: look for the cheapest remat policy and the largest batch first.
         with_estimate: estimate the time of a step as well, where it fits.
+        plan_only: stop at the compiler's plan, which has no time.
     """
     program = PROGRAMS[name].of(config)
+    examine = plan_for if plan_only else compile_for
     if search:
-        found, program = advice.search(program, target, compile_for)
+        found, program = advice.search(program, target, examine)
     else:
-        found = compile_for(program, target)
-    time = estimate(program, target) if with_estimate and found.fits else None
+        found = examine(program, target)
+    time = estimate(program, target) if with_estimate and found.fits and not plan_only else None
     found = found.with_estimate(time, target)
     mesh = " x ".join(f"{axis} {size}" for axis, size in program.mesh(target).shape.items())
     print(report.table(found, f"{name} on {target.chips} chips, mesh {mesh}", time))

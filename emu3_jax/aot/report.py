@@ -13,6 +13,11 @@ from emu3_jax.aot.topology import Machine
 from emu3_jax.train.metrics import peak_flops
 
 GIB = 2**30
+# What the TPU's compiler says when it gives up: needed, available.
+_TOO_LARGE = (
+    re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm"),
+    re.compile(r"temporaries \(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +30,13 @@ class Report:
       hbm_gib: both, and outputs and code that need memory of their own.
       limit_gib: memory of the device; None where there is nothing to judge by.
       fits: whether the compiler found room.
-      compile_s: seconds that compiling took here.
+      compile_s: seconds that compiling, or planning, took here.
       collectives: kind → {"count", "gib"} of one call, loops multiplied out.
       model_tflops_per_chip: model FLOPs of one call, in units of 10^12.
       compiler_estimate_s: seconds a call takes by the TPU compiler's own estimate, which leaves
         out the time on the network; None without one.
       estimated_mfu: share of the chip's peak at that speed.
+      plan_only: these are the arrays of the compiler's plan (plan.py), without what its code needs.
     """
 
     arguments_gib: float | None
@@ -43,6 +49,7 @@ class Report:
     model_tflops_per_chip: float
     compiler_estimate_s: float | None = None
     estimated_mfu: float | None = None
+    plan_only: bool = False
 
     def to_json(self) -> dict:
         """Rounded for reading."""
@@ -71,12 +78,7 @@ def compile_report(
     try:
         compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm", str(error))
-        if not used:
-            raise
-        need, limit = _gib(*used.groups()[:2]), _gib(*used.groups()[2:])
-        seconds = time.perf_counter() - began
-        return Report(None, None, need, limit, False, seconds, {}, tflops), None
+        return does_not_fit(error, time.perf_counter() - began, tflops), None
     seconds = time.perf_counter() - began
     memory = compiled.memory_analysis()
     arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
@@ -93,6 +95,15 @@ def compile_report(
         model_tflops_per_chip=tflops,
     )
     return report, compiled
+
+
+def does_not_fit(error: Exception, seconds: float, tflops: float) -> Report:
+    """What the TPU's compiler says when it gives up; `error` again if it is something else."""
+    said = next(filter(None, (pattern.search(str(error)) for pattern in _TOO_LARGE)), None)
+    if said is None:
+        raise error
+    need, limit = _gib(*said.groups()[:2]), _gib(*said.groups()[2:])
+    return Report(None, None, need, limit, False, seconds, {}, tflops)
 
 
 def _gib(number: str, unit: str) -> float:
@@ -115,13 +126,14 @@ def table(report: Report, title: str, found: Estimate | None = None) -> str:
     def gib(x):
         return "unknown" if x is None else f"{x:.2f} GiB"
 
+    tflops = report.model_tflops_per_chip
     rows = [
         ("arguments", gib(report.arguments_gib)),
         ("temporaries", gib(report.temporaries_gib)),
         ("in all", f"{gib(report.hbm_gib)} of {gib(report.limit_gib)} a device"),
         ("fits", "yes" if report.fits else "no"),
-        ("compiled in", f"{report.compile_s:.0f} s"),
-        ("model FLOPs a chip", f"{report.model_tflops_per_chip:.1f} T"),
+        ("planned in" if report.plan_only else "compiled in", f"{report.compile_s:.0f} s"),
+        ("model FLOPs a chip", f"{tflops:.1f} T" if tflops else "not counted"),
     ]
     for kind, entry in report.collectives.items():
         rows.append((kind, f"{entry['count']} times, {entry['gib']:.2f} GiB"))

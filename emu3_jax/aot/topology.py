@@ -50,12 +50,14 @@ class Machine:
       devices: JAX devices that can be compiled for, and nothing else.
       chips: how many chips these are.
       hbm_gib: memory of a device; None where there is no limit to judge by.
+      slices: how many of the name's.
     """
 
     name: str
     devices: list
     chips: int
     hbm_gib: float | None
+    slices: int = 1
 
     @property
     def is_tpu(self) -> bool:
@@ -89,7 +91,8 @@ def machine(name: str, slices: int = 1, hbm_gib: float | None = None) -> Machine
         )
     devices = _tpus(name, sides, slices)
     known = CHIPS[chip]
-    return Machine(name, devices, len(devices) // known.devices, hbm_gib or known.hbm_gib)
+    chips = len(devices) // known.devices
+    return Machine(name, devices, chips, hbm_gib or known.hbm_gib, slices)
 
 
 def _virtual_cpus(count: int) -> list:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from emu3_jax import sharding
 from emu3_jax.models.quantizers.search import nearest_codes
 
 # Noise on an entry put onto a latent, as a part of the latents' standard deviation: enough to part
@@ -121,7 +122,9 @@ def kmeans(latents_MD: jax.Array, key: jax.Array, size: int, iterations: int) ->
         means_ND = sums_ND / jnp.maximum(counts_N, 1.0)[:, None]
         return jnp.where(counts_N[:, None] > 0, means_ND, codebook_ND)
 
-    return jax.lax.fori_loop(0, iterations, lloyd, _far_apart(latents_MD, key, size))
+    # Whole on every device: entry after entry is drawn, and each would cross the mesh otherwise.
+    start_ND = _far_apart(sharding.constrain(latents_MD, None, None), key, size)
+    return jax.lax.fori_loop(0, iterations, lloyd, start_ND)
 
 
 def _far_apart(latents_MD, key, size):
