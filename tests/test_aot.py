@@ -11,8 +11,8 @@ import pytest
 from shrunken_twins import LENGTH, ROWS, twin
 
 from emu3_jax import sharding
-from emu3_jax.aot import advice, hlo, plan, programs, report
-from emu3_jax.aot.compiling import compile_and_report, compile_for
+from emu3_jax.aot import advice, compiler, compiling, hlo, programs, report
+from emu3_jax.aot.compiling import compile_and_report
 from emu3_jax.aot.programs import TrainProgram
 from emu3_jax.aot.topology import Machine, machine
 from emu3_jax.config import ConfigError, load_config
@@ -169,22 +169,38 @@ def test_the_compilers_own_refusals_are_read(words):
         report.does_not_fit(RuntimeError("something else"), 1.0, 2.0)
 
 
+def test_an_estimate_that_does_not_fit_costs_no_more_than_itself(monkeypatch, capsys):
+    def estimate(program, target):
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (60.73G) exceeds available HBM (15.75G)."
+        )
+
+    monkeypatch.setattr(compiling, "estimate", estimate)
+    monkeypatch.setattr(compiling, "examine", lambda *args, **kwargs: _report(1.0))
+    compile_and_report(twin(STAGE1), "train", machine("cpu:8"), search=False, with_estimate=True)
+    *_, sentence, line = capsys.readouterr().out.strip().splitlines()
+    assert "takes 60.7 GiB of 15.8; try a smaller data.batch_size" in sentence
+    assert json.loads(line)["compiler_estimate_s"] is None
+
+
 def test_a_plan_has_the_memory_and_the_collectives_of_the_whole_compile():
     """On a CPU, whose code needs no memory of its own; the plan is made in another process."""
     program, eight = TrainProgram.of(twin(STAGE1)), machine("cpu:8", hbm_gib=1.0)
-    planned, compiled = plan.plan_for(program, eight), compile_for(program, eight)
-    assert planned.plan_only and not compiled.plan_only
+    planned, compiled = (compiler.examine(program, eight, plan) for plan in (True, False))
     assert planned.arguments_gib == compiled.arguments_gib > 0
-    # Constants stand apart in the one, as temporaries in the other.
-    assert planned.temporaries_gib == pytest.approx(compiled.temporaries_gib, rel=1e-3)
+    assert planned.temporaries_gib == compiled.temporaries_gib > 0
     assert planned.collectives == compiled.collectives != {}
+    # Constants stand apart in the one, as temporaries in the other.
+    counted = pytest.approx(compiled.memory_analysis_gib, rel=1e-3)
+    assert planned.temporaries_gib == counted and planned.memory_analysis_gib is None
     assert planned.fits and "planned in" in report.table(planned, "")
 
 
 def test_a_plan_of_what_cannot_be_cut_says_so():
     program = TrainProgram.of(twin(STAGE1)).changed(data={"batch_size": 3})
     with pytest.raises(ValueError, match="must be a multiple of"):
-        plan.plan_for(program, machine("cpu:8"))
+        compiler.examine(program, machine("cpu:8"), plan_only=True)
 
 
 def test_of_a_plan_only_arrays_in_main_memory_count():
@@ -201,7 +217,7 @@ allocation 6: size 77777, color 1, preallocated-temp:
 allocation 7: size 88888, color 6, thread-local:
 allocation 8: size 500, preallocated-temp:
 """
-    assert plan.bytes_of_arrays(text) == (1200, 507, 42)
+    assert compiler.bytes_of_arrays(text) == (1200, 507, 42)
 
 
 def _report(gib, limit=10.0):

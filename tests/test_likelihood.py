@@ -1,6 +1,7 @@
 """Likelihood: exact weighting, independence of batching and packing, and what is counted where."""
 
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from emu3_jax import vocab as vocab_lib
 from emu3_jax.data import records
 from emu3_jax.evaluate import likelihood, token_documents
 from emu3_jax.evaluate.evaluator import Subject
+from emu3_jax.evaluate.progress import Progress
 from emu3_jax.generate import scoring
 from emu3_jax.interop.bundle import Bundle
 from emu3_jax.models.transformer import Transformer, TransformerConfig
@@ -107,8 +109,16 @@ def by_hand(bundle, documents):
 def test_any_batch_and_packing_gives_the_mean_over_targets(
     bundle, tokens, by_hand, batch_size, rows
 ):
-    subject = Subject(bundle=bundle, tokens=tokens, batch_size=batch_size)
+    said = []
+    subject = Subject(
+        bundle=bundle,
+        tokens=tokens,
+        batch_size=batch_size,
+        progress=Progress(said.append, every_s=0.0),
+    )
     result = likelihood.Likelihood(rows=rows).run(subject)
+    done, total = re.match(r"  targets scored: (\d+) of (\d+), about 0 s left", said[-1]).groups()
+    assert done == total
     for (task, kind), nll in by_hand.items():
         found = result.metrics[f"nats_{task}_on_{kind}"]
         assert found == pytest.approx(np.mean(nll), abs=2e-5), (task, kind)

@@ -1,20 +1,16 @@
 """One program for one machine: compile it, print what was found."""
 
+import functools
 import json
 
+import jax
 from ml_collections import ConfigDict
 
 from emu3_jax.aot import advice, report
-from emu3_jax.aot.estimate import estimate
-from emu3_jax.aot.plan import plan_for
+from emu3_jax.aot.compiler import examine
+from emu3_jax.aot.estimate import Estimate, estimate
 from emu3_jax.aot.programs import PROGRAMS, TrainProgram
 from emu3_jax.aot.topology import Machine
-
-
-def compile_for(program: TrainProgram, target: Machine) -> report.Report:
-    """One program on one machine, without an estimate of its time."""
-    lowered = program.lower(target)
-    return report.compile_report(lowered, target, program.model_flops())[0]
 
 
 def compile_and_report(
@@ -37,16 +33,31 @@ def compile_and_report(
         plan_only: stop at the compiler's plan, which has no time.
     """
     program = PROGRAMS[name].of(config)
-    examine = plan_for if plan_only else compile_for
+    by_compiler = functools.partial(examine, plan_only=plan_only)
     if search:
-        found, program = advice.search(program, target, examine)
+        found, program = advice.search(program, target, by_compiler)
     else:
-        found = examine(program, target)
-    time = estimate(program, target) if with_estimate and found.fits and not plan_only else None
+        found = by_compiler(program, target)
+    wanted = with_estimate and found.fits and not plan_only
+    time, why_not = _estimate(program, target) if wanted else (None, "")
     found = found.with_estimate(time, target)
     mesh = " x ".join(f"{axis} {size}" for axis, size in program.mesh(target).shape.items())
     print(report.table(found, f"{name} on {target.chips} chips, mesh {mesh}", time))
+    if why_not:
+        print(why_not)
     if not found.fits:
         print(advice.what_to_change(found, program, target))
     print(json.dumps(found.to_json()))
     return found
+
+
+def _estimate(program: TrainProgram, target: Machine) -> tuple[Estimate | None, str]:
+    """The estimate, or a sentence why there is none although the program itself fits."""
+    try:
+        return estimate(program, target), ""
+    except jax.errors.JaxRuntimeError as error:
+        large = report.does_not_fit(error, 0.0, 0.0)
+    return None, (
+        "no estimate: it needs the layers and the loss without loops, which takes "
+        f"{large.hbm_gib:.1f} GiB of {large.limit_gib:.1f}; try a smaller data.batch_size"
+    )

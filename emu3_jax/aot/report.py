@@ -2,7 +2,6 @@
 
 import dataclasses
 import re
-import time
 from collections.abc import Iterable
 
 import jax
@@ -26,17 +25,19 @@ class Report:
 
     Attributes:
       arguments_gib: state, batch and constants that come in (donated ones leave in place).
-      temporaries_gib: what else the program holds at its peak.
-      hbm_gib: both, and outputs and code that need memory of their own.
+      temporaries_gib: the heap that holds everything else.
+      hbm_gib: both, and outputs and code that need memory of their own; by this the compiler
+        decides.
       limit_gib: memory of the device; None where there is nothing to judge by.
-      fits: whether the compiler found room.
+      fits: whether it is within the limit.
       compile_s: seconds that compiling, or planning, took here.
       collectives: kind → {"count", "gib"} of one call, loops multiplied out.
       model_tflops_per_chip: model FLOPs of one call, in units of 10^12.
       compiler_estimate_s: seconds a call takes by the TPU compiler's own estimate, which leaves
         out the time on the network; None without one.
       estimated_mfu: share of the chip's peak at that speed.
-      plan_only: these are the arrays of the compiler's plan (plan.py), without what its code needs.
+      code_gib: size of the code; None where only the compiler's plan was asked for.
+      memory_analysis_gib: temporaries as `Compiled.memory_analysis()` counts them; likewise.
     """
 
     arguments_gib: float | None
@@ -49,7 +50,8 @@ class Report:
     model_tflops_per_chip: float
     compiler_estimate_s: float | None = None
     estimated_mfu: float | None = None
-    plan_only: bool = False
+    code_gib: float | None = None
+    memory_analysis_gib: float | None = None
 
     def to_json(self) -> dict:
         """Rounded for reading."""
@@ -67,34 +69,6 @@ class Report:
             compiler_estimate_s=found.seconds,
             estimated_mfu=self.model_tflops_per_chip * 1e12 / (found.seconds * peak),
         )
-
-
-def compile_report(
-    lowered: jax.stages.Lowered, machine: Machine, model_flops: float
-) -> tuple[Report, jax.stages.Compiled | None]:
-    """Compiles; the program is None where it does not fit and the compiler gave up."""
-    began = time.perf_counter()
-    tflops = model_flops / machine.chips / 1e12
-    try:
-        compiled = lowered.compile()
-    except jax.errors.JaxRuntimeError as error:
-        return does_not_fit(error, time.perf_counter() - began, tflops), None
-    seconds = time.perf_counter() - began
-    memory = compiled.memory_analysis()
-    arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    total = (arguments + temporaries + outputs + memory.generated_code_size_in_bytes) / GIB
-    report = Report(
-        arguments_gib=arguments / GIB,
-        temporaries_gib=temporaries / GIB,
-        hbm_gib=total,
-        limit_gib=machine.hbm_gib,
-        fits=machine.hbm_gib is None or total <= machine.hbm_gib,
-        compile_s=seconds,
-        collectives=summed(hlo.collectives(compiled.as_text())),
-        model_tflops_per_chip=tflops,
-    )
-    return report, compiled
 
 
 def does_not_fit(error: Exception, seconds: float, tflops: float) -> Report:
@@ -130,9 +104,11 @@ def table(report: Report, title: str, found: Estimate | None = None) -> str:
     rows = [
         ("arguments", gib(report.arguments_gib)),
         ("temporaries", gib(report.temporaries_gib)),
+        ("  by memory_analysis", gib(report.memory_analysis_gib)),
+        ("code", gib(report.code_gib)),
         ("in all", f"{gib(report.hbm_gib)} of {gib(report.limit_gib)} a device"),
         ("fits", "yes" if report.fits else "no"),
-        ("planned in" if report.plan_only else "compiled in", f"{report.compile_s:.0f} s"),
+        ("compiled in" if report.code_gib else "planned in", f"{report.compile_s:.0f} s"),
         ("model FLOPs a chip", f"{tflops:.1f} T" if tflops else "not counted"),
     ]
     for kind, entry in report.collectives.items():

@@ -113,6 +113,8 @@ def _tpus(name: str, sides: list[int], slices: int) -> list:
             "cpu:N needs none"
         )
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it asks a cloud that is not there
+    # Only the compiler is used, no TPU, so several processes may.
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     chip = CHIPS[name.partition(":")[0]]
     whole = [side % chip.torus == 0 for side in sides]
     # Of a cube of chips all sides are rings or none is. Where the compiler is not told of the

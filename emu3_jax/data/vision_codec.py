@@ -6,7 +6,7 @@ know the frames before, or as clips of one latent frame that know nothing of eac
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ import numpy as np
 from emu3_jax.data import media
 
 CAUSAL, INDEPENDENT = CLIPS = ("causal", "independent")
+Done = Callable[[int], None]
 
 
 @functools.lru_cache(maxsize=4)
@@ -28,11 +29,12 @@ def encode(
     pictures: Sequence[np.ndarray],
     batch_size: int,
     clips: str = CAUSAL,
+    done: Done = lambda count: None,
 ) -> list[np.ndarray]:
     """Codes of uint8 [H, W, 3] or [T, H, W, 3] → int32 [h, w] or [t, h, w] each.
 
     Pictures are cut at the right, at the bottom and at the end to multiples of the tokenizer's
-    factors.
+    factors. `done` is called after each batch with the number of its pictures.
 
     Raises:
       ValueError: a picture or clip smaller than one token, or `clips` is not one of CLIPS.
@@ -41,13 +43,14 @@ def encode(
     cut = [whole_tokens(module.config, picture) for picture in pictures]
     if _apart(clips):
         pieces, owners = _pieces(cut, module.config.temporal_downsample_factor, rank=4)
-        return _joined(encode(tokenizer, pieces, batch_size), owners)
+        return _joined(encode(tokenizer, pieces, batch_size, done=done), owners)
     encoder = _jitted(module, "encode")
     codes: list = [None] * len(cut)
     for indices, batch in batches_of_one_shape(cut, batch_size):
         out = np.asarray(encoder(variables, media.to_model(batch)))
         for index, code in zip(indices, out, strict=False):
             codes[index] = code
+        done(len(indices))
     return codes
 
 
@@ -56,18 +59,23 @@ def decode(
     codes: Sequence[np.ndarray],
     batch_size: int,
     clips: str = CAUSAL,
+    done: Done = lambda count: None,
 ) -> list[np.ndarray]:
-    """Pictures of codes: int32 [h, w] → uint8 [H, W, 3], [t, h, w] → uint8 [T, H, W, 3]."""
+    """Pictures of codes: int32 [h, w] → uint8 [H, W, 3], [t, h, w] → uint8 [T, H, W, 3].
+
+    `done` as for `encode`.
+    """
     module, variables = tokenizer
     if _apart(clips):
         pieces, owners = _pieces([np.asarray(c) for c in codes], 1, rank=3)
-        return _joined(decode(tokenizer, pieces, batch_size), owners)
+        return _joined(decode(tokenizer, pieces, batch_size, done=done), owners)
     decoder = _jitted(module, "decode")
     pictures: list = [None] * len(codes)
     for indices, batch in batches_of_one_shape([np.asarray(c) for c in codes], batch_size):
         out = media.to_uint8(np.asarray(decoder(variables, batch)))
         for index, picture in zip(indices, out, strict=False):
             pictures[index] = picture
+        done(len(indices))
     return pictures
 
 

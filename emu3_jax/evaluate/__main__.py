@@ -25,6 +25,7 @@ from absl import flags
 from emu3_jax import command_line
 from emu3_jax.data.fingerprint import vision_fingerprint
 from emu3_jax.evaluate import evaluator, loading, registry
+from emu3_jax.evaluate.progress import Progress
 from emu3_jax.generate import tasks
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.interop import feature_networks, perceptual_weights
@@ -70,7 +71,7 @@ def main() -> None:
         )
     chosen = registry.make_evaluators(EVALUATORS.value)
     subject = make_subject()
-    results = evaluator.run_all(subject, chosen, lambda line: print(line, flush=True))
+    results = evaluator.run_all(subject, chosen, _say)
     path = evaluator.write_results(results, OUTPUT.value, subject)
     print(evaluator.format_results(results))
     print(f"written: {path}")
@@ -108,7 +109,12 @@ def make_subject() -> evaluator.Subject:
         batch_size=BATCH.value,
         limit=LIMIT.value,
         label=label or str(VISION.value),
+        progress=Progress(_say),
     )
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
 
 
 def _loaded(flag, load):

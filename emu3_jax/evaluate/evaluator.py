@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from emu3_jax.data import media
+from emu3_jax.evaluate.progress import Progress
 from emu3_jax.generate.sampling import Sampling
 
 RESULTS_FILE = "results.json"
@@ -45,6 +46,7 @@ class Subject:
       frames: clips are brought to this length (`seams.of_length`); 0 as stored.
       clip_frames: frames of the clips the vision tokenizer was trained on; 0 if unknown.
       label: where the weights came from, written into the results.
+      progress: told how far long work is.
     """
 
     bundle: Any = None
@@ -63,6 +65,7 @@ class Subject:
     frames: int = 0
     clip_frames: int = 0
     label: str = ""
+    progress: Progress = dataclasses.field(default_factory=Progress)
 
     @property
     def feature_networks(self) -> tuple | None:

@@ -130,7 +130,8 @@ def both_statistics(
     extract = jax.jit(network.features)
 
     def statistics(pictures):
-        batches = _features(network, extract, weights, pictures, subject.batch_size)
+        done = subject.progress.counter(f"features for {network.metric}", len(pictures))
+        batches = _features(network, extract, weights, pictures, subject.batch_size, done)
         return Statistics.streamed(batches)
 
     if subject.cache is None:
@@ -144,10 +145,11 @@ def both_statistics(
     return known, statistics(rebuilt)
 
 
-def _features(network, extract, weights, pictures, batch_size: int) -> Iterator[np.ndarray]:
+def _features(network, extract, weights, pictures, batch_size: int, done) -> Iterator[np.ndarray]:
     for indices, batch in vision_codec.batches_of_one_shape(pictures, batch_size):
         features = extract(weights, network.resized(media.to_model(batch)))
         yield np.asarray(features)[: len(indices)]
+        done(len(indices))
 
 
 def _key(network: Network, originals: Sequence[np.ndarray]) -> str:

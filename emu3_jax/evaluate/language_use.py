@@ -21,6 +21,7 @@ def caption(subject: Subject, pictures: Sequence[np.ndarray]) -> list[str]:
         sampling=Sampling(temperature=0.0),
         max_new=MAX_CAPTION_TOKENS,
         batch_size=subject.batch_size,
+        progress=subject.progress.line,
     )
     return tasks.caption_images(subject.bundle, codes, options)
 
@@ -34,7 +35,10 @@ def draw(subject: Subject, chosen: Sequence[Item]) -> list[np.ndarray]:
         grid = (height // config.spatial_factor, width // config.spatial_factor)
         sizes.setdefault(grid, []).append(index)
     options = tasks.Options(
-        sampling=subject.sampling, candidates=subject.candidates, batch_size=subject.batch_size
+        sampling=subject.sampling,
+        candidates=subject.candidates,
+        batch_size=subject.batch_size,
+        progress=subject.progress.line,
     )
     pictures: list = [None] * len(chosen)
     for (h, w), indices in sizes.items():

@@ -42,7 +42,9 @@ class Likelihood:
             subject.bundle.vision_fingerprint,
             subject.limit,
         )
-        tally = score_documents(subject.bundle, documents, subject.batch_size, self.rows)
+        targets = sum(len(one) - 1 for group in documents.values() for one in group)
+        done = subject.progress.counter("targets scored", targets)
+        tally = score_documents(subject.bundle, documents, subject.batch_size, self.rows, done=done)
         return Result(metrics(tally), {"by_task_and_class": table(tally)})
 
 

@@ -81,7 +81,10 @@ class Reconstruction:
                 continue
             chosen = items.read_split(subject.data, split, subject.limit)
             pixels = [item.pixels for item in chosen]
-            codes += vision_codec.encode(subject.vision_tokenizer, pixels, subject.batch_size)
+            done = subject.progress.counter(f"codes of {split}", len(pixels))
+            codes += vision_codec.encode(
+                subject.vision_tokenizer, pixels, subject.batch_size, done=done
+            )
         return codes
 
 
@@ -96,8 +99,11 @@ def reconstruct(subject: Subject, chosen: Sequence[items.Item]):
     if subject.frames:
         pixels = [of_length(p, subject.frames) if p.ndim == 4 else p for p in pixels]
     originals = [vision_codec.whole_tokens(config, p) for p in pixels]
-    codes = vision_codec.encode(tokenizer, originals, batch_size)
-    return originals, vision_codec.decode(tokenizer, codes, batch_size), codes
+    encoded, decoded = (
+        subject.progress.counter(what, len(originals)) for what in ("encoded", "decoded")
+    )
+    codes = vision_codec.encode(tokenizer, originals, batch_size, done=encoded)
+    return originals, vision_codec.decode(tokenizer, codes, batch_size, done=decoded), codes
 
 
 def perceptual_note(subject: Subject) -> str:

@@ -9,7 +9,7 @@ all read the same documents and get the same result.
 
 import functools
 import math
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -46,6 +46,7 @@ def score_documents(
     documents: Mapping[Hashable, Sequence[sequence.Sequence]],
     batch_size: int,
     row_length: int = 0,
+    done: Callable[[int], None] = lambda count: None,
 ) -> Tally:
     """Scores documents by task.
 
@@ -54,6 +55,7 @@ def score_documents(
       documents: task → sequences.
       batch_size: rows at a time; under an active mesh as many more as it takes to cut them.
       row_length: see `packed_batches`.
+      done: called after each batch with the number of its targets.
     """
     ways = _ways_of_a_batch()
     tally, scorer = Tally(tuple(documents)), _scorer(bundle.model)
@@ -61,6 +63,7 @@ def score_documents(
         arrays = [batch[k] for k in ("inputs", "targets", "positions", "segment_ids")]
         nll_BS = np.asarray(scorer(bundle.variables, *arrays))
         tally.add(nll_BS, batch["sources"], batch["classes"])
+        done(np.count_nonzero(batch["segment_ids"]))
     return tally
 
 

@@ -1,21 +1,23 @@
-"""What a program needs by the compiler's plan, before any machine code is written.
+"""The compiler at work in a process of its own: what it plans, and what it says at the end.
 
-XLA first fuses, schedules and places every array, and then writes code for each fusion. On a few
-cores the second takes most of the time, for a vision tokenizer's convolutions hours, and changes
-neither the arrays nor what crosses the mesh. The plan is read from the files in which XLA tells it
-(--xla_dump_to); a compile cannot be broken off, so it runs in a process of its own that is ended.
+XLA first fuses, schedules and places every array: its plan, which it writes into files when asked
+to (--xla_dump_to). Then it writes code for each fusion, which on a few cores takes most of the time
+(for a vision tokenizer's convolutions, hours) and changes neither the arrays nor what crosses the
+mesh. A compile cannot be broken off, so a process is ended where the plan is enough.
 
-What the plan does not have: the code's own size, and the scratch memory that a TPU's code for
-reductions over the mesh asks for (docs/aot.md has both, measured).
+Memory is that of the plan, by which the compiler itself decides whether a program fits: what it
+says of a program that is too large is the same sum to the last digit.
+`Compiled.memory_analysis()` counts more: a TPU program of 14.1 GiB that was compiled for 15.75 has
+19.2 by it. Other projects quote it, so it is reported too.
 """
 
 import multiprocessing
-import os
 import re
 import tempfile
 import time
 from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -29,24 +31,32 @@ _PROGRAM = "*after_optimizations.txt"
 _ALLOCATION = re.compile(r"^allocation \d+: size (\d+), (.*)$", re.MULTILINE)
 
 
-def plan_for(program: TrainProgram, target: Machine) -> report.Report:
-    """As `compiling.compile_for`, from the plan alone: `hbm_gib` is the least that is needed.
+class _Code(NamedTuple):
+    """What is known once the code is written, in bytes."""
+
+    size: int
+    temporaries: int  # by memory_analysis()
+
+
+def examine(program: TrainProgram, target: Machine, plan_only: bool = False) -> report.Report:
+    """What the program needs on the machine, without an estimate of its time.
 
     Raises:
-      ValueError: mesh, model and batch do not fit together, or the compiler refuses the program.
+      ValueError: mesh, model and batch do not fit together.
+      RuntimeError: the compiler refuses the program for another reason than its size.
     """
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        failure = _compile_until_planned(program, target, Path(folder))
+        said = _compile_in_a_process(program, target, Path(folder), plan_only)
         seconds = time.perf_counter() - began
         tflops = program.model_flops() / target.chips / 1e12
-        if isinstance(failure, ValueError):
-            raise failure
-        if failure is not None:
-            return report.does_not_fit(failure, seconds, tflops)
+        if isinstance(said, ValueError):
+            raise said
+        if isinstance(said, RuntimeError):
+            return report.does_not_fit(said, seconds, tflops)
         arguments, temporaries, outputs = bytes_of_arrays(_read(folder, _ARRAYS))
         collectives = report.summed(hlo.collectives(_read(folder, _PROGRAM)))
-    total = (arguments + temporaries + outputs) / report.GIB
+    total = (arguments + temporaries + outputs + (said.size if said else 0)) / report.GIB
     return report.Report(
         arguments_gib=arguments / report.GIB,
         temporaries_gib=temporaries / report.GIB,
@@ -56,7 +66,8 @@ def plan_for(program: TrainProgram, target: Machine) -> report.Report:
         compile_s=seconds,
         collectives=collectives,
         model_tflops_per_chip=tflops,
-        plan_only=True,
+        code_gib=said.size / report.GIB if said else None,
+        memory_analysis_gib=said.temporaries / report.GIB if said else None,
     )
 
 
@@ -79,49 +90,46 @@ def bytes_of_arrays(text: str) -> tuple[int, int, int]:
     return arguments, temporaries, outputs
 
 
-def _compile_until_planned(
-    program: TrainProgram, target: Machine, folder: Path
-) -> ValueError | RuntimeError | None:
-    """Returns None once the plan lies in `folder`, or else what the compiler said."""
+def _compile_in_a_process(
+    program: TrainProgram, target: Machine, folder: Path, plan_only: bool
+) -> ValueError | RuntimeError | _Code | None:
+    """What came of it, or None once the plan lies in `folder` where that is enough."""
     processes = multiprocessing.get_context("spawn")
     receiver, sender = processes.Pipe(duplex=False)
     arguments = (program, target.name, target.slices, str(folder), sender)
     child = processes.Process(target=_compile, args=arguments, daemon=True)
     child.start()
     sender.close()
+    sizes = None
     try:
-        sizes = None
         while True:
-            try:
-                if receiver.poll(_POLL_S):
-                    return receiver.recv()
-            except EOFError as error:
-                raise RuntimeError("the compiler's process ended without a word") from error
+            if receiver.poll(_POLL_S):
+                return receiver.recv()
             files = [*folder.glob(_ARRAYS), *folder.glob(_PROGRAM)]
             before, sizes = sizes, [file.stat().st_size for file in files]
-            if len(files) == 2 and all(sizes) and sizes == before:
+            if plan_only and len(files) == 2 and all(sizes) and sizes == before:
                 return None
+    except EOFError as error:
+        raise RuntimeError("the compiler's process ended without a word") from error
     finally:
         child.kill()
         child.join()
 
 
-def _compile(
-    program: TrainProgram, name: str, slices: int, folder: str, sender: Connection
-) -> None:
-    """In the process of its own: sends None at the end, or what went wrong."""
-    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no TPU is used, only its compiler
+def _compile(program: TrainProgram, name: str, slices: int, folder: str, sender: Connection):
+    """In the process of its own."""
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_compilation_cache", False)
+    jax.config.update("jax_enable_compilation_cache", False)  # what comes from there has no plan
     try:
         lowered = program.lower(machine(name, slices))
-        lowered.compile(compiler_options={"xla_dump_to": folder})
+        compiled = lowered.compile(compiler_options={"xla_dump_to": folder})
     except jax.errors.JaxRuntimeError as error:
         sender.send(RuntimeError(str(error)))
     except ValueError as error:
         sender.send(ValueError(str(error)))
     else:
-        sender.send(None)
+        memory = compiled.memory_analysis()
+        sender.send(_Code(memory.generated_code_size_in_bytes, memory.temp_size_in_bytes))
 
 
 def _read(folder: str, pattern: str) -> str:
