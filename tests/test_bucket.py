@@ -12,7 +12,7 @@ from test_records import GRAMMAR, image_record, write_dataset
 from emu3_jax import vocab
 from emu3_jax.config import ConfigError, read_config
 from emu3_jax.data import media
-from emu3_jax.evaluate import registry
+from emu3_jax.evaluate import loading, registry
 from emu3_jax.evaluate.during_training import EvaluationCallback, EvaluationConfig, check_data
 from emu3_jax.evaluate.evaluator import Result, Subject
 from emu3_jax.interop.bundle import Language, load_language, save_language
@@ -60,10 +60,18 @@ def test_the_language_of_a_run(bucket, tmp_path):
     for _ in range(2):  # a run that goes on writes it anew
         save_language(RUN, Language(words, Grammar(words, tokenizer), "v1", 64))
         assert names(bucket) == {"vocab.json", "bundle.json", "text_tokenizer.model"}
+    again = load_language(RUN)
+    assert again.vocab == words and again.grammar.tokenizer.fingerprint == tokenizer.fingerprint
+    save_language(tmp_path / "copy", again)  # what is read there can be written elsewhere
     for name in names(bucket):
-        (tmp_path / name).write_bytes(epath.Path(RUN, name).read_bytes())
-    copy = load_language(tmp_path)
-    assert copy.vocab == words and copy.grammar.tokenizer.fingerprint == tokenizer.fingerprint
+        assert (tmp_path / "copy" / name).read_bytes() == epath.Path(RUN, name).read_bytes()
+
+
+def test_a_run_is_told_from_a_model(bucket):
+    assert not loading.is_run_directory(RUN)
+    (epath.Path(RUN) / "checkpoints" / "4").mkdir(parents=True)
+    (epath.Path(RUN) / "checkpoints" / "4" / "state").write_text("")
+    assert loading.is_run_directory(RUN)
 
 
 def test_a_start_and_its_config(bucket):

@@ -5,10 +5,10 @@ A run directory has config.json and checkpoints/; its newest checkpoint is taken
 
 import dataclasses
 import os
-import pathlib
 from typing import Any
 
 import jax
+from etils import epath
 
 from emu3_jax import sharding
 from emu3_jax.config import to_dataclass
@@ -23,7 +23,7 @@ from emu3_jax.train.vision_objective import tokenizer_params
 
 def is_run_directory(path: str | os.PathLike) -> bool:
     """Whether `path` holds checkpoints of a run."""
-    return (pathlib.Path(path) / CHECKPOINT_FOLDER).is_dir()
+    return (epath.Path(path) / CHECKPOINT_FOLDER).is_dir()
 
 
 def load_model(

@@ -22,6 +22,7 @@ import pathlib
 
 import jax
 from absl import flags
+from etils import epath
 
 from emu3_jax import command_line, sharding
 from emu3_jax.data import vision_codec
@@ -210,7 +211,7 @@ def ask(spatial_factor: int) -> Job:
 def grammar(old: Grammar) -> Grammar:
     """The model's grammar with what the flags change."""
     video_format = VIDEO_FORMAT.value or old.video_format
-    stated = (pathlib.Path(MODEL.value) / BUNDLE_FILE).exists()
+    stated = (epath.Path(MODEL.value) / BUNDLE_FILE).exists()
     if stated and video_format != old.video_format:
         raise JobError(
             f"{MODEL.value} was trained with the video format {old.video_format}, "

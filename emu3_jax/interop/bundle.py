@@ -105,7 +105,7 @@ def save_language(path: str | os.PathLike, language: Language) -> None:
         write_atomically(path / name, tokenizer.rank_file)
     else:
         name = "text_tokenizer.model"
-        write_atomically(path / name, pathlib.Path(tokenizer.path).read_bytes())
+        write_atomically(path / name, epath.Path(tokenizer.path).read_bytes())
     _write_json(path / VOCAB_FILE, language.vocab.to_dict())
     _write_json(
         path / BUNDLE_FILE,
@@ -127,7 +127,7 @@ def load_language(path: str | os.PathLike) -> Language:
       BundleError: a file is missing, unreadable, or belongs to another vocabulary;
         UnknownVocabularyError for weights without one.
     """
-    path = pathlib.Path(path)
+    path = epath.Path(path)
     if not path.is_dir():
         raise BundleError(f"{path} is no directory; expected one that holds a model.")
     if not (path / BUNDLE_FILE).exists():

@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable
 
 import sentencepiece
+from etils import epath
 
 # SentencePiece writes a space as U+2581 inside its pieces, so a real U+2581 would come back as a
 # space. It is encoded as its UTF-8 bytes instead.
@@ -40,9 +41,9 @@ class SentencePieceTokenizer:
 
     def __init__(self, path: str | pathlib.Path):
         self.path = str(path)
-        if not pathlib.Path(self.path).is_file():
+        if not epath.Path(self.path).is_file():
             raise ValueError(f"There is no SentencePiece model {self.path}.")
-        data = pathlib.Path(self.path).read_bytes()
+        data = epath.Path(self.path).read_bytes()
         try:
             self._model = sentencepiece.SentencePieceProcessor(model_proto=data)
         except RuntimeError:

@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Iterable
 
 import tiktoken
+from etils import epath
 
 from emu3_jax.vocab import released
 
@@ -35,7 +36,7 @@ SPLIT_PATTERN = "|".join(
 @functools.cache
 def _read_ranks(path: str) -> tuple[dict[bytes, int], bytes]:
     """(token → rank, the rank file), of a rank file or a JSON vocabulary."""
-    data = pathlib.Path(path).read_bytes()
+    data = epath.Path(path).read_bytes()
     ranks = _ranks_of_json(data, path) if path.endswith(".json") else _ranks_of_lines(data, path)
     if sorted(ranks.values()) != list(range(len(ranks))) or not ranks:
         raise ValueError(f"The ranks in {path} are not the numbers 0..{len(ranks) - 1}, each once.")
@@ -104,7 +105,7 @@ class QwenTiktoken:
 
     def __init__(self, path: str | pathlib.Path):
         self.path = str(path)
-        if not pathlib.Path(self.path).is_file():
+        if not epath.Path(self.path).is_file():
             raise ValueError(f"There is no rank file {self.path}.")
         ranks, self.rank_file = _read_ranks(self.path)
         self.fingerprint = hashlib.sha256(self.rank_file).hexdigest()[:12]
