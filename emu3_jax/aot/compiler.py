@@ -7,7 +7,7 @@ mesh. A compile cannot be broken off, so a process is ended where the plan is en
 
 Memory is that of the plan, by which the compiler itself decides whether a program fits: what it
 says of a program that is too large is the same sum to the last digit.
-`Compiled.memory_analysis()` counts more: a TPU program of 14.1 GiB that was compiled for 15.75 has
+`Compiled.memory_analysis()` counts more: a TPU program of 14.0 GiB that was compiled for 15.75 has
 19.2 by it. Other projects quote it, so it is reported too.
 """
 
