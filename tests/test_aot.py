@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import flax.linen as nn
 import jax
@@ -11,7 +12,7 @@ import pytest
 from shrunken_twins import LENGTH, ROWS, twin
 
 from emu3_jax import sharding
-from emu3_jax.aot import advice, compiler, compiling, hlo, programs, report
+from emu3_jax.aot import advice, compiler, compiling, estimate, hlo, programs, report
 from emu3_jax.aot.compiling import compile_and_report
 from emu3_jax.aot.programs import TrainProgram
 from emu3_jax.aot.topology import Machine, machine
@@ -169,18 +170,64 @@ def test_the_compilers_own_refusals_are_read(words):
         report.does_not_fit(RuntimeError("something else"), 1.0, 2.0)
 
 
-def test_an_estimate_that_does_not_fit_costs_no_more_than_itself(monkeypatch, capsys):
-    def estimate(program, target):
-        raise jax.errors.JaxRuntimeError(
-            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
-            "temporaries (60.73G) exceeds available HBM (15.75G)."
-        )
+class _Unrolled:
+    """A program of one to four layers for which a TPU's compiler says `seconds[layers]`."""
 
-    monkeypatch.setattr(compiling, "estimate", estimate)
+    is_transformer = True
+
+    def __init__(self, seconds):
+        self.seconds, self.layers = seconds, None
+        self.task = SimpleNamespace(config=SimpleNamespace(num_layers=8))
+        self.run = SimpleNamespace(accumulation=1)
+
+    def unrolled(self, layers):
+        self.layers = layers
+        return self
+
+    def lower(self, target):
+        return self
+
+    def compile(self):
+        if self.seconds is None:
+            raise jax.errors.JaxRuntimeError(
+                "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+                "temporaries (60.73G) exceeds available HBM (15.75G)."
+            )
+        text = 'ENTRY %main () -> f32[] {\n  %a = f32[] add(), "estimated_cycles":"10"\n}'
+        found = {"optimal_seconds": self.seconds[self.layers]}
+        return SimpleNamespace(cost_analysis=lambda: found, as_text=lambda: text)
+
+
+TPU = SimpleNamespace(is_tpu=True)
+
+
+def test_an_estimate_goes_through_two_and_four_layers():
+    found = estimate.estimate(_Unrolled({2: 5.0, 4: 7.0}), TPU)
+    assert found.seconds == 5 + 1.0 * 6 and sum(found.parts.values()) == 1
+
+
+@pytest.mark.parametrize(
+    "seconds, words",
+    [
+        (None, "takes 60.7 GiB of 15.8; try a smaller data.batch_size"),
+        ({2: -116.6, 4: -204.4}, "for 2 and 4 layers on this machine are -117 and -204 seconds"),
+        ({2: 5.0, 4: 4.0}, "are 5 and 4 seconds"),
+    ],
+)
+def test_an_estimate_that_makes_no_sense_is_none(seconds, words):
+    with pytest.raises(estimate.NoEstimateError, match=words):
+        estimate.estimate(_Unrolled(seconds), TPU)
+
+
+def test_without_an_estimate_the_rest_is_told(monkeypatch, capsys):
+    def refuse(program, target):
+        raise estimate.NoEstimateError("why not")
+
+    monkeypatch.setattr(compiling, "estimate", refuse)
     monkeypatch.setattr(compiling, "examine", lambda *args, **kwargs: _report(1.0))
     compile_and_report(twin(STAGE1), "train", machine("cpu:8"), search=False, with_estimate=True)
     *_, sentence, line = capsys.readouterr().out.strip().splitlines()
-    assert "takes 60.7 GiB of 15.8; try a smaller data.batch_size" in sentence
+    assert sentence == "no estimate: why not"
     assert json.loads(line)["compiler_estimate_s"] is None
 
 

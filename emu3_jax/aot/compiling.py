@@ -3,13 +3,12 @@
 import functools
 import json
 
-import jax
 from ml_collections import ConfigDict
 
 from emu3_jax.aot import advice, report
 from emu3_jax.aot.compiler import examine
-from emu3_jax.aot.estimate import Estimate, estimate
-from emu3_jax.aot.programs import PROGRAMS, TrainProgram
+from emu3_jax.aot.estimate import NoEstimateError, estimate
+from emu3_jax.aot.programs import PROGRAMS
 from emu3_jax.aot.topology import Machine
 
 
@@ -39,7 +38,11 @@ def compile_and_report(
     else:
         found = by_compiler(program, target)
     wanted = with_estimate and found.fits and not plan_only
-    time, why_not = _estimate(program, target) if wanted else (None, "")
+    time, why_not = None, None
+    try:
+        time = estimate(program, target) if wanted else None
+    except NoEstimateError as error:
+        why_not = f"no estimate: {error}"
     found = found.with_estimate(time, target)
     mesh = " x ".join(f"{axis} {size}" for axis, size in program.mesh(target).shape.items())
     print(report.table(found, f"{name} on {target.chips} chips, mesh {mesh}", time))
@@ -49,15 +52,3 @@ def compile_and_report(
         print(advice.what_to_change(found, program, target))
     print(json.dumps(found.to_json()))
     return found
-
-
-def _estimate(program: TrainProgram, target: Machine) -> tuple[Estimate | None, str]:
-    """The estimate, or a sentence why there is none although the program itself fits."""
-    try:
-        return estimate(program, target), ""
-    except jax.errors.JaxRuntimeError as error:
-        large = report.does_not_fit(error, 0.0, 0.0)
-    return None, (
-        "no estimate: it needs the layers and the loss without loops, which takes "
-        f"{large.hbm_gib:.1f} GiB of {large.limit_gib:.1f}; try a smaller data.batch_size"
-    )

@@ -7,12 +7,12 @@ computation comes on top.
 """
 
 from collections import defaultdict
-from typing import NamedTuple
 
 import jax
 
 from emu3_jax.aot import hlo
 from emu3_jax.aot.programs import TrainProgram
+from emu3_jax.aot.report import Estimate, does_not_fit
 from emu3_jax.aot.topology import Machine
 
 FEW, MORE = 2, 4
@@ -29,22 +29,16 @@ PARTS = {
 }
 
 
-class Estimate(NamedTuple):
-    """Of one update.
-
-    Attributes:
-      seconds: by the compiler, see the module's text.
-      parts: part of the step → share of its clock cycles, by the compiler.
-      compiled_s: what the compiler said: layers → seconds.
-    """
-
-    seconds: float
-    parts: dict[str, float]
-    compiled_s: dict[int, float]
+class NoEstimateError(ValueError):
+    """The compiler has no time for this program; the message says why."""
 
 
 def estimate(program: TrainProgram, machine: Machine) -> Estimate | None:
-    """None where there is no TPU compiler to ask, or no layers to count."""
+    """None where there is no TPU compiler to ask, or no layers to count.
+
+    Raises:
+      NoEstimateError: without loops it does not fit, or the compiler's time makes no sense.
+    """
     if not machine.is_tpu or not program.is_transformer:
         return None
     layers, times = program.task.config.num_layers, program.run.accumulation
@@ -52,8 +46,20 @@ def estimate(program: TrainProgram, machine: Machine) -> Estimate | None:
     def at_all_layers(few, more):
         return times * (few + (more - few) / (MORE - FEW) * (layers - FEW))
 
-    compiled = {n: program.unrolled(n).lower(machine).compile() for n in (FEW, MORE)}
+    try:
+        compiled = {n: program.unrolled(n).lower(machine).compile() for n in (FEW, MORE)}
+    except jax.errors.JaxRuntimeError as error:
+        need = does_not_fit(error, 0.0, 0.0)
+        raise NoEstimateError(
+            "it needs the layers and the loss without loops, which takes "
+            f"{need.hbm_gib:.1f} GiB of {need.limit_gib:.1f}; try a smaller data.batch_size"
+        ) from error
     seconds = {n: c.cost_analysis()["optimal_seconds"] for n, c in compiled.items()}
+    if not 0 < seconds[FEW] < seconds[MORE]:
+        raise NoEstimateError(
+            f"the compiler's own for {FEW} and {MORE} layers on this machine are "
+            f"{seconds[FEW]:.3g} and {seconds[MORE]:.3g} seconds"
+        )
     cycles = {n: cycles_by_part(c) for n, c in compiled.items()}
     parts = {part: at_all_layers(cycles[FEW][part], cycles[MORE][part]) for part in PARTS}
     total = sum(parts.values())

@@ -3,11 +3,11 @@
 import dataclasses
 import re
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import jax
 
 from emu3_jax.aot import hlo
-from emu3_jax.aot.estimate import Estimate
 from emu3_jax.aot.topology import Machine
 from emu3_jax.train.metrics import peak_flops
 
@@ -17,6 +17,20 @@ _TOO_LARGE = (
     re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm"),
     re.compile(r"temporaries \(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)"),
 )
+
+
+class Estimate(NamedTuple):
+    """Of one update.
+
+    Attributes:
+      seconds: by the compiler, see estimate.py.
+      parts: part of the step → share of its clock cycles, by the compiler.
+      compiled_s: what the compiler said: layers → seconds.
+    """
+
+    seconds: float
+    parts: dict[str, float]
+    compiled_s: dict[int, float]
 
 
 @dataclasses.dataclass(frozen=True)
