@@ -4,7 +4,7 @@
 #
 #   bash launch/quickstart.sh [--help] [--directory=runs/quickstart] [--fresh] [--steps=N]
 #
-# Eight minutes on two cores after the install. Ctrl-C at any point: the same command goes on.
+# Five to eleven minutes on two cores after the install. Ctrl-C at any point: the same command goes on.
 
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
