@@ -34,6 +34,8 @@ def main():
     if WHAT.value == "bug":
         raise TypeError("a bug")
     if WHAT.value == "stop":
+        # What is started in the background ignores the signal unless it is told not to.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         os.kill(os.getpid(), signal.SIGINT)
 
 if __name__ == "__main__":

@@ -11,10 +11,12 @@ says of a program that is too large is the same sum to the last digit.
 19.2 by it. Other projects quote it, so it is reported too.
 """
 
+import contextlib
 import multiprocessing
 import re
 import tempfile
 import time
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
@@ -38,16 +40,32 @@ class _Code(NamedTuple):
     temporaries: int  # by memory_analysis()
 
 
-def examine(program: TrainProgram, target: Machine, plan_only: bool = False) -> report.Report:
+def examine(
+    program: TrainProgram,
+    target: Machine,
+    plan_only: bool = False,
+    say: Callable[[str], None] = lambda line: None,
+) -> report.Report:
     """What the program needs on the machine, without an estimate of its time.
+
+    Args:
+      program: what to compile.
+      target: what for.
+      plan_only: stop at the plan.
+      say: told when the plan is there and the code is still to be written.
 
     Raises:
       ValueError: mesh, model and batch do not fit together.
       RuntimeError: the compiler refuses the program for another reason than its size.
     """
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        said = _compile_in_a_process(program, target, Path(folder), plan_only)
+    with tempfile.TemporaryDirectory() as name, _compiling(program, target, name) as receiver:
+        folder = Path(name)
+        said = _until_planned(receiver, folder)
+        if said is None and not plan_only:
+            gib = sum(bytes_of_arrays(_read(folder, _ARRAYS))) / report.GIB
+            say(f"planned in {time.perf_counter() - began:.0f} s: {gib:.2f} GiB; code follows")
+            said = _received(receiver)
         seconds = time.perf_counter() - began
         tflops = program.model_flops() / target.chips / 1e12
         if isinstance(said, ValueError):
@@ -90,30 +108,38 @@ def bytes_of_arrays(text: str) -> tuple[int, int, int]:
     return arguments, temporaries, outputs
 
 
-def _compile_in_a_process(
-    program: TrainProgram, target: Machine, folder: Path, plan_only: bool
-) -> ValueError | RuntimeError | _Code | None:
-    """What came of it, or None once the plan lies in `folder` where that is enough."""
+@contextlib.contextmanager
+def _compiling(program: TrainProgram, target: Machine, folder: str) -> Iterator[Connection]:
+    """Where a process that compiles will say what came of it; it is ended with the block."""
     processes = multiprocessing.get_context("spawn")
     receiver, sender = processes.Pipe(duplex=False)
-    arguments = (program, target.name, target.slices, str(folder), sender)
+    arguments = (program, target.name, target.slices, folder, sender)
     child = processes.Process(target=_compile, args=arguments, daemon=True)
     child.start()
     sender.close()
-    sizes = None
     try:
-        while True:
-            if receiver.poll(_POLL_S):
-                return receiver.recv()
-            files = [*folder.glob(_ARRAYS), *folder.glob(_PROGRAM)]
-            before, sizes = sizes, [file.stat().st_size for file in files]
-            if plan_only and len(files) == 2 and all(sizes) and sizes == before:
-                return None
-    except EOFError as error:
-        raise RuntimeError("the compiler's process ended without a word") from error
+        yield receiver
     finally:
         child.kill()
         child.join()
+
+
+def _until_planned(receiver: Connection, folder: Path) -> ValueError | RuntimeError | _Code | None:
+    """None once the plan lies in `folder`, or what came of it if it ends before."""
+    sizes = None
+    while not receiver.poll(_POLL_S):
+        files = [*folder.glob(_ARRAYS), *folder.glob(_PROGRAM)]
+        before, sizes = sizes, [file.stat().st_size for file in files]
+        if len(files) == 2 and all(sizes) and sizes == before:
+            return None
+    return _received(receiver)
+
+
+def _received(receiver: Connection) -> ValueError | RuntimeError | _Code:
+    try:
+        return receiver.recv()
+    except EOFError as error:
+        raise RuntimeError("the compiler's process ended without a word") from error
 
 
 def _compile(program: TrainProgram, name: str, slices: int, folder: str, sender: Connection):
@@ -132,6 +158,6 @@ def _compile(program: TrainProgram, name: str, slices: int, folder: str, sender:
         sender.send(_Code(memory.generated_code_size_in_bytes, memory.temp_size_in_bytes))
 
 
-def _read(folder: str, pattern: str) -> str:
-    (file,) = Path(folder).glob(pattern)
+def _read(folder: Path, pattern: str) -> str:
+    (file,) = folder.glob(pattern)
     return file.read_text()

@@ -32,7 +32,7 @@ def compile_and_report(
         plan_only: stop at the compiler's plan, which has no time.
     """
     program = PROGRAMS[name].of(config)
-    by_compiler = functools.partial(examine, plan_only=plan_only)
+    by_compiler = functools.partial(examine, plan_only=plan_only, say=print)
     if search:
         found, program = advice.search(program, target, by_compiler)
     else:
