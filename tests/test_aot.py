@@ -12,9 +12,9 @@ import pytest
 from shrunken_twins import LENGTH, ROWS, twin
 
 from emu3_jax import sharding
-from emu3_jax.aot import advice, compiler, compiling, estimate, hlo, programs, report
-from emu3_jax.aot.compiling import compile_and_report
+from emu3_jax.aot import advice, compiler, estimate, hlo, programs, report, run
 from emu3_jax.aot.programs import TrainProgram
+from emu3_jax.aot.run import compile_and_report
 from emu3_jax.aot.topology import Machine, machine
 from emu3_jax.config import ConfigError, load_config
 from emu3_jax.sharding import MeshConfig
@@ -223,8 +223,8 @@ def test_without_an_estimate_the_rest_is_told(monkeypatch, capsys):
     def refuse(program, target):
         raise estimate.NoEstimateError("why not")
 
-    monkeypatch.setattr(compiling, "estimate", refuse)
-    monkeypatch.setattr(compiling, "examine", lambda *args, **kwargs: _report(1.0))
+    monkeypatch.setattr(run, "estimate", refuse)
+    monkeypatch.setattr(run, "examine", lambda *args, **kwargs: _report(1.0))
     compile_and_report(twin(STAGE1), "train", machine("cpu:8"), search=False, with_estimate=True)
     *_, sentence, line = capsys.readouterr().out.strip().splitlines()
     assert sentence == "no estimate: why not"

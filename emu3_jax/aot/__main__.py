@@ -25,8 +25,8 @@ import jax
 from absl import flags
 
 from emu3_jax import command_line
-from emu3_jax.aot.compiling import compile_and_report
 from emu3_jax.aot.programs import PROGRAMS
+from emu3_jax.aot.run import compile_and_report
 from emu3_jax.aot.topology import machine
 from emu3_jax.config import ConfigError
 

@@ -32,9 +32,10 @@ def compile_and_report(
         plan_only: stop at the compiler's plan, which has no time.
     """
     program = PROGRAMS[name].of(config)
-    by_compiler = functools.partial(examine, plan_only=plan_only, say=print)
+    say = functools.partial(print, flush=True)  # a compile takes long
+    by_compiler = functools.partial(examine, plan_only=plan_only, say=say)
     if search:
-        found, program = advice.search(program, target, by_compiler)
+        found, program = advice.search(program, target, by_compiler, say)
     else:
         found = by_compiler(program, target)
     wanted = with_estimate and found.fits and not plan_only
