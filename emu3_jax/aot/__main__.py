@@ -13,7 +13,7 @@ the compiler's estimate. No data is read where the config states model.vocab_siz
                layers; --noestimate leaves them out.
   --search     the cheapest rematerialisation at the config's batch, then the largest batch.
   --plan       stop where the compiler knows every array and what crosses the mesh, before it writes
-               code: several times faster, no estimate, and the least memory that is needed.
+               code: some ten times faster, without an estimate.
 
 The last line is one line of JSON. Exit status 1: it does not fit, and the line before says what to
 change. docs/aot.md explains the figures.

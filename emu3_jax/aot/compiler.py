@@ -2,8 +2,9 @@
 
 XLA first fuses, schedules and places every array: its plan, which it writes into files when asked
 to (--xla_dump_to). Then it writes code for each fusion, which on a few cores takes most of the time
-(for a vision tokenizer's convolutions, hours) and changes neither the arrays nor what crosses the
-mesh. A compile cannot be broken off, so a process is ended where the plan is enough.
+(a quarter of an hour and more for a vision tokenizer's convolutions) and changes neither the arrays
+nor what crosses the mesh. A compile cannot be broken off, so a process is ended where the plan is
+enough.
 
 Memory is that of the plan, by which the compiler itself decides whether a program fits: what it
 says of a program that is too large is the same sum to the last digit.
@@ -71,7 +72,8 @@ def examine(
         if isinstance(said, ValueError):
             raise said
         if isinstance(said, RuntimeError):
-            return report.does_not_fit(said, seconds, tflops)
+            need, limit = report.too_large(said)
+            return report.Report(None, None, need, limit, False, seconds, {}, tflops)
         arguments, temporaries, outputs = bytes_of_arrays(_read(folder, _ARRAYS))
         collectives = report.summed(hlo.collectives(_read(folder, _PROGRAM)))
     total = (arguments + temporaries + outputs + (said.size if said else 0)) / report.GIB

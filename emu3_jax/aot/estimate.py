@@ -12,7 +12,7 @@ import jax
 
 from emu3_jax.aot import hlo
 from emu3_jax.aot.programs import TrainProgram
-from emu3_jax.aot.report import Estimate, does_not_fit
+from emu3_jax.aot.report import Estimate, too_large
 from emu3_jax.aot.topology import Machine
 
 FEW, MORE = 2, 4
@@ -49,10 +49,10 @@ def estimate(program: TrainProgram, machine: Machine) -> Estimate | None:
     try:
         compiled = {n: program.unrolled(n).lower(machine).compile() for n in (FEW, MORE)}
     except jax.errors.JaxRuntimeError as error:
-        need = does_not_fit(error, 0.0, 0.0)
+        need, limit = too_large(error)
         raise NoEstimateError(
             "it needs the layers and the loss without loops, which takes "
-            f"{need.hbm_gib:.1f} GiB of {need.limit_gib:.1f}; try a smaller data.batch_size"
+            f"{need:.1f} GiB of {limit:.1f}; try a smaller data.batch_size"
         ) from error
     seconds = {n: c.cost_analysis()["optimal_seconds"] for n, c in compiled.items()}
     if not 0 < seconds[FEW] < seconds[MORE]:

@@ -85,13 +85,12 @@ class Report:
         )
 
 
-def does_not_fit(error: Exception, seconds: float, tflops: float) -> Report:
-    """What the TPU's compiler says when it gives up; `error` again if it is something else."""
+def too_large(error: Exception) -> tuple[float, float]:
+    """(needed, available) GiB as the TPU's compiler says when it gives up; else raises `error`."""
     said = next(filter(None, (pattern.search(str(error)) for pattern in _TOO_LARGE)), None)
     if said is None:
         raise error
-    need, limit = _gib(*said.groups()[:2]), _gib(*said.groups()[2:])
-    return Report(None, None, need, limit, False, seconds, {}, tflops)
+    return _gib(*said.groups()[:2]), _gib(*said.groups()[2:])
 
 
 def _gib(number: str, unit: str) -> float:
