@@ -53,7 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
             steps=4000,
             seed=0,
             ema_decay=0.998,
-            mesh=dict(data=1, fsdp=-1, context=1, tensor=1),
+            mesh=dict(data=-1, fsdp=1, context=1, tensor=1),
             optimizer=dict(
                 learning_rate=2e-3,
                 warmup_steps=100,

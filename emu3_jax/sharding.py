@@ -26,8 +26,7 @@ RULES = (
     ("layers", None),
     ("head_dim", None),
     ("norm", None),
-    ("conv_in", None),
-    ("conv_out", None),
+    ("conv_out", ("fsdp", "context")),
     ("code", None),
 )
 """Logical axis -> mesh axes, in order of precedence, and why:
@@ -42,9 +41,9 @@ embed     the narrow side of each weight: stored in pieces, gathered for use. De
 layers    the scanned axis: one layer is used at a time, every device needs its part of each.
 head_dim  inside one head nothing is worth splitting.
 norm      scales and other vectors: a few kilobytes, not worth a gather.
-conv_in, conv_out, code
-          the vision tokenizer has 0.27 B parameters, small channel counts at its ends (3 and 4)
-          and a codebook of 32,768 x 4: replicated, it is pure data parallelism.
+conv_out  channels out of a convolution that is wide on both sides: stored in pieces as `embed`
+          is, and `gathered` for use.
+code      a codebook of 32,768 x 4 is half a megabyte.
 """
 
 
@@ -217,3 +216,12 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
         if name is not None:
             check_divides(mesh, name, name, size)
     return jax.lax.with_sharding_constraint(x, partition_spec(*names))
+
+
+def gathered(weight: jax.Array) -> jax.Array:
+    """Ask the compiler for a weight that is stored in pieces to be whole where it is used.
+
+    Matmuls need no such word. The kernel of a convolution, left alone, makes the compiler cut the
+    channels and gather the batch for them.
+    """
+    return constrain(weight, *(None,) * weight.ndim)

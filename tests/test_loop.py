@@ -48,6 +48,22 @@ def test_callbacks_come_at_their_interval_and_after_the_last_step(tmp_path):
     assert {"seen", "loss"} <= rows[7].keys()
 
 
+def test_mfu_is_logged_where_the_peak_is_known_and_flops_are_not_counted_elsewhere(
+    tmp_path, monkeypatch
+):
+    counts = []
+    monkeypatch.setattr(ToyTask, "flops_per_unit", lambda self: counts.append(1) or 3e6)
+    train(ToyTask(), run_config(steps=2), tmp_path / "unknown")
+    assert not counts and all("mfu" not in row for row in read_metrics(tmp_path / "unknown"))
+    monkeypatch.setitem(metrics_lib.PEAK_FLOPS, jax.devices()[0].device_kind, 2e9)
+    train(ToyTask(), run_config(steps=2), tmp_path / "known")
+    rows = [row for row in read_metrics(tmp_path / "known") if row.get("rows_per_second")]
+    assert counts == [1] and rows
+    for row in rows:
+        share = row["rows_per_second"] * 3e6 / (2e9 * jax.device_count())
+        assert row["mfu"] == pytest.approx(share)
+
+
 def test_metrics_are_fetched_when_the_next_step_has_been_dispatched(tmp_path, monkeypatch):
     """The order of events, with a step that tells its number instead of computing."""
     events = []

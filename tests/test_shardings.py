@@ -78,6 +78,13 @@ def _moments_follow_their_parameters(state) -> None:
     assert owners
 
 
+def test_nearly_all_of_the_tokenizer_lies_in_pieces(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    weights = jax.tree.leaves(_abstract_state("configs/vision_tokenizer_emu3.py").params)
+    whole = sum(x.size for x in weights if not any(x.sharding.spec))
+    assert whole < 0.01 * sum(x.size for x in weights)
+
+
 def test_no_golden_file_is_left_over():
     names = {_golden(f).name for f in named_configs() + named_configs("vision_tokenizer")}
     assert {path.name for path in GOLDEN.iterdir()} == names

@@ -1,5 +1,6 @@
 """The vision tokenizer's task: the loss falls, dead codes come back, a mesh changes nothing."""
 
+import collections
 import dataclasses
 import math
 
@@ -10,6 +11,7 @@ import optax
 import pytest
 
 from emu3_jax import sharding
+from emu3_jax.aot import hlo
 from emu3_jax.data import media
 from emu3_jax.data.pixels import PixelConfig, PixelGroup
 from emu3_jax.models.vision_tokenizer import VisionTokenizerConfig
@@ -180,15 +182,23 @@ def test_when_codes_are_revived(monkeypatch, every, until, step, revived):
     assert bool(found.ema) == revived
 
 
-def test_eight_devices_give_the_same_loss_weights_and_statistics_as_one(two_steps):
-    mesh = sharding.make_mesh(MeshConfig(data=4, fsdp=2))
+@pytest.fixture(scope="module")
+def on_eight():
+    """The mesh, and the step compiled for it."""
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=4))
     with jax.set_mesh(mesh):
-        state = _start(REVIVING, SGD, mesh)
-        train_step = jax.jit(make_train_step(REVIVING, SGD, key=KEY, ema_decay=0.99))
-        for seed in range(2):
-            state, metrics = train_step(state, _put(REVIVING, mesh, _batch(seed=seed)))
-            expected = two_steps[1][seed]["loss"][0]
-            np.testing.assert_allclose(metrics["loss"][0], expected, rtol=1e-5)
+        state = abstract_state(REVIVING, SGD, KEY, mesh, ema=True)
+        step = jax.jit(make_train_step(REVIVING, SGD, key=KEY, ema_decay=0.99))
+        return mesh, step.lower(state, REVIVING.abstract_batch(mesh)).compile()
+
+
+def test_eight_devices_give_the_same_loss_weights_and_statistics_as_one(two_steps, on_eight):
+    mesh, train_step = on_eight
+    state = _start(REVIVING, SGD, mesh)
+    for seed in range(2):
+        state, metrics = train_step(state, _put(REVIVING, mesh, _batch(seed=seed)))
+        expected = two_steps[1][seed]["loss"][0]
+        np.testing.assert_allclose(metrics["loss"][0], expected, rtol=1e-5)
     found, expected = jax.device_get(state), two_steps[0]
     # BatchNorm over the 16 positions of one device instead of all 128 would differ in the second
     # digit; float32 sums in another order differ in the sixth.
@@ -197,6 +207,24 @@ def test_eight_devices_give_the_same_loss_weights_and_statistics_as_one(two_step
         np.testing.assert_allclose(
             value, wanted, rtol=1e-4, atol=2e-5, err_msg=jax.tree_util.keystr(path)
         )
+
+
+def test_kernels_lie_in_pieces_and_are_gathered_once_a_step_and_no_frame_is(on_eight):
+    mesh, train_step = on_eight
+    state = abstract_state(REVIVING, SGD, KEY, mesh, ema=True)
+    kernels = [
+        leaf
+        for leaf in jax.tree.leaves(state.params)
+        if leaf.sharding.shard_shape(leaf.shape) != leaf.shape
+    ]
+    assert len(kernels) > 20
+    gathered = collections.Counter()
+    for one in hlo.collectives(train_step.as_text()):
+        if one.kind == "all-gather":
+            gathered[one.shape] += one.times
+    latents = (8 * 8 * 8, MODEL.embed_dim)  # a group's, for the care of the codebook
+    assert gathered.pop(latents) == 2
+    assert gathered == collections.Counter(x.shape for x in kernels)
 
 
 @pytest.mark.parametrize(

@@ -298,9 +298,9 @@ def test_axis_names_are_boxed_with_the_parameters():
     )
     params = variables["params"]
     assert params["quantize"]["embedding"].names == ("code", None)
-    assert params["encoder"]["conv_in"]["kernel"].names == (None, None, None, "conv_out")
+    assert params["encoder"]["conv_in"]["kernel"].names == (None,) * 4
     block = params["decoder"]["mid"]["block_1"]
-    assert block["conv1"]["kernel"].names == (None, None, "conv_in", "conv_out")
+    assert block["conv1"]["kernel"].names == (None, None, None, "conv_out")
     assert block["norm1"]["norm_layer"]["scale"].names == ("norm",)
 
 

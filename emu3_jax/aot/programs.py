@@ -1,6 +1,7 @@
 """The programs that can be compiled, from a config; the code is that which runs them."""
 
 import dataclasses
+import functools
 import math
 from typing import NamedTuple
 
@@ -11,9 +12,10 @@ import jax.numpy as jnp
 from emu3_jax import sharding, vocab
 from emu3_jax.aot.topology import Machine
 from emu3_jax.config import ConfigError, to_dataclass
+from emu3_jax.data.pixels import PixelGroup
 from emu3_jax.generate import ahead
 from emu3_jax.tokenize.encoder import encode_batch
-from emu3_jax.train import tasks
+from emu3_jax.train import model_flops, tasks
 from emu3_jax.train.loop import RunConfig
 from emu3_jax.train.pretrain import PretrainTask
 from emu3_jax.train.state import Task, abstract_state, jitted_train_step
@@ -59,7 +61,7 @@ class TrainProgram(NamedTuple):
             return step.lower(state, batch, *([limits] if run.divergence.policy != "off" else []))
 
     def model_flops(self) -> float:
-        """Of one update over all devices; 0 where nobody has counted them."""
+        """Of one update over all devices."""
         return self.task.tokens_per_batch() * self.task.flops_per_unit()
 
     def mesh(self, machine: Machine) -> jax.sharding.Mesh:
@@ -111,19 +113,28 @@ class TokenizeProgram(NamedTuple):
     def lower(self, machine: Machine) -> jax.stages.Lowered:
         """For these devices."""
         mesh = self.mesh(machine)
-        batch = self.task.abstract_batch(mesh)
-        pixels = batch["clips" if "clips" in batch else "stills"]
-        variables = nn.unbox(jax.eval_shape(self.task.init, jax.random.key(0)))
-        variables = {name: variables[name] for name in ("params", "batch_stats")}
+        pixels = self.task.abstract_batch(mesh)[self._group.name]
         everywhere = sharding.replicated(mesh)
         variables = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), variables
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+            self._variables(),
         )
         return encode_batch.lower(self.task.model, variables, pixels)
 
     def model_flops(self) -> float:
-        """Nobody has counted them."""
-        return 0.0
+        """Of one batch over all devices."""
+        pixels = jax.ShapeDtypeStruct(self._group.shape, jnp.float32)
+        encode = functools.partial(encode_batch, self.task.model)
+        return model_flops.of_call(encode, self._variables(), pixels)
+
+    @property
+    def _group(self) -> PixelGroup:
+        groups = self.task.data.active
+        return next((group for group in groups if group.kind != "stills"), groups[0])
+
+    def _variables(self):
+        variables = nn.unbox(jax.eval_shape(self.task.init, jax.random.key(0)))
+        return {name: variables[name] for name in ("params", "batch_stats")}
 
 
 class SampleProgram(NamedTuple):

@@ -1,7 +1,8 @@
 """Convolutions and resampling of the vision tokenizer, channels last, torch's padding.
 
-Widths get logical axis names ("conv_in", "conv_out", "norm"), but only where they are wide: latents
-(4 channels) and pixels (3) are never worth sharding, and no mesh would divide them.
+Kernels that are wide on both sides, which hold nearly all weights, are stored in pieces by their
+channels out (logical axis "conv_out"). Those from or to latents (4 channels) and pixels (3) are
+small, and no mesh would divide them.
 """
 
 import functools
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emu3_jax import sharding
 from emu3_jax.models import strips, winograd
 from emu3_jax.models.layers import precision
 
@@ -172,6 +174,11 @@ def causal_conv_3d(x, kernel, time_stride: int):
     return y.reshape(B, steps, H, W, outputs)
 
 
+def kernel_axes(rank: int, narrow: bool) -> tuple[str | None, ...]:
+    """Logical axes of a kernel [..., I, O] of this rank."""
+    return (None,) * (rank - 1) + (None if narrow else "conv_out",)
+
+
 class Conv(nn.Module):
     """A convolution with bias: 2-D over [B, H, W, C], or causal 3-D over [B, T, H, W, C].
 
@@ -180,8 +187,7 @@ class Conv(nn.Module):
       kernel: (height, width), or (time, height, width) for the causal 3-D one.
       stride: step along height and width in 2-D, along time in 3-D.
       padding: zeros around the frame in 2-D ((top, bottom), (left, right)); 3-D has its own.
-      narrow_in: the input is latents or pixels, so its channels have no logical name.
-      narrow_out: the same for the output.
+      narrow: input or output is latents or pixels: the kernel is whole on every device.
       doubled: the 2-D input is doubled in height and width before, by nearest neighbour.
       kernel_init, bias_init: initialisers.
     """
@@ -191,8 +197,7 @@ class Conv(nn.Module):
     config: object
     stride: int = 1
     padding: tuple = ((1, 1), (1, 1))
-    narrow_in: bool = False
-    narrow_out: bool = False
+    narrow: bool = False
     doubled: bool = False
     kernel_init: Callable = FAN_IN
     bias_init: Callable = ZEROS
@@ -201,23 +206,22 @@ class Conv(nn.Module):
     def __call__(self, x):
         """float [B, ..., C_in] or Rows -> `config.dtype` [B, ..., features], of Rows Rows."""
         channels = x.shape[-1]
-        conv_in = None if self.narrow_in else "conv_in"
-        conv_out = None if self.narrow_out else "conv_out"
-        kernel_names = (None,) * len(self.kernel) + (conv_in, conv_out)
         param_dtype, dtype = jnp.dtype(self.config.param_dtype), jnp.dtype(self.config.dtype)
         kernel = self.param(
             "kernel",
-            nn.with_logical_partitioning(self.kernel_init, kernel_names),
+            nn.with_logical_partitioning(
+                self.kernel_init, kernel_axes(len(self.kernel) + 2, self.narrow)
+            ),
             (*self.kernel, channels, self.features),
             param_dtype,
         )
         bias = self.param(
             "bias",
-            nn.with_logical_partitioning(self.bias_init, (conv_out,)),
+            nn.with_logical_partitioning(self.bias_init, ("norm",)),
             (self.features,),
             param_dtype,
         )
-        kernel, bias = kernel.astype(dtype), bias.astype(dtype)
+        kernel, bias = sharding.gathered(kernel.astype(dtype)), bias.astype(dtype)
 
         def convolve(x, padding):
             x = x.astype(dtype)
@@ -274,8 +278,7 @@ class CausalConv(nn.Module):
             self.kernel,
             self.config,
             self.time_stride,
-            narrow_in=True,
-            narrow_out=True,
+            narrow=True,
             kernel_init=self.kernel_init,
             name="conv",
         )(x)

@@ -15,7 +15,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from emu3_jax.models.convolution import ZEROS, conv_2d
+from emu3_jax import sharding
+from emu3_jax.models.convolution import ZEROS, conv_2d, kernel_axes
 from emu3_jax.models.layers import INIT_STDDEV
 from emu3_jax.models.norms import GroupNorm
 
@@ -105,8 +106,7 @@ class PatchConv(nn.Module):
       stride: step along height and width.
       time_stride: step along time, of clips.
       bias: whether there is one.
-      split: the channels out lie in pieces over the mesh (logical axis "embed"). Only layers which
-        are wide on both sides: these hold nearly all weights.
+      narrow: pixels come in or logits go out: the kernel is whole on every device.
     """
 
     features: int
@@ -114,29 +114,28 @@ class PatchConv(nn.Module):
     stride: int = 1
     time_stride: int = 1
     bias: bool = False
-    split: bool = False
+    narrow: bool = False
 
     @nn.compact
     def __call__(self, x):
         """float [B, H, W, I] or [B, T, H, W, I] -> `config.dtype`, the same rank."""
         in_time = x.ndim == 5
-        outputs = "embed" if self.split else None
         param_dtype, dtype = jnp.dtype(self.config.param_dtype), jnp.dtype(self.config.dtype)
         sides = (CLIP_FRAMES, KERNEL, KERNEL) if in_time else (KERNEL, KERNEL)
-        names = (None,) * len(sides) + (None if x.shape[-1] == 3 else "conv_in", outputs)
+        names = kernel_axes(len(sides) + 2, self.narrow)
         kernel = self.param(
             "kernel",
             nn.with_logical_partitioning(nn.initializers.normal(INIT_STDDEV), names),
             (*sides, x.shape[-1], self.features),
             param_dtype,
         )
-        x, kernel = x.astype(dtype), kernel.astype(dtype)
+        x, kernel = x.astype(dtype), sharding.gathered(kernel.astype(dtype))
         clips = x.shape[0]
         if in_time:
             x, kernel = frames_side_by_side(x, kernel, self.time_stride)
         y = conv_2d(x, kernel, self.stride, ((1, 1), (1, 1)))
         if self.bias:
-            zeros = nn.with_logical_partitioning(ZEROS, (outputs,))
+            zeros = nn.with_logical_partitioning(ZEROS, ("norm",))
             y = y + self.param("bias", zeros, (self.features,), param_dtype).astype(dtype)
         return y.reshape(clips, -1, *y.shape[1:]) if in_time else y
 
@@ -178,13 +177,13 @@ class PatchDiscriminator(nn.Module):
                 stride=2 if strided else 1,
                 time_stride=2 if strided and in_time and x.shape[1] >= 4 else 1,
                 bias=layer == 0,
-                split=layer > 0,
+                narrow=layer == 0,
                 name=f"conv_{layer}",
             )(x)
             if layer > 0:
                 x = self._normalised(x, f"norm_{layer}")
             x = nn.leaky_relu(x, SLOPE)
-        logits = PatchConv(1, config, bias=True, name="logits")(x)
+        logits = PatchConv(1, config, bias=True, narrow=True, name="logits")(x)
         return logits[..., 0].astype(jnp.float32)
 
     def _normalised(self, x, name: str):

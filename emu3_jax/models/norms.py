@@ -83,7 +83,7 @@ class SpatialNorm(nn.Module):
         in_strips = isinstance(y, strips.Rows)
         entries = strips.of_array(entries) if in_strips else entries
         # Zero kernels: at first a plain GroupNorm, the entries' say is learnt.
-        start = dict(narrow_in=True, kernel_init=ZEROS)
+        start = dict(narrow=True, kernel_init=ZEROS)
         scale = conv1x1(channels, self.config, name="conv_y", bias_init=ONES, **start)(entries)
         shift = conv1x1(channels, self.config, name="conv_b", **start)(entries)
         if not in_strips:

@@ -134,14 +134,14 @@ class Encoder(nn.Module):
         """The 2-D part: float [F, H, W, C] -> [F, h, w, D]."""
         config = self.config
         x = strips.in_strips(x, config.ch)
-        x = strips.whole(conv3x3(config.ch, config, name="conv_in", narrow_in=True)(x))
+        x = strips.whole(conv3x3(config.ch, config, name="conv_in", narrow=True)(x))
         last = len(config.ch_mult) - 1
         for i in range(last + 1):
             resample = "down" if i < last else None
             x = Level(config, i, config.num_res_blocks, resample, name=f"down_{i}")(x, train=train)
         x = Middle(config, name="mid")(x, train=train)
         x = nn.silu(frame_norm(config, "norm_out", x, None))
-        return conv3x3(config.z_channels, config, name="conv_out", narrow_out=True)(x)
+        return conv3x3(config.z_channels, config, name="conv_out", narrow=True)(x)
 
 
 class Decoder(nn.Module):
@@ -165,7 +165,7 @@ class Decoder(nn.Module):
         T = x.shape[1]
         x, entries = jnp.split(x.reshape(-1, *x.shape[2:]), 2)
 
-        x = conv3x3(config.widths[-1], config, name="conv_in", narrow_in=True)(x)
+        x = conv3x3(config.widths[-1], config, name="conv_in", narrow=True)(x)
         x = Middle(config, name="mid")(x, entries, train)
         for i in reversed(range(len(config.ch_mult))):
             resample = "up" if i > 0 else None
@@ -173,7 +173,7 @@ class Decoder(nn.Module):
                 x, entries, train
             )
         x = strips.silu(frame_norm(config, "norm_out", strips.in_strips(x), entries))
-        x = conv3x3(config.out_channels, config, name="conv_out", narrow_out=True)(x)
+        x = conv3x3(config.out_channels, config, name="conv_out", narrow=True)(x)
         x = strips.whole(x)
         return x.reshape(B, T, *x.shape[1:])
 

@@ -47,6 +47,9 @@ class Report:
             for row in metrics_lib.read_metrics(workdir):
                 note(row["step"], row)
         self._first = start_step + 1
+        # Counting may trace the model: not where there is no peak to hold it against.
+        known = metrics_lib.peak_flops(jax.devices()[0].device_kind)
+        self._flops = task.flops_per_unit() if known else 0.0
         self._measure_from(start_step)
 
     def _measure_from(self, step: int) -> None:
@@ -71,7 +74,7 @@ class Report:
         values[f"{unit}_per_second"] = rate
         values[f"{unit}_per_second_per_chip"] = rate / chips
         speed = f"{rate:,.0f} {unit}/s" + (f", {rate / chips:,.0f} a chip" if chips > 1 else "")
-        mfu = metrics_lib.mfu(rate * self._task.flops_per_unit())
+        mfu = metrics_lib.mfu(rate * self._flops)
         if mfu:
             values["mfu"] = mfu
             speed += f", MFU {100 * mfu:.1f} %"

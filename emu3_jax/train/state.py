@@ -109,7 +109,7 @@ class Task(Protocol):
         """Work in one batch, in `unit`s, for the throughput line."""
 
     def flops_per_unit(self) -> float:
-        """Model FLOPs of one `unit`, forward and backward; 0 where nobody has counted them."""
+        """Model FLOPs of one `unit`, forward and backward."""
 
 
 def init_state(

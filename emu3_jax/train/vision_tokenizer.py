@@ -8,6 +8,7 @@ import dataclasses
 import functools
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -17,7 +18,7 @@ from emu3_jax import sharding
 from emu3_jax.data.pixels import PixelConfig, PixelGroup, pixel_batches
 from emu3_jax.models.quantizers.gradients import unit_length
 from emu3_jax.models.vision_tokenizer import VisionTokenizerConfig
-from emu3_jax.train import codebook
+from emu3_jax.train import codebook, model_flops
 from emu3_jax.train.codebook import CodebookConfig
 from emu3_jax.train.optimizer import OptimizerConfig, make_optimizer
 from emu3_jax.train.state import Loss, TrainState
@@ -163,8 +164,18 @@ class VisionTokenizerTask:
         return sum(group.count * group.frames for group in self.data.active)
 
     def flops_per_unit(self) -> float:
-        """Not counted for convolutions: no utilisation is reported."""
-        return 0.0
+        """Model FLOPs per frame of a batch, all terms of the objective with it; traces the loss."""
+
+        def gradients(params, model_state, batch, key, step):
+            return jax.grad(lambda p: self.loss(p, model_state, batch, key, step).total)(params)
+
+        key = jax.random.key(0)
+        variables = nn.unbox(jax.eval_shape(self.init, key))
+        params = variables.pop("params")
+        batch = {g.name: jax.ShapeDtypeStruct(g.shape, jnp.float32) for g in self.data.active}
+        step = jnp.zeros((), jnp.int32)
+        total = model_flops.of_call(gradients, params, variables, batch, key, step)
+        return total / self.tokens_per_batch()
 
 
 def _kind(group: PixelGroup) -> str:
