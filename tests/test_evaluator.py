@@ -1,5 +1,6 @@
 """The protocol, the files that it leaves, the command, and the models behind the evaluators."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,10 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_models
+from ml_collections import ConfigDict
 
+from emu3_jax import sharding
 from emu3_jax import vocab as vocab_lib
-from emu3_jax.data import media
-from emu3_jax.evaluate import evaluator, items, language_use, registry
+from emu3_jax.data import media, vision_codec
+from emu3_jax.evaluate import evaluator, items, language_use, loading, registry
 from emu3_jax.evaluate.evaluator import Result, Subject, Table
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.interop.bundle import Bundle
@@ -138,3 +142,19 @@ def test_the_command_evaluates_weights_on_a_folder(subject, tmp_path):
     metrics = evaluator.read_results(tmp_path)["reconstruction"]
     assert metrics["count_images"] == 1
     assert f"{metrics['psnr_images']:.3f}" in done.stdout
+
+
+def test_the_tokenizer_of_a_run_works_on_any_mesh(tmp_path, monkeypatch):
+    """Its weights come bound to one device; an evaluation in a run is on all of them."""
+    tiny_models.save_vision_tokenizer(tmp_path)
+    module, variables = loading.load_vision_tokenizer(tmp_path)
+    run = ConfigDict(dict(task="vision_tokenizer", model=dataclasses.asdict(module.config)))
+    bound = jax.device_put(variables, jax.devices()[0])
+    restored = (run, bound["params"], {"batch_stats": bound["batch_stats"]}, 7)
+    monkeypatch.setattr(loading, "is_run_directory", lambda path: True)
+    monkeypatch.setattr(loading, "restore_for_evaluation", lambda path, step: restored)
+    pictures = [np.full((8, 8, 3), 40 * i, np.uint8) for i in range(3)]
+    expected = vision_codec.encode((module, variables), pictures, 2)
+    with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=4))):
+        found = vision_codec.encode(loading.load_vision_tokenizer("a run"), pictures, 2)
+    np.testing.assert_array_equal(found, expected)

@@ -14,7 +14,7 @@ from emu3_jax.aot.topology import Machine
 from emu3_jax.config import ConfigError, to_dataclass
 from emu3_jax.data.pixels import PixelGroup
 from emu3_jax.generate import ahead
-from emu3_jax.tokenize.encoder import encode_batch
+from emu3_jax.tokenize.encoder import encode_batch, mesh_of
 from emu3_jax.train import model_flops, tasks
 from emu3_jax.train.loop import RunConfig
 from emu3_jax.train.pretrain import PretrainTask
@@ -108,7 +108,7 @@ class TokenizeProgram(NamedTuple):
 
     def mesh(self, machine: Machine) -> jax.sharding.Mesh:
         """All devices, each with its share of the batch."""
-        return sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1), machine.devices)
+        return mesh_of(machine.devices)
 
     def lower(self, machine: Machine) -> jax.stages.Lowered:
         """For these devices."""
@@ -119,7 +119,8 @@ class TokenizeProgram(NamedTuple):
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
             self._variables(),
         )
-        return encode_batch.lower(self.task.model, variables, pixels)
+        with jax.set_mesh(mesh):
+            return encode_batch.lower(self.task.model, variables, pixels)
 
     def model_flops(self) -> float:
         """Of one batch over all devices."""

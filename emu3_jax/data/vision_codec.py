@@ -44,7 +44,7 @@ def encode(
     if _apart(clips):
         pieces, owners = _pieces(cut, module.config.temporal_downsample_factor, rank=4)
         return _joined(encode(tokenizer, pieces, batch_size, done=done), owners)
-    encoder = _jitted(module, "encode")
+    encoder, variables = _jitted(module, "encode"), jax.device_put(variables)
     codes: list = [None] * len(cut)
     for indices, batch in batches_of_one_shape(cut, batch_size):
         out = np.asarray(encoder(variables, media.to_model(batch)))
@@ -69,7 +69,7 @@ def decode(
     if _apart(clips):
         pieces, owners = _pieces([np.asarray(c) for c in codes], 1, rank=3)
         return _joined(decode(tokenizer, pieces, batch_size, done=done), owners)
-    decoder = _jitted(module, "decode")
+    decoder, variables = _jitted(module, "decode"), jax.device_put(variables)
     pictures: list = [None] * len(codes)
     for indices, batch in batches_of_one_shape([np.asarray(c) for c in codes], batch_size):
         out = media.to_uint8(np.asarray(decoder(variables, batch)))

@@ -65,14 +65,15 @@ def load_model(
 def load_vision_tokenizer(
     path: str | os.PathLike, step: int | None = None
 ) -> tuple[VisionTokenizer, Any]:
-    """Reads a vision tokenizer → (module, variables); arguments as `load_model`."""
+    """Reads a vision tokenizer → (module, variables on the host); arguments as `load_model`."""
     if not is_run_directory(path):
         config, variables = vision_files.load(path)
         return VisionTokenizer(config), variables
     config, params, state, _ = restore_for_evaluation(path, step)
     _check_task(path, config, "vision_tokenizer")
     module = VisionTokenizer(to_dataclass(VisionTokenizerConfig, config.model, "model"))
-    return module, {"params": tokenizer_params(params), "batch_stats": state["batch_stats"]}
+    variables = {"params": tokenizer_params(params), "batch_stats": state["batch_stats"]}
+    return module, jax.device_get(variables)  # for any mesh: a run's are bound to one device
 
 
 def _check_task(path, config, expected: str) -> None:

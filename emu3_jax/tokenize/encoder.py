@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
+from emu3_jax import sharding
 from emu3_jax.data import media
 from emu3_jax.data.fingerprint import vision_fingerprint
 
@@ -17,6 +18,11 @@ from emu3_jax.data.fingerprint import vision_fingerprint
 def encode_batch(module, variables, pixels):
     """Codes int32 [B, h, w] or [B, t, h, w] of float pixels in [-1, 1], see VisionTokenizer."""
     return module.apply(variables, pixels, method="encode")
+
+
+def mesh_of(devices) -> Mesh:
+    """The mesh on which `encode_batch` runs: weights whole everywhere, the batch in shares."""
+    return sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1), devices)
 
 
 class VisionEncoder:
@@ -31,10 +37,9 @@ class VisionEncoder:
         self.temporal_factor = config.temporal_downsample_factor
         self.codebook_size = config.codebook_size
         self.fingerprint = vision_fingerprint(config, variables)
-        mesh = Mesh(np.array(devices or jax.local_devices()), ("data",))
-        self._devices = mesh.size
-        self._split = NamedSharding(mesh, PartitionSpec("data"))
-        self._variables = jax.device_put(variables, NamedSharding(mesh, PartitionSpec()))
+        self._mesh = mesh_of(devices or jax.local_devices())
+        self._split = NamedSharding(self._mesh, sharding.partition_spec("batch"))
+        self._variables = jax.device_put(variables, sharding.replicated(self._mesh))
         self._encode = functools.partial(encode_batch, module)
 
     @classmethod
@@ -50,10 +55,12 @@ class VisionEncoder:
         The batch is filled up to `rows` (and to a multiple of the devices), so that each shape
         compiles once.
         """
-        rows = -(-max(rows, len(pixels)) // self._devices) * self._devices
+        devices = self._mesh.size
+        rows = -(-max(rows, len(pixels)) // devices) * devices
         filling = np.broadcast_to(pixels[:1], (rows - len(pixels), *pixels.shape[1:]))
         batch = media.to_model(np.concatenate([pixels, filling]))
-        codes = self._encode(self._variables, jax.device_put(batch, self._split))
+        with jax.set_mesh(self._mesh):  # or a CPU would take itself to be alone
+            codes = self._encode(self._variables, jax.device_put(batch, self._split))
         return np.asarray(codes)[: len(pixels)]
 
 
