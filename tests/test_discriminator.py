@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from emu3_jax import sharding
+from emu3_jax.aot import hlo
 from emu3_jax.models.discriminator import (
     DiscriminatorConfig,
     PatchDiscriminator,
@@ -120,6 +121,32 @@ def test_weights_and_moments_lie_in_pieces_over_fsdp():
         whole += leaf.size
         held += np.prod(here.shard_shape(leaf.shape))
     assert held < whole / 8 * 1.1
+
+
+def test_eight_devices_give_the_gradient_of_one_and_gather_kernels_alone():
+    model, rng = PatchDiscriminator(TINY), np.random.default_rng(0)
+    pixels = rng.normal(size=(8, 4, 12, 12, 3)).astype(np.float32)
+    boxed = jax.eval_shape(model.init, jax.random.key(0), pixels)["params"]
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), nn.unbox(boxed))
+    gradient = jax.grad(lambda p, x: jnp.mean(jnp.square(model.apply({"params": p}, x))))
+    expected = jax.jit(gradient)(params, pixels)
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=4))
+    with jax.set_mesh(mesh):
+        split = jax.device_put(params, sharding.state_shardings(boxed, mesh))
+        rows = jax.device_put(pixels, jax.NamedSharding(mesh, sharding.partition_spec("batch")))
+        compiled = jax.jit(gradient).lower(split, rows).compile()
+        found = compiled(split, rows)
+    gathered = {
+        one.shape for one in hlo.collectives(compiled.as_text()) if one.kind == "all-gather"
+    }
+    kernels = [x for x in jax.tree.leaves(split) if not x.sharding.is_fully_replicated]
+    assert gathered == {x.shape for x in kernels} and len(kernels) == TINY.layers
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(expected), strict=True
+    ):
+        # Sums of up to 8 x 4 x 6 x 6 float32 terms in another order: 2^-24 sqrt(1152), four layers.
+        limit = 4 * 1152**0.5 * 2.0**-24 * np.abs(b).max()
+        np.testing.assert_allclose(a, b, rtol=0, atol=limit, err_msg=jax.tree_util.keystr(path))
 
 
 @pytest.mark.parametrize(
