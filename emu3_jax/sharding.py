@@ -2,7 +2,8 @@
 
 Models name the axes of their arrays by meaning ("batch", "heads", "vocab", ...). What a name
 means on a machine is decided here and nowhere else, so that any mesh runs the same model code.
-A named size that does not divide its mesh axes is an error before anything is compiled.
+A named size that does not divide its mesh axes is an error before anything is compiled, but for
+STORAGE_ONLY.
 """
 
 import dataclasses
@@ -45,6 +46,10 @@ conv_out  channels out of a convolution that is wide on both sides: stored in pi
           is, and `gathered` for use.
 code      a codebook of 32,768 x 4 is half a megabyte.
 """
+
+STORAGE_ONLY = ("conv_out",)
+"""Names of weights that are stored whole where they do not divide (128 channels on 256 chips): no
+computation is laid out by them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,13 +126,18 @@ def mesh_axes(logical: str) -> tuple[str, ...]:
 
 def check_divides(mesh, logical: str, name: str, size: int) -> None:
     """ValueError if `size` of the thing called `name` cannot be cut along `logical` on `mesh`."""
-    axes = mesh_axes(logical)
-    ways = math.prod(mesh.shape[axis] for axis in axes)
+    ways = _ways(mesh, logical)
     if size % ways:
-        over = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes if mesh.shape[axis] > 1)
+        sizes = {axis: mesh.shape[axis] for axis in mesh_axes(logical)}
+        over = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
         raise ValueError(
             f"{name}={size} is split over mesh axis {over}, so it must be a multiple of {ways}"
         )
+
+
+def _ways(mesh, logical: str) -> int:
+    """Into how many pieces `mesh` cuts a dimension of this name."""
+    return math.prod(mesh.shape[axis] for axis in mesh_axes(logical))
 
 
 def partition_spec(*logical: str | None) -> PartitionSpec:
@@ -176,10 +186,13 @@ def state_shardings(abstract_variables, mesh: Mesh):
     """
 
     def sharding(path, leaf, spec):
-        for size, logical in zip(leaf.shape, spec, strict=False):
-            if logical is not None:
+        names = list(spec)
+        for i, (size, logical) in enumerate(zip(leaf.shape, spec, strict=False)):
+            if logical in STORAGE_ONLY and size % _ways(mesh, logical):
+                names[i] = None
+            elif logical is not None:
                 check_divides(mesh, logical, f"{jax.tree_util.keystr(path)} ({logical})", size)
-        return NamedSharding(mesh, partition_spec(*spec))
+        return NamedSharding(mesh, partition_spec(*names))
 
     specs = nn.get_partition_spec(abstract_variables)
     return jax.tree_util.tree_map_with_path(sharding, nn.unbox(abstract_variables), specs)

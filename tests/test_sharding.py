@@ -86,6 +86,14 @@ def test_state_shardings_name_the_array_that_does_not_divide():
         sharding.state_shardings(abstract, mesh)
 
 
+def test_a_kernel_is_whole_where_the_mesh_does_not_divide_its_channels():
+    init = nn.with_logical_partitioning(nn.initializers.ones, (None, "conv_out"))
+    mesh = sharding.make_mesh(MeshConfig(fsdp=4, context=2))
+    for channels, piece in ((16, 2), (12, 12)):
+        abstract = jax.eval_shape(lambda key, n=channels: init(key, (3, n)), jax.random.key(0))
+        assert sharding.state_shardings(abstract, mesh).shard_shape((3, channels)) == (3, piece)
+
+
 def test_constrain_is_nothing_without_a_mesh_and_an_error_where_it_cannot_divide():
     x = jnp.ones((6, 4))
     assert sharding.constrain(x, "batch", "sequence") is x

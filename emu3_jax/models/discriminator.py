@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from emu3_jax import sharding
-from emu3_jax.models.convolution import ZEROS, conv_2d, kernel_axes
+from emu3_jax.models.convolution import conv_2d, kernel_axes
+from emu3_jax.models.initial_kernels import ZEROS
 from emu3_jax.models.layers import INIT_STDDEV
 from emu3_jax.models.norms import GroupNorm
 

@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from emu3_jax.models import strips
-from emu3_jax.models.convolution import ONES, ZEROS, conv1x1, repeat_nearest
+from emu3_jax.models.convolution import conv1x1, repeat_nearest
+from emu3_jax.models.initial_kernels import ONES, ZEROS
 
 # Groups' epsilon of the released code; BatchNorm keeps torch's defaults (1e-5, momentum 0.1, which
 # is a decay of 0.9 here).

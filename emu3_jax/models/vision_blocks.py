@@ -7,16 +7,8 @@ import jax
 import jax.numpy as jnp
 
 from emu3_jax.models import strips
-from emu3_jax.models.convolution import (
-    FAN_IN,
-    ZEROS,
-    CausalConv,
-    conv1x1,
-    conv3x3,
-    haar_down,
-    haar_up,
-    repeat_nearest,
-)
+from emu3_jax.models.convolution import CausalConv, conv1x1, conv3x3, repeat_nearest
+from emu3_jax.models.initial_kernels import FAN_IN, ZEROS, haar_down, haar_up
 from emu3_jax.models.layers import precision
 from emu3_jax.models.norms import GroupNorm, SpatialNorm, batch_norm
 
