@@ -1,4 +1,4 @@
-"""What convolutions of the vision tokenizer start as: noise, zeros, or a step in time that works."""
+"""What the convolutions of the vision tokenizer start as: noise, zeros, or a step in time."""
 
 import flax.linen as nn
 import jax.numpy as jnp
