@@ -38,7 +38,22 @@ TEXT = """HloModule jit_f
   %r = f32[16]{0} all-reduce(%p), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
 }
 
+%fused_computation.4 (p: f32[8]) -> (f32[8], f32[32]) {
+  %b = f32[32]{0} all-gather(%p), channel_id=5, replica_groups=[1,8]<=[8]
+}
+
+%async_collective_fusion.5 (p: f32[8]) -> f32[32] {
+  %k = f32[32]{0} all-gather(%p), channel_id=5, replica_groups=[1,8]<=[8]
+}
+
+%fused_computation.6 (p: f32[8]) -> f32[32] {
+  %e = f32[32]{0} all-gather(%p), channel_id=5, replica_groups=[1,8]<=[8]
+}
+
 ENTRY %main (p: f32[8]) -> f32[8] {
+  %async-collective-start = (f32[8], f32[32]) fusion(%p), calls=%fused_computation.4
+  %fusion.5 = f32[32]{0} fusion(%p), kind=kOutput, calls=%async_collective_fusion.5
+  %async-collective-done = f32[32]{0} fusion(%p), kind=kCustom, calls=%fused_computation.6
   %w = (s32[], f32[8]) while(%init), condition=%cond.2, body=%body.1
   %s = f32[4]{0} reduce-scatter(%q), replica_groups={{0,1},{2,3}}, dimensions={0}, to_apply=%add
   %g = (f32[2]{0}, f32[16]{0}) all-gather-start(%z), replica_groups=[1,8]<=[8]
@@ -54,9 +69,10 @@ def test_collectives_are_counted_with_loops_and_sized_by_their_larger_side():
         ("all-gather", "bf16", (8, 64), 1024, 3),
         ("reduce-scatter", "f32", (4,), 32, 1),
         ("all-gather", "f32", (16,), 64, 1),
+        ("all-gather", "f32", (32,), 128, 1),
         ("reduce-scatter", "f32", (16,), 64, 1),
     }
-    assert report.summed(hlo.collectives(TEXT))["all-gather"]["count"] == 4
+    assert report.summed(hlo.collectives(TEXT))["all-gather"]["count"] == 5
 
 
 def test_a_program_without_the_mesh_moves_nothing():

@@ -15,6 +15,7 @@ _HEAD = re.compile(r"^(ENTRY )?%?(\S+) \(.*\{$")
 _COLLECTIVE = re.compile(rf" = (.+?) ({_KINDS})(-start)?\(")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|called_computations)=\{?%([\w.\-]+)")
+_END = re.compile(r"%async-collective-done\S* = .*calls=%([\w.\-]+)")
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
 
 
@@ -39,11 +40,17 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str) -> list[Collective]:
-    """All collectives of `compiled.as_text()`."""
+    """All collectives of `compiled.as_text()`.
+
+    A TPU moves data beside other work: the instruction then stands in the computation that begins
+    the transfer, in those that run meanwhile and in the one that waits for its end. The first
+    counts.
+    """
+    ends = set(_END.findall(text))
     found = []
     for name, line, times in _lines(text):
         match = _COLLECTIVE.search(line)
-        if not match:
+        if not match or name in ends or name.startswith("async_collective_fusion"):
             continue
         result, kind, start = match.groups()
         if _group_size(line) == 1:
