@@ -44,6 +44,7 @@ def get_config(arg: str = "") -> ConfigDict:
             attn_resolutions=(3,),
             quantizer="nearest",
             dtype="bfloat16",
+            remat=False,
         )
     )
     config.loss = ConfigDict(

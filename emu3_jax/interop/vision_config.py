@@ -5,7 +5,7 @@ import os
 import pathlib
 
 from emu3_jax.interop.safetensors_io import CONFIG_FILE, read_json, write_json
-from emu3_jax.models.vision_config import VisionTokenizerConfig
+from emu3_jax.models.vision_config import COMPUTATION, VisionTokenizerConfig
 
 HF_MODEL_TYPES = ("emu3", "emu3_vqgan")
 # Fields of an -hf vq_config named as those of VisionTokenizerConfig, and those named otherwise.
@@ -28,8 +28,6 @@ CONSTANTS = {
     "double_z": (False, "this quantizer reads one set of latents"),
     "num_attention_heads": (1, "the attention here has one head"),
 }
-# Config fields that describe computation rather than weights; a file has none of them.
-_NOT_STORED = ("dtype", "param_dtype")
 # Config fields for which the released file has no key: written only where they differ.
 _OURS = ("norm_groups", "quantizer", "gradient", "fsq_levels")
 _RELEASED = {
@@ -70,7 +68,7 @@ def read_config(path: str | os.PathLike) -> VisionTokenizerConfig:
                 f"{file}: {name} is {stored[name]!r}, expected {expected!r}; {reason}."
             )
     names = [field.name for field in dataclasses.fields(VisionTokenizerConfig)]
-    fields = {name: stored[name] for name in names if name in stored and name not in _NOT_STORED}
+    fields = {name: stored[name] for name in names if name in stored and name not in COMPUTATION}
     try:
         return VisionTokenizerConfig(**_with_true_levels(fields))
     except (TypeError, ValueError) as error:
@@ -88,6 +86,6 @@ def write_released(path: str | os.PathLike, config: VisionTokenizerConfig, dtype
     """Writes config.json as the released directory has it."""
     stored = dataclasses.asdict(config)
     as_released = [n for n in _OURS if stored[n] == getattr(VisionTokenizerConfig, n)]
-    for name in (*_NOT_STORED, *as_released):
+    for name in (*COMPUTATION, *as_released):
         del stored[name]
     write_json(pathlib.Path(path) / CONFIG_FILE, stored | _RELEASED | {"torch_dtype": dtype})

@@ -8,6 +8,8 @@ QUANTIZERS = ("nearest", "cosine", "ibq", "lfq", "fsq")
 # What has a choice of gradients; the others have their own.
 _WITH_GRADIENTS = ("nearest", "cosine")
 _MAX_CODES = 2**30  # codes are int32
+COMPUTATION = ("dtype", "param_dtype", "remat")
+"""Fields of the config that say how to compute, not what: no file of weights has them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +41,8 @@ class VisionTokenizerConfig:
         `codebook_size`.
       dtype: compute type of the networks. The search for the nearest entry is always float32.
       param_dtype: type in which the parameters are created.
+      remat: training keeps the input of each residual block of frames and computes what is inside
+        again in the backward pass; else all that the gradient needs is kept.
     """
 
     codebook_size: int = 32768
@@ -58,6 +62,7 @@ class VisionTokenizerConfig:
     fsq_levels: tuple[int, ...] = ()
     dtype: str = "float32"
     param_dtype: str = "float32"
+    remat: bool = False
 
     def __post_init__(self):
         object.__setattr__(self, "ch_mult", tuple(self.ch_mult))

@@ -18,6 +18,7 @@ from emu3_jax.data.mixture import vision_tokenizer_of
 from emu3_jax.interop import llama, movqgan, vision_tokenizer
 from emu3_jax.models import quantizers
 from emu3_jax.models.layers import INIT_STDDEV
+from emu3_jax.models.vision_config import COMPUTATION
 from emu3_jax.train import codebook
 from emu3_jax.train.initial_state import Start
 from emu3_jax.train.pretrain import PretrainTask
@@ -139,7 +140,7 @@ def _vision_tokenizer_start(start: VisionTokenizerStart, task: VisionTokenizerTa
         loaded = movqgan.load(start.movqgan, task.config)
     elif start.weights:
         config, loaded = vision_tokenizer.load(start.weights)
-        computed = {"dtype": task.config.dtype, "param_dtype": task.config.param_dtype}
+        computed = {name: getattr(task.config, name) for name in COMPUTATION}
         if dataclasses.replace(config, **computed) != task.config:
             raise ConfigError(f"start.weights has the config {config}, the run has {task.config}")
     else:

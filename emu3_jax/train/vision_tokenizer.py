@@ -166,6 +166,11 @@ class VisionTokenizerTask:
     def flops_per_unit(self) -> float:
         """Model FLOPs per frame of a batch, all terms of the objective with it; traces the loss."""
 
+        if self.config.remat:  # what is computed again does not count
+            config = dataclasses.replace(self.config, remat=False)
+            rest = (self.loss_config, self.data, self.steps, self.care)
+            return VisionTokenizerTask(config, *rest, read_files=False).flops_per_unit()
+
         def gradients(params, model_state, batch, key, step):
             return jax.grad(lambda p: self.loss(p, model_state, batch, key, step).total)(params)
 
