@@ -3,6 +3,7 @@
 import importlib.util
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 
@@ -84,7 +85,8 @@ WITH_CONFIG = [c for c in commands() if re.search(r"--config=configs/[\w/]+\.py"
 def test_configs_and_their_overrides_exist(page, line, monkeypatch):
     monkeypatch.chdir(ROOT)
     config = load_config(re.search(r"--config=(\S+)", line)[1])
-    overrides = dict(re.findall(r"--config\.([\w.]+)=(\S*)", line))
+    words = [w.removeprefix("--config.") for w in shlex.split(line) if w.startswith("--config.")]
+    overrides = dict(word.split("=", 1) for word in words)
     apply_overrides(config, overrides)
     resolve(config)
 
