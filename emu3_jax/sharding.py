@@ -128,8 +128,8 @@ def check_divides(mesh, logical: str, name: str, size: int) -> None:
     """ValueError if `size` of the thing called `name` cannot be cut along `logical` on `mesh`."""
     ways = _ways(mesh, logical)
     if size % ways:
-        sizes = {axis: mesh.shape[axis] for axis in mesh_axes(logical)}
-        over = " x ".join(f"{axis}={size}" for axis, size in sizes.items() if size > 1)
+        axes = [axis for axis in mesh_axes(logical) if mesh.shape[axis] > 1]
+        over = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
         raise ValueError(
             f"{name}={size} is split over mesh axis {over}, so it must be a multiple of {ways}"
         )

@@ -95,7 +95,7 @@ def causal_conv_3d(x, kernel, time_stride: int):
 
 
 def kernel_axes(rank: int, narrow: bool) -> tuple[str | None, ...]:
-    """Logical axes of a kernel [..., I, O] of this rank."""
+    """Logical axes of a kernel [..., I, O] of this rank, in pieces unless it is narrow."""
     return (None,) * (rank - 1) + (None if narrow else "conv_out",)
 
 
