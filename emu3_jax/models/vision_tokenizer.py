@@ -63,9 +63,12 @@ def one_at_a_time(frames: int, H: int, W: int, channels: int) -> bool:
     return is_single_cpu() and frames > 1 and H * W * channels >= LARGE_ON_CPU
 
 
-def _res_block(config: VisionTokenizerConfig, train: bool) -> type[nn.Module]:
-    """ResBlock, or the same that keeps its input alone for the backward pass."""
-    return nn.remat(ResBlock, static_argnums=(3,)) if config.remat and train else ResBlock
+def res_block(features: int, config: VisionTokenizerConfig, name: str, x, entries, train: bool):
+    """A ResBlock of this name applied; with `config.remat`, of training its input alone is kept."""
+    if config.remat and train:
+        again = nn.remat(ResBlock, static_argnums=(3,))
+        return again(features, config, name=name)(strips.whole(x), entries, train)
+    return ResBlock(features, config, name=name)(x, entries, train)
 
 
 class Middle(nn.Module):
@@ -76,10 +79,10 @@ class Middle(nn.Module):
     @nn.compact
     def __call__(self, x, entries=None, train: bool = False):
         """float [F, h, w, C] -> the same shape."""
-        block = _res_block(self.config, train)
-        x = block(x.shape[-1], self.config, name="block_1")(x, entries, train)
-        x = AttnBlock(self.config, name="attn_1")(x, entries)
-        return block(x.shape[-1], self.config, name="block_2")(x, entries, train)
+        config, channels = self.config, x.shape[-1]
+        x = res_block(channels, config, "block_1", x, entries, train)
+        x = AttnBlock(config, name="attn_1")(x, entries)
+        return res_block(channels, config, "block_2", x, entries, train)
 
 
 class Level(nn.Module):
@@ -94,9 +97,8 @@ class Level(nn.Module):
     def __call__(self, x, entries=None, train: bool = False):
         """float [F, H, W, C] -> [F, H', W', widths[index]]."""
         config = self.config
-        block = _res_block(config, train)
         for i in range(self.blocks):
-            x = block(config.widths[self.index], config, name=f"block_{i}")(x, entries, train)
+            x = res_block(config.widths[self.index], config, f"block_{i}", x, entries, train)
             if self.index in config.attn_resolutions:
                 x = AttnBlock(config, name=f"attn_{i}")(x, entries)
         if self.resample == "down":
