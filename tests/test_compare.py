@@ -79,8 +79,14 @@ def test_what_cannot_be_compared(runs, tmp_path, capsys, names, message):
 def test_vision_tokenizers_are_compared_by_what_they_reconstruct(tmp_path):
     for name, psnr in (("a", 20.0), ("b", 21.0)):
         write_run(tmp_path / name, 0.0, 2.0, validation=False)
-        row = {"step": 200, "validation/reconstruction/psnr_clips": psnr}
-        (tmp_path / name / "metrics.jsonl").open("a").write(json.dumps(row) + "\n")
+        rows = [
+            {"step": step, "validation/reconstruction/psnr_clips": psnr, "codebook/dead": 0.25}
+            for step in (100, 200)
+        ]
+        rows[-1]["validation/reconstruction/psnr_images"] = psnr  # one point is no line
+        with (tmp_path / name / "metrics.jsonl").open("a") as file:
+            file.writelines(json.dumps(row) + "\n" for row in rows)
     compare.compare([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
     plot = (tmp_path / "out" / "comparison.svg").read_text()
     assert "PSNR of validation clips" in plot and "PSNR of validation images" not in plot
+    assert "Dead codes, training" in plot and "Codebook perplexity" not in plot

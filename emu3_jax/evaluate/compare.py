@@ -3,7 +3,7 @@
 Reads config.json, metrics.jsonl and, where it is there, results.json (or evaluation/results.json)
 of each run directory. Writes comparison.md (which config keys differ, and the last figures of each
 run) and comparison.svg (validation loss by step, one panel a modality, training loss where no
-validation was logged; PSNR of vision tokenizers), and prints the tables.
+validation was logged; PSNR and codebook of vision tokenizers), and prints the tables.
 
 Example:
   python -m emu3_jax.evaluate.compare runs/nano runs/nano_no_dropout --output=runs/compared
@@ -23,6 +23,13 @@ from emu3_jax.evaluate.runs import Run, differences, points, read_run
 
 # Training losses are noisy; the last figure is a mean over so many log lines.
 LAST_LINES = 10
+# Title, key and unit of each panel of vision tokenizers.
+VISION_TOKENIZER = (
+    ("PSNR of validation images", "validation/reconstruction/psnr_images", "dB"),
+    ("PSNR of validation clips", "validation/reconstruction/psnr_clips", "dB"),
+    ("Codebook perplexity, training", "codebook/perplexity", "codes"),
+    ("Dead codes, training", "codebook/dead", "share of all"),
+)
 
 
 def figures(runs: Sequence[Run]) -> dict[str, list[float | None]]:
@@ -58,7 +65,7 @@ def markdown(runs: Sequence[Run]) -> str:
 
 
 def plot(runs: Sequence[Run]) -> str:
-    """One SVG, a line a run: losses, a panel a modality, and what vision tokenizers reconstruct."""
+    """One SVG, a line a run: losses, a panel a modality, and the panels of VISION_TOKENIZER."""
     held_out = any(validation_key(m) in row for run in runs for row in run.rows for m in MODALITIES)
     panels = []
     for modality in MODALITIES:
@@ -74,14 +81,13 @@ def plot(runs: Sequence[Run]) -> str:
             label = "nats a token"
             svg = chart.line_chart(lines, "step", label)
             panels.append((f"{modality.capitalize()} tokens, {what}", svg))
-    for kind in ("images", "clips"):
-        key = f"validation/reconstruction/psnr_{kind}"
+    for title, key, label in VISION_TOKENIZER:
         lines = [
-            chart.Series(run.name, points(run.rows, key), index, dots=True)
+            chart.Series(run.name, points(run.rows, key), index, dots=key.startswith("validation"))
             for index, run in enumerate(runs)
         ]
-        if any(line.finite for line in lines):
-            panels.append((f"PSNR of validation {kind}", chart.line_chart(lines, "step", "dB")))
+        if any(len(line.finite) > 1 for line in lines):
+            panels.append((title, chart.line_chart(lines, "step", label)))
     return chart.sheet(panels, [run.name for run in runs])
 
 
