@@ -244,8 +244,8 @@ def test_a_movqgan_that_does_not_fit(movqgan_file):
         movqgan.load(__file__, VISION)
 
 
-def _vision_task(model=VISION):
-    data = PixelConfig("unused", groups=(PixelGroup("clips", "clips", 16, 1, 4),))
+def _vision_task(model=VISION, size=16):
+    data = PixelConfig("unused", groups=(PixelGroup("clips", "clips", size, 1, 4),))
     return VisionTokenizerTask(model, VisionLossConfig(), data, 1, CodebookConfig())
 
 
@@ -258,6 +258,14 @@ def test_a_vision_tokenizer_begins_from_weights(stills, movqgan_file, tmp_path):
     started = make_start(_section(movqgan=str(movqgan_file)), _vision_task())
     fresh = nn.unbox(jax.jit(_vision_task().init)(KEY))
     assert jax.tree.map(np.shape, started(fresh)) == jax.tree.map(np.shape, fresh)
+    # At another resolution, and computed otherwise, it is the same tokenizer.
+    other = _vision_task(dataclasses.replace(STILLS, remat=True, dtype="bfloat16"), size=24)
+    again = make_start(_section(weights=str(tmp_path / "stills")), other)(variables)
+    jax.tree.map(np.testing.assert_array_equal, again, found)
+    batch = {"clips": jax.ShapeDtypeStruct((1, 4, 24, 24, 3), jnp.float32)}
+    params = again.pop("params")
+    loss = jax.eval_shape(lambda p, s, b: other.loss(p, s, b, KEY, 0).total, params, again, batch)
+    assert loss.shape == ()
     with pytest.raises(ConfigError, match="start.weights has the config"):
         make_start(_section(weights=str(tmp_path / "stills")), _vision_task())
     with pytest.raises(ConfigError, match="exclude each other"):

@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from emu3_jax.models.vision_config import COMPUTATION
+
 # Modules of a vision tokenizer that decide its codes, and fields of its config that do not.
 CODING_PARTS = ("encoder", "quant_conv", "quantize")
-NOT_IN_CODES = ("dtype", "param_dtype", "remat", "dropout", "out_channels", "gradient")
+NOT_IN_CODES = (*COMPUTATION, "dropout", "out_channels", "gradient")
 
 
 def vision_fingerprint(config: Any, arrays: Mapping[str, Any]) -> str:

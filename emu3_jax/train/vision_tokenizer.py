@@ -165,7 +165,6 @@ class VisionTokenizerTask:
 
     def flops_per_unit(self) -> float:
         """Model FLOPs per frame of a batch, all terms of the objective with it; traces the loss."""
-
         if self.config.remat:  # what is computed again does not count
             config = dataclasses.replace(self.config, remat=False)
             rest = (self.loss_config, self.data, self.steps, self.care)
