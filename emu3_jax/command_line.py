@@ -8,6 +8,7 @@ from typing import NoReturn
 import jax
 from absl import app, flags, logging
 
+from emu3_jax import sharding
 from emu3_jax.config import ConfigError, apply_overrides, load_config
 
 # The flags defined here belong to the command that asks for them, which shows them in its --help.
@@ -26,6 +27,31 @@ def define_config(help_text: str = "") -> None:
     flags.DEFINE_string(
         "config", None, help_text or "Config file; override keys with --config.a.b=value."
     )
+
+
+def define_mesh() -> None:
+    """Defines `--mesh=axis=size,…`; see `mesh`."""
+    flags.DEFINE_string(
+        "mesh", "", "Spread over devices, like data=2,tensor=4; without it one device is used."
+    )
+
+
+def mesh() -> jax.sharding.Mesh:
+    """The mesh of the flag; that of the first device where it was not given.
+
+    Raises:
+      ValueError: no mesh is written so, or it is not one of the devices that there are.
+    """
+    text = flags.FLAGS.mesh
+    if not text:
+        return sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+    sizes = dict.fromkeys(sharding.AXES, 1)
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if axis not in sizes or not size.removeprefix("-").isdecimal():
+            raise ValueError(f"--mesh must be like data=2,tensor=4, not {text!r}.")
+        sizes[axis] = int(size)
+    return sharding.make_mesh(sharding.MeshConfig(**sizes))
 
 
 def run(main: Callable[..., None], usage: str, verbs: Sequence[str] = ()) -> None:

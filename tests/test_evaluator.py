@@ -142,19 +142,3 @@ def test_the_command_evaluates_weights_on_a_folder(subject, tmp_path):
     metrics = evaluator.read_results(tmp_path)["reconstruction"]
     assert metrics["count_images"] == 1
     assert f"{metrics['psnr_images']:.3f}" in done.stdout
-
-
-def test_the_tokenizer_of_a_run_works_on_any_mesh(tmp_path, monkeypatch):
-    """Its weights come bound to one device; an evaluation in a run is on all of them."""
-    tiny_models.save_vision_tokenizer(tmp_path)
-    module, variables = loading.load_vision_tokenizer(tmp_path)
-    run = ConfigDict(dict(task="vision_tokenizer", model=dataclasses.asdict(module.config)))
-    bound = jax.device_put(variables, jax.devices()[0])
-    restored = (run, bound["params"], {"batch_stats": bound["batch_stats"]}, 7)
-    monkeypatch.setattr(loading, "is_run_directory", lambda path: True)
-    monkeypatch.setattr(loading, "restore_for_evaluation", lambda path, step: restored)
-    pictures = [np.full((8, 8, 3), 40 * i, np.uint8) for i in range(3)]
-    expected = vision_codec.encode((module, variables), pictures, 2)
-    with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=4))):
-        found = vision_codec.encode(loading.load_vision_tokenizer("a run"), pictures, 2)
-    np.testing.assert_array_equal(found, expected)

@@ -150,24 +150,6 @@ def test_a_directory_is_loaded_in_the_type_asked_for(tiny_directories, monkeypat
     assert logits.dtype == "float32"
 
 
-def test_a_run_is_loaded_in_its_own_type_or_the_one_asked_for(
-    tiny_directories, monkeypatch, tmp_path
-):
-    whole, _ = loading.load_model(tiny_directories / "language")
-    sizes = dataclasses.asdict(whole.model.config) | {"dtype": "bfloat16"}
-    run = ConfigDict({"task": "pretrain", "model": sizes})
-    restored = (run, whole.variables["params"], {}, 7)
-    monkeypatch.setattr(loading, "restore_for_evaluation", lambda path, step: restored)
-    shutil.copytree(tiny_directories / "language", tmp_path / "run")
-    (tmp_path / "run" / "checkpoints").mkdir()
-    own, label = loading.load_model(tmp_path / "run")
-    assert label.endswith("run at step 7")
-    assert (own.model.config.dtype, own.model.config.param_dtype) == ("bfloat16", "float32")
-    changed, _ = loading.load_model(tmp_path / "run", dtype="float16")
-    assert changed.model.config.dtype == "float16"
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(changed.variables)} == {"float16"}
-
-
 def command(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "emu3_jax.generate", *arguments],

@@ -9,16 +9,16 @@ from typing import Any
 
 import jax
 from etils import epath
+from ml_collections import ConfigDict
 
 from emu3_jax import sharding
-from emu3_jax.config import to_dataclass
+from emu3_jax.config import read_config, to_dataclass
 from emu3_jax.interop import language_model
 from emu3_jax.interop import vision_tokenizer as vision_files
 from emu3_jax.interop.bundle import Bundle, assemble, load_language
 from emu3_jax.models.transformer import Transformer, TransformerConfig
 from emu3_jax.models.vision_tokenizer import VisionTokenizer, VisionTokenizerConfig
-from emu3_jax.train.checkpoint import CHECKPOINT_FOLDER, restore_for_evaluation
-from emu3_jax.train.vision_objective import tokenizer_params
+from emu3_jax.train.checkpoint import CHECKPOINT_FOLDER, restore_variables
 
 
 def is_run_directory(path: str | os.PathLike) -> bool:
@@ -37,45 +37,57 @@ def load_model(
     Args:
       path: a run directory of the task pretrain, or a model directory.
       step: checkpoint of a run directory; None for the newest.
-      mesh: where the weights of a model directory go, tensor by tensor, so that the host never
-        holds them all; None for the first device, where those of a run always go.
+      mesh: where the weights go, by the rules of `sharding`, without ever lying whole on the host
+        or on one device; None for the first device.
       dtype: type of weights and activations, as the official scripts take bfloat16; None keeps
         what a run trained with, and takes float32 for a model directory.
 
     Raises:
-      ValueError: no such directory or checkpoint, or it holds something else.
+      ValueError: no such directory or checkpoint, or it holds something else; or a size that the
+        mesh does not divide.
     """
     language = load_language(path)
+    mesh = mesh or first_device()
     if not is_run_directory(path):
-        mesh = mesh or sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
         config, params = language_model.load(path, dtype or "float32", mesh)
         label = str(path)
     else:
-        run, params, _, step = restore_for_evaluation(path, step)
-        _check_task(path, run, "pretrain")
+        run = read_run(path, "pretrain")
         values = {"vocab_size": language.vocab.size} | run.model.to_dict()
         config = to_dataclass(TransformerConfig, values, "model")
-        label = f"{path} at step {step}"
+        abstract = language_model.abstract_variables(config)
+        wanted = sharding.abstract_arrays(abstract, mesh, dtype)
+        variables, step = restore_variables(path, wanted, step)
+        params, label = variables["params"], f"{path} at step {step}"
     if dtype is not None:
         config = dataclasses.replace(config, dtype=dtype, param_dtype=dtype)
-        params = jax.tree.map(lambda weight: weight.astype(dtype), params)
     return assemble(Transformer(config), {"params": params}, language, where=str(path)), label
 
 
 def load_vision_tokenizer(
-    path: str | os.PathLike, step: int | None = None
+    path: str | os.PathLike,
+    step: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[VisionTokenizer, Any]:
-    """Reads a vision tokenizer → (module, variables on the host); arguments as `load_model`."""
+    """Reads a vision tokenizer → (module, variables); arguments and errors as `load_model`."""
+    mesh = mesh or first_device()
     if not is_run_directory(path):
-        config, variables = vision_files.load(path)
-        return VisionTokenizer(config), variables
-    config, params, state, _ = restore_for_evaluation(path, step)
-    _check_task(path, config, "vision_tokenizer")
-    module = VisionTokenizer(to_dataclass(VisionTokenizerConfig, config.model, "model"))
-    variables = {"params": tokenizer_params(params), "batch_stats": state["batch_stats"]}
-    return module, jax.device_get(variables)  # for any mesh: a run's are bound to one device
+        return vision_files.load_vision_tokenizer(path, mesh)
+    run = read_run(path, "vision_tokenizer")
+    config = to_dataclass(VisionTokenizerConfig, run.model, "model")
+    wanted = sharding.abstract_arrays(vision_files.abstract_variables(config), mesh)
+    variables, _ = restore_variables(path, wanted, step)
+    return VisionTokenizer(config), variables
 
 
-def _check_task(path, config, expected: str) -> None:
-    if config.task != expected:
-        raise ValueError(f"{path} is a run of the task {config.task}; expected {expected}")
+def first_device() -> jax.sharding.Mesh:
+    """The mesh of one device, where weights go that nobody asks to be spread."""
+    return sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+
+
+def read_run(path: str | os.PathLike, task: str) -> ConfigDict:
+    """The config of a run directory; ValueError if it is a run of another task."""
+    config = read_config(path)
+    if config.task != task:
+        raise ValueError(f"{path} is a run of the task {config.task}; expected {task}")
+    return config
