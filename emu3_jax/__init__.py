@@ -39,7 +39,7 @@ def load_vision_tokenizer(
     if _is_run_directory(path):
         from emu3_jax.evaluate import loading
 
-        return loading.load_vision_tokenizer(path)
+        return loading.load_vision_tokenizer(path, mesh=mesh)
     from emu3_jax.interop import vision_tokenizer
 
     return vision_tokenizer.load_vision_tokenizer(path, mesh)
@@ -64,7 +64,7 @@ def load_language_model(
       ValueError: the directory holds no such thing, or files that do not fit together.
     """
     if _is_run_directory(path):
-        bundle = load_bundle(path)
+        bundle = load_bundle(path, mesh=mesh)
         return bundle.model, bundle.variables
     from emu3_jax.interop import language_model
 
@@ -94,7 +94,7 @@ def load_bundle(
     from emu3_jax.evaluate import loading
     from emu3_jax.interop.bundle import assemble, load_language
 
-    found, label = loading.load_model(path)
+    found, label = loading.load_model(path, mesh=mesh)
     return assemble(found.model, found.variables, load_language(path), vision_tokenizer, label)
 
 

@@ -43,6 +43,7 @@ PART = flags.DEFINE_enum(
 OTHER = flags.DEFINE_string(
     "vision_tokenizer", None, "For a language model in the layout hf: the other half of the model."
 )
+command_line.define_mesh()
 
 
 def main(verb: str) -> None:
@@ -122,7 +123,8 @@ def _write_run(folder: pathlib.Path, parts: tuple[str, ...]) -> None:
     if parts == (VISION,):
         _write_vision_run(folder)
         return
-    model, _ = loading.load_model(MODEL.value, STEP.value)
+    mesh = command_line.mesh()
+    model, _ = loading.load_model(MODEL.value, STEP.value, mesh)
     if LAYOUT.value == "baai":
         save_bundle(folder, model, DTYPE.value)
         return
@@ -130,7 +132,7 @@ def _write_run(folder: pathlib.Path, parts: tuple[str, ...]) -> None:
     if not OTHER.value:
         hf_export.save_language_model(folder, language, model.vocab, model.max_context, DTYPE.value)
         return
-    vision, variables = loading.load_vision_tokenizer(OTHER.value)
+    vision, variables = loading.load_vision_tokenizer(OTHER.value, mesh=mesh)
     hf_export.save_model(
         folder,
         language,
@@ -143,7 +145,8 @@ def _write_run(folder: pathlib.Path, parts: tuple[str, ...]) -> None:
 
 
 def _write_vision_run(folder: pathlib.Path) -> None:
-    model, variables = loading.load_vision_tokenizer(MODEL.value, STEP.value)
+    mesh = command_line.mesh()
+    model, variables = loading.load_vision_tokenizer(MODEL.value, STEP.value, mesh)
     if LAYOUT.value == "hf":
         hf_export.save_vision_tokenizer(folder, (model.config, variables), DTYPE.value)
     else:

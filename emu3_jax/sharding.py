@@ -224,15 +224,21 @@ def spread(array: np.ndarray, *logical: str | None) -> jax.Array | np.ndarray:
     """An array that every process has whole, in its pieces on the mesh that is set.
 
     Args:
-        array: the same in every process; its dimensions must divide.
+        array: the same in every process.
         *logical: names of its first dimensions; the others stay whole.
 
     Returns:
         A global array, of which each device holds its piece; `array` itself outside `jax.set_mesh`.
+
+    Raises:
+        ValueError: a named dimension does not divide.
     """
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
         return array
+    for name, size in zip(logical, array.shape, strict=False):
+        if name is not None:
+            check_divides(mesh, name, name, size)
     layout = NamedSharding(mesh, partition_spec(*logical))
     return jax.make_array_from_callback(array.shape, layout, lambda index: array[index])
 

@@ -10,10 +10,10 @@ from PIL import Image as Picture
 from tiny_models import GUIDED
 
 from emu3_jax import sharding
+from emu3_jax.evaluate import loading
 from emu3_jax.generate import rereading, tasks
 from emu3_jax.generate.job import METADATA_KEY, Job
 from emu3_jax.generate.sampling import Sampling
-from emu3_jax.interop import bundle as bundle_files
 from emu3_jax.sequence import Document, Image, Text, TokenClass, Video
 
 CAPTIONS = ["red apple", "a clock"]
@@ -81,11 +81,12 @@ def test_an_answer_does_not_depend_on_its_company(tiny_bundle, options):
     np.testing.assert_array_equal(codes, together[1])
 
 
-def test_a_mesh_keeps_the_same(tiny_bundle, options):
+def test_a_mesh_keeps_the_same(tiny_bundle, tiny_directories, options):
     mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2), jax.devices()[:4])
     expected = tasks.draw_pictures(tiny_bundle, CAPTIONS, SIZES, options)
-    spread = bundle_files.place(tiny_bundle, mesh)
-    found = tasks.draw_pictures(spread, CAPTIONS, SIZES, dataclasses.replace(options, mesh=mesh))
+    spread, _ = loading.load_model(tiny_directories / "language", mesh=mesh)
+    with jax.set_mesh(mesh):
+        found = tasks.draw_pictures(spread, CAPTIONS, SIZES, options)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from toy_task import ToyTask, assert_same_trees, run_config
 
 from emu3_jax import sharding
-from emu3_jax.config import ConfigError, save_config
+from emu3_jax.config import save_config
 from emu3_jax.sharding import MeshConfig
 from emu3_jax.train import checkpoint
 from emu3_jax.train.checkpoint import (

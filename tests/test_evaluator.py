@@ -1,6 +1,5 @@
 """The protocol, the files that it leaves, the command, and the models behind the evaluators."""
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -12,13 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_models
-from ml_collections import ConfigDict
 
-from emu3_jax import sharding
 from emu3_jax import vocab as vocab_lib
-from emu3_jax.data import media, vision_codec
-from emu3_jax.evaluate import evaluator, items, language_use, loading, registry
+from emu3_jax.data import media
+from emu3_jax.evaluate import evaluator, items, language_use, registry
 from emu3_jax.evaluate.evaluator import Result, Subject, Table
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.interop.bundle import Bundle

@@ -21,6 +21,7 @@ COMMANDS = 5  # every __main__.py, whatever its room
 # Imports between rooms of one floor, each with its reason.
 NEIGHBOURS = {
     ("command_line", "config"): "the command line reads configs",
+    ("command_line", "sharding"): "the flag --mesh names a mesh",
     ("sequence", "text"): "documents hold text, which a tokenizer turns into ids",
     ("interop", "data"): "a saved model states the data it was made for",
     ("generate", "train"): "candidates are judged by the cross-entropy that training minimises",

@@ -10,7 +10,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image as Picture
 from tiny_models import GUIDED, LIMITS, language_model, save_vision_tokenizer
 

@@ -20,6 +20,7 @@ Example:
 
 import pathlib
 
+import jax
 from absl import flags
 
 from emu3_jax import command_line
@@ -60,6 +61,7 @@ FRAMES = flags.DEFINE_integer(
 CLIP_FRAMES = flags.DEFINE_integer(
     "clip_frames", 0, "Length of the clips trained on: where seams are looked for.", lower_bound=0
 )
+command_line.define_mesh()
 SEED = flags.DEFINE_integer("seed", 0, "Of everything that is drawn.")
 
 
@@ -70,21 +72,29 @@ def main() -> None:
             f"--evaluators and --output are needed; evaluators: {', '.join(registry.EVALUATORS)}"
         )
     chosen = registry.make_evaluators(EVALUATORS.value)
-    subject = make_subject()
-    results = evaluator.run_all(subject, chosen, _say)
+    mesh = command_line.mesh()
+    subject = make_subject(mesh)
+    with jax.set_mesh(mesh):
+        results = evaluator.run_all(subject, chosen, _say)
     path = evaluator.write_results(results, OUTPUT.value, subject)
     print(evaluator.format_results(results))
     print(f"written: {path}")
 
 
-def make_subject() -> evaluator.Subject:
-    """The subject that the flags describe; the two models must have been trained together."""
+def make_subject(mesh: jax.sharding.Mesh) -> evaluator.Subject:
+    """The subject that the flags describe, on `mesh`; its models were trained together."""
+
+    def vision_tokenizer(path):
+        return loading.load_vision_tokenizer(path, mesh=mesh)
+
     sampling = Sampling(
         temperature=TEMPERATURE.value, top_k=TOP_K.value, guidance=GUIDANCE.value, seed=SEED.value
     )
     tasks.check_candidates(CANDIDATES.value, sampling)
-    vision = loading.load_vision_tokenizer(VISION.value) if VISION.value else None
-    bundle, label = loading.load_model(MODEL.value, STEP.value) if MODEL.value else (None, "")
+    vision = _loaded(VISION, vision_tokenizer)
+    bundle, label = None, ""
+    if MODEL.value:
+        bundle, label = loading.load_model(MODEL.value, STEP.value, mesh)
     if bundle is not None and vision is not None and bundle.vision_fingerprint is not None:
         found = vision_fingerprint(vision[0].config, vision[1])
         if found != bundle.vision_fingerprint:
@@ -102,7 +112,7 @@ def make_subject() -> evaluator.Subject:
         perceptual=_loaded(PERCEPTUAL, perceptual_weights.load),
         inception=_loaded(INCEPTION, feature_networks.load_inception),
         i3d=_loaded(I3D, feature_networks.load_i3d),
-        earlier=_loaded(EARLIER, loading.load_vision_tokenizer),
+        earlier=_loaded(EARLIER, vision_tokenizer),
         cache=_loaded(CACHE, pathlib.Path),
         frames=FRAMES.value,
         clip_frames=CLIP_FRAMES.value,

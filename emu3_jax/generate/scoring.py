@@ -8,7 +8,6 @@ all read the same documents and get the same result.
 """
 
 import functools
-import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import jax
@@ -23,6 +22,8 @@ from emu3_jax.train.loss import chunked_cross_entropy
 
 # Rows are a multiple of this, so that few shapes are compiled.
 ROW_MULTIPLE = 64
+# What of a batch the model and the loss read.
+SCORED = ("inputs", "targets", "positions", "segment_ids")
 
 
 class Tally:
@@ -57,10 +58,10 @@ def score_documents(
       row_length: see `packed_batches`.
       done: called after each batch with the number of its targets.
     """
-    ways = _ways_of_a_batch()
+    ways = sharding.ways_of(jax.sharding.get_abstract_mesh(), "batch")
     tally, scorer = Tally(tuple(documents)), _scorer(bundle.model)
     for batch in packed_batches(documents, row_length, -(-batch_size // ways) * ways):
-        arrays = [batch[k] for k in ("inputs", "targets", "positions", "segment_ids")]
+        arrays = [sharding.spread(batch[name], "batch", "sequence") for name in SCORED]
         nll_BS = np.asarray(scorer(bundle.variables, *arrays))
         tally.add(nll_BS, batch["sources"], batch["classes"])
         done(np.count_nonzero(batch["segment_ids"]))
@@ -82,7 +83,7 @@ def _scorer(model: nn.Module):
             jnp.ones(targets_BS.shape),
             vocab_size=model.config.vocab_size,
         ).nll
-        return sharding.constrain(nll_BS, None, None)  # whole everywhere: every host reads it
+        return sharding.gathered(nll_BS)
 
     return jax.jit(nll)
 
@@ -137,10 +138,3 @@ def _batch(rows: Sequence[Sequence], batch_size: int, row_length: int) -> dict[s
             batch["positions"][place] = np.arange(count)
             start += count
     return batch
-
-
-def _ways_of_a_batch() -> int:
-    """Into how many parts the active mesh cuts the rows of a batch."""
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = () if mesh.empty else sharding.mesh_axes("batch")
-    return math.prod(mesh.shape[axis] for axis in axes)

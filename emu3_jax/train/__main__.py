@@ -16,16 +16,14 @@ On a pod every host runs this command with --coordinator=auto; elsewhere each pr
 --coordinator=HOST:PORT --processes=N --process=I. The run directory is one that all can see.
 """
 
-import dataclasses
 import sys
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from emu3_jax import command_line
+from emu3_jax import command_line, sharding
 from emu3_jax.config import ConfigError, to_dataclass
-from emu3_jax.evaluate import registry
 from emu3_jax.evaluate.during_training import (
     EvaluationCallback,
     EvaluationConfig,
@@ -48,8 +46,10 @@ ALLOW_CHANGES = flags.DEFINE_bool(
 )
 
 
-def evaluation_callbacks(config, task, workdir: str) -> list[EvaluationCallback]:
-    """What `config.evaluation` asks for; an absent section or no evaluators give none."""
+def evaluation_callbacks(
+    config, task, workdir: str, mesh: jax.sharding.Mesh
+) -> list[EvaluationCallback]:
+    """What `config.evaluation` asks for, to run on `mesh`; without a section or evaluators none."""
     if "evaluation" not in config:
         return []
     evaluation = to_dataclass(EvaluationConfig, config.evaluation, "evaluation")
@@ -67,45 +67,21 @@ def evaluation_callbacks(config, task, workdir: str) -> list[EvaluationCallback]
             return evaluation.subject((task.model, variables), None, label)
 
     else:
-        vision = _vision_tokenizer(evaluation.vision_tokenizer)
+        vision = _vision_tokenizer(evaluation.vision_tokenizer, mesh)
 
         def subject_of(state, label):
             variables = {"params": state.evaluation_params()}
             bundle = assemble(task.model, variables, language, where=label)
             return evaluation.subject(vision, bundle, label)
 
-    def callback(wrap, names):
-        part = dataclasses.replace(evaluation, evaluators=tuple(names))
-        return [wrap(EvaluationCallback(part, subject_of, workdir))] if names else []
-
-    if jax.process_count() == 1:
-        return callback(lambda whole: whole, evaluation.evaluators)
-    together = [name for name in evaluation.evaluators if name in registry.ON_THE_MESH]
-    alone = [name for name in evaluation.evaluators if name not in registry.ON_THE_MESH]
-    return callback(lambda part: part, together) + callback(_ByEachProcess, alone)
+    return [EvaluationCallback(evaluation, subject_of, workdir)]
 
 
-class _ByEachProcess:
-    """Evaluation among several processes: each does it all, on its own devices, with whole weights.
-
-    The results are the same everywhere, and the first process writes them.
-    """
-
-    def __init__(self, callback: EvaluationCallback):
-        self._callback = callback
-        self.every, self.done = callback.every, callback.done
-
-    def __call__(self, step, state, writer) -> dict[str, float]:
-        state = distributed.to_this_host(state.replace(opt_state=None))
-        with jax.set_mesh(distributed.local_mesh()):
-            return self._callback(step, state, writer)
-
-
-def _vision_tokenizer(path: str):
+def _vision_tokenizer(path: str, mesh: jax.sharding.Mesh):
     if not path:
         return None
     try:
-        return load_vision_tokenizer(path)
+        return load_vision_tokenizer(path, mesh=mesh)
     except (ValueError, OSError) as error:
         message = f"evaluation.vision_tokenizer={path!r} cannot be used: {error}"
         raise ConfigError(message) from error
@@ -142,7 +118,7 @@ def train_config(
         task,
         run,
         workdir,
-        callbacks=evaluation_callbacks(config, task, workdir),
+        callbacks=evaluation_callbacks(config, task, workdir, sharding.make_mesh(run.mesh)),
         start=begin,
         run_config=config.to_dict(),
         on_begin=write_run_directory,
