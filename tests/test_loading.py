@@ -9,10 +9,9 @@ import jax
 import numpy as np
 import pytest
 import tiny_models
-from ml_collections import ConfigDict
 
 from emu3_jax import sharding, vocab
-from emu3_jax.config import ConfigError, save_config
+from emu3_jax.config import ConfigError
 from emu3_jax.data import vision_codec
 from emu3_jax.evaluate import loading
 from emu3_jax.interop import bundle
@@ -21,23 +20,6 @@ from emu3_jax.models.transformer import Transformer, TransformerConfig
 from emu3_jax.sequence import Grammar
 from emu3_jax.sharding import MeshConfig
 from emu3_jax.text import ByteTokenizer
-from emu3_jax.train.checkpoint import CheckpointConfig, Checkpoints
-from emu3_jax.train.state import TrainState
-
-STEP = 7
-
-
-def _save_run(path, config, variables, ema=None):
-    """A run directory as training leaves it; the optimizer has moments as large as the weights."""
-    save_config(ConfigDict(config), path)
-    params = variables["params"]
-    moments = jax.tree.map(np.zeros_like, params)
-    others = {name: tree for name, tree in variables.items() if name != "params"}
-    state = TrainState(np.int32(STEP), params, others, moments, ema)
-    checkpoints = Checkpoints(path, CheckpointConfig())
-    checkpoints.save(STEP, jax.device_put(state), {}, wait=True)
-    checkpoints.close()
-    return path
 
 
 def _language_model(words):
@@ -54,7 +36,7 @@ def language_run(request, tmp_path_factory):
     ema = variables["params"] if request.param else None
     trained = jax.tree.map(lambda x: x + request.param, variables)
     bundle.save_language(path, bundle.Language(words, Grammar(words, ByteTokenizer())))
-    return _save_run(path, config, trained, ema), variables["params"]
+    return tiny_models.save_run(path, config, trained, ema), variables["params"]
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +48,7 @@ def vision_run(tmp_path_factory):
     params = variables["params"] | {"discriminator": {"kernel": np.zeros((64, 64), np.float32)}}
     saved = variables | {"params": params, "perceptual": {"vgg": np.zeros((64, 64), np.float32)}}
     config = {"task": "vision_tokenizer", "model": dataclasses.asdict(config)}
-    return _save_run(folder / "run", config, saved), variables
+    return tiny_models.save_run(folder / "run", config, saved), variables
 
 
 class Accounts:
@@ -130,7 +112,7 @@ def test_a_device_never_holds_more_than_its_shards_of_a_language_model(
     monkeypatch.undo()
     _assert_accounts(accounts, found.variables, mesh)
     assert accounts.dtypes == {dtype or "float32"}  # brought to it before it is on a device
-    assert label == f"{path} at step {STEP}"
+    assert label == f"{path} at step {tiny_models.STEP}"
     abstract = jax.eval_shape(found.model.init, jax.random.key(0), np.zeros((1, 1), np.int32))
     wanted = sharding.state_shardings(abstract, mesh)["params"]
     for array, exact, layout in zip(
@@ -148,7 +130,7 @@ def test_a_device_never_holds_more_than_its_shards_of_a_vision_tokenizer(vision_
     mesh = sharding.make_mesh(MeshConfig(fsdp=4, tensor=2))
     with monkeypatch.context() as patch:
         accounts = Accounts(patch)
-        module, variables = loading.load_vision_tokenizer(path, STEP, mesh)
+        module, variables = loading.load_vision_tokenizer(path, tiny_models.STEP, mesh)
     read = sum(leaf.nbytes for leaf in jax.tree.leaves(variables))
     assert all(held <= read for held in accounts.most.values())  # nothing that training alone needs
     assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, nn.unbox(expected))

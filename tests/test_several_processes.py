@@ -1,5 +1,6 @@
 """Several processes train as one: real subprocesses, real collectives, the real command."""
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -12,38 +13,58 @@ import time
 import jax
 import numpy as np
 import pytest
+import tiny_models
+from evaluation_stand_ins import write_corpus
 from tiny_pretraining import write_run
 
 from emu3_jax.config import load_config
+from emu3_jax.interop import vision_tokenizer
 from emu3_jax.train import distributed
 from emu3_jax.train.__main__ import train_config
 from emu3_jax.train.metrics import read_metrics
 
-# The command itself, and a record of the rows that a process reads. Evaluation uses the weights
-# where they lie, or with WHOLE_WEIGHTS a copy of them.
+# The command itself, with a record of the rows that a process reads. In the middle of evaluation no
+# weight that is in pieces may lie whole on one device, nor all its pieces on those of one process.
 COMMAND = """
-import os, runpy, sys
+import runpy, sys
+import jax
 from emu3_jax.data import pipeline
 real = pipeline.row_stream
 def recorded(datasets, entries, row, rows):
     print("reads row", row, flush=True)
     return real(datasets, entries, row, rows)
 pipeline.row_stream = recorded
+from emu3_jax.data import vision_codec
 from emu3_jax.evaluate import registry
-from emu3_jax.train import distributed
-if os.environ.get("WHOLE_WEIGHTS"):
-    registry.ON_THE_MESH = frozenset()
-else:
-    distributed.to_this_host = lambda tree: sys.exit("the weights were copied")
+from emu3_jax.generate import engine, scoring
+in_pieces = set()
+def look(function):
+    def watched(*arguments, **keywords):
+        for array in jax.live_arrays():
+            copied = array.is_fully_addressable or array.is_fully_replicated
+            if copied and (array.shape, array.dtype) in in_pieces:
+                sys.exit(f"a weight {array.shape} was copied")
+        return function(*arguments, **keywords)
+    return watched
+scoring._batch, engine._inputs = look(scoring._batch), look(engine._inputs)
+vision_codec.batches_of_one_shape = look(vision_codec.batches_of_one_shape)
+evaluate = registry.evaluate
+def evaluated(subject, *arguments):
+    for leaf in jax.tree.leaves((subject.bundle.variables, subject.vision_tokenizer[1])):
+        if leaf.ndim > 1 and not leaf.is_fully_replicated:
+            in_pieces.add((leaf.shape, leaf.dtype))
+    print("weights in pieces", len(in_pieces), flush=True)
+    return evaluate(subject, *arguments)
+registry.evaluate = evaluated
 sys.argv[0] = "train"
 runpy.run_module("emu3_jax.train", run_name="__main__")
 """
 
 
 class Job:
-    """Processes of one run on this machine, eight devices in all."""
+    """Processes of one run on this machine, with so many devices in all."""
 
-    def __init__(self, folder, config, workdir, processes, environment=(), **overrides):
+    def __init__(self, folder, config, workdir, processes, devices=8, **overrides):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -63,9 +84,8 @@ class Job:
                     stdout=open(f"{log}.out", "w"),
                     stderr=open(f"{log}.err", "w"),
                     env=os.environ
-                    | {"JAX_NUM_CPU_DEVICES": str(8 // processes)}
-                    | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
-                    | dict(environment),
+                    | {"JAX_NUM_CPU_DEVICES": str(devices // processes)}
+                    | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir},
                 )
             )
 
@@ -96,7 +116,19 @@ class Job:
 def reference(tmp_path_factory):
     """Folder with data, a config, and in "one" what one process makes of them."""
     folder = tmp_path_factory.mktemp("processes")
-    config = write_run(folder, 40, **{"run.mesh.data": 2, "run.mesh.fsdp": 4})
+    write_corpus(folder)
+    tiny_models.save_vision_tokenizer(folder / "weights", codebook_size=100)
+    config, variables = vision_tokenizer.load(folder / "weights")
+    run = {"task": "vision_tokenizer", "model": dataclasses.asdict(config)}
+    evaluation = {
+        "evaluators": ("likelihood", "reconstruction", "emoji_captions"),
+        "vision_tokenizer": str(tiny_models.save_run(folder / "tokenizer", run, variables)),
+        "data": str(folder),
+        "limit": 3,
+    }
+    changes = {f"evaluation.{key}": value for key, value in evaluation.items()}
+    changes |= {"data.sequence_length": 128, "run.mesh.data": 2, "run.mesh.fsdp": 4}
+    config = write_run(folder, 40, **changes)
     train_config(load_config(str(config)), str(folder / "one"))
     return folder
 
@@ -120,19 +152,21 @@ def _assert_same(workdir, expected):
 
 
 @pytest.mark.parametrize(
-    "processes, mesh, environment",
+    "processes, devices, mesh",
     [
-        (2, {}, {}),
+        (2, 8, {"data": 1, "fsdp": 8}),  # each process holds half of every weight
         # Processes that share rows and hold different positions of them.
-        pytest.param(4, {"fsdp": 1, "context": 4}, {}, marks=pytest.mark.slow),
-        pytest.param(2, {}, {"WHOLE_WEIGHTS": "1"}, marks=pytest.mark.slow),
+        pytest.param(4, 8, {"fsdp": 1, "context": 4}, marks=pytest.mark.slow),
+        pytest.param(2, 2, {"data": 1, "fsdp": 2}, marks=pytest.mark.slow),
     ],
-    ids=["2", "4 with context", "2 with copies of the weights"],
+    ids=["2", "4 with context", "2 of one device"],
 )
-def test_several_processes_train_as_one_and_one_goes_on(reference, processes, mesh, environment):
-    workdir = reference / f"of_{processes}{'_copied' if environment else ''}"
+def test_several_processes_train_and_evaluate_as_one_and_one_goes_on(
+    reference, processes, devices, mesh
+):
+    workdir = reference / f"of_{processes}_and_{devices}"
     overrides = {f"run.mesh.{axis}": size for axis, size in mesh.items()}
-    job = Job(reference, reference / "config.py", workdir, processes, environment,
+    job = Job(reference, reference / "config.py", workdir, processes, devices,
               **{"run.steps": 3}, **overrides)  # fmt: skip
     assert job.end() == [0] * processes, job.err(0)[-2000:] + job.err(1)[-2000:]
     for index in range(processes):
@@ -141,6 +175,8 @@ def test_several_processes_train_as_one_and_one_goes_on(reference, processes, me
         assert rows == set(range(share, share + 4))
         said = [line for line in job.out(index).splitlines() if line.startswith("step ")]
         assert len(said) == (4 if index == 0 else 0)  # three steps and an evaluation
+        assert "weights in pieces" in job.out(index)
+        assert "weights in pieces 0" not in job.out(index)
     starts = (workdir / "starts.jsonl").read_text().splitlines()
     assert [json.loads(line)["processes"] for line in starts] == [processes]
     # One process goes on with the checkpoint of several, at the same place in the data.

@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from ml_collections import ConfigDict
 
 from emu3_jax import vocab as vocab_lib
+from emu3_jax.config import save_config
 from emu3_jax.data import media
 from emu3_jax.data.fingerprint import vision_fingerprint
 from emu3_jax.generate.sampling import Sampling
@@ -15,8 +17,11 @@ from emu3_jax.models.transformer import Transformer, TransformerConfig
 from emu3_jax.models.vision_tokenizer import VisionTokenizer, VisionTokenizerConfig
 from emu3_jax.sequence import Grammar
 from emu3_jax.text import ByteTokenizer
+from emu3_jax.train.checkpoint import CheckpointConfig, Checkpoints
+from emu3_jax.train.state import TrainState
 
 LIMITS = media.PixelLimits(min_pixels=4 * 4, max_pixels=8 * 8, spatial_factor=2)
+STEP = 7  # of the checkpoint of `save_run`
 GUIDED = Sampling(guidance=2.0, top_k=20, seed=4)
 
 
@@ -59,3 +64,16 @@ def save_models(root):
     )  # fmt: skip
     bundle_lib.save_bundle(root / "language", bundle)
     return root
+
+
+def save_run(path, config, variables, ema=None):
+    """Writes a run directory as training leaves it, with its checkpoint of step STEP."""
+    save_config(ConfigDict(config), path)
+    params = variables["params"]
+    others = {name: tree for name, tree in variables.items() if name != "params"}
+    moments = jax.tree.map(np.zeros_like, params)
+    state = TrainState(np.int32(STEP), params, others, moments, ema)
+    checkpoints = Checkpoints(path, CheckpointConfig())
+    checkpoints.save(STEP, jax.device_put(state), {}, wait=True)
+    checkpoints.close()
+    return path
