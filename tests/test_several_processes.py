@@ -50,9 +50,10 @@ scoring._batch, engine._inputs = look(scoring._batch), look(engine._inputs)
 vision_codec.batches_of_one_shape = look(vision_codec.batches_of_one_shape)
 evaluate = registry.evaluate
 def evaluated(subject, *arguments):
-    for leaf in jax.tree.leaves((subject.bundle.variables, subject.vision_tokenizer[1])):
-        if leaf.ndim > 1 and not leaf.is_fully_replicated:
-            in_pieces.add((leaf.shape, leaf.dtype))
+    leaves = jax.tree.leaves((subject.bundle.variables, subject.vision_tokenizer[1]))
+    pieces, whole = ({(x.shape, x.dtype) for x in leaves if x.is_fully_replicated is there}
+                     for there in (False, True))
+    in_pieces.update(pieces - whole)
     print("weights in pieces", len(in_pieces), flush=True)
     return evaluate(subject, *arguments)
 registry.evaluate = evaluated

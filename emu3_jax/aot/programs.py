@@ -173,11 +173,47 @@ class SampleProgram(NamedTuple):
         new = self.SIDE * (self.SIDE + 1) + 3
         model, words = self.task.config, vocab.released()
         sizes = {"requests": requests, "prompt": self.PROMPT, "new": new}
-        return ahead.lower(model, words, mesh, **sizes)
+        return ahead.lower_decoding(model, words, mesh, **sizes)
 
     def model_flops(self) -> float:
         """Not counted: decoding is bound by memory, not by arithmetic."""
         return 0.0
 
 
-PROGRAMS = {"train": TrainProgram, "tokenize": TokenizeProgram, "sample": SampleProgram}
+class EvaluateProgram(NamedTuple):
+    """Held-out likelihood as `emu3_jax.evaluate` computes it, with weights in the compute type: one
+    batch of rows as long as those of training, BATCH of them or as many as the mesh cuts."""
+
+    task: Task
+    run: RunConfig
+    is_transformer = False
+
+    BATCH = 32
+
+    @classmethod
+    def of(cls, config) -> "EvaluateProgram":
+        """From a config with task=pretrain."""
+        if config.get("task") != "pretrain":
+            raise ConfigError("--program=evaluate needs a config with task=pretrain")
+        return cls(*TrainProgram.of(config))
+
+    def mesh(self, machine: Machine) -> jax.sharding.Mesh:
+        """The config's mesh over the machine's devices."""
+        return sharding.make_mesh(self.run.mesh, machine.devices)
+
+    def lower(self, machine: Machine) -> jax.stages.Lowered:
+        """For these devices."""
+        sizes = {"batch_size": self.BATCH, "row_length": self.task.data.sequence_length}
+        return ahead.lower_scoring(self.task.config, self.mesh(machine), **sizes)
+
+    def model_flops(self) -> float:
+        """Not counted: documents fill rows as they come."""
+        return 0.0
+
+
+PROGRAMS = {
+    "train": TrainProgram,
+    "tokenize": TokenizeProgram,
+    "sample": SampleProgram,
+    "evaluate": EvaluateProgram,
+}

@@ -58,18 +58,24 @@ def score_documents(
       row_length: see `packed_batches`.
       done: called after each batch with the number of its targets.
     """
-    ways = sharding.ways_of(jax.sharding.get_abstract_mesh(), "batch")
-    tally, scorer = Tally(tuple(documents)), _scorer(bundle.model)
-    for batch in packed_batches(documents, row_length, -(-batch_size // ways) * ways):
+    rows = rows_of_batch(jax.sharding.get_abstract_mesh(), batch_size)
+    tally, score = Tally(tuple(documents)), scorer(bundle.model)
+    for batch in packed_batches(documents, row_length, rows):
         arrays = [sharding.spread(batch[name], "batch", "sequence") for name in SCORED]
-        nll_BS = np.asarray(scorer(bundle.variables, *arrays))
+        nll_BS = np.asarray(score(bundle.variables, *arrays))
         tally.add(nll_BS, batch["sources"], batch["classes"])
         done(np.count_nonzero(batch["segment_ids"]))
     return tally
 
 
+def rows_of_batch(mesh, batch_size: int) -> int:
+    """`batch_size`, and as many rows more as it takes to cut them over `mesh`."""
+    ways = sharding.ways_of(mesh, "batch")
+    return -(-batch_size // ways) * ways
+
+
 @functools.lru_cache(maxsize=2)
-def _scorer(model: nn.Module):
+def scorer(model: nn.Module):
     """Jitted (variables, inputs, targets, positions, segment_ids) → float32 [B, S]."""
 
     def nll(variables, inputs_BS, targets_BS, positions_BS, segment_ids_BS):
