@@ -32,19 +32,20 @@ def define_config(help_text: str = "") -> None:
 def define_mesh() -> None:
     """Defines `--mesh=axis=size,…`; see `mesh`."""
     flags.DEFINE_string(
-        "mesh", "", "Spread over devices, like data=2,tensor=4; without it one device is used."
+        "mesh", "", "Spread over devices, like data=2,tensor=4; without it one is used, if possible."
     )
 
 
 def mesh() -> jax.sharding.Mesh:
-    """The mesh of the flag; that of the first device where it was not given.
+    """The mesh of the flag; where it was not given the first device, of several processes all.
 
     Raises:
       ValueError: no mesh is written so, or it is not one of the devices that there are.
     """
     text = flags.FLAGS.mesh
     if not text:
-        return sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+        devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:1]
+        return sharding.make_mesh(sharding.MeshConfig(), devices)
     sizes = dict.fromkeys(sharding.AXES, 1)
     for part in text.split(","):
         axis, _, size = part.partition("=")

@@ -250,7 +250,7 @@ def on_devices(tree: Any) -> Any:
     """
 
     def put(leaf):
-        return leaf if isinstance(leaf, jax.Array) else jax.device_put(spread(leaf))
+        return leaf if isinstance(leaf, jax.Array) else jax.device_put(spread(np.asarray(leaf)))
 
     return jax.tree.map(put, tree)
 

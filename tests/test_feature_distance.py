@@ -3,13 +3,16 @@
 import dataclasses
 
 import evaluation_stand_ins as parts
+import jax
 import pytest
 
+from emu3_jax import sharding
 from emu3_jax.data import media
 from emu3_jax.evaluate import feature_distance, frechet, items
 from emu3_jax.evaluate.evaluator import Subject
 from emu3_jax.evaluate.feature_distance import FrechetDistance
-from emu3_jax.evaluate.reconstruction import reconstruct
+from emu3_jax.evaluate.reconstruction import Reconstruction, reconstruct
+from emu3_jax.sharding import MeshConfig
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +81,17 @@ def test_the_perceptual_network_gives_a_distance_of_another_name(subject):
     }  # fmt: skip
     assert result.metrics["rfd_vgg"] > 0
     assert any("a toy" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("evaluator", [FrechetDistance, Reconstruction])
+def test_a_mesh_gives_the_figures_of_one_device(subject, colours, evaluator):
+    """Of batches that it does not divide."""
+    networks = dict(inception=2.0, i3d=3.0, perceptual=parts.tiny_perceptual(), batch_size=3)
+    subject = dataclasses.replace(subject, **networks)
+    expected = evaluator("train").run(subject).metrics
+    with jax.set_mesh(sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
+        found = evaluator("train").run(subject).metrics
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 def test_without_any_network_it_says_which_options_there_are(subject):

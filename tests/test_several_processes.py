@@ -15,9 +15,12 @@ import numpy as np
 import pytest
 import tiny_models
 from evaluation_stand_ins import write_corpus
+from test_records import image_record, write_dataset
 from tiny_pretraining import write_run
 
 from emu3_jax.config import load_config
+from emu3_jax.data.fingerprint import vision_fingerprint
+from emu3_jax.evaluate.evaluator import read_results
 from emu3_jax.interop import vision_tokenizer
 from emu3_jax.train import distributed
 from emu3_jax.train.__main__ import train_config
@@ -57,26 +60,24 @@ def evaluated(subject, *arguments):
     print("weights in pieces", len(in_pieces), flush=True)
     return evaluate(subject, *arguments)
 registry.evaluate = evaluated
-sys.argv[0] = "train"
-runpy.run_module("emu3_jax.train", run_name="__main__")
+runpy.run_module(sys.argv[0], run_name="__main__")
 """
 
 
 class Job:
-    """Processes of one run on this machine, with so many devices in all."""
+    """Processes of one command on this machine, with so many devices in all."""
 
-    def __init__(self, folder, config, workdir, processes, devices=8, **overrides):
+    def __init__(self, folder, module, processes, devices, arguments):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.logs = [folder / f"{workdir.name}_{index}" for index in range(processes)]
+        self.logs = [folder / f"{module}_{port}_{index}" for index in range(processes)]
         self.processes = []
         for index, log in enumerate(self.logs):
             command = [
-                *(sys.executable, "-c", COMMAND, f"--config={config}", f"--workdir={workdir}"),
+                *(sys.executable, "-c", COMMAND.replace("sys.argv[0]", repr(module)), *arguments),
                 *(f"--coordinator=127.0.0.1:{port}", f"--processes={processes}"),
-                *(f"--process={index}", "--host_timeout=20", "--allow_changes"),
-                *(f"--config.{key}={value}" for key, value in overrides.items()),
+                *(f"--process={index}", "--host_timeout=20"),
             ]
             self.processes.append(
                 subprocess.Popen(
@@ -113,23 +114,31 @@ class Job:
                 process.kill()
 
 
+def _train(folder, workdir, processes, devices=8, **overrides):
+    arguments = [f"--config={folder / 'config.py'}", f"--workdir={workdir}", "--allow_changes"]
+    arguments += [f"--config.{key}={value}" for key, value in overrides.items()]
+    return Job(folder, "emu3_jax.train", processes, devices, arguments)
+
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """Folder with data, a config, and in "one" what one process makes of them."""
     folder = tmp_path_factory.mktemp("processes")
     write_corpus(folder)
     tiny_models.save_vision_tokenizer(folder / "weights", codebook_size=100)
-    config, variables = vision_tokenizer.load(folder / "weights")
-    run = {"task": "vision_tokenizer", "model": dataclasses.asdict(config)}
+    tokenizer = vision_tokenizer.load(folder / "weights")
+    run = {"task": "vision_tokenizer", "model": dataclasses.asdict(tokenizer[0])}
     evaluation = {
         "evaluators": ("likelihood", "reconstruction", "emoji_captions"),
-        "vision_tokenizer": str(tiny_models.save_run(folder / "tokenizer", run, variables)),
+        "vision_tokenizer": str(tiny_models.save_run(folder / "tokenizer", run, tokenizer[1])),
         "data": str(folder),
         "limit": 3,
     }
     changes = {f"evaluation.{key}": value for key, value in evaluation.items()}
     changes |= {"data.sequence_length": 128, "run.mesh.data": 2, "run.mesh.fsdp": 4}
     config = write_run(folder, 40, **changes)
+    records, fingerprint = [image_record(i) for i in range(40)], vision_fingerprint(*tokenizer)
+    write_dataset(folder / "tokens", records, vision_tokenizer=fingerprint)
     train_config(load_config(str(config)), str(folder / "one"))
     return folder
 
@@ -167,8 +176,7 @@ def test_several_processes_train_and_evaluate_as_one_and_one_goes_on(
 ):
     workdir = reference / f"of_{processes}_and_{devices}"
     overrides = {f"run.mesh.{axis}": size for axis, size in mesh.items()}
-    job = Job(reference, reference / "config.py", workdir, processes, devices,
-              **{"run.steps": 3}, **overrides)  # fmt: skip
+    job = _train(reference, workdir, processes, devices, **{"run.steps": 3}, **overrides)
     assert job.end() == [0] * processes, job.err(0)[-2000:] + job.err(1)[-2000:]
     for index in range(processes):
         rows = {int(line.split()[-1]) for line in job.out(index).splitlines() if "row" in line[:9]}
@@ -186,10 +194,32 @@ def test_several_processes_train_and_evaluate_as_one_and_one_goes_on(
 
 
 @pytest.mark.slow
+def test_the_command_evaluates_with_several_processes_as_with_one(reference):
+    found = []
+    for processes in (1, 2):
+        output = reference / f"evaluated_by_{processes}"
+        arguments = [
+            "--evaluators=likelihood,codebook_health,reconstruction,emoji_retrieval",
+            *(f"--model={reference / 'one'}", f"--vision_tokenizer={reference / 'tokenizer'}"),
+            *(f"--data={reference}", f"--tokens={reference / 'tokens'}", f"--output={output}"),
+            *("--limit=3", "--batch_size=4", "--candidates=2"),
+        ]
+        job = Job(reference, "emu3_jax.evaluate", processes, processes, arguments)
+        assert job.end() == [0] * processes, job.err(0)[-2000:] + job.err(processes - 1)[-2000:]
+        assert all(not job.out(index).count("written") for index in range(1, processes))
+        results = read_results(output).items()
+        metrics = {f"{name}/{k}": v for name, values in results for k, v in values.items()}
+        found.append({k: v for k, v in metrics.items() if "seconds" not in k})
+    one, two = found
+    assert one.keys() == two.keys() and len(one) > 30
+    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=2e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_crash_of_one_ends_the_others(reference, victim):
-    job = Job(reference, reference / "config.py", reference / f"crash_{victim}", 2,
-              **{"run.steps": 100_000, "evaluation.every": 0})  # fmt: skip
+    overrides = {"run.steps": 100_000, "evaluation.every": 0}
+    job = _train(reference, reference / f"crash_{victim}", 2, **overrides)
     job.wait_for("step 5/")
     job.processes[victim].kill()
     killed = time.monotonic()
@@ -203,8 +233,8 @@ def test_a_crash_of_one_ends_the_others(reference, victim):
 @pytest.mark.slow
 def test_a_preemption_notice_to_one_saves_all(reference):
     workdir = reference / "preempted"
-    job = Job(reference, reference / "config.py", workdir, 2,
-              **{"run.steps": 100_000, "run.checkpoint.every": 100_000})  # fmt: skip
+    overrides = {"run.steps": 100_000, "run.checkpoint.every": 100_000}
+    job = _train(reference, workdir, 2, **overrides)
     job.wait_for("step 5/")
     job.processes[1].send_signal(signal.SIGTERM)
     assert job.end() == [143, 143]

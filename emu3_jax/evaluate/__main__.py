@@ -12,6 +12,9 @@ Writes results.json, one CSV a table and one PNG a picture sheet into --output, 
 figures. --model and --vision_tokenizer take a run directory or a directory of weights. --data is a
 folder of <split>.jsonl files, --tokens a token dataset or a folder of them, one a split.
 
+--mesh=fsdp=-1 spreads weights and work over all devices. On a pod every host runs this command with
+--coordinator=auto, as it does `train`.
+
 Example:
   python -m emu3_jax.evaluate --evaluators=reconstruction,emoji_captions \\
     --model=runs/nano --vision_tokenizer=assets/vision_tokenizer_nano \\
@@ -30,6 +33,8 @@ from emu3_jax.evaluate.progress import Progress
 from emu3_jax.generate import tasks
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.interop import feature_networks, perceptual_weights
+from emu3_jax.interop.safetensors_io import DTYPES
+from emu3_jax.train import distributed
 
 MODEL = flags.DEFINE_string("model", None, "Language model: run directory or weights.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint of the run directory; default the newest.")
@@ -61,7 +66,11 @@ FRAMES = flags.DEFINE_integer(
 CLIP_FRAMES = flags.DEFINE_integer(
     "clip_frames", 0, "Length of the clips trained on: where seams are looked for.", lower_bound=0
 )
+DTYPE = flags.DEFINE_enum(
+    "dtype", None, tuple(DTYPES), "Of the language model's weights and activations; see generate."
+)
 command_line.define_mesh()
+distributed.define_flags()
 SEED = flags.DEFINE_integer("seed", 0, "Of everything that is drawn.")
 
 
@@ -72,13 +81,15 @@ def main() -> None:
             f"--evaluators and --output are needed; evaluators: {', '.join(registry.EVALUATORS)}"
         )
     chosen = registry.make_evaluators(EVALUATORS.value)
-    mesh = command_line.mesh()
-    subject = make_subject(mesh)
-    with jax.set_mesh(mesh):
-        results = evaluator.run_all(subject, chosen, _say)
-    path = evaluator.write_results(results, OUTPUT.value, subject)
-    print(evaluator.format_results(results))
-    print(f"written: {path}")
+    with distributed.joined():
+        mesh = command_line.mesh()
+        subject = make_subject(mesh)
+        with jax.set_mesh(mesh):
+            results = evaluator.run_all(subject, chosen, distributed.say)
+        if distributed.is_first():
+            path = evaluator.write_results(results, OUTPUT.value, subject)
+            print(evaluator.format_results(results))
+            print(f"written: {path}")
 
 
 def make_subject(mesh: jax.sharding.Mesh) -> evaluator.Subject:
@@ -94,7 +105,7 @@ def make_subject(mesh: jax.sharding.Mesh) -> evaluator.Subject:
     vision = _loaded(VISION, vision_tokenizer)
     bundle, label = None, ""
     if MODEL.value:
-        bundle, label = loading.load_model(MODEL.value, STEP.value, mesh)
+        bundle, label = loading.load_model(MODEL.value, STEP.value, mesh, DTYPE.value)
     if bundle is not None and vision is not None and bundle.vision_fingerprint is not None:
         found = vision_fingerprint(vision[0].config, vision[1])
         if found != bundle.vision_fingerprint:
@@ -119,12 +130,8 @@ def make_subject(mesh: jax.sharding.Mesh) -> evaluator.Subject:
         batch_size=BATCH.value,
         limit=LIMIT.value,
         label=label or str(VISION.value),
-        progress=Progress(_say),
+        progress=Progress(distributed.say),
     )
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 def _loaded(flag, load):

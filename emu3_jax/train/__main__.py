@@ -134,17 +134,9 @@ def main() -> None:
     config, workdir = flags.FLAGS.config, WORKDIR.value
     if config is None or workdir is None:
         raise ConfigError("--config and --workdir are needed; see --help")
-    values = flags.FLAGS
-    distributed.initialize(
-        values.coordinator, values.processes, values.process, values.host_timeout
-    )
-    interruption = Interruption()
-    try:
+    with distributed.joined():
+        interruption = Interruption()
         state = train_config(config, workdir, ALLOW_CHANGES.value, ledger, interruption)
-    except BaseException as error:
-        if jax.distributed.is_initialized():
-            distributed.leave(error)
-        raise
     if state is None:
         # Not 0: a scheduler would take the run for finished.
         sys.exit(interruption.exit_code)

@@ -9,11 +9,12 @@ find out when their next exchange with it breaks (on CPU at once), and otherwise
 silent for `--host_timeout` seconds; then they end as well, and say so.
 """
 
+import contextlib
 import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -35,6 +36,19 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "host_timeout", 60, "Seconds after which a silent process counts as dead and all end."
     )
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Joins the run as the flags say; an error inside ends this process as `leave` does."""
+    values = flags.FLAGS
+    initialize(values.coordinator, values.processes, values.process, values.host_timeout)
+    try:
+        yield
+    except BaseException as error:
+        if jax.distributed.is_initialized():
+            leave(error)
+        raise
 
 
 def initialize(
