@@ -26,8 +26,9 @@ def load_vision_tokenizer(
     Args:
       path: a directory with config.json and safetensors files as BAAI or the -hf conversions keep
         them, or a run directory of `python -m emu3_jax.train`, whose newest checkpoint is taken.
-      mesh: devices (`emu3_jax.sharding.make_mesh`) onto which the weights of a directory are read
-        tensor by tensor; default: they stay on the host.
+      mesh: devices (`emu3_jax.sharding.make_mesh`) onto which the weights are read tensor by
+        tensor, those of a run shard by shard; default: they stay on the host, those of a run go to
+        the first device.
 
     Returns:
       (module, variables). `module.apply(variables, pixels, method="encode")` turns floats in
@@ -53,8 +54,8 @@ def load_language_model(
     Args:
       path: a directory with config.json and safetensors files as BAAI or the -hf conversions keep
         them, or a run directory of `python -m emu3_jax.train`, whose newest checkpoint is taken.
-      mesh: devices (`emu3_jax.sharding.make_mesh`) onto which the weights of a directory are read
-        tensor by tensor; default: the first device.
+      mesh: devices (`emu3_jax.sharding.make_mesh`) onto which the weights are read tensor by
+        tensor, those of a run shard by shard; default: the first device.
 
     Returns:
       (module, variables). `module.apply(variables, tokens)` turns int32 [B, S] into float32 logits
@@ -82,7 +83,8 @@ def load_bundle(
       path: a run directory, a directory written by `python -m emu3_jax.convert`, or released
         weights with their rank file or, in the -hf layout, their tokenizer.
       vision_tokenizer: directory of the vision tokenizer, or None where only codes are wanted.
-      mesh: as in `load_language_model`; default: the language model's weights stay on the host.
+      mesh: as in `load_language_model`, for the language model; default: its weights stay on the
+        host, those of a run go to the first device.
 
     Raises:
       ValueError: something is missing, or the two were not trained together.

@@ -32,7 +32,7 @@ def define_config(help_text: str = "") -> None:
 def define_mesh() -> None:
     """Defines `--mesh=axis=size,…`; see `mesh`."""
     flags.DEFINE_string(
-        "mesh", "", "Spread over devices, like data=2,tensor=4; without it one is used, if possible."
+        "mesh", "", "Spread over devices, like data=2,tensor=4; without it one is used."
     )
 
 
@@ -44,8 +44,7 @@ def mesh() -> jax.sharding.Mesh:
     """
     text = flags.FLAGS.mesh
     if not text:
-        devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:1]
-        return sharding.make_mesh(sharding.MeshConfig(), devices)
+        return sharding.make_mesh() if jax.process_count() > 1 else sharding.one_device()
     sizes = dict.fromkeys(sharding.AXES, 1)
     for part in text.split(","):
         axis, _, size = part.partition("=")

@@ -47,7 +47,7 @@ def load_model(
         mesh does not divide.
     """
     language = load_language(path)
-    mesh = mesh or first_device()
+    mesh = mesh or sharding.one_device()
     if not is_run_directory(path):
         config, params = language_model.load(path, dtype or "float32", mesh)
         label = str(path)
@@ -70,7 +70,7 @@ def load_vision_tokenizer(
     mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[VisionTokenizer, Any]:
     """Reads a vision tokenizer → (module, variables); arguments and errors as `load_model`."""
-    mesh = mesh or first_device()
+    mesh = mesh or sharding.one_device()
     if not is_run_directory(path):
         return vision_files.load_vision_tokenizer(path, mesh)
     run = read_run(path, "vision_tokenizer")
@@ -78,11 +78,6 @@ def load_vision_tokenizer(
     wanted = sharding.abstract_arrays(vision_files.abstract_variables(config), mesh)
     variables, _ = restore_variables(path, wanted, step)
     return VisionTokenizer(config), variables
-
-
-def first_device() -> jax.sharding.Mesh:
-    """The mesh of one device, where weights go that nobody asks to be spread."""
-    return sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
 
 
 def read_run(path: str | os.PathLike, task: str) -> ConfigDict:

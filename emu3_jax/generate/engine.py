@@ -211,13 +211,14 @@ def _decode(
     """Runs one batch to its end; int32 [B, N], PAD behind the end of each row."""
     state = _prefill(params, inputs, model, vocab)
     last = inputs.table_BN.shape[1]
-    return _loop(params, inputs, settings, state, last, model, vocab, static).new_BN
+    state = _loop(params, inputs, settings, state, last, model, vocab, static)
+    return _readable(state).new_BN
 
 
 @functools.partial(jax.jit, static_argnames=("model", "vocab"))
 def _start(params, inputs: _Inputs, *, model: Transformer, vocab: Vocab) -> _State:
     """The first half of `_decode`, for whoever wants to look at tokens as they come."""
-    return _prefill(params, inputs, model, vocab)
+    return _readable(_prefill(params, inputs, model, vocab))
 
 
 @functools.partial(
@@ -227,7 +228,8 @@ def _advance(
     params, inputs: _Inputs, settings: _Settings, state: _State, until, *, model, vocab, static
 ) -> _State:
     """A part of the second half of `_decode`: on to `until` new tokens, or to the end."""
-    return _loop(params, inputs, settings, state, until, model, vocab, static)
+    state = _loop(params, inputs, settings, state, until, model, vocab, static)
+    return _readable(state)
 
 
 def _loop(params, inputs: _Inputs, settings: _Settings, state: _State, until, model, vocab, static):
@@ -279,8 +281,7 @@ def _loop(params, inputs: _Inputs, settings: _Settings, state: _State, until, mo
     def go_on(state: _State) -> jax.Array:
         return (state.step < until) & ~state.finished_B.all()
 
-    state = jax.lax.while_loop(go_on, step, state)
-    return _readable(state)
+    return jax.lax.while_loop(go_on, step, state)
 
 
 def _readable(state: _State) -> _State:
@@ -297,15 +298,15 @@ def _prefill(params, inputs: _Inputs, model: Transformer, vocab: Vocab) -> _Stat
     positions_RP = jnp.cumsum(inputs.valid_RP, axis=1) - 1
     cache = kv_cache.allocate(model.config, rows, columns - 1 + inputs.table_BN.shape[1])
     cache = prefill.read(model, params, prompt_RP[:, :-1], positions_RP[:, :-1], cache)
-    state = _State(
+    new_BN = jnp.full(inputs.table_BN.shape, vocab.pad, jnp.int32)
+    return _State(
         step=jnp.zeros((), jnp.int32),
         token_R=prompt_RP[:, -1],
         position_R=positions_RP[:, -1],
         cache=cache,
-        new_BN=jnp.full(inputs.table_BN.shape, vocab.pad, jnp.int32),
+        new_BN=sharding.constrain(new_BN, "batch", None),
         finished_B=inputs.lengths_B == 0,
     )
-    return _readable(state)
 
 
 def _cut(row: np.ndarray, longest: int, vocab: Vocab) -> np.ndarray:
