@@ -6,7 +6,7 @@
 
 Model and batch of configs/vision_tokenizer_nano.py (8 stills, 4 clips of 8 frames, 64 pixels,
 random here), all losses of configs/vision_tokenizer_nano_decoder.py with the encoder trained too
-and the opponent there from the first step; the VGG16 of the perceptual loss has its full width and
+and the discriminator there from the first step; the VGG16 of the perceptual loss has its full width and
 random weights. One step is all three networks forward and back, clipping, Adam, moving average of
 the weights. This package trains as `python -m emu3_jax.train` does, and also counts codes and looks
 for steps to be refused; torch's side is `torch_training.py`, timed in several ways.
@@ -94,7 +94,7 @@ class Ours:
         from emu3_jax.config import to_dataclass
         from emu3_jax.train import state as training
         from emu3_jax.train import tasks
-        from emu3_jax.train.loop import RunConfig
+        from emu3_jax.train.run_config import RunConfig
 
         config = self.config.copy_and_resolve_references()
         config.data.groups = tuple(g for g in self.groups if g["name"] in CASES[case])
@@ -135,8 +135,8 @@ class Ours:
         if self.params is None:
             self.params = jax.tree_util.tree_map_with_path(draw, abstract.params)
             self.statistics = state.model_state["batch_stats"]
-        params, opponent = dict(self.params), self.params["discriminator"]
-        params["discriminator"] = {kind: opponent[kind] for kind in state.params["discriminator"]}
+        params, discriminator = dict(self.params), self.params["discriminator"]
+        params["discriminator"] = {kind: discriminator[kind] for kind in state.params["discriminator"]}
         state = state.replace(params=params, ema=params, model_state=state.model_state | frozen)
         # Copies: a step takes the memory of its state, and the next case begins from these too.
         put = lambda x, like: jax.device_put(np.array(x), like.sharding)  # noqa: E731
@@ -155,13 +155,13 @@ class Ours:
         config = to_dataclass(VisionTokenizerConfig, self.config.model, "model")
         variables = {"params": tokenizer_params(self.params), "batch_stats": self.statistics}
         vision_tokenizer.save(self.folder, config, variables)
-        opponent = {}
+        discriminator = {}
         for path, x in flatten_dict(self.params["discriminator"]).items():
             if path[-1] == "kernel":
                 x = x.transpose(x.ndim - 1, x.ndim - 2, *range(x.ndim - 2))
             leaf = "bias" if path[-1] == "bias" else "weight"
-            opponent[".".join((*path[:-1], leaf))] = x.copy()
-        safetensors.numpy.save_file(opponent, self.folder / "opponent.safetensors")
+            discriminator[".".join((*path[:-1], leaf))] = x.copy()
+        safetensors.numpy.save_file(discriminator, self.folder / "discriminator.safetensors")
         batch = dict(self.batch)
         for case, kinds in CASES.items():
             if "clips" in kinds:

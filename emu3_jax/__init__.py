@@ -37,9 +37,9 @@ def load_vision_tokenizer(
       ValueError: the directory holds no such thing, or files that do not fit together.
     """
     if _is_run_directory(path):
-        from emu3_jax.evaluate import loading
+        from emu3_jax.train import weights
 
-        return loading.load_vision_tokenizer(path)
+        return weights.load_vision_tokenizer(path, mesh=mesh)
     from emu3_jax.interop import vision_tokenizer
 
     return vision_tokenizer.load_vision_tokenizer(path, mesh)
@@ -91,11 +91,14 @@ def load_bundle(
         from emu3_jax.interop import bundle
 
         return bundle.load_bundle(path, vision_tokenizer, mesh)
-    from emu3_jax.evaluate import loading
-    from emu3_jax.interop.bundle import assemble, load_language
+    from emu3_jax.interop.bundle import with_vision
+    from emu3_jax.train import weights
 
-    found, label = loading.load_model(path)
-    return assemble(found.model, found.variables, load_language(path), vision_tokenizer, label)
+    found, label = weights.load_language_model(path, mesh=mesh)
+    if vision_tokenizer is None:
+        return found
+    vision, variables = weights.load_vision_tokenizer(vision_tokenizer)
+    return with_vision(found, vision, variables, str(vision_tokenizer), label)
 
 
 def _is_run_directory(path: str | os.PathLike) -> bool:

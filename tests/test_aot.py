@@ -8,11 +8,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from emu3_jax.aot.programs import TrainProgram
 from shrunken_twins import LENGTH, ROWS, twin
 
 from emu3_jax import sharding
 from emu3_jax.aot import advice, estimate, hlo, programs, report, run
-from emu3_jax.aot.programs import TrainProgram
 from emu3_jax.aot.run import compile_and_report
 from emu3_jax.aot.topology import Machine, machine
 from emu3_jax.config import ConfigError, load_config
@@ -100,7 +100,7 @@ def _on(file, monkeypatch, mesh, **model):
 def test_only_weights_are_gathered_and_no_more_than_once_a_use(file, mesh, group, monkeypatch):
     monkeypatch.setattr(loss, "GROUP", group)
     program, compiled = _on(file, monkeypatch, mesh)
-    config, chunk = program.task.config, program.task.loss_config.chunk_tokens
+    config, chunk = program.task.config, program.task.config.loss.chunk_tokens
     abstract = jax.eval_shape(program.task.init, jax.random.key(0))["params"]
     layer = {x.shape[1:] for x in jax.tree.leaves(nn.unbox(abstract["layers"]))}
     columns = config.padded_vocab_size // group
@@ -190,7 +190,7 @@ def _fake(cost):
     """Compiles nothing: memory by policy and rows of a batch."""
 
     def compile_for(program, target):
-        return _report(cost[program.task.config.remat] * program.task.data.batch_size / ROWS)
+        return _report(cost[program.task.config.model.remat] * program.task.config.data.batch_size / ROWS)
 
     return compile_for
 
@@ -207,14 +207,14 @@ def test_search_takes_the_cheapest_policy_and_then_the_largest_batch(cost, remat
     program, eight = TrainProgram.of(twin(STAGE1)), machine("cpu:8")
     found, best = advice.search(program, eight, _fake(cost), say=lambda line: None)
     assert found.fits
-    assert (best.task.config.remat, best.task.data.batch_size) == (remat, rows)
+    assert (best.task.config.model.remat, best.task.config.data.batch_size) == (remat, rows)
 
 
 def test_search_ends_with_the_config_that_fails_least_where_nothing_fits():
     program, eight = TrainProgram.of(twin(STAGE1)), machine("cpu:8")
     cost = dict.fromkeys(advice.CHEAPEST_FIRST, 99.0)
     found, last = advice.search(program, eight, _fake(cost), say=lambda line: None)
-    assert not found.fits and last.task.config.remat == "full"
+    assert not found.fits and last.task.config.model.remat == "full"
     assert "take more chips" in advice.what_to_change(found, last, eight)
 
 

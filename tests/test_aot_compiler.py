@@ -4,10 +4,10 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+from emu3_jax.aot.programs import TrainProgram
 from shrunken_twins import twin
 
 from emu3_jax.aot import compiler, estimate, report
-from emu3_jax.aot.programs import TrainProgram
 from emu3_jax.aot.topology import machine
 
 STAGE1 = "configs/emu3_8b_stage1.py"

@@ -14,6 +14,7 @@ from emu3_jax.train import metrics as metrics_lib
 from emu3_jax.train.checkpoint import CheckpointError
 from emu3_jax.train.loop import train
 from emu3_jax.train.metrics import read_metrics
+from emu3_jax.train.optimizer import OptimizerConfig
 
 
 @pytest.fixture(scope="module")
@@ -190,11 +191,11 @@ def test_a_fresh_run_begins_where_it_is_told(tmp_path):
             seen.append(leaves(state.params))
             return {}
 
-    run = run_config(steps=1, optimizer=loop.OptimizerConfig(learning_rate=0.0))
-    state = train(ToyTask(), run, tmp_path / "b", start=start, callbacks=[First()])
+    run = run_config(steps=1, optimizer=OptimizerConfig(learning_rate=0.0))
+    state = train(ToyTask(start=start), run, tmp_path / "b", callbacks=[First()])
     assert_same_trees(state.params, jax.tree.map(lambda x: np.asarray(x, np.float32), weights))
     with pytest.raises(CheckpointError, match="start does not fit.*dense/bias"):
-        train(ToyTask(outputs=16), run, tmp_path / "c", start=start)
+        train(ToyTask(outputs=16, start=start), run, tmp_path / "c")
 
 
 @pytest.mark.parametrize(

@@ -6,10 +6,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
+from emu3_jax.aot.programs import TokenizeProgram, TrainProgram
 from shrunken_twins import twin
 
 from emu3_jax import sharding
-from emu3_jax.aot.programs import TokenizeProgram, TrainProgram
 from emu3_jax.config import load_config
 from emu3_jax.models import winograd
 from emu3_jax.models.convolution import conv_2d
@@ -90,9 +90,9 @@ def test_the_formula_for_transformers_is_what_their_step_multiplies():
     one = sharding.make_mesh(sharding.MeshConfig(fsdp=1), jax.devices()[:1])
     batch = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in task.abstract_batch(one).items()}
     gradients = jax.grad(lambda p, b: task.loss(p, {}, b, KEY, 0).total)
-    counted = model_flops.of_call(gradients, params, batch) / task.tokens_per_batch()
+    counted = model_flops.of_call(gradients, params, batch) / task.units_per_batch()
     c = task.config
-    masked = task.data.sequence_length * c.num_heads * c.head_dim * c.num_layers
+    masked = task.config.data.sequence_length * c.num_heads * c.head_dim * c.num_layers
     padding = c.hidden_size * (c.padded_vocab_size - c.vocab_size)
     assert counted == task.flops_per_unit() + 6 * (masked + padding)
 
@@ -105,9 +105,9 @@ def _small(**loss):
     return config
 
 
-def test_a_frozen_encoder_has_no_backward_pass_and_an_opponent_costs():
+def test_a_frozen_encoder_has_no_backward_pass_and_an_discriminator_costs():
     whole = TrainProgram.of(_small()).model_flops()
     decoder = TrainProgram.of(_small(decoder_only=True)).model_flops()
-    opponent = dict(adversarial=dict(weight=0.1), discriminator=dict(width=8, norm_groups=8))
+    discriminator = dict(adversarial=dict(weight=0.1), discriminator=dict(width=8, norm_groups=8))
     encoding = TokenizeProgram.of(_small()).model_flops()
-    assert 0 < 2 * encoding < decoder < whole < TrainProgram.of(_small(**opponent)).model_flops()
+    assert 0 < 2 * encoding < decoder < whole < TrainProgram.of(_small(**discriminator)).model_flops()

@@ -10,14 +10,14 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from emu3_jax.aot.programs import TrainProgram
 from shrunken_twins import VOCAB, batch, named_configs, twin
 
 from emu3_jax import sharding
-from emu3_jax.aot.programs import TrainProgram
 from emu3_jax.config import load_config
 from emu3_jax.sharding import MeshConfig
 from emu3_jax.train.optimizer import OptimizerConfig, make_optimizer
-from emu3_jax.train.state import abstract_state
+from emu3_jax.train.step import abstract_state
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "shardings"

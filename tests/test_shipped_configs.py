@@ -13,7 +13,7 @@ from emu3_jax.models.vision_config import VisionTokenizerConfig
 from emu3_jax.tokenize.config import TokenizeConfig
 from emu3_jax.train import pretrain, start
 from emu3_jax.train.codebook import CodebookConfig
-from emu3_jax.train.loop import RunConfig
+from emu3_jax.train.run_config import RunConfig
 from emu3_jax.train.vision_objective import VisionLossConfig
 
 ROOT = pathlib.Path(__file__).parents[1]

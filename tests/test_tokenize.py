@@ -12,6 +12,7 @@ import pytest
 from emu3_jax.data import media
 from emu3_jax.data.records import open_dataset
 from emu3_jax.data.sources import RawItem
+from emu3_jax.data.vision_encoder import VisionEncoder
 from emu3_jax.models import vision_tokenizer
 from emu3_jax.models.vision_tokenizer import VisionTokenizer, VisionTokenizerConfig
 from emu3_jax.sequence import Document, Video, parse_chat
@@ -19,7 +20,6 @@ from emu3_jax.sharding import is_single_cpu
 from emu3_jax.text import ByteTokenizer
 from emu3_jax.tokenize import shard
 from emu3_jax.tokenize.config import TokenizeConfig
-from emu3_jax.tokenize.encoder import VisionEncoder
 from emu3_jax.tokenize.prepare import Medium, Prepared, moved
 from emu3_jax.tokenize.run import TokenizeError, make_grammar, tokenize
 

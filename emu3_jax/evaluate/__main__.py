@@ -24,11 +24,12 @@ from absl import flags
 
 from emu3_jax import command_line
 from emu3_jax.data.fingerprint import vision_fingerprint
-from emu3_jax.evaluate import evaluator, loading, registry
+from emu3_jax.evaluate import evaluator, registry
 from emu3_jax.evaluate.progress import Progress
 from emu3_jax.generate import tasks
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.interop import feature_networks, perceptual_weights
+from emu3_jax.train import weights
 
 MODEL = flags.DEFINE_string("model", None, "Language model: run directory or weights.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint of the run directory; default the newest.")
@@ -83,8 +84,10 @@ def make_subject() -> evaluator.Subject:
         temperature=TEMPERATURE.value, top_k=TOP_K.value, guidance=GUIDANCE.value, seed=SEED.value
     )
     tasks.check_candidates(CANDIDATES.value, sampling)
-    vision = loading.load_vision_tokenizer(VISION.value) if VISION.value else None
-    bundle, label = loading.load_model(MODEL.value, STEP.value) if MODEL.value else (None, "")
+    vision = weights.load_vision_tokenizer(VISION.value) if VISION.value else None
+    bundle, label = None, ""
+    if MODEL.value:
+        bundle, label = weights.load_language_model(MODEL.value, STEP.value)
     if bundle is not None and vision is not None and bundle.vision_fingerprint is not None:
         found = vision_fingerprint(vision[0].config, vision[1])
         if found != bundle.vision_fingerprint:
@@ -102,7 +105,7 @@ def make_subject() -> evaluator.Subject:
         perceptual=_loaded(PERCEPTUAL, perceptual_weights.load),
         inception=_loaded(INCEPTION, feature_networks.load_inception),
         i3d=_loaded(I3D, feature_networks.load_i3d),
-        earlier=_loaded(EARLIER, loading.load_vision_tokenizer),
+        earlier=_loaded(EARLIER, weights.load_vision_tokenizer),
         cache=_loaded(CACHE, pathlib.Path),
         frames=FRAMES.value,
         clip_frames=CLIP_FRAMES.value,

@@ -22,7 +22,7 @@ from emu3_jax.generate.sampling import Sampling
 from emu3_jax.interop import perceptual_weights
 from emu3_jax.interop.bundle import Language
 from emu3_jax.train.metrics import MetricsWriter, read_metrics
-from emu3_jax.train.state import TrainState
+from emu3_jax.train.task import TrainState
 
 PICTURES_FOLDER = "pictures"
 METRICS_PREFIX = "validation/"

@@ -26,7 +26,6 @@ from etils import epath
 
 from emu3_jax import command_line, sharding
 from emu3_jax.data import vision_codec
-from emu3_jax.evaluate import loading
 from emu3_jax.generate import official, pixels, tasks
 from emu3_jax.generate.job import TASKS, Job, JobError, Runner, sizes_of
 from emu3_jax.generate.sampling import Sampling
@@ -34,6 +33,7 @@ from emu3_jax.interop.bundle import BUNDLE_FILE, place, with_vision
 from emu3_jax.interop.language_config import read_further
 from emu3_jax.interop.safetensors_io import DTYPES
 from emu3_jax.sequence import VIDEO_FORMATS, Grammar
+from emu3_jax.train import weights
 
 MODEL = flags.DEFINE_string("model", None, "Directory of the language model.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint of a run directory; the newest if left out.")
@@ -223,11 +223,11 @@ def grammar(old: Grammar) -> Grammar:
 def main() -> None:
     """Reads the flags, loads the models, does the job."""
     check_flags()
-    vision, vision_variables = loading.load_vision_tokenizer(VISION.value)
+    vision, vision_variables = weights.load_vision_tokenizer(VISION.value)
     factor = vision.config.spatial_factor
     limits = pixels.pixel_limits(VISION.value, factor, MIN_PIXELS.value, MAX_PIXELS.value)
     job, on = ask(factor), mesh()
-    bundle, label = loading.load_model(MODEL.value, STEP.value, on, DTYPE.value)
+    bundle, label = weights.load_language_model(MODEL.value, STEP.value, on, DTYPE.value)
     bundle = with_vision(bundle, vision, vision_variables, VISION.value, label)
     bundle = dataclasses.replace(bundle, grammar=grammar(bundle.grammar))
     if MAX_CONTEXT.value:

@@ -16,7 +16,7 @@ import numpy as np
 from emu3_jax import vocab as vocab_lib
 from emu3_jax.data import media, vision_codec
 from emu3_jax.data.records import DATASET_FILE, DatasetInfo
-from emu3_jax.evaluate import items, loading
+from emu3_jax.evaluate import items
 from emu3_jax.evaluate.contact_sheet import contact_sheet, film_strip
 from emu3_jax.evaluate.evaluator import read_results
 from emu3_jax.evaluate.report import (
@@ -33,6 +33,7 @@ from emu3_jax.models.transformer import TransformerConfig, count_parameters
 from emu3_jax.quickstart import runner
 from emu3_jax.quickstart.stages import CHOOSING, DRAWING, Plan
 from emu3_jax.text import load_text_tokenizer
+from emu3_jax.train import weights
 from emu3_jax.train.metrics import read_metrics
 
 SAMPLES_FILE = "samples.png"
@@ -71,7 +72,7 @@ class Gathered:
         self.by_key = {item.key: item for item in held_out}
         self.chosen = runner.read_json(plan.items)
         self.models = [m for m in plan.models() if plan.samples(m, "pictures").is_dir()]
-        self.vision = loading.load_vision_tokenizer(plan.vision_tokenizer)
+        self.vision = weights.load_vision_tokenizer(plan.vision_tokenizer)
 
     def item(self, row: dict) -> items.Item:
         """The held-out item of a row of `choose_items`."""

@@ -11,13 +11,23 @@ import pathlib
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
-import ml_collections
+from etils import epath
 
-from emu3_jax.config import ConfigError, config_differences, read_config, save_config
-from emu3_jax.train.appending import AppendedLines
+from emu3_jax.config import (
+    CONFIG_FILE,
+    ConfigError,
+    config_differences,
+    read_config,
+    save_config,
+    to_values,
+)
+from emu3_jax.train.appending import AppendedLines, read_lines
 from emu3_jax.train.checkpoint import has_checkpoints
+from emu3_jax.train.tasks import registry
 
 STARTS_FILE = "starts.jsonl"
 PACKAGES = (
@@ -38,9 +48,30 @@ FREE_KEYS = (
 )
 
 
-def check(
-    config: ml_collections.ConfigDict, workdir: str | os.PathLike, allow_changes: bool
-) -> str:
+class OldDefault(NamedTuple):
+    """A default that was changed.
+
+    Attributes:
+      task: whose config it is in.
+      key: section and field.
+      value: what a directory means that was written before and does not state the key.
+      until: ISO 8601, UTC: when it was changed.
+    """
+
+    task: str
+    key: tuple[str, str]
+    value: Any
+    until: str
+
+
+# A run directory once stated only the keys of its config file. The history of the defaults since
+# then: of all fields, one has another default now.
+OLD_DEFAULTS = (
+    OldDefault("pretrain", ("model", "attention"), "reference", "2026-11-25T03:08:00+00:00"),
+)
+
+
+def check(config: Any, workdir: str | os.PathLike, allow_changes: bool) -> str:
     """Returns how the config differs from that of the existing checkpoints: "key: old -> new; …".
 
     Args:
@@ -55,7 +86,7 @@ def check(
         return ""
     differences = {
         key: pair
-        for key, pair in config_differences(read_config(workdir), config).items()
+        for key, pair in config_differences(to_values(read(workdir)), to_values(config)).items()
         if not any(key == free or free[-1] == "." and key.startswith(free) for free in FREE_KEYS)
     }
     shown = "; ".join(f"{k}: {old!r} -> {new!r}" for k, (old, new) in differences.items())
@@ -67,9 +98,7 @@ def check(
     return shown
 
 
-def claim(
-    config: ml_collections.ConfigDict, workdir: str | os.PathLike, allow_changes: bool
-) -> None:
+def claim(config: Any, workdir: str | os.PathLike, allow_changes: bool) -> None:
     """Writes the resolved config into the directory, which is made if it does not exist.
 
     One process does it for all. Arguments and errors as `check`.
@@ -77,7 +106,40 @@ def claim(
     shown = check(config, workdir, allow_changes)
     if shown:
         print(f"config changed on resume: {shown}", flush=True)
-    save_config(config, workdir)
+    save_config(to_values(config), workdir)
+
+
+def read(workdir: str | os.PathLike) -> Any:
+    """The resolved config of a run directory, with the defaults of the time it was written.
+
+    Raises:
+      ConfigError: no run directory, or a config that is none of this version's.
+    """
+    values = read_config(workdir)
+    try:
+        return registry.resolve(_with_old_defaults(values, workdir), workdir)
+    except ConfigError as error:
+        raise ConfigError(f"{epath.Path(workdir) / CONFIG_FILE}: {error}") from error
+
+
+def _with_old_defaults(values: dict[str, Any], workdir: str | os.PathLike) -> dict[str, Any]:
+    values = dict(values)
+    if isinstance(values.get("evaluation"), Mapping):
+        # What was evaluated on the way decides nothing of the model, and was told otherwise.
+        del values["evaluation"]
+    for task, (section, name), value, until in OLD_DEFAULTS:
+        stated = values.get(section, {})
+        if values.get("task") == task and name not in stated and _written(workdir) < until:
+            values[section] = {**stated, name: value}
+    return values
+
+
+def _written(workdir: str | os.PathLike) -> str:
+    """When a run began, ISO 8601 in UTC."""
+    if (epath.Path(workdir) / STARTS_FILE).is_file():
+        return read_lines(workdir, STARTS_FILE)[0]["time"]
+    seconds = (epath.Path(workdir) / CONFIG_FILE).stat().mtime
+    return datetime.datetime.fromtimestamp(seconds, datetime.UTC).isoformat(timespec="seconds")
 
 
 def record_start(workdir: str | os.PathLike) -> None:

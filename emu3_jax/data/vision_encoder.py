@@ -1,7 +1,6 @@
 """The vision tokenizer at work: media of one size are gathered into batches for the device."""
 
 import functools
-import os
 from collections import defaultdict
 from collections.abc import Callable
 
@@ -41,13 +40,6 @@ class VisionEncoder:
         self._split = NamedSharding(self._mesh, sharding.partition_spec("batch"))
         self._variables = jax.device_put(variables, sharding.replicated(self._mesh))
         self._encode = functools.partial(encode_batch, module)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> "VisionEncoder":
-        """From a folder with config.json and weights; ValueError names what is wrong with it."""
-        from emu3_jax.interop.vision_tokenizer import load_vision_tokenizer
-
-        return cls(*load_vision_tokenizer(path))
 
     def encode(self, pixels: np.ndarray, rows: int) -> np.ndarray:
         """uint8 [B,H,W,3] or [B,T,H,W,3] -> int32 codes [B,h,w] or [B,t,h,w].

@@ -1,9 +1,7 @@
-"""The training state, and the one function that advances it."""
+"""The one function that advances the training state, and how the state is made and laid out."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -11,105 +9,10 @@ import optax
 from jax.sharding import Mesh
 
 from emu3_jax import sharding
-from emu3_jax.train.optimizer import OptimizerConfig
-
-Tree = Any
+from emu3_jax.train.task import Loss, Task, TrainState, Tree
 
 # XLA's CPU compiler takes minutes to optimise an initialisation that runs once for a second.
 RUN_ONCE = {"xla_backend_optimization_level": 0}
-
-
-class Loss(NamedTuple):
-    """What a task's loss returns for one (micro)batch.
-
-    The loss that is minimised is total / weight, summed over micro-batches before the division,
-    so that accumulation over unequal micro-batches equals the whole batch exactly.
-
-    Attributes:
-      total: float32 scalar, weighted sum of losses.
-      weight: float32 scalar, sum of weights.
-      metrics: name → (sum, count), float32 scalars; reported as sum / count.
-      model_state: the collections other than "params" after the call (BatchNorm statistics…).
-    """
-
-    total: jax.Array
-    weight: jax.Array
-    metrics: dict[str, tuple[jax.Array, jax.Array]]
-    model_state: Tree
-
-
-class TrainState(flax.struct.PyTreeNode):
-    """Everything that training changes.
-
-    Attributes:
-      step: int32 scalar, number of updates done.
-      params: trained weights, in the master dtype.
-      model_state: collections that are not trained by gradients.
-      opt_state: optax state, sharded as the parameters.
-      ema: moving average of the parameters in float32, or None.
-    """
-
-    step: jax.Array
-    params: Tree
-    model_state: Tree
-    opt_state: Tree
-    ema: Tree | None
-
-    def evaluation_params(self) -> Tree:
-        """The averaged weights where they are kept, else the trained ones."""
-        return self.params if self.ema is None else self.ema
-
-
-class Task(Protocol):
-    """What the loop needs to know about a thing that is trained.
-
-    Attributes:
-      unit: what throughput counts ("tokens", "frames").
-      note: what a run says when it begins, beside its sizes; "" for nothing.
-    """
-
-    unit: str
-    note: str
-
-    def init(self, key: jax.Array) -> Tree:
-        """Returns variables {"params": …, other collections}, boxed with logical axis names."""
-
-    def optimizer(
-        self, config: OptimizerConfig, steps: int
-    ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-        """The transformation of the params' gradients, and the learning rate that is reported."""
-
-    def loss(
-        self, params: Tree, model_state: Tree, batch: dict, key: jax.Array, step: jax.Array
-    ) -> Loss:
-        """Pure function of its arguments; called inside jit. `step`: int32, updates done so far."""
-
-    def gradient_parts(self, gradients: Tree) -> dict[str, Tree]:
-        """What of the gradient has its norm logged apart, as gradient_norm/<name>; {}: nothing."""
-
-    def after_update(self, state: TrainState, batch: dict, key: jax.Array) -> TrainState:
-        """Pure hook after the optimizer (for instance dead-code revival); inside jit."""
-
-    def batches(self, mesh: Mesh):
-        """Iterator over numpy batches with get_state() and set_state(JSON-able).
-
-        Where it holds processes or threads, it has close() as well.
-        """
-
-    def batch_shardings(self, mesh: Mesh) -> Any:
-        """A sharding for all arrays of a batch, or one for each."""
-
-    def abstract_batch(self, mesh: Mesh) -> Any:
-        """Shapes, dtypes and shardings of a global batch, read from no data.
-
-        ValueError for a mesh that the model or the batch does not fit.
-        """
-
-    def tokens_per_batch(self) -> int:
-        """Work in one batch, in `unit`s, for the throughput line."""
-
-    def flops_per_unit(self) -> float:
-        """Model FLOPs of one `unit`, forward and backward."""
 
 
 def init_state(
