@@ -91,15 +91,13 @@ class Ours:
         import jax
 
         from emu3_jax import sharding
-        from emu3_jax.config import to_dataclass
-        from emu3_jax.train import state as training
-        from emu3_jax.train import tasks
-        from emu3_jax.train.run_config import RunConfig
+        from emu3_jax.train import step as training
+        from emu3_jax.train.tasks import registry
 
         config = self.config.copy_and_resolve_references()
         config.data.groups = tuple(g for g in self.groups if g["name"] in CASES[case])
-        run = to_dataclass(RunConfig, config.run, "run")
-        task = tasks.make_task(config, run)
+        task = registry.make(registry.resolve(config.to_dict()))
+        run = task.config.run
         mesh = sharding.make_mesh(run.mesh)
         with jax.set_mesh(mesh):
             optimizer, _ = task.optimizer(run.optimizer, run.steps)

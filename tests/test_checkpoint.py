@@ -23,7 +23,7 @@ from emu3_jax.train.checkpoint import (
     has_checkpoints,
     restore_for_evaluation,
 )
-from emu3_jax.train.loop import train
+from emu3_jax.train.loop import Callback, train
 from emu3_jax.train.metrics import MetricsWriter, read_metrics
 from emu3_jax.train.step import abstract_state, init_state
 
@@ -91,7 +91,7 @@ def test_the_best_by_a_metric_are_kept(tmp_path):
 
 
 def test_the_best_of_an_earlier_start_is_kept(tmp_path):
-    class Score:
+    class Score(Callback):
         every = 2
 
         def __call__(self, step, state, writer):
@@ -174,7 +174,7 @@ def small_disk(tmp_path):
 def test_a_disk_that_fills_during_training(small_disk, caplog, capfd):
     """One sentence and no log of the library's; room made, the run goes on."""
 
-    class Fill:
+    class Fill(Callback):
         every = 7
 
         def __call__(self, step, state, writer):

@@ -15,12 +15,12 @@ def _values(**changes) -> dict:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(task="painting"), "config.task must be one of pretrain, vision_tokenizer, or the imp"),
+        (dict(task="painting"), "config.task must be one of pretrain, vision_tokenizer, or"),
         (dict(task="nowhere:Task"), "config.task='nowhere:Task' cannot be imported: No module"),
         (dict(task="json:Task"), "config.task='json:Task' cannot be imported: .* no attribute"),
         (dict(task=3), "config.task must be one of .* got 3"),
         (dict(evaluations={}), "did you mean config.evaluation"),
-        (dict(task="pretrain"), "model.codebook_size does not exist"),
+        (dict(task="pretrain"), "model.attn_resolutions does not exist; did you mean model.attention"),
         (dict(model=dict(chanels=1)), "model.chanels does not exist"),
     ],
 )

@@ -91,7 +91,7 @@ def test_the_discriminator_is_judged_by_both_sides_of_its_last_quarter(real, fak
     assert found[0] == mark and said in found[1]
 
 
-def test_an_discriminator_is_not_judged_before_it_begins():
+def test_a_discriminator_is_not_judged_before_it_begins():
     # Before its start it is as it was drawn at random: one half, which would read as guessing.
     rows = healthy_log(
         adversarial__stills_accuracy_real=lambda s: 0.5 if s <= 380 else 0.6,

@@ -72,8 +72,8 @@ def _health(tokenizers: Sequence[TokenizerRun]) -> str:
     limits = tokenizer_verdicts
     lead = (
         f"Wanted: at least {limits.USED_PERCENT:g} % of the codes in use; a PSNR that no longer"
-        f" rises by {limits.RISING_DB:g} dB in the last quarter of the steps; a discriminator that is"
-        f" right more often than by chance (50 %) and less often than"
+        f" rises by {limits.RISING_DB:g} dB in the last quarter of the steps; a discriminator that"
+        f" is right more often than by chance (50 %) and less often than"
         f" {100 * limits.WON_ACCURACY:g} %; no more than {100 * limits.DEAD_OF_KIND:g} % of the"
         f" codes dead for stills or for clips alone; a gradient norm under"
         f" {limits.SPIKE_FACTOR:g} medians; no step that is not finite, and no spike;"
@@ -192,7 +192,8 @@ def _panels(tokenizers: Sequence[TokenizerRun]):
         for g in groups
     ]  # fmt: skip
     discriminator += [
-        (f"Weight of the discriminator, {g}", "weight", f"adversarial/{g}_weight", "") for g in groups
+        (f"Weight of the discriminator, {g}", "weight", f"adversarial/{g}_weight", "")
+        for g in groups
     ]
     quality = [(f"PSNR, {k}", "dB", f"{_VALIDATION}psnr_{v}", f"psnr/{k}") for k, v in kinds]
     quality += [

@@ -23,8 +23,8 @@ LAST_SHARE = 0.25
 # A gain in PSNR that is worth more steps: 0.1 dB is 2.3 % of the squared error, several times
 # what two validations of averaged weights differ by chance.
 RISING_DB = 0.1
-# Share of patches that the discriminator judges rightly, mean of real and fake ones. Above the first
-# hardly a patch fools it, so hinge losses are flat and it teaches nothing; within the second
+# Share of patches that the discriminator judges rightly, mean of real and fake ones. Above the
+# first hardly a patch fools it, so hinge losses are flat and it teaches nothing; within the second
 # distance of one half it guesses.
 WON_ACCURACY, GUESSING = 0.95, 0.02
 # Share of codes dead for stills, or for clips, alone: with a quarter closed to it a kind loses at
