@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 import ml_collections
 from etils import epath
 
+from emu3_jax.files import write_atomically
+
 T = TypeVar("T")
 
 CONFIG_FILE = "config.json"
@@ -176,15 +178,8 @@ def _from_text(text: str, old: Any) -> Any:
 
 def save_config(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None:
     """Writes the resolved config to workdir/config.json, whole or not at all."""
-    path = epath.Path(workdir) / CONFIG_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
     text = config.to_json_best_effort(indent=1, sort_keys=True) + "\n"
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(epath.Path(workdir) / CONFIG_FILE, text)
 
 
 def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:

@@ -12,12 +12,11 @@ vocabulary and the rank file (of an -hf model rebuilt from its tokenizer): every
 --model or --vision_tokenizer, and `train` as start.transformer or start.weights.
 """
 
-import json
 import pathlib
 
 from absl import flags
 
-from emu3_jax import command_line
+from emu3_jax import command_line, files
 from emu3_jax.config import read_config
 from emu3_jax.evaluate import loading
 from emu3_jax.interop import hf_export, relayout, vision_tokenizer
@@ -27,8 +26,7 @@ from emu3_jax.interop.bundle import (
     save_bundle,
     save_language,
 )
-from emu3_jax.interop.replacing import replacing
-from emu3_jax.interop.safetensors_io import DTYPES, SAME, Tensors
+from emu3_jax.interop.safetensors_io import DTYPES, SAME, Tensors, replacing_model
 
 LANGUAGE, VISION = PARTS = ("language_model", "vision_tokenizer")
 
@@ -54,7 +52,7 @@ def main(verb: str) -> None:
         raise ValueError("--vision_tokenizer goes with a language model and --layout=hf only")
     if verb == "import":
         _check_import()
-    with replacing(OUTPUT.value) as folder:
+    with replacing_model(OUTPUT.value) as folder:
         if loading.is_run_directory(MODEL.value) or _is_run(OTHER.value):
             _write_run(folder, parts)
         else:
@@ -150,8 +148,8 @@ def _write_vision_run(folder: pathlib.Path) -> None:
         vision_tokenizer.save(folder, model.config, variables, DTYPE.value)
     # Pictures are brought to the sizes that the tokenizer was trained on.
     areas = [group["size"] ** 2 for group in read_config(MODEL.value).data.groups]
-    limits = json.dumps({"min_pixels": min(areas), "max_pixels": max(areas)}, indent=1)
-    (folder / relayout.PREPROCESSOR_FILE).write_text(limits, encoding="utf-8")
+    limits = {"min_pixels": min(areas), "max_pixels": max(areas)}
+    files.write_json(folder / relayout.PREPROCESSOR_FILE, limits)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import os
 import pathlib
 
 from emu3_jax import vocab
-from emu3_jax.interop.safetensors_io import CONFIG_FILE, read_json, write_json
+from emu3_jax.files import read_json, write_json
+from emu3_jax.interop.safetensors_io import CONFIG_FILE
 from emu3_jax.models.transformer import TransformerConfig
 
 GENERATION_FILE = "generation_config.json"

@@ -13,6 +13,7 @@ import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
+from emu3_jax.files import read_json
 from emu3_jax.interop import language_model
 from emu3_jax.interop.language_config import (
     CONFIG_KEYS,
@@ -21,7 +22,7 @@ from emu3_jax.interop.language_config import (
     plain_fields,
 )
 from emu3_jax.interop.onto_mesh import OntoMesh
-from emu3_jax.interop.safetensors_io import CONFIG_FILE, Tensors, read_json
+from emu3_jax.interop.safetensors_io import CONFIG_FILE, Tensors
 from emu3_jax.models.transformer import TransformerConfig
 
 # Emu3's, in BAAI's layout and in the -hf one, and what other models of the family call themselves.

@@ -26,10 +26,10 @@ import re
 from collections.abc import Mapping
 
 import numpy as np
-import safetensors.numpy
 
+from emu3_jax.files import written_whole
 from emu3_jax.interop import torch_pickle
-from emu3_jax.interop.safetensors_io import read_file
+from emu3_jax.interop.safetensors_io import read_file, write_file
 from emu3_jax.models.perceptual import BLOCKS, CONVS, LAST_CONVS, SCALE, SHIFT
 
 # Channels of VGG16's blocks (Simonyan & Zisserman 2015, table 1, column D).
@@ -108,8 +108,6 @@ def blank() -> dict:
 
 def save(path: str | os.PathLike, weights: Mapping) -> None:
     """Writes weights as one safetensors file that `load` reads back; whole or not at all."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"vgg.{conv}.{part}": np.ascontiguousarray(array, np.float32)
         for conv, layer in weights["vgg"].items()
@@ -117,12 +115,8 @@ def save(path: str | os.PathLike, weights: Mapping) -> None:
     }
     for i, head_C in enumerate(weights["heads"]):
         tensors[f"heads.{i}"] = np.ascontiguousarray(head_C, np.float32)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        safetensors.numpy.save_file(tensors, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as temporary:
+        write_file(temporary, tensors, where=path)
 
 
 def _read(file: str | os.PathLike) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ import jax
 import ml_collections
 
 from emu3_jax.config import ConfigError, config_differences, read_config, save_config
-from emu3_jax.train.appending import AppendedLines
+from emu3_jax.files import AppendedLines
 from emu3_jax.train.checkpoint import has_checkpoints
 
 STARTS_FILE = "starts.jsonl"
