@@ -139,7 +139,9 @@ def _sentences(path: AnyPath, temporary: AnyPath | None = None) -> Iterator[None
         if isinstance(error, FileExistsError):
             reason = "it is a file, expected a folder"
         sentence = f"{where} cannot be written: {reason}" if reason else str(error)
-        failure = OSError(sentence.replace(temporary, path))
+        # Of the class that python has for it (FileNotFoundError, …), by which callers tell it.
+        kind = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
+        failure = kind(sentence.replace(temporary, path))
         failure.errno = error.errno
         raise failure from error
 
