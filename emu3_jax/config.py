@@ -24,6 +24,8 @@ from typing import Any, TypeVar
 import ml_collections
 from etils import epath
 
+from emu3_jax.files import read_json, write_json
+
 T = TypeVar("T")
 
 CONFIG_FILE = "config.json"
@@ -191,15 +193,7 @@ def _from_text(text: str, old: Any) -> Any:
 
 def save_config(values: Mapping[str, Any], workdir: str | os.PathLike) -> None:
     """Writes a resolved config (`to_values`) to workdir/config.json, whole or not at all."""
-    path = epath.Path(workdir) / CONFIG_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    text = json.dumps(values, indent=1, sort_keys=True) + "\n"
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_json(epath.Path(workdir) / CONFIG_FILE, values)
 
 
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
@@ -208,9 +202,9 @@ def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
     if not path.is_file():
         raise ConfigError(f"{workdir} is not a run directory: it has no {CONFIG_FILE}")
     try:
-        return json.loads(path.read_text())
+        return read_json(path)
     except ValueError as error:
-        raise ConfigError(f"{path} is not JSON ({error})") from error
+        raise ConfigError(str(error)) from error
 
 
 def config_differences(

@@ -20,8 +20,7 @@ from emu3_jax import command_line
 from emu3_jax.interop import exporting, relayout
 from emu3_jax.interop.bundle import UnknownVocabularyError, load_language, save_language
 from emu3_jax.interop.exporting import LANGUAGE_MODEL, LAYOUTS, PARTS, VISION_TOKENIZER
-from emu3_jax.interop.replacing import replacing
-from emu3_jax.interop.safetensors_io import DTYPES, SAME, Tensors
+from emu3_jax.interop.safetensors_io import DTYPES, SAME, Tensors, replacing_model
 from emu3_jax.train import run_directory, weights
 from emu3_jax.train.tasks import registry
 
@@ -47,7 +46,7 @@ def main(verb: str) -> None:
         raise ValueError("--vision_tokenizer goes with a language model and --layout=hf only")
     if verb == "import":
         _check_import()
-    with replacing(OUTPUT.value) as folder:
+    with replacing_model(OUTPUT.value) as folder:
         if weights.is_run_directory(MODEL.value) or _is_run(OTHER.value):
             _write_run(folder)
         else:

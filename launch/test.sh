@@ -18,6 +18,6 @@ for argument in "$@"; do
 done
 
 set_up requirements-test.txt
-"$PYTHON_BIN" -m ruff check emu3_jax configs tests benchmarks
+"$PYTHON_BIN" -m ruff check emu3_jax configs examples tests benchmarks
 # Two workers: compiling uses one core, so two processes keep two cores busy.
 exec "$PYTHON_BIN" -m pytest -q -n "${TEST_WORKERS:-2}" --dist loadfile ${slow[@]+"${slow[@]}"} ${arguments[@]+"${arguments[@]}"}

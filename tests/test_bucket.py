@@ -9,17 +9,17 @@ from fsspec.implementations.memory import MemoryFileSystem
 from ml_collections import ConfigDict
 from test_records import GRAMMAR, image_record, write_dataset
 
-from emu3_jax import vocab
+from emu3_jax import files, vocab
 from emu3_jax.config import ConfigError, read_config
 from emu3_jax.data import media
 from emu3_jax.evaluate import loading, registry
 from emu3_jax.evaluate.during_training import EvaluationCallback, EvaluationConfig, check_data
 from emu3_jax.evaluate.evaluator import Result, Subject
+from emu3_jax.files import AppendedLines, read_lines, write_atomically
 from emu3_jax.interop.bundle import Language, load_language, save_language
 from emu3_jax.sequence import Grammar
 from emu3_jax.text import load_text_tokenizer
 from emu3_jax.train import run_directory
-from emu3_jax.train.appending import read_lines
 
 RUN = "gs://bucket/run"
 TEXT_MODEL = pathlib.Path(__file__).parents[1] / "assets" / "text_nano.model"
@@ -52,6 +52,26 @@ def bucket(monkeypatch, tmp_path):
 def names(bucket, folder="/bucket/run"):
     """The objects below a folder."""
     return {name.removeprefix(folder + "/") for name in bucket.find(folder)}
+
+
+def test_an_object_is_written_under_its_own_name(bucket):
+    for content in (b"old", b"new"):
+        write_atomically(f"{RUN}/a", content)
+        assert names(bucket) == {"a"} and epath.Path(RUN, "a").read_bytes() == content
+
+
+def test_a_log_is_written_anew(bucket, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(files.time, "monotonic", lambda: now[0])
+    for begin in (0, 3):
+        lines = AppendedLines(RUN, "log")
+        for n in range(begin, begin + 3):
+            lines.append({"n": n})
+        # The others wait for a minute to pass.
+        assert [line["n"] for line in read_lines(RUN, "log")] == list(range(begin + 1))
+        lines.close()
+        assert [line["n"] for line in read_lines(RUN, "log")] == list(range(begin + 3))
+        now[0] += 60
 
 
 def test_the_language_of_a_run(bucket, tmp_path):

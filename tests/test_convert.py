@@ -17,8 +17,7 @@ import emu3_jax
 from emu3_jax import vocab
 from emu3_jax.interop import hf_export, language_model, vision_tokenizer
 from emu3_jax.interop.bundle import UnknownVocabularyError, load_language
-from emu3_jax.interop.replacing import replacing
-from emu3_jax.interop.safetensors_io import WEIGHTS_FILE
+from emu3_jax.interop.safetensors_io import WEIGHTS_FILE, replacing_model
 from emu3_jax.models.transformer import Transformer, TransformerConfig
 
 VISION, LANGUAGE, HF = (GOLDEN / name for name in ("vision_tokenizer", "language_model", "hf"))
@@ -147,15 +146,15 @@ def test_bad_input_is_one_sentence(words, message):
 def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path):
     path = tmp_path / "model"
     for content in ("one", "two"):
-        with replacing(path) as folder:
+        with replacing_model(path) as folder:
             (folder / "config.json").write_text(content)
             (folder / f"{content}.safetensors").write_text(content)
     assert {p.name for p in path.iterdir()} == {"config.json", "two.safetensors"}
-    with pytest.raises(OSError, match="full"), replacing(path) as folder:
+    with pytest.raises(OSError, match="full"), replacing_model(path) as folder:
         (folder / "config.json").write_text("three")
         raise OSError("the disk is full")
     assert (path / "config.json").read_text() == "two"
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     (path / "checkpoints").mkdir()
-    with pytest.raises(ValueError, match="is no exported model"), replacing(path):
+    with pytest.raises(ValueError, match="is no exported model"), replacing_model(path):
         pass

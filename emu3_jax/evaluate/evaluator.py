@@ -19,6 +19,7 @@ import numpy as np
 
 from emu3_jax.data import media
 from emu3_jax.evaluate.progress import Progress
+from emu3_jax.files import write_atomically
 from emu3_jax.generate.sampling import Sampling
 
 RESULTS_FILE = "results.json"
@@ -200,7 +201,7 @@ def write_results(
             "notes": list(result.notes),
         }
     document = {"subject": describe(subject), "results": entries}
-    media.write_atomically(output / RESULTS_FILE, (json.dumps(document, indent=1) + "\n").encode())
+    write_atomically(output / RESULTS_FILE, (json.dumps(document, indent=1) + "\n").encode())
     return output / RESULTS_FILE
 
 
@@ -232,7 +233,7 @@ def read_results(path: str | os.PathLike) -> dict[str, dict[str, float]]:
 def _write_csv(path: pathlib.Path, table: Table) -> None:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([table.columns, *table.rows])
-    media.write_atomically(path, text.getvalue().encode())
+    write_atomically(path, text.getvalue().encode())
 
 
 def _jsonable(value: float) -> float | None:

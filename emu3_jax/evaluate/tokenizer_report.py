@@ -15,11 +15,11 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from emu3_jax.data.media import write_atomically
 from emu3_jax.evaluate import chart, report_page, tokenizer_verdicts
 from emu3_jax.evaluate.runs import differences, points
 from emu3_jax.evaluate.tokenizer_run import TokenizerRun, read
 from emu3_jax.evaluate.tokenizer_verdicts import BAD, GOOD, UNKNOWN
+from emu3_jax.files import write_atomically
 
 # Heading, metric of the evaluator "reconstruction", digits, better: 1 the higher, -1 the lower.
 FIGURES = (

@@ -12,9 +12,9 @@ from emu3_jax.data.pixels import PixelConfig
 from emu3_jax.evaluate.during_training import METRICS_PREFIX, PICTURES_FOLDER
 from emu3_jax.evaluate.runs import EVALUATION_FOLDER, Run, read_run
 from emu3_jax.evaluate.tokenizer_verdicts import Verdict, verdicts
+from emu3_jax.files import read_lines
 from emu3_jax.models.vision_config import VisionTokenizerConfig
 from emu3_jax.train import goodput
-from emu3_jax.train.appending import read_lines
 from emu3_jax.train.run_config import RunConfig
 from emu3_jax.train.run_directory import STARTS_FILE
 from emu3_jax.train.vision_objective import VisionLossConfig

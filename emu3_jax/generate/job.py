@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from emu3_jax.data import media, vision_codec
+from emu3_jax.files import write_atomically
 from emu3_jax.generate import official, pixels, tasks
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.interop.bundle import Bundle
@@ -273,7 +274,7 @@ class Runner:
             media.write_webp(stem.with_suffix(".webp"), frames, job.fps)
             media.write_mp4(stem.with_suffix(".mp4"), frames, job.fps)
             text = json.dumps(settings, ensure_ascii=False, indent=1) + "\n"
-            media.write_atomically(stem.with_suffix(".json"), text.encode())
+            write_atomically(stem.with_suffix(".json"), text.encode())
             say(f"{stem}.webp  {captions[i]}")
             files += [stem.with_suffix(s) for s in (".webp", ".mp4", ".json")]
         return files
@@ -310,7 +311,7 @@ class Runner:
             lines.append(json.dumps({"text": answer, **settings}, ensure_ascii=False))
             say(f"{source}  {answer}")
         file = self.output / "captions.jsonl"
-        media.write_atomically(file, ("\n".join(lines) + "\n").encode())
+        write_atomically(file, ("\n".join(lines) + "\n").encode())
         return [file]
 
     def _read(self, job: Job) -> list[Image | Video]:

@@ -1,11 +1,11 @@
 """A trained model, in memory, as a directory of weights in one of the released layouts."""
 
 import dataclasses
-import json
 import os
 import pathlib
 from typing import Any
 
+from emu3_jax.files import write_json
 from emu3_jax.interop import hf_export, vision_tokenizer
 from emu3_jax.interop.bundle import Bundle, save_bundle
 from emu3_jax.interop.relayout import PREPROCESSOR_FILE
@@ -72,5 +72,7 @@ def write_vision_tokenizer(
         hf_export.save_vision_tokenizer(folder, (module.config, variables), options.dtype)
     else:
         vision_tokenizer.save(folder, module.config, variables, options.dtype)
-    text = json.dumps({"min_pixels": limits[0], "max_pixels": limits[1]}, indent=1)
-    (pathlib.Path(folder) / PREPROCESSOR_FILE).write_text(text, encoding="utf-8")
+    least, most = limits
+    write_json(
+        pathlib.Path(folder) / PREPROCESSOR_FILE, {"min_pixels": least, "max_pixels": most}
+    )

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from emu3_jax.files import read_json
 from emu3_jax.interop import (
     bundle,
     hf_export,
@@ -26,7 +27,6 @@ from emu3_jax.interop.safetensors_io import (
     Tensors,
     as_type,
     check_dtype,
-    read_json,
     write_tensors,
 )
 

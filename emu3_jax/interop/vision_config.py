@@ -4,7 +4,8 @@ import dataclasses
 import os
 import pathlib
 
-from emu3_jax.interop.safetensors_io import CONFIG_FILE, read_json, write_json
+from emu3_jax.files import read_json, write_json
+from emu3_jax.interop.safetensors_io import CONFIG_FILE
 from emu3_jax.models.vision_config import COMPUTATION, VisionTokenizerConfig
 
 HF_MODEL_TYPES = ("emu3", "emu3_vqgan")

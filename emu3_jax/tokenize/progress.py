@@ -10,8 +10,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from emu3_jax.data.media import write_atomically
 from emu3_jax.data.records import Counts, Shard
+from emu3_jax.files import write_atomically
 
 PLAN_FILE = "plan.json"
 PROGRESS_FOLDER = "progress"

@@ -16,6 +16,7 @@ from absl import flags
 from emu3_jax import command_line
 from emu3_jax.data import media, tiling, vision_codec
 from emu3_jax.evaluate import picture_quality
+from emu3_jax.files import write_atomically
 from emu3_jax.generate.pixels import pixel_limits
 from emu3_jax.train import weights
 
@@ -53,7 +54,7 @@ def main() -> None:
     for path, stem, (pixels, fps) in zip(INPUT.value, stems, shown, strict=True):
         codes, rebuilt = _there_and_back(tokenizer, pixels)
         both = np.concatenate([pixels, rebuilt], axis=-2)
-        media.write_atomically(folder / f"{stem}.npy", _npy(codes))
+        write_atomically(folder / f"{stem}.npy", _npy(codes))
         if pixels.ndim == 3:
             media.write_png(folder / f"{stem}.png", both)
         else:

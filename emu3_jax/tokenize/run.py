@@ -14,7 +14,6 @@ from pathlib import Path
 
 from emu3_jax import vocab
 from emu3_jax.data import fluent_emoji
-from emu3_jax.data.media import write_atomically
 from emu3_jax.data.records import (
     DATASET_FILE,
     KINDS,
@@ -24,6 +23,7 @@ from emu3_jax.data.records import (
 )
 from emu3_jax.data.sources import open_source
 from emu3_jax.data.vision_encoder import VisionEncoder
+from emu3_jax.files import write_atomically
 from emu3_jax.sequence import Grammar
 from emu3_jax.text import load_text_tokenizer
 from emu3_jax.tokenize.config import TokenizeConfig

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from emu3_jax.files import AppendedLines, read_lines
 from emu3_jax.train import distributed
-from emu3_jax.train.appending import AppendedLines, read_lines
 
 METRICS_FILE = "metrics.jsonl"
 # Key of the lines that say behind which step the run went on.

