@@ -15,9 +15,9 @@ from emu3_jax.data.pipeline import DataConfig, make_iterator
 from emu3_jax.interop.bundle import Language
 from emu3_jax.models import zigzag
 from emu3_jax.models.attention_kernels import choice
+from emu3_jax.models.cross_entropy import chunked_cross_entropy
 from emu3_jax.models.transformer import Transformer, TransformerConfig, check_mesh
 from emu3_jax.sequence import Grammar, TokenClass
-from emu3_jax.train.loss import chunked_cross_entropy
 from emu3_jax.train.optimizer import OptimizerConfig, make_optimizer
 from emu3_jax.train.state import Loss, TrainState
 
