@@ -16,7 +16,7 @@ from emu3_jax.aot.programs import TrainProgram
 from emu3_jax.aot.run import compile_and_report
 from emu3_jax.aot.topology import Machine, machine
 from emu3_jax.config import ConfigError, load_config
-from emu3_jax.models import vision_tokenizer
+from emu3_jax.models import cpu
 from emu3_jax.sharding import MeshConfig
 from emu3_jax.train import loop, loss
 
@@ -284,7 +284,7 @@ def test_the_tokenizer_trains_and_tokenizes_and_a_transformer_samples(monkeypatc
     two = machine("cpu:2")
     trained = programs.TrainProgram.of(config).lower(two)
     assert "scatter" in trained.as_text()
-    monkeypatch.setattr(vision_tokenizer, "LARGE_ON_CPU", 0)  # one CPU would go frame by frame
+    monkeypatch.setattr(cpu, "LARGE_FRAME", 0)  # one CPU would go frame by frame
     tokenized = programs.TokenizeProgram.of(config).lower(two)
     codes = jax.tree.leaves(tokenized.out_info)
     assert [(c.shape, c.dtype) for c in codes] == [((2, 1, 4, 4), jnp.int32)]
