@@ -2,8 +2,8 @@
 
 A batch reads its left-padded prompts (all but the last token), then a `lax.while_loop` feeds one
 token a step until every row is finished. A guided request takes two neighbouring rows, one for each
-branch; both get the token that is drawn. The rules of `generate.grammar` say what a row may emit,
-so pictures, clips and captions share a batch.
+branch; both get the token that is drawn. `generate.constraints` says what a row may emit, so
+pictures, clips and captions share a batch.
 
 The official order is kept: guidance, constraint, temperature, top-k, top-p, draw.
 """
@@ -21,7 +21,7 @@ from flax import linen as nn
 
 from emu3_jax import sharding
 from emu3_jax.generate import cache as kv_cache
-from emu3_jax.generate import grammar, guidance, prefill, sampling
+from emu3_jax.generate import constraints, guidance, prefill, sampling
 from emu3_jax.generate.requests import Batch, Request, check, plan
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.models.attention import KVCache
@@ -145,8 +145,8 @@ def _run(
         greedy=settings.greedy,
         top_k=0 if settings.greedy else settings.top_k,
         use_top_p=not settings.greedy and settings.top_p < 1,
-        visual=bool((table == grammar.VISUAL).any()),
-        text=bool(np.isin(table, (grammar.TEXT, grammar.WORD)).any()),
+        visual=bool((table == constraints.VISUAL).any()),
+        text=bool(np.isin(table, (constraints.TEXT, constraints.WORD)).any()),
         whole_vocabulary=settings.whole_vocabulary,
     )
     numbers = _Settings(
@@ -208,7 +208,7 @@ def _inputs(requests: list[Request], batch: Batch, settings: Sampling, vocab: Vo
         place if r.number is None else r.number
         for place, r in zip(batch.members, members, strict=True)
     ]
-    table = grammar.table([r.rule for r in members], batch.rows, batch.new, vocab.pad)
+    table = constraints.table([r.rule for r in members], batch.rows, batch.new, vocab.pad)
     if guided:
         prompt_BP = np.stack([prompt_BP, negative_BP], axis=1).reshape(-1, prompt_BP.shape[1])
         valid_BP = np.stack([valid_BP, negative_valid_BP], axis=1).reshape(prompt_BP.shape)
@@ -270,13 +270,15 @@ def _loop(params, inputs: _Inputs, settings: _Settings, state: _State, until, mo
         keys_B = sampling.row_keys(key, inputs.numbers_B, state.step)
         rule_B = jax.lax.dynamic_index_in_dim(inputs.table_BN, state.step, 1, keepdims=False)
         rule_B = jnp.where(state.finished_B, vocab.pad, rule_B)
-        code_B = draw(grammar.visual_scores(scores_BV, vocab), keys_B) if static.visual else None
+        code_B = (
+            draw(constraints.visual_scores(scores_BV, vocab), keys_B) if static.visual else None
+        )
         text_B = None
         if static.text:
             whole = static.whole_vocabulary
-            text_B = draw(grammar.text_scores(scores_BV, rule_B, vocab, whole), keys_B)
-            text_B = grammar.text_tokens(text_B, vocab, whole)
-        token_B = grammar.choose(rule_B, code_B, text_B, vocab)
+            text_B = draw(constraints.text_scores(scores_BV, rule_B, vocab, whole), keys_B)
+            text_B = constraints.text_tokens(text_B, vocab, whole)
+        token_B = constraints.choose(rule_B, code_B, text_B, vocab)
         ended_B = (token_B == vocab.eos) | (state.step + 1 >= inputs.lengths_B)
         return _State(
             step=state.step + 1,

@@ -16,7 +16,7 @@ from absl import flags
 from emu3_jax import command_line
 from emu3_jax.data import media, tiling, vision_codec
 from emu3_jax.evaluate import loading, picture_quality
-from emu3_jax.generate.pixels import pixel_limits
+from emu3_jax.generate.codec import pixel_limits
 
 VISION = flags.DEFINE_string("vision_tokenizer", None, "Directory of weights, or run directory.")
 OUTPUT = flags.DEFINE_string("output", None, "Directory to write.")
