@@ -13,7 +13,7 @@ from emu3_jax import sharding, vocab
 from emu3_jax.aot.topology import Machine
 from emu3_jax.config import ConfigError, to_dataclass
 from emu3_jax.data.pixels import PixelGroup
-from emu3_jax.generate import ahead
+from emu3_jax.generate import autoregressive
 from emu3_jax.tokenize.encoder import encode_batch, mesh_of
 from emu3_jax.train import model_flops, tasks
 from emu3_jax.train.loop import RunConfig
@@ -173,7 +173,7 @@ class SampleProgram(NamedTuple):
         new = self.SIDE * (self.SIDE + 1) + 3
         model, words = self.task.config, vocab.released()
         sizes = {"requests": requests, "prompt": self.PROMPT, "new": new}
-        return ahead.lower(model, words, mesh, **sizes)
+        return autoregressive.lower(model, words, mesh, **sizes)
 
     def model_flops(self) -> float:
         """Not counted: decoding is bound by memory, not by arithmetic."""
