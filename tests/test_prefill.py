@@ -43,7 +43,7 @@ def inputs_of(lengths, pad_inside=False):
 
 def read(params, inputs, chunk, monkeypatch):
     monkeypatch.setattr(autoregressive, "CHUNK", chunk)
-    return jax.jit(functools.partial(autoregressive._prefill, model=MODEL, vocab=VOCAB))(
+    return jax.jit(functools.partial(autoregressive.prefill, model=MODEL, vocab=VOCAB))(
         params, inputs
     )
 
@@ -70,7 +70,7 @@ def test_reading_a_long_prompt_takes_the_memory_of_a_chunk(params):
     chunked = heads * autoregressive.CHUNK * (prompt + new + autoregressive.CHUNK) * 4
     row = jax.ShapeDtypeStruct((1,), jnp.int32)
     columns = jax.ShapeDtypeStruct((1, prompt + 1), jnp.int32)
-    inputs = autoregressive._Inputs(
+    inputs = autoregressive.Inputs(
         columns,
         jax.ShapeDtypeStruct(columns.shape, bool),
         jax.ShapeDtypeStruct((1, new), jnp.int32),
@@ -78,7 +78,7 @@ def test_reading_a_long_prompt_takes_the_memory_of_a_chunk(params):
         jax.ShapeDtypeStruct((1,), bool),
         row,
     )
-    compiled = autoregressive._start.lower(params, inputs, model=MODEL, vocab=VOCAB).compile()
+    compiled = autoregressive.start.lower(params, inputs, model=MODEL, vocab=VOCAB).compile()
     used = compiled.memory_analysis().temp_size_in_bytes
     assert chunked < used < at_once / 2
     assert used < 6 * chunked  # scores, their mask, their softmax

@@ -24,7 +24,7 @@ from emu3_jax.vocab import Vocab
 CHUNK = 512
 
 
-class _Static(NamedTuple):
+class Static(NamedTuple):
     """What is compiled in: a change of any field compiles anew."""
 
     guided: bool
@@ -36,7 +36,7 @@ class _Static(NamedTuple):
     whole_vocabulary: bool
 
 
-class _Inputs(NamedTuple):
+class Inputs(NamedTuple):
     """One batch on the device; B requests, R rows (2 B when guided), P prompt columns, N new."""
 
     prompt_RP: jax.Array
@@ -47,7 +47,7 @@ class _Inputs(NamedTuple):
     numbers_B: jax.Array
 
 
-class _Settings(NamedTuple):
+class Settings(NamedTuple):
     """The numbers of `Sampling` that need no new compilation."""
 
     seed: jax.Array
@@ -56,7 +56,7 @@ class _Settings(NamedTuple):
     guidance: jax.Array
 
 
-class _State(NamedTuple):
+class State(NamedTuple):
     """What the loop carries from token to token."""
 
     step: jax.Array
@@ -68,32 +68,43 @@ class _State(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("model", "vocab", "static"))
-def _decode(
-    params, inputs: _Inputs, settings: _Settings, *, model: Transformer, vocab: Vocab, static
+def decode(
+    params, inputs: Inputs, settings: Settings, *, model: Transformer, vocab: Vocab, static
 ) -> jax.Array:
-    """Runs one batch to its end; int32 [B, N], PAD behind the end of each row."""
-    state = _prefill(params, inputs, model, vocab)
+    """Runs one batch to its end.
+
+    Args:
+      params: of `model`.
+      inputs: the batch.
+      settings: how tokens are drawn.
+      model, vocab: the transformer and its token space.
+      static: the `Static` of this batch.
+
+    Returns:
+      The new tokens, int32 [B, N]; PAD behind the end of each row.
+    """
+    state = prefill(params, inputs, model, vocab)
     last = inputs.table_BN.shape[1]
     return _loop(params, inputs, settings, state, last, model, vocab, static).new_BN
 
 
 @functools.partial(jax.jit, static_argnames=("model", "vocab"))
-def _start(params, inputs: _Inputs, *, model: Transformer, vocab: Vocab) -> _State:
-    """The first half of `_decode`, for whoever wants to look at tokens as they come."""
-    return _prefill(params, inputs, model, vocab)
+def start(params, inputs: Inputs, *, model: Transformer, vocab: Vocab) -> State:
+    """The first half of `decode`, for callers that look at tokens as they come."""
+    return prefill(params, inputs, model, vocab)
 
 
 @functools.partial(
     jax.jit, static_argnames=("model", "vocab", "static"), donate_argnames=("state",)
 )
-def _advance(
-    params, inputs: _Inputs, settings: _Settings, state: _State, until, *, model, vocab, static
-) -> _State:
-    """A part of the second half of `_decode`: on to `until` new tokens, or to the end."""
+def advance(
+    params, inputs: Inputs, settings: Settings, state: State, until, *, model, vocab, static
+) -> State:
+    """A part of the second half of `decode`: on to `until` new tokens, or to the end."""
     return _loop(params, inputs, settings, state, until, model, vocab, static)
 
 
-def _loop(params, inputs: _Inputs, settings: _Settings, state: _State, until, model, vocab, static):
+def _loop(params, inputs: Inputs, settings: Settings, state: State, until, model, vocab, static):
     """Feeds one token a step until `until` are there or every row is finished."""
     key = jax.random.key(settings.seed)
 
@@ -108,7 +119,7 @@ def _loop(params, inputs: _Inputs, settings: _Settings, state: _State, until, mo
             use_top_p=static.use_top_p,
         )
 
-    def step(state: _State) -> _State:
+    def step(state: State) -> State:
         logits_R1V, cache = model.apply(
             {"params": params},
             state.token_R[:, None],
@@ -132,7 +143,7 @@ def _loop(params, inputs: _Inputs, settings: _Settings, state: _State, until, mo
             text_B = constraints.text_tokens(text_B, vocab, whole)
         token_B = constraints.choose(rule_B, code_B, text_B, vocab)
         ended_B = (token_B == vocab.eos) | (state.step + 1 >= inputs.lengths_B)
-        return _State(
+        return State(
             step=state.step + 1,
             token_R=jnp.repeat(token_B, 2) if static.guided else token_B,
             position_R=state.position_R + 1,
@@ -141,20 +152,20 @@ def _loop(params, inputs: _Inputs, settings: _Settings, state: _State, until, mo
             finished_B=state.finished_B | ended_B,
         )
 
-    def go_on(state: _State) -> jax.Array:
+    def go_on(state: State) -> jax.Array:
         return (state.step < until) & ~state.finished_B.all()
 
     return jax.lax.while_loop(go_on, step, state)
 
 
-def _prefill(params, inputs: _Inputs, model: Transformer, vocab: Vocab) -> _State:
+def prefill(params, inputs: Inputs, model: Transformer, vocab: Vocab) -> State:
     """Reads every prompt but for its last token, which the loop reads first."""
     prompt_RP = inputs.prompt_RP
     rows, columns = prompt_RP.shape
     positions_RP = jnp.cumsum(inputs.valid_RP, axis=1) - 1
     cache = allocate_cache(model.config, rows, columns - 1 + inputs.table_BN.shape[1])
     cache = read_prompts(model, params, prompt_RP[:, :-1], positions_RP[:, :-1], cache)
-    return _State(
+    return State(
         step=jnp.zeros((), jnp.int32),
         token_R=prompt_RP[:, -1],
         position_R=positions_RP[:, -1],
@@ -222,7 +233,7 @@ def lower(
     new: int,
     guided: bool = True,
 ) -> jax.stages.Lowered:
-    """`_decode` lowered ahead of time, before there are weights or prompts.
+    """`decode` lowered ahead of time, before there are weights or prompts.
 
     It is what `engine.generate` runs for one batch of pictures or clips, top-k 2,048 as released.
 
@@ -250,7 +261,7 @@ def lower(
     def number(dtype=jnp.float32):
         return array(dtype=dtype, place=sharding.replicated(mesh))
 
-    inputs = _Inputs(
+    inputs = Inputs(
         prompt_RP=array(rows, prompt),
         valid_RP=array(rows, prompt, dtype=bool),
         table_BN=array(requests, new),
@@ -258,8 +269,8 @@ def lower(
         guided_B=array(requests, dtype=bool),
         numbers_B=array(requests),
     )
-    settings = _Settings(number(jnp.uint32), number(), number(), number())
-    static = _Static(guided, False, 2048, False, True, False, False)
+    settings = Settings(number(jnp.uint32), number(), number(), number())
+    static = Static(guided, False, 2048, False, True, False, False)
     with jax.set_mesh(mesh):
         # Inside, since no key can be made on devices that are not there.
         one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
@@ -269,4 +280,4 @@ def lower(
             nn.unbox(boxed),
             sharding.state_shardings(boxed, mesh),
         )
-        return _decode.lower(params, inputs, settings, model=model, vocab=vocab, static=static)
+        return decode.lower(params, inputs, settings, model=model, vocab=vocab, static=static)

@@ -15,6 +15,7 @@ from flax import linen as nn
 
 from emu3_jax import sharding
 from emu3_jax.generate import autoregressive, constraints
+from emu3_jax.generate.autoregressive import Inputs, Settings, Static
 from emu3_jax.generate.requests import Batch, Request, check, plan
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.models.transformer import Transformer, check_mesh
@@ -89,7 +90,7 @@ def _run(
     """The new tokens of one batch, int32 [B, N] on the host."""
     inputs = _inputs(requests, batch, settings, vocab)
     table = inputs.table_BN
-    static = autoregressive._Static(
+    static = Static(
         guided=len(inputs.prompt_RP) > len(table),
         greedy=settings.greedy,
         top_k=0 if settings.greedy else settings.top_k,
@@ -98,7 +99,7 @@ def _run(
         text=bool(np.isin(table, (constraints.TEXT, constraints.WORD)).any()),
         whole_vocabulary=settings.whole_vocabulary,
     )
-    numbers = autoregressive._Settings(
+    numbers = Settings(
         seed=np.uint32(settings.seed),
         temperature=np.float32(settings.temperature),
         top_p=np.float32(settings.top_p),
@@ -113,15 +114,12 @@ def _run(
     compiled = dict(model=model, vocab=vocab, static=static)
     with context:
         if stream is None:
-            return np.asarray(autoregressive._decode(params, inputs, numbers, **compiled))
-        state, shown, steps = (
-            autoregressive._start(params, inputs, model=model, vocab=vocab),
-            0,
-            table.shape[1],
-        )
+            return np.asarray(autoregressive.decode(params, inputs, numbers, **compiled))
+        state = autoregressive.start(params, inputs, model=model, vocab=vocab)
+        shown, steps = 0, table.shape[1]
         while shown < steps and not np.asarray(state.finished_B).all():
             until = min(shown + STREAM_EVERY, steps)
-            state = autoregressive._advance(params, inputs, numbers, state, until, **compiled)
+            state = autoregressive.advance(params, inputs, numbers, state, until, **compiled)
             new_BN = np.asarray(state.new_BN)
             for row, member in zip(new_BN, batch.members, strict=False):
                 answer = _cut(row[:until], requests[member].new, vocab)
@@ -131,9 +129,7 @@ def _run(
         return np.asarray(state.new_BN)
 
 
-def _inputs(
-    requests: list[Request], batch: Batch, settings: Sampling, vocab: Vocab
-) -> autoregressive._Inputs:
+def _inputs(requests: list[Request], batch: Batch, settings: Sampling, vocab: Vocab) -> Inputs:
     """Lays the members of a batch out as arrays; rows beyond them have nothing to generate."""
     members = [requests[i] for i in batch.members]
     has_negative = np.zeros(batch.rows, bool)
@@ -167,7 +163,7 @@ def _inputs(
     if guided:
         prompt_BP = np.stack([prompt_BP, negative_BP], axis=1).reshape(-1, prompt_BP.shape[1])
         valid_BP = np.stack([valid_BP, negative_valid_BP], axis=1).reshape(prompt_BP.shape)
-    return autoregressive._Inputs(prompt_BP, valid_BP, table, lengths, has_negative, numbers)
+    return Inputs(prompt_BP, valid_BP, table, lengths, has_negative, numbers)
 
 
 def _cut(row: np.ndarray, longest: int, vocab: Vocab) -> np.ndarray:
