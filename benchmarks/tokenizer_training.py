@@ -6,8 +6,8 @@
 
 Model and batch of configs/vision_tokenizer_nano.py (8 stills, 4 clips of 8 frames, 64 pixels,
 random here), all losses of configs/vision_tokenizer_nano_decoder.py with the encoder trained too
-and the discriminator there from the first step; the VGG16 of the perceptual loss has its full width and
-random weights. One step is all three networks forward and back, clipping, Adam, moving average of
+and the discriminator there from the first step; the VGG16 of the perceptual loss has its full width
+and random weights. One step is all three networks forward and back, clipping, Adam, moving average of
 the weights. This package trains as `python -m emu3_jax.train` does, and also counts codes and looks
 for steps to be refused; torch's side is `torch_training.py`, timed in several ways.
 
@@ -134,7 +134,8 @@ class Ours:
             self.params = jax.tree_util.tree_map_with_path(draw, abstract.params)
             self.statistics = state.model_state["batch_stats"]
         params, discriminator = dict(self.params), self.params["discriminator"]
-        params["discriminator"] = {kind: discriminator[kind] for kind in state.params["discriminator"]}
+        kinds = state.params["discriminator"]
+        params["discriminator"] = {kind: discriminator[kind] for kind in kinds}
         state = state.replace(params=params, ema=params, model_state=state.model_state | frozen)
         # Copies: a step takes the memory of its state, and the next case begins from these too.
         put = lambda x, like: jax.device_put(np.array(x), like.sharding)  # noqa: E731

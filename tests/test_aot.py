@@ -16,9 +16,9 @@ from emu3_jax.aot import advice, estimate, hlo, report, run
 from emu3_jax.aot.run import compile_and_report, program_of
 from emu3_jax.aot.topology import Machine, machine
 from emu3_jax.config import ConfigError, load_config
-from emu3_jax.models import vision_tokenizer
+from emu3_jax.models import cpu, cross_entropy
 from emu3_jax.sharding import MeshConfig
-from emu3_jax.train import loop, loss
+from emu3_jax.train import loop
 from emu3_jax.train import program as train_program
 
 STAGE1, STAGE2 = "configs/emu3_8b_stage1.py", "configs/emu3_8b_stage2.py"
@@ -99,7 +99,7 @@ def _on(file, monkeypatch, mesh, **model):
     ids=["stage 1 over fsdp", "stage 2 over context"],
 )
 def test_only_weights_are_gathered_and_no_more_than_once_a_use(file, mesh, group, monkeypatch):
-    monkeypatch.setattr(loss, "GROUP", group)
+    monkeypatch.setattr(cross_entropy, "GROUP", group)
     program, compiled = _on(file, monkeypatch, mesh)
     config, chunk = program.task.config.model, program.task.config.loss.chunk_tokens
     abstract = jax.eval_shape(program.task.init, jax.random.key(0))["params"]
@@ -191,7 +191,8 @@ def _fake(cost):
     """Compiles nothing: memory by policy and rows of a batch."""
 
     def compile_for(program, target):
-        return _report(cost[program.task.config.model.remat] * program.task.config.data.batch_size / ROWS)
+        c = program.task.config
+        return _report(cost[c.model.remat] * c.data.batch_size / ROWS)
 
     return compile_for
 
@@ -285,7 +286,7 @@ def test_the_tokenizer_trains_and_tokenizes_and_a_transformer_samples(monkeypatc
     two = machine("cpu:2")
     trained = program_of(config).lower(two.devices)
     assert "scatter" in trained.as_text()
-    monkeypatch.setattr(vision_tokenizer, "LARGE_ON_CPU", 0)  # one CPU would go frame by frame
+    monkeypatch.setattr(cpu, "LARGE_FRAME", 0)  # one CPU would go frame by frame
     tokenized = program_of(config, "tokenize").lower(two.devices)
     codes = jax.tree.leaves(tokenized.out_info)
     assert [(c.shape, c.dtype) for c in codes] == [((2, 1, 4, 4), jnp.int32)]

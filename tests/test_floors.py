@@ -24,7 +24,6 @@ NEIGHBOURS = {
     ("command_line", "config"): "the command line reads configs",
     ("sequence", "text"): "documents hold text, which a tokenizer turns into ids",
     ("interop", "data"): "a saved model states the data it was made for",
-    ("generate", "train"): "candidates are judged by the cross-entropy that training minimises",
     ("aot", "tokenize"): "the program that is compiled is the one that tokenizing runs",
 }
 

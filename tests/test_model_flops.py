@@ -11,7 +11,7 @@ from shrunken_twins import twin
 from emu3_jax import sharding
 from emu3_jax.aot.run import program_of
 from emu3_jax.config import load_config
-from emu3_jax.models import winograd
+from emu3_jax.models import cpu
 from emu3_jax.models.convolution import conv_2d
 from emu3_jax.train import model_flops
 
@@ -51,7 +51,7 @@ def test_a_convolution_with_a_step_and_its_gradients():
 
 def test_convolutions_with_fewer_products_on_one_cpu_count_in_full():
     x, kernel = _array(1, 32, 32, 256), _array(3, 3, 256, 256)
-    assert winograd.pays(x, kernel, 1)
+    assert cpu.winograd_pays(x, kernel, 1)
     convolve = functools.partial(conv_2d, stride=1, padding=((1, 1), (1, 1)))
     assert model_flops.of_call(convolve, x, kernel) == 2 * 32 * 32 * 256 * 9 * 256
 

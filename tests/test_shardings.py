@@ -31,7 +31,8 @@ def _abstract_state(file):
             config.model.vocab_size = VOCAB  # else the data says it, which is not here
     program = program_of(config)
     mesh = sharding.make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])  # layouts name axes, not sizes
-    optimizer, _ = program.task.optimizer(program.task.config.run.optimizer, program.task.config.run.steps)
+    run = program.task.config.run
+    optimizer, _ = program.task.optimizer(run.optimizer, run.steps)
     return abstract_state(program.task, optimizer, KEY, mesh, ema=False)
 
 

@@ -20,7 +20,7 @@ def _values(**changes) -> dict:
         (dict(task="json:Task"), "config.task='json:Task' cannot be imported: .* no attribute"),
         (dict(task=3), "config.task must be one of .* got 3"),
         (dict(evaluations={}), "did you mean config.evaluation"),
-        (dict(task="pretrain"), "model.attn_resolutions does not exist; did you mean model.attention"),
+        (dict(task="pretrain"), "model.attn_resolutions does not exist; did you mean model.att"),
         (dict(model=dict(chanels=1)), "model.chanels does not exist"),
     ],
 )

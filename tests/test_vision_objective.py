@@ -60,8 +60,8 @@ def vgg(tmp_path_factory):
 
 def _full(vgg, **changes) -> VisionLossConfig:
     settings = dict(
-        perceptual=0.5, perceptual_weights=vgg, adversarial=AGAINST, discriminator=DISCRIMINATOR_SIZES,
-        discriminator_rate=0.5,
+        perceptual=0.5, perceptual_weights=vgg, adversarial=AGAINST,
+        discriminator=DISCRIMINATOR_SIZES, discriminator_rate=0.5,
     )  # fmt: skip
     return VisionLossConfig(**(settings | changes))
 

@@ -26,7 +26,7 @@ from emu3_jax import command_line
 from emu3_jax.data.fingerprint import vision_fingerprint
 from emu3_jax.evaluate import evaluator, registry
 from emu3_jax.evaluate.progress import Progress
-from emu3_jax.generate import tasks
+from emu3_jax.generate import modalities
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.interop import feature_networks, perceptual_weights
 from emu3_jax.train import weights
@@ -83,7 +83,7 @@ def make_subject() -> evaluator.Subject:
     sampling = Sampling(
         temperature=TEMPERATURE.value, top_k=TOP_K.value, guidance=GUIDANCE.value, seed=SEED.value
     )
-    tasks.check_candidates(CANDIDATES.value, sampling)
+    modalities.check_candidates(CANDIDATES.value, sampling)
     vision = weights.load_vision_tokenizer(VISION.value) if VISION.value else None
     bundle, label = None, ""
     if MODEL.value:

@@ -37,7 +37,7 @@ class Subject:
       data: folder of raw items, `<split>.jsonl` beside its media files, or None.
       tokens: folder of token datasets, one sub-folder a split, or None.
       sampling: how pictures are drawn, its seed included. Captions are always greedy.
-      candidates: pictures drawn for each one that is kept; see `generate.tasks.Options`.
+      candidates: pictures drawn for each one that is kept; see `generate.modalities.Options`.
       perceptual: (weights, their description) of `interop.perceptual_weights.load`, or None.
       inception, i3d: units of `interop.feature_networks`, or None.
       earlier: a vision tokenizer to measure drift against, (module, variables), or None.

@@ -17,7 +17,7 @@ from emu3_jax import command_line
 from emu3_jax.data import media, tiling, vision_codec
 from emu3_jax.evaluate import picture_quality
 from emu3_jax.files import write_atomically
-from emu3_jax.generate.pixels import pixel_limits
+from emu3_jax.generate.codec import pixel_limits
 from emu3_jax.train import weights
 
 VISION = flags.DEFINE_string("vision_tokenizer", None, "Directory of weights, or run directory.")

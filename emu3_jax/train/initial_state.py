@@ -8,9 +8,10 @@ import jax
 import optax
 from jax.sharding import Mesh
 
+from emu3_jax.models.cpu import options_to_run_once
 from emu3_jax.train.checkpoint import Checkpoints, check_same_tree, has_checkpoints
 from emu3_jax.train.distributed import say
-from emu3_jax.train.step import RUN_ONCE, abstract_state, average_start, init_state
+from emu3_jax.train.step import abstract_state, average_start, init_state
 from emu3_jax.train.task import Task, TrainState
 
 
@@ -82,7 +83,7 @@ class InitialState:
         create = jax.jit(
             lambda key: nn.unbox(dict(self._task.init(key))),
             out_shardings=jax.tree.map(lambda x: x.sharding, layout),
-            compiler_options=RUN_ONCE if self.mesh.devices.flat[0].platform == "cpu" else None,
+            compiler_options=options_to_run_once(self.mesh),
         )
         variables = create(self._key)
         return variables if self._replace is None else self._replaced(variables)

@@ -9,10 +9,8 @@ import optax
 from jax.sharding import Mesh
 
 from emu3_jax import sharding
+from emu3_jax.models.cpu import options_to_run_once
 from emu3_jax.train.task import Loss, Task, TrainState, Tree
-
-# XLA's CPU compiler takes minutes to optimise an initialisation that runs once for a second.
-RUN_ONCE = {"xla_backend_optimization_level": 0}
 
 
 def init_state(
@@ -22,7 +20,7 @@ def init_state(
     create = jax.jit(
         lambda k: nn.unbox(_create(task, optimizer, k, ema)),
         out_shardings=state_shardings(task, optimizer, key, mesh, ema),
-        compiler_options=RUN_ONCE if mesh.devices.flat[0].platform == "cpu" else None,
+        compiler_options=options_to_run_once(mesh),
     )
     return create(key)
 

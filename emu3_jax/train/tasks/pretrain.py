@@ -21,10 +21,10 @@ from emu3_jax.interop import exporting
 from emu3_jax.interop.bundle import Language, assemble, load_language, read_vocab, save_language
 from emu3_jax.models import zigzag
 from emu3_jax.models.attention_kernels import choice
+from emu3_jax.models.cross_entropy import chunked_cross_entropy
 from emu3_jax.models.transformer import Transformer, TransformerConfig, check_mesh
 from emu3_jax.sequence import Grammar, TokenClass
 from emu3_jax.text import load_text_tokenizer
-from emu3_jax.train.loss import chunked_cross_entropy
 from emu3_jax.train.program import Program
 from emu3_jax.train.run_config import RunConfig
 from emu3_jax.train.task import Loss, Task

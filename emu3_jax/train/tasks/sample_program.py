@@ -7,7 +7,7 @@ import jax
 
 from emu3_jax import sharding, vocab
 from emu3_jax.config import ConfigError
-from emu3_jax.generate import ahead
+from emu3_jax.generate import autoregressive
 from emu3_jax.train.program import Program
 
 
@@ -30,7 +30,7 @@ class SampleProgram(Program):
         # Rows with their EOL, then EOF, EOI and EOS.
         new = self.SIDE * (self.SIDE + 1) + 3
         sizes = {"requests": requests, "prompt": self.PROMPT, "new": new}
-        return ahead.lower(model, released, mesh, **sizes)
+        return autoregressive.lower(model, released, mesh, **sizes)
 
     def model_flops(self) -> float:
         """Not counted: decoding is bound by memory, not by arithmetic."""

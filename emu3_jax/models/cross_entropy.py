@@ -1,9 +1,14 @@
 """Next-token cross-entropy that never holds the logits of more than a few positions.
 
 At 184,622 ids the logits of one row of 5,120 tokens are 3.8 GB in float32. Here positions are
-taken a chunk at a time. The loss is a sum over positions, so a chunk's share of the gradient is
+taken a chunk at a time. The total is a sum over positions, so a chunk's share of its gradient is
 known as soon as its logits are: it is computed there and then, and the backward pass has nothing
 left to do but to scale it. Nothing is computed twice.
+
+`nll` has a gradient too, for losses that are not a weighted sum of it, such as a preference loss.
+The scale of each token is then known only in the backward pass, which computes the chunks again.
+JAX says while it traces which outputs are differentiated (`symbolic_zeros`): where that is the
+total alone, there is no second computation.
 
 What crosses the mesh is written out and not left to the compiler, which would sum the gradient of
 the vocabulary matrix over all devices once a chunk. The matrix is gathered once, in the compute
@@ -18,6 +23,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 
 from emu3_jax.models.layers import precision
 from emu3_jax.sharding import check_divides, mesh_axes, partition_spec
@@ -34,9 +40,10 @@ class CrossEntropy(NamedTuple):
 
     Attributes:
         total: float32 scalar, sum of weight x (nll + z-loss). The loss is total / weight, taken
-            after micro-batches were added up. Gradients flow from here only.
+            after micro-batches were added up. Its gradient costs two products a chunk.
         weight: float32 scalar, sum of weights.
-        nll: float32 [B, S], -log p(target), without z-loss and not weighted.
+        nll: float32 [B, S], -log p(target), without z-loss and not weighted. Its gradient costs
+            three products a chunk, as the logits are computed again.
     """
 
     total: jax.Array
@@ -69,7 +76,7 @@ def chunked_cross_entropy(
         unembedding_DV: params["lm_head"]["kernel"], V >= vocab_size; the columns above get no
             probability and no gradient.
         targets: int [B, S]; any id below vocab_size where the weight is 0.
-        weights: float [B, S] of each target, constants: they get no gradient.
+        weights: float [B, S] of each target.
         vocab_size: true number of ids.
         chunk_tokens: positions of one device, over all its rows, whose logits exist at once; it
             holds as many numbers as these have. Fewer need less memory; more read and write the
@@ -83,7 +90,7 @@ def chunked_cross_entropy(
     weights = weights.astype(jnp.float32)
     options = _Options(vocab_size, chunk_tokens, z_loss, unroll)
     total, nll_BS = _cross_entropy(options, x_BSD, unembedding_DV, targets, weights)
-    return CrossEntropy(total, jnp.sum(weights), jax.lax.stop_gradient(nll_BS))
+    return CrossEntropy(total, jnp.sum(weights), nll_BS)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -92,19 +99,29 @@ def _cross_entropy(options, x_BSD, unembedding_DV, targets_BS, weights_BS):
     return _on_mesh(options, False, *arrays)
 
 
-def _forward(options, *arrays):
-    total, nll_BS, dx_BSD, dw_DV = _on_mesh(options, True, *arrays)
-    return (total, nll_BS), (dx_BSD, dw_DV)
+def _forward(options, *primals):
+    arrays = [primal.value for primal in primals]
+    total, nll_BS, *gradients = _on_mesh(options, True, *arrays)
+    return (total, nll_BS), (arrays, gradients)
 
 
-def _backward(options, gradients, cotangents):
-    del options
-    scale, _ = cotangents  # nothing flows through the nll
-    dx_BSD, dw_DV = (g * scale.astype(g.dtype) for g in gradients)
-    return dx_BSD, dw_DV, None, None
+def _backward(options, residuals, cotangents):
+    """Gradients are linear in the cotangents: the part of the total plus the part of the nll."""
+    (x_BSD, unembedding_DV, targets_BS, _), gradients = residuals
+    total, nll_BS = cotangents
+    parts = []
+    if not isinstance(total, SymbolicZero):
+        parts.append([g * total.astype(g.dtype) for g in gradients])
+    if not isinstance(nll_BS, SymbolicZero):
+        # The gradients of another total: its weights are the cotangents, and it has no z-loss.
+        options = options._replace(z_loss=0.0)
+        _, _, dx, dw, _ = _on_mesh(options, True, x_BSD, unembedding_DV, targets_BS, nll_BS)
+        parts.append([dx, dw, jnp.zeros_like(nll_BS)])
+    dx_BSD, dw_DV, dweights_BS = (functools.reduce(jnp.add, p) for p in zip(*parts, strict=True))
+    return dx_BSD, dw_DV, None, dweights_BS
 
 
-_cross_entropy.defvjp(_forward, _backward)
+_cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 class _Shares(NamedTuple):
@@ -174,7 +191,7 @@ class _Shares(NamedTuple):
 
 
 def _on_mesh(options, gradient: bool, x_BSD, unembedding_DV, targets_BS, weights_BS):
-    """Total and nll, with `gradient` also those of x and of the matrix, each in its layout."""
+    """Total and nll; with `gradient` also d total / d x, d matrix and d weights."""
     arrays = (x_BSD, unembedding_DV, targets_BS, weights_BS)
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or 1 in targets_BS.shape:  # a single row or column is nothing to share out
@@ -189,7 +206,7 @@ def _on_mesh(options, gradient: bool, x_BSD, unembedding_DV, targets_BS, weights
         functools.partial(_sums, options, gradient, _Shares.of(mesh, unembedding_DV.shape[1])),
         mesh=mesh,
         in_specs=(hidden, matrix, rows, rows),
-        out_specs=(whole, rows) + ((hidden, matrix) if gradient else ()),
+        out_specs=(whole, rows) + ((hidden, matrix, rows) if gradient else ()),
         check_vma=False,
     )(*arrays)
 
@@ -218,12 +235,12 @@ def _sums(options, gradient: bool, shares, x_BSD, unembedding_DV, targets_BS, we
         total, dw_DV = carry
         chunk_total, nll_C, *gradients = _chunk(options, gradient, shares, kernel_DV, *inputs)
         if gradient:
-            dw_DV = dw_DV + gradients.pop()
+            dw_DV = dw_DV + gradients.pop(1)
         return (total + chunk_total, dw_DV), (nll_C, *gradients)
 
     # Over chunks the sum is float32: bfloat16 would lose the small ones of many.
     dw_DV = jnp.zeros(kernel_DV.shape if gradient else (), jnp.float32)
-    (total, dw_DV), (nll, *dx) = jax.lax.scan(
+    (total, dw_DV), (nll, *gradients) = jax.lax.scan(
         body,
         (jnp.zeros((), jnp.float32), dw_DV),
         (split(x_BSD), split(targets_BS), split(weights_BS)),
@@ -233,7 +250,7 @@ def _sums(options, gradient: bool, shares, x_BSD, unembedding_DV, targets_BS, we
         total = jax.lax.psum(total, (*mesh_axes("batch"), *mesh_axes("sequence")))
     if not gradient:
         return total, merge(nll)
-    dx_BSD = merge(dx[0])
+    dx_BSD, dweights_BS = map(merge, gradients)
     if shares:
         dx_BSD = jax.lax.psum(dx_BSD, mesh_axes("vocab"))
         rest = tuple(axis for axis in mesh_axes("batch") if axis not in shares.pieces)
@@ -242,11 +259,11 @@ def _sums(options, gradient: bool, shares, x_BSD, unembedding_DV, targets_BS, we
         # The layers go backward with the pieces alone, not with the sums that they came from.
         dx_BSD, dw_DV = jax.lax.optimization_barrier((dx_BSD, dw_DV))
         dw_DV = jax.lax.psum(dw_DV, rest)
-    return total, merge(nll), dx_BSD, dw_DV.astype(unembedding_DV.dtype)
+    return total, merge(nll), dx_BSD, dw_DV.astype(unembedding_DV.dtype), dweights_BS
 
 
 def _chunk(options, gradient: bool, shares, kernel_DV, x_CD, targets_C, weights_C):
-    """Total, nll [C] and, with `gradient`, those of x and of the matrix, of one chunk.
+    """Total and nll [C] of one chunk; with `gradient` also the three gradients of its total.
 
     On a mesh the columns of `kernel_DV` are this device's part of the vocabulary, and G positions
     are those of its group.
@@ -284,7 +301,8 @@ def _chunk(options, gradient: bool, shares, kernel_DV, x_CD, targets_C, weights_
     z_G, target_G = over_vocabulary(jnp.sum, jax.lax.psum, sums)
     log_z_G = jnp.log(z_G) + highest_G
     nll_C, log_z_C = own(log_z_G - target_G), own(log_z_G)
-    total = jnp.sum(weights_C * (nll_C + options.z_loss * jnp.square(log_z_C)))
+    losses_C = nll_C + options.z_loss * jnp.square(log_z_C)
+    total = jnp.sum(weights_C * losses_C)
     if not gradient:
         return total, nll_C
     scale_G = weights_G * (1 + 2 * options.z_loss * log_z_G) / z_G
@@ -292,4 +310,5 @@ def _chunk(options, gradient: bool, shares, kernel_DV, x_CD, targets_C, weights_
     dlogits = dlogits.astype(x_CD.dtype)
     dx_GD = dot(dlogits, kernel_DV, ((1,), (1,)), x_CD.dtype)
     dw_DV = dot(x_GD, dlogits, ((0,), (0,)), jnp.float32)
-    return total, nll_C, shares.scatter_tokens(dx_GD) if shares else dx_GD, dw_DV
+    dx_CD = shares.scatter_tokens(dx_GD) if shares else dx_GD
+    return total, nll_C, dx_CD, dw_DV, losses_C

@@ -1,4 +1,4 @@
-"""What each row may emit next, as one table that the decoding loop reads column by column.
+"""Constraint masks: what each row may emit next, as a table that decoding reads column by column.
 
 `table[b, t]` says what row b's t-th new token may be: an id (exactly that one), VISUAL (any visual
 token), TEXT (any text token, or EOS) or WORD (any text token, not EOS). The rules themselves come

@@ -1,4 +1,4 @@
-"""The published settings and prompts of Emu3, by name, each with its source."""
+"""Presets: the published settings and prompts of Emu3, by name, each with its source."""
 
 from emu3_jax.generate.sampling import Sampling
 
@@ -25,7 +25,7 @@ NEGATIVE_PROMPT = (
 GEN_AREA = 518400
 STAGE1_AREA = 262144
 
-SETTINGS = {
+PRESETS = {
     "demo": DEMO,
     "paper_benchmarks": PAPER_BENCHMARKS,
     "paper_geneval": PAPER_GENEVAL,

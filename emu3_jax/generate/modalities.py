@@ -1,4 +1,4 @@
-"""The four tasks as plain functions: captions to pictures and clips, and back.
+"""From one modality to another, as plain functions: captions to pictures and clips, and back.
 
 Evaluators and the command call these; what they share is a `Bundle` (model, weights, grammar) and
 `Options` (how to sample and how much at once).
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import numpy as np
 
-from emu3_jax.generate import rereading
+from emu3_jax.generate import best_of
 from emu3_jax.generate.engine import generate
 from emu3_jax.generate.requests import Request
 from emu3_jax.generate.sampling import Sampling
@@ -30,7 +30,7 @@ class Options:
       negative_prompt: text of the unconditional branch, used where `sampling.guidance` is not 1.
       max_new: the longest caption or answer in tokens.
       candidates: pictures or clips drawn for each one that is kept: the one behind which the model,
-        reading it, finds the caption likeliest (`rereading`).
+        reading it, finds the caption likeliest (`best_of`).
       first: number of the first answer; its draws depend on the seed, this number and `candidates`.
       batch_size: the most requests that run together.
       mesh: where to run; None for the default device.
@@ -190,7 +190,7 @@ def _visual(
     if n == 1 or not codes:
         return codes
     with contextlib.nullcontext() if options.mesh is None else jax.set_mesh(options.mesh):
-        kept = rereading.best(
+        kept = best_of.best(
             bundle,
             [block(c) for c in codes],
             [caption for caption, _ in asked],

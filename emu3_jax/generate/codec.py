@@ -1,4 +1,4 @@
-"""Between files and codes: the vision tokenizer of a bundle, one picture size at a time."""
+"""Pixels to codes and back: the vision tokenizer of a bundle, one picture size at a time."""
 
 import json
 import os

@@ -1,7 +1,7 @@
-"""Of several drawings the one that the model itself, reading it, would rather caption so.
+"""Best-of-n: of several pictures or clips, keep the one whose caption the model finds likeliest.
 
 One model draws and reads, so it can judge what it drew: how likely is the caption behind the
-picture? What drawing ignored or confused is found there. docs/measurements.md has what it pays.
+picture? That shows what drawing ignored or confused. docs/measurements.md has what it gains.
 """
 
 from collections.abc import Callable, Sequence
