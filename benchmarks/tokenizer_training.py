@@ -7,9 +7,9 @@
 Model and batch of configs/vision_tokenizer_nano.py (8 stills, 4 clips of 8 frames, 64 pixels,
 random here), all losses of configs/vision_tokenizer_nano_decoder.py with the encoder trained too
 and the discriminator there from the first step; the VGG16 of the perceptual loss has its full width
-and random weights. One step is all three networks forward and back, clipping, Adam, moving average of
-the weights. This package trains as `python -m emu3_jax.train` does, and also counts codes and looks
-for steps to be refused; torch's side is `torch_training.py`, timed in several ways.
+and random weights. One step is all three networks forward and back, clipping, Adam, moving average
+of the weights. This package trains as `python -m emu3_jax.train` does, and also counts codes and
+looks for steps to be refused; torch's side is `torch_training.py`, timed in several ways.
 
 Both begin from the same weights, and the losses and gradient norms of their first steps must agree.
 Each side is a process on the same two cores; they take turns, a step each, while the others wait.

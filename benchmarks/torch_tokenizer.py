@@ -5,8 +5,8 @@ Nothing of this package is imported. Names of modules are those of the released 
 
 What a careful user of torch does is done: 2-D layers see a still once, a 1x1 convolution comes
 before the enlargement it commutes with, attention is `scaled_dot_product_attention`, the
-discriminator's pass over the reconstruction serves both sides of the game, gradients that nobody needs are not
-asked for, Adam is the fused one, and no layout is changed by a copy.
+discriminator's pass over the reconstruction serves both sides of the game, gradients that nobody
+needs are not asked for, Adam is the fused one, and no layout is changed by a copy.
 """
 
 import torch
