@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from emu3_jax.models.transformer import Transformer
     from emu3_jax.models.vision_tokenizer import VisionTokenizer
 
+__version__ = "0.1.0"
 __all__ = ["load_bundle", "load_language_model", "load_vision_tokenizer"]
 
 
@@ -25,7 +26,8 @@ def load_vision_tokenizer(
 
     Args:
       path: a directory with config.json and safetensors files as BAAI or the -hf conversions keep
-        them, or a run directory of `python -m emu3_jax.train`, whose newest checkpoint is taken.
+        them, a run directory of `python -m emu3_jax.train`, whose newest checkpoint is taken, or
+        the name of a shipped one: "nano" or "photo".
       mesh: devices (`emu3_jax.sharding.make_mesh`) onto which the weights of a directory are read
         tensor by tensor; default: they stay on the host.
 
@@ -36,6 +38,9 @@ def load_vision_tokenizer(
     Raises:
       ValueError: the directory holds no such thing, or files that do not fit together.
     """
+    from emu3_jax import shipped
+
+    path = shipped.vision_tokenizer(path)
     if _is_run_directory(path):
         from emu3_jax.evaluate import loading
 
@@ -52,7 +57,8 @@ def load_language_model(
 
     Args:
       path: a directory with config.json and safetensors files as BAAI or the -hf conversions keep
-        them, or a run directory of `python -m emu3_jax.train`, whose newest checkpoint is taken.
+        them, a run directory of `python -m emu3_jax.train`, whose newest checkpoint is taken, or
+        the name of a shipped one: "nano".
       mesh: devices (`emu3_jax.sharding.make_mesh`) onto which the weights of a directory are read
         tensor by tensor; default: the first device.
 
@@ -63,6 +69,9 @@ def load_language_model(
     Raises:
       ValueError: the directory holds no such thing, or files that do not fit together.
     """
+    from emu3_jax import shipped
+
+    path = shipped.language_model(path)
     if _is_run_directory(path):
         bundle = load_bundle(path)
         return bundle.model, bundle.variables
@@ -79,14 +88,20 @@ def load_bundle(
     """Reads a language model with all it needs to generate: vocabulary, grammar, tokenizers.
 
     Args:
-      path: a run directory, a directory written by `python -m emu3_jax.convert`, or released
-        weights with their rank file or, in the -hf layout, their tokenizer.
-      vision_tokenizer: directory of the vision tokenizer, or None where only codes are wanted.
+      path: a run directory, a directory written by `python -m emu3_jax.convert`, released weights
+        with their rank file or, in the -hf layout, their tokenizer, or the name "nano".
+      vision_tokenizer: directory or name of the vision tokenizer, or None where only codes are
+        wanted.
       mesh: as in `load_language_model`; default: the language model's weights stay on the host.
 
     Raises:
       ValueError: something is missing, or the two were not trained together.
     """
+    from emu3_jax import shipped
+
+    path = shipped.language_model(path)
+    if vision_tokenizer is not None:
+        vision_tokenizer = shipped.vision_tokenizer(vision_tokenizer)
     if not _is_run_directory(path):
         from emu3_jax.interop import bundle
 

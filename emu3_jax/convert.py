@@ -17,7 +17,7 @@ import pathlib
 
 from absl import flags
 
-from emu3_jax import command_line
+from emu3_jax import command_line, shipped
 from emu3_jax.config import read_config
 from emu3_jax.evaluate import loading
 from emu3_jax.interop import hf_export, relayout, vision_tokenizer
@@ -32,7 +32,9 @@ from emu3_jax.interop.safetensors_io import DTYPES, SAME, Tensors
 
 LANGUAGE, VISION = PARTS = ("language_model", "vision_tokenizer")
 
-MODEL = flags.DEFINE_string("model", None, "Run directory or model directory.")
+MODEL = command_line.define_path(
+    "model", shipped.language_model, "Run directory, model directory, or shipped model."
+)
 OUTPUT = flags.DEFINE_string("output", None, "Directory to write; an earlier model is replaced.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint of a run; default the newest.")
 DTYPE = flags.DEFINE_enum("dtype", SAME, [SAME, *DTYPES], "Type of the weights.")
@@ -40,8 +42,10 @@ LAYOUT = flags.DEFINE_enum("layout", "baai", ["baai", "hf"], "Names and config o
 PART = flags.DEFINE_enum(
     "part", None, PARTS, "Half of a whole -hf model; default: both to hf, the language model else."
 )
-OTHER = flags.DEFINE_string(
-    "vision_tokenizer", None, "For a language model in the layout hf: the other half of the model."
+OTHER = command_line.define_path(
+    "vision_tokenizer",
+    shipped.vision_tokenizer,
+    "For a language model in the layout hf: the other half of the model.",
 )
 
 

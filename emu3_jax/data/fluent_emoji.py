@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from emu3_jax import shipped
 from emu3_jax.data import media
 from emu3_jax.data.media.writers import temporary_name
 
-# Where the corpus lies in a clone of the project.
-EMBEDDED = Path(__file__).parents[2] / "assets" / "fluent_emoji.zip"
+EMBEDDED = shipped.ASSETS / "fluent_emoji.zip"
 SPLITS = ("train", "validation", "validation_combination")
 FRAMES = 8  # frames in a film strip, evenly spaced over the loop (the corpus's own README)
 # The columns of captions.jsonl that every row of the folder keeps.
@@ -41,7 +41,7 @@ def prepare(zip_path: str | os.PathLike, out_dir: str | os.PathLike) -> Path:
         raise ValueError(f"{out_dir}: is not empty and holds no {DONE}; give an empty folder")
     building = temporary_name(out_dir)
     try:
-        with zipfile.ZipFile(zip_path) as archive:
+        with zipfile.ZipFile(shipped.asset(zip_path)) as archive:
             counts = _unpack(archive, building)
         (building / DONE).write_text(json.dumps(counts, indent=1) + "\n")
         if out_dir.exists():

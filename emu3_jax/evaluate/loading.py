@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from etils import epath
 
-from emu3_jax import sharding
+from emu3_jax import sharding, shipped
 from emu3_jax.config import to_dataclass
 from emu3_jax.interop import language_model
 from emu3_jax.interop import vision_tokenizer as vision_files
@@ -35,7 +35,7 @@ def load_model(
     """Reads a language model → (bundle without vision tokenizer, label for the record).
 
     Args:
-      path: a run directory of the task pretrain, or a model directory.
+      path: a run directory of the task pretrain, a model directory, or the name of a shipped model.
       step: checkpoint of a run directory; None for the newest.
       mesh: where the weights of a model directory go, tensor by tensor, so that the host never
         holds them all; None for the first device, where those of a run always go.
@@ -45,6 +45,7 @@ def load_model(
     Raises:
       ValueError: no such directory or checkpoint, or it holds something else.
     """
+    path = shipped.language_model(path)
     language = load_language(path)
     if not is_run_directory(path):
         mesh = mesh or sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
@@ -66,6 +67,7 @@ def load_vision_tokenizer(
     path: str | os.PathLike, step: int | None = None
 ) -> tuple[VisionTokenizer, Any]:
     """Reads a vision tokenizer → (module, variables on the host); arguments as `load_model`."""
+    path = shipped.vision_tokenizer(path)
     if not is_run_directory(path):
         config, variables = vision_files.load(path)
         return VisionTokenizer(config), variables

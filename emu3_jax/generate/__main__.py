@@ -8,8 +8,8 @@ python -m emu3_jax.generate --model=DIR --vision_tokenizer=DIR --task=TASK --out
   --task=video_to_text  --video=clip.mp4 [--prompt="What happens?"]
 
 DIR of --model is a run directory of `python -m emu3_jax.train`, a directory that
-`python -m emu3_jax.convert export` wrote, or released weights with emu3.tiktoken beside them; DIR
-of --vision_tokenizer likewise. --prompt, --image and --video may be repeated, and so may --size or
+`python -m emu3_jax.convert export` wrote, released weights with emu3.tiktoken beside them, or the
+name of shipped weights (nano); DIR of --vision_tokenizer likewise (nano, photo). --prompt, --image and --video may be repeated, and so may --size or
 --ratio: one for all prompts, several for one prompt, or one each; they share batches.
 
 Every PNG holds its settings and its number in a text chunk named "emu3_jax"; clips have them in a
@@ -24,7 +24,7 @@ import jax
 from absl import flags
 from etils import epath
 
-from emu3_jax import command_line, sharding
+from emu3_jax import command_line, sharding, shipped
 from emu3_jax.data import vision_codec
 from emu3_jax.evaluate import loading
 from emu3_jax.generate import official, pixels, tasks
@@ -35,9 +35,11 @@ from emu3_jax.interop.language_config import read_further
 from emu3_jax.interop.safetensors_io import DTYPES
 from emu3_jax.sequence import VIDEO_FORMATS, Grammar
 
-MODEL = flags.DEFINE_string("model", None, "Directory of the language model.")
+MODEL = command_line.define_path("model", shipped.language_model, "The language model.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint of a run directory; the newest if left out.")
-VISION = flags.DEFINE_string("vision_tokenizer", None, "Directory of the vision tokenizer.")
+VISION = command_line.define_path(
+    "vision_tokenizer", shipped.vision_tokenizer, "The vision tokenizer."
+)
 TASK = flags.DEFINE_string("task", None, f"One of {', '.join(TASKS)}.")
 OUTPUT = flags.DEFINE_string("output", None, "Directory for what is made.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "Caption to draw, or question to answer.")

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 
-from emu3_jax import sharding
+from emu3_jax import sharding, shipped
 from emu3_jax.data import media
 from emu3_jax.data.fingerprint import vision_fingerprint
 
@@ -47,7 +47,7 @@ class VisionEncoder:
         """From a folder with config.json and weights; ValueError names what is wrong with it."""
         from emu3_jax.interop.vision_tokenizer import load_vision_tokenizer
 
-        return cls(*load_vision_tokenizer(path))
+        return cls(*load_vision_tokenizer(shipped.vision_tokenizer(path)))
 
     def encode(self, pixels: np.ndarray, rows: int) -> np.ndarray:
         """uint8 [B,H,W,3] or [B,T,H,W,3] -> int32 codes [B,h,w] or [B,t,h,w].

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 
+from emu3_jax import shipped
 from emu3_jax.config import ConfigError, to_dataclass
 from emu3_jax.data.fingerprint import vision_fingerprint
 from emu3_jax.data.mixture import vision_tokenizer_of
@@ -80,7 +81,8 @@ def _transformer_start(start: TransformerStart, task: PretrainTask) -> Start | N
     if start.shared_ids and not start.transformer:
         raise ConfigError("start.shared_ids goes with start.transformer, which is empty")
     if start.transformer:
-        llama.check(start.transformer, task.config, start.shared_ids)
+        transformer = shipped.language_model(start.transformer)
+        llama.check(transformer, task.config, start.shared_ids)
     codebook_ND = _codebook_of_the_data(start.codebook, task) if start.codebook else None
     if not start.transformer and codebook_ND is None:
         return None
@@ -88,7 +90,7 @@ def _transformer_start(start: TransformerStart, task: PretrainTask) -> Start | N
     def begin(variables: dict) -> dict:
         params = variables["params"]
         if start.transformer:
-            params = llama.load_into(params, start.transformer, task.config, start.shared_ids)
+            params = llama.load_into(params, transformer, task.config, start.shared_ids)
         if codebook_ND is not None:
             first = task.grammar.vocab.visual_start
             key = jax.random.key(start.seed)
@@ -100,7 +102,7 @@ def _transformer_start(start: TransformerStart, task: PretrainTask) -> Start | N
 
 def _codebook_of_the_data(path: str | os.PathLike, task: PretrainTask) -> np.ndarray:
     """float32 [N, D]; must be that of the tokenizer whose codes the data holds."""
-    config, variables = vision_tokenizer.load(path)
+    config, variables = vision_tokenizer.load(shipped.vision_tokenizer(path))
     found = vision_fingerprint(config, variables)
     wanted = vision_tokenizer_of(task.data.mixture)
     if found != wanted:
@@ -139,7 +141,7 @@ def _vision_tokenizer_start(start: VisionTokenizerStart, task: VisionTokenizerTa
     if start.movqgan:
         loaded = movqgan.load(start.movqgan, task.config)
     elif start.weights:
-        config, loaded = vision_tokenizer.load(start.weights)
+        config, loaded = vision_tokenizer.load(shipped.vision_tokenizer(start.weights))
         computed = {name: getattr(task.config, name) for name in COMPUTATION}
         if dataclasses.replace(config, **computed) != task.config:
             raise ConfigError(f"start.weights has the config {config}, the run has {task.config}")
