@@ -26,7 +26,7 @@ def define_config(help_text: str = "") -> None:
     """
     help_text = help_text or "Config; override keys with --config.a.b=value."
     names = ", ".join(shipped.config_names())
-    flags.DEFINE_string("config", None, f"{help_text} A file, or the name of a shipped one: {names}.")
+    flags.DEFINE_string("config", None, f"{help_text} A file, or a shipped one: {names}.")
 
 
 def define_path(
@@ -34,11 +34,17 @@ def define_path(
 ) -> flags.FlagHolder[str | None]:
     """Defines a flag whose value is the path that `find` makes of what is given.
 
-    `find` is a function of emu3_jax.shipped: the flag takes a path or the name of something shipped.
+    With a function of emu3_jax.shipped the flag takes a path or the name of something shipped.
     """
-    parser = flags.ArgumentParser()
-    parser.parse = lambda text: os.fspath(find(text))
-    return flags.DEFINE(parser, name, None, help_text)
+    return flags.DEFINE(_Finder(find), name, None, help_text)
+
+
+class _Finder(flags.ArgumentParser):
+    def __init__(self, find):
+        self._find = find
+
+    def parse(self, argument):
+        return argument and os.fspath(self._find(argument))
 
 
 def run(main: Callable[..., None], usage: str, verbs: Sequence[str] = ()) -> None:

@@ -11,6 +11,7 @@ import importlib.abc
 import importlib.machinery
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Iterable, Iterator
 
@@ -61,11 +62,13 @@ def text_tokenizer(path: PathLike) -> PathLike:
 def _named(path: PathLike, kind: str, prefix: str, suffix: str) -> PathLike:
     found = asset(path)
     text = os.fspath(found)
-    if _exists(found) or pathlib.PurePath(text).name != text or "." in text:
+    if _exists(found) or not re.fullmatch(r"[\w-]+", text):
         return found  # if it does not exist, whoever reads it says what was expected there
     names = [p.name[len(prefix) :].removesuffix(suffix) for p in ASSETS.glob(f"{prefix}*{suffix}")]
     if text not in names:
-        raise UnknownNameError(f"{text!r} is neither a path nor {_shipped(kind, text, names)}")
+        raise UnknownNameError(
+            f"{text!r} is neither a path nor the name of a shipped {kind}; {_hint(text, names)}"
+        )
     return ASSETS / f"{prefix}{text}{suffix}"
 
 
@@ -86,20 +89,23 @@ def config_file(path: PathLike) -> pathlib.Path:
         return file
     name = os.fspath(path).removeprefix("configs/").removesuffix(".py")
     names = config_names()
-    if name not in names:
-        shipped = _shipped("config", name, names)
-        raise UnknownNameError(f"config file {path} does not exist, and is not {shipped}")
-    return CONFIGS / f"{name}.py"
+    if name in names:
+        return CONFIGS / f"{name}.py"
+    if file.suffix == ".py" and name == os.fspath(path).removesuffix(".py"):
+        raise UnknownNameError(f"config file {path} does not exist")
+    raise UnknownNameError(
+        f"{os.fspath(path)!r} is neither a file nor the name of a shipped config; "
+        f"{_hint(name, names)}"
+    )
 
 
 def _exists(path: PathLike) -> bool:
     return "://" in os.fspath(path) or os.path.exists(path)
 
 
-def _shipped(kind: str, name: str, names: Iterable[str]) -> str:
+def _hint(name: str, names: Iterable[str]) -> str:
     near = difflib.get_close_matches(name, names, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"shipped: {', '.join(sorted(names))}"
-    return f"the name of a shipped {kind}; {hint}"
+    return f"did you mean {near[0]}?" if near else f"shipped: {', '.join(sorted(names))}"
 
 
 @contextlib.contextmanager

@@ -10,8 +10,8 @@ Measures a language model and a vision tokenizer on held-out data. Evaluators:
 
 Writes results.json, one CSV a table and one PNG a picture sheet into --output, and prints the
 figures. --model and --vision_tokenizer take a run directory, a directory of weights, or the name of
-shipped weights (nano, photo). --data is a folder of <split>.jsonl files, --tokens a token dataset or
-a folder of them, one a split.
+shipped weights (nano, photo). --data is a folder of <split>.jsonl files, --tokens a token dataset
+or a folder of them, one a split.
 
 Example:
   python -m emu3_jax.evaluate --evaluators=reconstruction,emoji_captions \\

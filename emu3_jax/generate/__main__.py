@@ -9,8 +9,9 @@ python -m emu3_jax.generate --model=DIR --vision_tokenizer=DIR --task=TASK --out
 
 DIR of --model is a run directory of `python -m emu3_jax.train`, a directory that
 `python -m emu3_jax.convert export` wrote, released weights with emu3.tiktoken beside them, or the
-name of shipped weights (nano); DIR of --vision_tokenizer likewise (nano, photo). --prompt, --image and --video may be repeated, and so may --size or
---ratio: one for all prompts, several for one prompt, or one each; they share batches.
+name of shipped weights (nano). DIR of --vision_tokenizer likewise (nano, photo). --prompt, --image
+and --video may be repeated, and so may --size or --ratio: one for all prompts, several for one
+prompt, or one each; they share batches.
 
 Every PNG holds its settings and its number in a text chunk named "emu3_jax"; clips have them in a
 .json file beside them, texts in their line of captions.jsonl. The same options with --first set to

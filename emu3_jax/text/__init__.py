@@ -49,7 +49,8 @@ class TextTokenizer(Protocol):
 def load_text_tokenizer(path: str | pathlib.Path) -> TextTokenizer:
     """The tokenizer a path stands for: "bytes", `*.model` (SentencePiece) or `*.tiktoken` (ranks).
 
-    The name of a shipped one, "nano", will do as well. Raises ValueError where the file is missing, of another kind or not readable as that kind.
+    Also the name of a shipped one, "nano". Raises ValueError where the file is missing, of another
+    kind or not readable as that kind.
     """
     name = str(path)
     if name == "bytes":
