@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -149,6 +150,16 @@ except ModuleNotFoundError:
     done = run(tmp_path, sys.executable, built, "-c", code)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == shipped.config_names()
+
+
+def test_the_revision_is_not_that_of_a_checkout_around_the_package(built, tmp_path):
+    home = tmp_path / "somebody"
+    shutil.copytree(built / "emu3_jax", home / "venv/emu3_jax", ignore=lambda *_: ["_shipped"])
+    for words in (("init", "-q"), ("commit", "-q", "--allow-empty", "-m", "x")):
+        who = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+        subprocess.run(["git", "-C", str(home), *who, *words], check=True)
+    code = "from emu3_jax.train import run_directory; print(run_directory.code_revision())"
+    assert run(tmp_path, sys.executable, home / "venv", "-c", code).stdout == "None\n"
 
 
 @pytest.mark.slow
