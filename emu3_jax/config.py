@@ -15,7 +15,6 @@ import difflib
 import importlib.util
 import json
 import os
-import pathlib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -24,6 +23,7 @@ from typing import Any, TypeVar
 import ml_collections
 from etils import epath
 
+from emu3_jax import shipped
 from emu3_jax.files import read_json, write_json
 
 T = TypeVar("T")
@@ -123,23 +123,29 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def load_config(spec: str) -> ml_collections.ConfigDict:
-    """Loads `path/to/config.py` or `path/to/config.py:argument` → locked ConfigDict.
+    """Loads `path/to/config.py` or the shipped config `name`, or either with `:argument`.
+
+    Returns:
+      A locked ConfigDict.
 
     Raises:
-      ConfigError: no such file, or no get_config in it. Mistakes inside the file keep their own
-        exception, since its traceback shows the line.
+      ConfigError: no such file or name, or no get_config in it. Mistakes inside the file keep their
+        own exception, since its traceback shows the line.
     """
-    path, _, argument = spec.partition(":")
-    if not pathlib.Path(path).is_file():
-        raise ConfigError(f"config file {path} does not exist")
+    name, _, argument = spec.partition(":")
+    try:
+        path = shipped.config_file(name)
+    except shipped.UnknownNameError as error:
+        raise ConfigError(str(error)) from error
     module_spec = importlib.util.spec_from_file_location("emu3_jax_config", path)
     if module_spec is None:
         raise ConfigError(f"config file {path} must be a python file, named .py")
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"{path} has no get_config(arg) function")
-    config = module.get_config(argument) if argument else module.get_config()
+    with shipped.importable_configs(path):
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise ConfigError(f"{path} has no get_config(arg) function")
+        config = module.get_config(argument) if argument else module.get_config()
     if not isinstance(config, ml_collections.ConfigDict):
         raise ConfigError(f"get_config of {path} must return a ConfigDict, got {config!r}")
     return config.lock()

@@ -16,7 +16,7 @@ import pathlib
 
 from absl import flags
 
-from emu3_jax import command_line
+from emu3_jax import command_line, shipped
 from emu3_jax.interop import exporting, relayout
 from emu3_jax.interop.bundle import UnknownVocabularyError, load_language, save_language
 from emu3_jax.interop.exporting import LANGUAGE_MODEL, LAYOUTS, PARTS, VISION_TOKENIZER
@@ -24,7 +24,9 @@ from emu3_jax.interop.safetensors_io import DTYPES, SAME, Tensors, replacing_mod
 from emu3_jax.train import run_directory, weights
 from emu3_jax.train.tasks import registry
 
-MODEL = flags.DEFINE_string("model", None, "Run directory or model directory.")
+MODEL = command_line.define_path(
+    "model", shipped.language_model, "Run directory, model directory, or shipped model."
+)
 OUTPUT = flags.DEFINE_string("output", None, "Directory to write; an earlier model is replaced.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint of a run; default the newest.")
 DTYPE = flags.DEFINE_enum("dtype", SAME, [SAME, *DTYPES], "Type of the weights.")
@@ -32,8 +34,10 @@ LAYOUT = flags.DEFINE_enum("layout", "baai", LAYOUTS, "Names and config of the d
 PART = flags.DEFINE_enum(
     "part", None, PARTS, "Half of a whole -hf model; default: both to hf, the language model else."
 )
-OTHER = flags.DEFINE_string(
-    "vision_tokenizer", None, "For a language model in the layout hf: the other half of the model."
+OTHER = command_line.define_path(
+    "vision_tokenizer",
+    shipped.vision_tokenizer,
+    "For a language model in the layout hf: the other half of the model.",
 )
 
 

@@ -12,6 +12,7 @@ import jax
 import pytest
 from tiny_pretraining import write_run
 
+import emu3_jax
 from emu3_jax import config as config_lib
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -113,6 +114,7 @@ def test_each_start_is_recorded(attempts):
     assert len(starts) == 2  # the refused ones have not started
     for start in starts:
         assert start["packages"]["jax"] == jax.__version__ and start["processes"] == 1
+        assert start["packages"]["emu3_jax"] == emu3_jax.__version__
         assert start["devices"] == "1 x cpu" and start["command"][0] == sys.executable
         assert start["revision"] is None or re.match(
             r"[0-9a-f]{40}(\+changes)?$", start["revision"]

@@ -9,12 +9,13 @@ Measures a language model and a vision tokenizer on held-out data. Evaluators:
   emoji_retrieval  are drawn pictures nearest to the real  needs --model --vision_tokenizer --data
 
 Writes results.json, one CSV a table and one PNG a picture sheet into --output, and prints the
-figures. --model and --vision_tokenizer take a run directory or a directory of weights. --data is a
-folder of <split>.jsonl files, --tokens a token dataset or a folder of them, one a split.
+figures. --model and --vision_tokenizer take a run directory, a directory of weights, or the name of
+shipped weights (nano, photo). --data is a folder of <split>.jsonl files, --tokens a token dataset
+or a folder of them, one a split.
 
 Example:
   python -m emu3_jax.evaluate --evaluators=reconstruction,emoji_captions \\
-    --model=runs/nano --vision_tokenizer=assets/vision_tokenizer_nano \\
+    --model=runs/nano --vision_tokenizer=nano \\
     --data=runs/emoji --output=runs/nano/evaluation
 """
 
@@ -22,7 +23,7 @@ import pathlib
 
 from absl import flags
 
-from emu3_jax import command_line
+from emu3_jax import command_line, shipped
 from emu3_jax.data.fingerprint import vision_fingerprint
 from emu3_jax.evaluate import evaluator, registry
 from emu3_jax.evaluate.progress import Progress
@@ -31,10 +32,14 @@ from emu3_jax.generate.sampling import Sampling
 from emu3_jax.interop import feature_networks, perceptual_weights
 from emu3_jax.train import weights
 
-MODEL = flags.DEFINE_string("model", None, "Language model: run directory or weights.")
+MODEL = command_line.define_path(
+    "model", shipped.language_model, "Language model: run directory, weights, or nano."
+)
 STEP = flags.DEFINE_integer("step", None, "Checkpoint of the run directory; default the newest.")
-VISION = flags.DEFINE_string(
-    "vision_tokenizer", None, "Vision tokenizer: run directory or weights."
+VISION = command_line.define_path(
+    "vision_tokenizer",
+    shipped.vision_tokenizer,
+    "Vision tokenizer: run directory, weights, nano or photo.",
 )
 DATA = flags.DEFINE_string("data", None, "Folder of <split>.jsonl files and their media.")
 TOKENS = flags.DEFINE_string("tokens", None, "Token dataset, or a folder of them, one a split.")
@@ -53,7 +58,9 @@ PERCEPTUAL = flags.DEFINE_string(
 )
 INCEPTION = flags.DEFINE_string("inception", None, "Inception v3 of FID (a torch file), for rFID.")
 I3D = flags.DEFINE_string("i3d", None, "I3D of FVD (a torch file), for rFVD.")
-EARLIER = flags.DEFINE_string("earlier", None, "Vision tokenizer to measure codebook drift from.")
+EARLIER = command_line.define_path(
+    "earlier", shipped.vision_tokenizer, "Vision tokenizer to measure codebook drift from."
+)
 CACHE = flags.DEFINE_string("cache", None, "Folder that keeps the statistics of real pictures.")
 FRAMES = flags.DEFINE_integer(
     "frames", 0, "Bring clips to this length, playing to and fro; 0 as stored.", lower_bound=0

@@ -8,9 +8,10 @@ python -m emu3_jax.generate --model=DIR --vision_tokenizer=DIR --task=TASK --out
   --task=video_to_text  --video=clip.mp4 [--prompt="What happens?"]
 
 DIR of --model is a run directory of `python -m emu3_jax.train`, a directory that
-`python -m emu3_jax.convert export` wrote, or released weights with emu3.tiktoken beside them; DIR
-of --vision_tokenizer likewise. --prompt, --image and --video may be repeated, and so may --size or
---ratio: one for all prompts, several for one prompt, or one each; they share batches.
+`python -m emu3_jax.convert export` wrote, released weights with emu3.tiktoken beside them, or the
+name of shipped weights (nano). DIR of --vision_tokenizer likewise (nano, photo). --prompt, --image
+and --video may be repeated, and so may --size or --ratio: one for all prompts, several for one
+prompt, or one each; they share batches.
 
 Every PNG holds its settings and its number in a text chunk named "emu3_jax"; clips have them in a
 .json file beside them, texts in their line of captions.jsonl. The same options with --first set to
@@ -24,7 +25,7 @@ import jax
 from absl import flags
 from etils import epath
 
-from emu3_jax import command_line, sharding
+from emu3_jax import command_line, sharding, shipped
 from emu3_jax.data import vision_codec
 from emu3_jax.generate import codec, modalities, presets
 from emu3_jax.generate.job import GENERATION_TASKS, Job, JobError, Runner, sizes_of
@@ -35,9 +36,11 @@ from emu3_jax.interop.safetensors_io import DTYPES
 from emu3_jax.sequence import VIDEO_FORMATS, Grammar
 from emu3_jax.train import weights
 
-MODEL = flags.DEFINE_string("model", None, "Directory of the language model.")
+MODEL = command_line.define_path("model", shipped.language_model, "The language model.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint of a run directory; the newest if left out.")
-VISION = flags.DEFINE_string("vision_tokenizer", None, "Directory of the vision tokenizer.")
+VISION = command_line.define_path(
+    "vision_tokenizer", shipped.vision_tokenizer, "The vision tokenizer."
+)
 TASK = flags.DEFINE_string("task", None, f"One of {', '.join(GENERATION_TASKS)}.")
 OUTPUT = flags.DEFINE_string("output", None, "Directory for what is made.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "Caption to draw, or question to answer.")

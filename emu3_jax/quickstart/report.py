@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from emu3_jax import shipped
 from emu3_jax import vocab as vocab_lib
 from emu3_jax.data import media, vision_codec
 from emu3_jax.data.records import DATASET_FILE, DatasetInfo
@@ -153,7 +154,7 @@ class Gathered:
         tokens = sum(counts.tokens for counts in info.counts.values())
         facts = [(f"{tokens / 1e3:,.0f} k", "training tokens in the shards")]
         if "shipped" in self.models:
-            config = language_model.read_config(self.plan.shipped)
+            config = language_model.read_config(shipped.asset(self.plan.shipped))
             facts.insert(0, (_millions(config), "parameters of the shipped model"))
         facts.append((_millions(self._trained_config(info.vocabulary)), "parameters of this run"))
         facts.append((f"{rows[-1]['step']:,}", "training steps, interrupted once and resumed"))

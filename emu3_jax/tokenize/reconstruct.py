@@ -13,14 +13,16 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from emu3_jax import command_line
+from emu3_jax import command_line, shipped
 from emu3_jax.data import media, tiling, vision_codec
 from emu3_jax.evaluate import picture_quality
 from emu3_jax.files import write_atomically
 from emu3_jax.generate.codec import pixel_limits
 from emu3_jax.train import weights
 
-VISION = flags.DEFINE_string("vision_tokenizer", None, "Directory of weights, or run directory.")
+VISION = command_line.define_path(
+    "vision_tokenizer", shipped.vision_tokenizer, "Weights, run directory, nano or photo."
+)
 OUTPUT = flags.DEFINE_string("output", None, "Directory to write.")
 INPUT = flags.DEFINE_multi_string("input", [], "Picture or clip; give as many as you like.")
 CLIPS = flags.DEFINE_enum(

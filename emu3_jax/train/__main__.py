@@ -1,4 +1,4 @@
-"""Train: python -m emu3_jax.train --config=configs/FILE.py --workdir=DIR [--config.KEY=VALUE ...]
+"""Train: python -m emu3_jax.train --config=NAME|FILE.py --workdir=DIR [--config.KEY=VALUE ...]
 
 Trains the task that the config names (task: pretrain or vision_tokenizer) on every device that
 JAX sees, and writes into the run directory:

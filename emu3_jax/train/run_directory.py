@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
+import emu3_jax
 from emu3_jax.config import (
     CONFIG_FILE,
     ConfigError,
@@ -163,13 +164,15 @@ def record_start(workdir: str | os.PathLike) -> None:
 def code_revision() -> str | None:
     """Commit of the checkout this package runs from, with "+changes" if it was edited; None where
     there is no checkout."""
-    here = pathlib.Path(__file__).parent
+    here = pathlib.Path(__file__)
 
     def git(*words: str) -> str:
-        command = ["git", "-C", str(here), *words]
+        command = ["git", "-C", str(here.parent), *words]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        # An installed package may lie in a folder of somebody else's checkout.
+        git("ls-files", "--error-unmatch", here.name)
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
@@ -177,8 +180,8 @@ def code_revision() -> str | None:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that decide what a run computes."""
-    found = {}
+    """Versions of the packages that decide what a run computes, this one first."""
+    found = {"emu3_jax": emu3_jax.__version__}
     for name in PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from emu3_jax import sharding
+from emu3_jax import sharding, shipped
 from emu3_jax.evaluate.evaluator import Subject
 from emu3_jax.interop import language_model
 from emu3_jax.interop import vision_tokenizer as vision_files
@@ -77,7 +77,7 @@ def load_language_model(
     """Reads a language model → (bundle without vision tokenizer, label for the record).
 
     Args:
-      path: a run directory or a model directory.
+      path: a run directory, a model directory, or the name of a shipped model.
       step: checkpoint of a run directory; None for the newest.
       mesh: where the weights go, tensor by tensor; None for the first device.
       dtype: type of weights and activations, as the official scripts take bfloat16; None keeps
@@ -86,6 +86,7 @@ def load_language_model(
     Raises:
       ValueError: no such directory or checkpoint, or it holds something else.
     """
+    path = shipped.language_model(path)
     if is_run_directory(path):
         run = open_run(path, step, mesh)
         bundle, label = run.subject().bundle, run.label
@@ -108,6 +109,7 @@ def load_vision_tokenizer(
     path: str | os.PathLike, step: int | None = None, mesh: jax.sharding.Mesh | None = None
 ) -> tuple[VisionTokenizer, Any]:
     """Reads a vision tokenizer → (module, variables); arguments and errors as above."""
+    path = shipped.vision_tokenizer(path)
     if is_run_directory(path):
         run = open_run(path, step, mesh)
         found = run.subject().vision_tokenizer

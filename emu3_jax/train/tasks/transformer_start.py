@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emu3_jax import shipped
 from emu3_jax.config import ConfigError
 from emu3_jax.data.fingerprint import vision_fingerprint
 from emu3_jax.data.mixture import MixtureEntry, vision_tokenizer_of
@@ -99,7 +100,7 @@ def initial_weights(
 
 def _layers(start: TransformerStart, model: TransformerConfig) -> Callable[[dict], dict]:
     """A function from params to params with what start.transformer has; checks that it fits."""
-    path, shared = start.transformer, start.shared_ids
+    path, shared = shipped.language_model(start.transformer), start.shared_ids
     if not weights.is_run_directory(path):
         llama.check(path, model, shared)
         return lambda params: llama.load_into(params, path, model, shared)
