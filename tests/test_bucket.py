@@ -1,6 +1,8 @@
 """What a run writes beside its checkpoints into a bucket: objects in memory behind gs://."""
 
+import dataclasses
 import pathlib
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,9 +14,10 @@ from test_records import GRAMMAR, image_record, write_dataset
 from emu3_jax import vocab
 from emu3_jax.config import ConfigError, read_config
 from emu3_jax.data import media
-from emu3_jax.evaluate import loading, registry
-from emu3_jax.evaluate.during_training import EvaluationCallback, EvaluationConfig, check_data
-from emu3_jax.evaluate.evaluator import Result, Subject
+from emu3_jax.evaluate import loading
+from emu3_jax.evaluate.during_training import EvaluationCallback, check_data
+from emu3_jax.evaluate.evaluator import Evaluator, Result, Subject
+from emu3_jax.evaluate.likelihood import Likelihood
 from emu3_jax.interop.bundle import Language, load_language, save_language
 from emu3_jax.sequence import Grammar
 from emu3_jax.text import load_text_tokenizer
@@ -89,16 +92,18 @@ def test_held_out_tokens_are_looked_for(bucket, tmp_path):
     for path in (tmp_path / "tokens").iterdir():
         epath.Path("gs://bucket/tokens", path.name).write_bytes(path.read_bytes())
     language = Language(GRAMMAR.vocab, GRAMMAR)
-    check_data(EvaluationConfig(evaluators=("likelihood",), tokens="gs://bucket/tokens"), language)
-    gone = EvaluationConfig(evaluators=("likelihood",), tokens="gs://bucket/gone")
+    check_data([Likelihood(tokens="gs://bucket/tokens")], language)
     with pytest.raises(ConfigError, match="neither gs://bucket/gone nor gs://bucket/gone/val"):
-        check_data(gone, language)
+        check_data([Likelihood(tokens="gs://bucket/gone")], language)
 
 
-class Drawing:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawing(Evaluator):
     """An evaluator that draws one picture of one grey."""
 
-    name, needs = "drawing", {}
+    measures: ClassVar[str] = "bundle"
+
+    name: str = "drawing"
 
     def run(self, subject):
         return Result({"one": 1.0}, pictures={"grey": np.full((2, 3, 3), 7, np.uint8)})
@@ -113,10 +118,10 @@ class Shown:
         self.pictures += ((step, name),)
 
 
-def test_pictures_of_evaluation(bucket, monkeypatch):
-    monkeypatch.setitem(registry.EVALUATORS, "drawing", Drawing)
-    config = EvaluationConfig(evaluators=("drawing",))
-    callback = EvaluationCallback(config, lambda state, label: Subject(label=label), RUN)
+def test_pictures_of_evaluation(bucket):
+    callback = EvaluationCallback(
+        Drawing(), lambda state, label: Subject(bundle=object(), label=label), RUN
+    )
     writer = Shown()
     for _ in range(2):  # the second time over what is there
         values = callback(4, None, writer)

@@ -7,7 +7,7 @@ import pytest
 from emu3_jax.config import ConfigError, load_config, to_dataclass
 from emu3_jax.data.pipeline import DataConfig
 from emu3_jax.data.pixels import PixelConfig
-from emu3_jax.evaluate.during_training import EvaluationConfig
+from emu3_jax.evaluate import registry
 from emu3_jax.models.transformer import TransformerConfig
 from emu3_jax.models.vision_config import VisionTokenizerConfig
 from emu3_jax.tokenize.config import TokenizeConfig
@@ -39,12 +39,13 @@ def resolve(config):
     """Every section as its dataclass: ConfigError for a key or type that does not exist."""
     if "task" not in config:
         return to_dataclass(TokenizeConfig, config)
-    sections = SECTIONS[config.task] | {"run": RunConfig, "evaluation": EvaluationConfig}
+    sections = SECTIONS[config.task] | {"run": RunConfig}
     for name, cls in sections.items():
         if name in config:
             # The data fixes the number of token ids.
             known = {"vocab_size": 1} if cls is TransformerConfig else {}
             to_dataclass(cls, known | config[name].to_dict(), name)
+    registry.make(config.get("evaluation", ()))
     return config
 
 

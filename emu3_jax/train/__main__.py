@@ -16,7 +16,6 @@ On a pod every host runs this command with --coordinator=auto; elsewhere each pr
 --coordinator=HOST:PORT --processes=N --process=I. The run directory is one that all can see.
 """
 
-import dataclasses
 import sys
 
 import jax
@@ -26,12 +25,8 @@ from ml_collections import ConfigDict
 from emu3_jax import command_line
 from emu3_jax.config import ConfigError, to_dataclass
 from emu3_jax.evaluate import registry
-from emu3_jax.evaluate.during_training import (
-    EvaluationCallback,
-    EvaluationConfig,
-    check_data,
-)
-from emu3_jax.evaluate.loading import load_vision_tokenizer
+from emu3_jax.evaluate.during_training import EvaluationCallback, check_data
+from emu3_jax.evaluate.evaluator import Subject
 from emu3_jax.interop.bundle import assemble, save_language
 from emu3_jax.train import distributed, run_directory, start, tasks
 from emu3_jax.train.goodput import Ledger
@@ -49,14 +44,10 @@ ALLOW_CHANGES = flags.DEFINE_bool(
 
 
 def evaluation_callbacks(config, task, workdir: str) -> list[EvaluationCallback]:
-    """What `config.evaluation` asks for; an absent section or no evaluators give none."""
-    if "evaluation" not in config:
-        return []
-    evaluation = to_dataclass(EvaluationConfig, config.evaluation, "evaluation")
-    if not evaluation.evaluators:
-        return []
+    """One callback for each entry of `config.evaluation`."""
+    evaluators = registry.make(config.get("evaluation", ()))
     language = task.language() if config.task == "pretrain" else None
-    check_data(evaluation, language)
+    check_data(evaluators, language)
     if config.task == "vision_tokenizer":
 
         def subject_of(state, label):
@@ -64,25 +55,21 @@ def evaluation_callbacks(config, task, workdir: str) -> list[EvaluationCallback]
                 "params": tokenizer_params(state.evaluation_params()),
                 "batch_stats": state.model_state["batch_stats"],
             }
-            return evaluation.subject((task.model, variables), None, label)
+            return Subject(vision_tokenizer=(task.model, variables), label=label)
 
     else:
-        vision = _vision_tokenizer(evaluation.vision_tokenizer)
 
         def subject_of(state, label):
             variables = {"params": state.evaluation_params()}
             bundle = assemble(task.model, variables, language, where=label)
-            return evaluation.subject(vision, bundle, label)
+            return Subject(bundle=bundle, label=label)
 
-    def callback(wrap, names):
-        part = dataclasses.replace(evaluation, evaluators=tuple(names))
-        return [wrap(EvaluationCallback(part, subject_of, workdir))] if names else []
+    def callback(evaluator):
+        found = EvaluationCallback(evaluator, subject_of, workdir)
+        together = registry.evaluator_name(evaluator) in registry.ON_THE_MESH
+        return found if together or jax.process_count() == 1 else _ByEachProcess(found)
 
-    if jax.process_count() == 1:
-        return callback(lambda whole: whole, evaluation.evaluators)
-    together = [name for name in evaluation.evaluators if name in registry.ON_THE_MESH]
-    alone = [name for name in evaluation.evaluators if name not in registry.ON_THE_MESH]
-    return callback(lambda part: part, together) + callback(_ByEachProcess, alone)
+    return [callback(evaluator) for evaluator in evaluators]
 
 
 class _ByEachProcess:
@@ -99,16 +86,6 @@ class _ByEachProcess:
         state = distributed.to_this_host(state.replace(opt_state=None))
         with jax.set_mesh(distributed.local_mesh()):
             return self._callback(step, state, writer)
-
-
-def _vision_tokenizer(path: str):
-    if not path:
-        return None
-    try:
-        return load_vision_tokenizer(path)
-    except (ValueError, OSError) as error:
-        message = f"evaluation.vision_tokenizer={path!r} cannot be used: {error}"
-        raise ConfigError(message) from error
 
 
 def train_config(

@@ -31,7 +31,8 @@ FREE_KEYS = (
     "run.checkpoint.",
     "run.mesh.",
     "run.watch.",
-    "evaluation.",
+    "evaluation",
+    "evaluation.",  # a section in directories of earlier versions
     "data.workers",
     "data.prefetch",
     "data.cache_bytes",
