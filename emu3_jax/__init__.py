@@ -5,7 +5,6 @@ import itself is light: JAX is loaded by the first call.
 """
 
 import os
-import pathlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,8 +27,8 @@ def load_vision_tokenizer(
       path: a directory with config.json and safetensors files as BAAI or the -hf conversions keep
         them, a run directory of `python -m emu3_jax.train`, whose newest checkpoint is taken, or
         the name of a shipped one: "nano" or "photo".
-      mesh: devices (`emu3_jax.sharding.make_mesh`) onto which the weights are read tensor by tensor;
-        default: the first device.
+      mesh: devices (`emu3_jax.sharding.make_mesh`) onto which the weights are read, tensor by
+        tensor; default: the first device.
 
     Returns:
       (module, variables). `module.apply(variables, pixels, method="encode")` turns floats in
@@ -52,8 +51,8 @@ def load_language_model(
       path: a directory with config.json and safetensors files as BAAI or the -hf conversions keep
         them, a run directory of `python -m emu3_jax.train`, whose newest checkpoint is taken, or
         the name of a shipped one: "nano".
-      mesh: devices (`emu3_jax.sharding.make_mesh`) onto which the weights are read tensor by tensor;
-        default: the first device.
+      mesh: devices (`emu3_jax.sharding.make_mesh`) onto which the weights are read, tensor by
+        tensor; default: the first device.
 
     Returns:
       (module, variables). `module.apply(variables, tokens)` turns int32 [B, S] into float32 logits
@@ -62,8 +61,9 @@ def load_language_model(
     Raises:
       ValueError: the directory holds no such thing, or files that do not fit together.
     """
-    bundle = load_bundle(path, mesh=mesh)
-    return bundle.model, bundle.variables
+    from emu3_jax.train import weights
+
+    return weights.load_transformer(path, mesh)
 
 
 def load_bundle(

@@ -152,7 +152,7 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
 
 
 def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> None:
-    """Sets dotted keys of `config` from text: {"model.num_layers": "4"}.
+    """Sets dotted keys of `config` from text: {"model.num_layers": "4", "evaluation.0.every": "9"}.
 
     Neither section nor key need be there: a config states only what differs from the defaults, and
     `to_dataclass` checks every key.
@@ -161,7 +161,9 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, s
       ConfigError: a section is set like a value, or a value is of another type than the one there.
     """
     for dotted, text in overrides.items():
-        section, where = config, TOP
+        if _set_in_list(config, dotted.split("."), text):
+            continue
+        section, where = config, "config"
         *parents, last = dotted.split(".")
         for parent in parents:
             if parent not in section:
@@ -180,6 +182,48 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, s
             raise ConfigError(
                 f"{where}.{last} must be of type {type(old).__name__}, got {text!r}"
             ) from error
+
+
+def _set_in_list(config: ml_collections.ConfigDict, keys: list[str], text: str) -> bool:
+    """Sets what `keys` lead to if they go through a list (evaluation.0.every); False if not."""
+    section, where = config, "config"
+    for depth, key in enumerate(keys[:-1], 1):
+        value, where = section.get(key), f"{where}.{key}"
+        if isinstance(value, (list, tuple)):
+            with section.unlocked():
+                section[key] = _replaced(value, keys[depth:], text, where)
+            return True
+        if not isinstance(value, ml_collections.ConfigDict):
+            return False
+        section = value
+    return False
+
+
+def _replaced(value: Any, keys: list[str], text: str, where: str) -> Any:
+    """A copy of `value`, lists and dicts, in which `keys` lead to what `text` writes."""
+    if not keys:
+        if isinstance(value, dict):
+            raise ConfigError(f"{where} is a section; set one of its keys")
+        return _from_text(text, value)
+    key, *rest = keys
+    if isinstance(value, (list, tuple)):
+        known = [str(index) for index in range(len(value))]
+        if key not in known:
+            raise ConfigError(
+                f"{where}.{key} does not exist; {where} is a list with the entries "
+                f"{', '.join(known) or '(none)'}"
+            )
+        items = list(value)
+        items[int(key)] = _replaced(items[int(key)], rest, text, f"{where}.{key}")
+        return type(value)(items)
+    if value is not None and not isinstance(value, dict):
+        raise ConfigError(f"{where} has no keys; it is {value!r}")
+    value = value or {}
+    return value | {key: _replaced(value.get(key), rest, text, f"{where}.{key}")}
+
+
+def _sections(config: ml_collections.ConfigDict) -> list[str]:
+    return [k for k, v in config.items() if isinstance(v, ml_collections.ConfigDict)]
 
 
 def _from_text(text: str, old: Any) -> Any:

@@ -72,7 +72,7 @@ def _is_run(path: str | None) -> bool:
 def parts_to_write(path: str) -> tuple[str, ...]:
     """Which of PARTS a run directory or a model directory gives; ValueError if none."""
     if weights.is_run_directory(path):
-        found = (registry.find(run_directory.read(path).task).exports,)
+        found = (registry.find(run_directory.read(path).task).kind,)
     else:
         has = (relayout.has_language_model(path), relayout.has_vision_tokenizer(path))
         found = tuple(part for part, there in zip(PARTS, has, strict=True) if there)

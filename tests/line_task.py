@@ -14,7 +14,6 @@ import numpy as np
 from toy_task import FEATURES, Numbered
 
 from emu3_jax import sharding
-from emu3_jax.evaluate.evaluator import Subject
 from emu3_jax.train.run_config import RunConfig
 from emu3_jax.train.task import Loss, Task
 
@@ -35,7 +34,7 @@ class LineTask(Task):
 
     Config = LineConfig
     unit = "rows"
-    exports = "line"
+    kind = "line"
     unsaved = ("base",)
 
     def __init__(self, config, read_data=True):
@@ -78,8 +77,8 @@ class LineTask(Task):
     def model_variables(self, params, model_state):
         return {"kernel": params["adapter"] + model_state["base"]["kernel"]}
 
-    def subject(self, variables, label):
-        return Subject(bundle=variables, label=label)
+    def trained_model(self, variables, label):
+        return variables["kernel"]
 
     def export(self, folder, variables, options):
         np.save(pathlib.Path(folder, "line.npy"), np.asarray(variables["kernel"]))

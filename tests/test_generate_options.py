@@ -16,13 +16,13 @@ from tiny_models import GUIDED, LIMITS, language_model, save_vision_tokenizer
 
 from emu3_jax import vocab as vocab_lib
 from emu3_jax.data import media, vision_codec
-from emu3_jax.evaluate import loading
 from emu3_jax.generate import codec, modalities
 from emu3_jax.generate import job as job_lib
 from emu3_jax.generate.job import Job
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.interop import language_model as language_files
 from emu3_jax.sequence import Grammar
+from emu3_jax.train import weights
 
 SIZES = ((2, 3), (2, 10), (12, 3), (3, 2))
 
@@ -136,14 +136,14 @@ def test_the_two_ways_of_coding_clips_differ(tiny_bundle):
 
 
 def test_a_directory_is_loaded_in_the_type_asked_for(tiny_directories, monkeypatch):
-    whole, _ = loading.load_model(tiny_directories / "language")
+    whole, _ = weights.load_language_model(tiny_directories / "language")
     assert whole.model.config.dtype == "float32"
 
     def never(*arguments):
         raise AssertionError("the host holds all weights at once")
 
     monkeypatch.setattr(language_files, "_OnHost", never)
-    small, _ = loading.load_model(tiny_directories / "language", dtype="bfloat16")
+    small, _ = weights.load_language_model(tiny_directories / "language", dtype="bfloat16")
     assert small.model.config.dtype == small.model.config.param_dtype == "bfloat16"
     for weight, exact in zip(
         jax.tree.leaves(small.variables), jax.tree.leaves(whole.variables), strict=True
@@ -157,17 +157,17 @@ def test_a_directory_is_loaded_in_the_type_asked_for(tiny_directories, monkeypat
 def test_a_run_is_loaded_in_its_own_type_or_the_one_asked_for(
     tiny_directories, monkeypatch, tmp_path
 ):
-    whole, _ = loading.load_model(tiny_directories / "language")
+    whole, _ = weights.load_language_model(tiny_directories / "language")
     sizes = dataclasses.asdict(whole.model.config) | {"dtype": "bfloat16"}
     run = ConfigDict({"task": "pretrain", "model": sizes})
     restored = (run, whole.variables["params"], {}, 7)
-    monkeypatch.setattr(loading, "restore_for_evaluation", lambda path, step: restored)
+    monkeypatch.setattr(weights, "restore_for_evaluation", lambda path, step: restored)
     shutil.copytree(tiny_directories / "language", tmp_path / "run")
     (tmp_path / "run" / "checkpoints").mkdir()
-    own, label = loading.load_model(tmp_path / "run")
+    own, label = weights.load_language_model(tmp_path / "run")
     assert label.endswith("run at step 7")
     assert (own.model.config.dtype, own.model.config.param_dtype) == ("bfloat16", "float32")
-    changed, _ = loading.load_model(tmp_path / "run", dtype="float16")
+    changed, _ = weights.load_language_model(tmp_path / "run", dtype="float16")
     assert changed.model.config.dtype == "float16"
     assert {leaf.dtype.name for leaf in jax.tree.leaves(changed.variables)} == {"float16"}
 

@@ -4,9 +4,12 @@ import dataclasses
 import json
 
 import pytest
+import tiny_tasks
 from line_task import LineConfig
 
 from emu3_jax.config import ConfigError, read_config, save_config, to_values
+from emu3_jax.data.pixels import PixelConfig, PixelGroup
+from emu3_jax.models.vision_config import VisionTokenizerConfig
 from emu3_jax.sharding import MeshConfig
 from emu3_jax.train import run_directory
 from emu3_jax.train.metrics import LogConfig
@@ -83,6 +86,21 @@ def test_a_directory_of_stated_keys_has_the_defaults_of_its_time(tmp_path, began
     save_config(to_values(config), tmp_path)
     (tmp_path / "starts.jsonl").write_text(json.dumps({"time": "2026-11-20"}) + "\n")
     assert run_directory.read(tmp_path) == config
+
+
+@pytest.mark.parametrize("decay", [0.97, 0.5])
+def test_a_field_that_became_a_constant(tmp_path, decay):
+    config = tiny_tasks.vision_task(
+        VisionTokenizerConfig(), PixelConfig("p", (PixelGroup("s", "stills", 64, 1),))
+    ).config
+    values = to_values(config)
+    values["codebook"] |= {"usage_decay": decay}
+    save_config(values, tmp_path)
+    if decay == 0.97:
+        assert run_directory.read(tmp_path) == config
+    else:
+        with pytest.raises(ConfigError, match="codebook.usage_decay does not exist"):
+            run_directory.read(tmp_path)
 
 
 def test_a_config_of_another_kind_is_named(tmp_path):

@@ -84,7 +84,7 @@ class ToyTask(Task):
     def units_per_batch(self):
         return ROWS
 
-    def subject(self, variables, label):
+    def trained_model(self, variables, label):
         raise AssertionError("nothing evaluates it")
 
     def export(self, folder, variables, options):

@@ -46,6 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.loss.adversarial.update(weight=0.1, start=20, warmup=60)
     config.run.steps = 200
     config.run.log.every = 10
-    config.evaluation.update(every=20, limit=64, perceptual="")
+    (reconstruction,) = config.evaluation
+    config.evaluation = (dict(reconstruction, every=20, perceptual=""),)
     config.update_from_flattened_dict(CHANGES[arg])
     return config

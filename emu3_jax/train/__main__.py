@@ -21,6 +21,8 @@ On a pod every host runs this command with --coordinator=auto; elsewhere each pr
 import dataclasses
 import json
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 from absl import flags
@@ -30,8 +32,9 @@ from emu3_jax import command_line
 from emu3_jax.config import ConfigError, to_values
 from emu3_jax.evaluate import registry
 from emu3_jax.evaluate.during_training import EvaluationCallback, check_data
-from emu3_jax.interop import exporting
-from emu3_jax.train import distributed, run_directory, weights
+from emu3_jax.evaluate.evaluator import Evaluator, Subject
+from emu3_jax.interop.exporting import LANGUAGE_MODEL
+from emu3_jax.train import distributed, run_directory
 from emu3_jax.train.goodput import Ledger
 from emu3_jax.train.interruption import Interruption
 from emu3_jax.train.loop import Callback, train
@@ -47,31 +50,30 @@ ALLOW_CHANGES = flags.DEFINE_bool(
 PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resolved config and end.")
 
 
-def evaluation_callbacks(task: Task, workdir: str) -> list[Callback]:
-    """What `config.evaluation` asks for; no evaluators give none."""
-    evaluation = task.config.evaluation
-    if not evaluation.evaluators:
-        return []
-    language = task.language if task.exports == exporting.LANGUAGE_MODEL else None
-    check_data(evaluation, language)
-    vision = _vision_tokenizer(evaluation.vision_tokenizer)
+def resolve(values: dict) -> tuple[Any, tuple[Evaluator, ...]]:
+    """Stated values → the resolved config, and the evaluators of its entries."""
+    config = tasks.resolve(values)
+    evaluators = registry.make(config.evaluation)
+    return dataclasses.replace(config, evaluation=registry.resolved(evaluators)), evaluators
+
+
+def evaluation_callbacks(
+    task: Task, evaluators: Sequence[Evaluator], workdir: str
+) -> list[Callback]:
+    """One callback for each evaluator."""
+    language = task.language if task.kind == LANGUAGE_MODEL else None
+    check_data(evaluators, task.kind, language)
 
     def subject_of(state, label):
         variables = task.model_variables(state.evaluation_params(), state.model_state)
-        trained = task.subject(variables, label)
-        if trained.vision_tokenizer is not None:
-            return evaluation.subject(trained.vision_tokenizer, None, label)
-        return evaluation.subject(vision, trained.bundle, label)
+        return Subject(**{task.kind: task.trained_model(variables, label)}, label=label)
 
-    def callback(wrap, names):
-        part = dataclasses.replace(evaluation, evaluators=tuple(names))
-        return [wrap(EvaluationCallback(part, subject_of, workdir))] if names else []
+    def callback(evaluator):
+        found = EvaluationCallback(evaluator, subject_of, workdir)
+        together = registry.evaluator_name(evaluator) in registry.ON_THE_MESH
+        return found if together or jax.process_count() == 1 else _ByEachProcess(found)
 
-    if jax.process_count() == 1:
-        return callback(lambda whole: whole, evaluation.evaluators)
-    together = [name for name in evaluation.evaluators if name in registry.ON_THE_MESH]
-    alone = [name for name in evaluation.evaluators if name not in registry.ON_THE_MESH]
-    return callback(lambda part: part, together) + callback(_ByEachProcess, alone)
+    return [callback(evaluator) for evaluator in evaluators]
 
 
 class _ByEachProcess(Callback):
@@ -90,16 +92,6 @@ class _ByEachProcess(Callback):
             return self._callback(step, state, writer)
 
 
-def _vision_tokenizer(path: str):
-    if not path:
-        return None
-    try:
-        return weights.load_vision_tokenizer(path)
-    except (ValueError, OSError) as error:
-        message = f"evaluation.vision_tokenizer={path!r} cannot be used: {error}"
-        raise ConfigError(message) from error
-
-
 def train_config(
     config: ConfigDict,
     workdir: str,
@@ -112,7 +104,7 @@ def train_config(
     Returns:
       As `loop.train`: the last state, None if the run was interrupted.
     """
-    config = tasks.resolve(config.to_dict())
+    config, evaluators = resolve(config.to_dict())
     run_directory.check(config, workdir, allow_changes)
     task = tasks.make(config)
 
@@ -127,7 +119,7 @@ def train_config(
         task,
         config.run,
         workdir,
-        callbacks=evaluation_callbacks(task, workdir),
+        callbacks=evaluation_callbacks(task, evaluators, workdir),
         run_config=to_values(config),
         on_begin=write_run_directory,
         ledger=ledger,
@@ -141,7 +133,7 @@ def main() -> None:
     ledger = Ledger()
     config, workdir = flags.FLAGS.config, WORKDIR.value
     if config is not None and PRINT_CONFIG.value:
-        print(json.dumps(to_values(tasks.resolve(config.to_dict())), indent=1))
+        print(json.dumps(to_values(resolve(config.to_dict())[0]), indent=1))
         return
     if config is None or workdir is None:
         raise ConfigError("--config and --workdir are needed; see --help")

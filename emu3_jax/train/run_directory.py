@@ -42,7 +42,8 @@ FREE_KEYS = (
     "run.checkpoint.",
     "run.mesh.",
     "run.watch.",
-    "evaluation.",
+    "evaluation",
+    "evaluation.",  # a section in directories of earlier versions
     "data.workers",
     "data.prefetch",
     "data.cache_bytes",
@@ -70,6 +71,12 @@ class OldDefault(NamedTuple):
 OLD_DEFAULTS = (
     OldDefault("pretrain", ("model", "attention"), "reference", "2026-11-25T03:08:00+00:00"),
 )
+# Fields that are constants now: a directory that states the constant's value means the same.
+REMOVED = {
+    ("codebook", "kmeans_iterations"): 10,
+    ("codebook", "usage_decay"): 0.97,
+    ("loss", "perceptual_heads"): "",
+}
 
 
 def check(config: Any, workdir: str | os.PathLike, allow_changes: bool) -> str:
@@ -132,6 +139,10 @@ def _with_old_defaults(values: dict[str, Any], workdir: str | os.PathLike) -> di
         stated = values.get(section, {})
         if values.get("task") == task and name not in stated and _written(workdir) < until:
             values[section] = {**stated, name: value}
+    for (section, name), value in REMOVED.items():
+        stated = values.get(section, {})
+        if name in stated and stated[name] == value:
+            values[section] = {key: x for key, x in stated.items() if key != name}
     return values
 
 

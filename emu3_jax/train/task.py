@@ -72,14 +72,14 @@ class Task(abc.ABC):
       unit: what throughput counts ("tokens", "frames").
       unsaved: collections of the model state that checkpoints leave out, since `init` and
         `initial_weights` make them again when a run resumes (a frozen base, for instance).
-      exports: which kind of model `export` writes, a name in `interop.exporting`.
+      kind: the kind of model that is trained: "language_model", "vision_tokenizer", or another.
       config: the resolved config.
       note: printed when a run begins, beside its sizes; "" for nothing.
     """
 
     Config: ClassVar[type]
     unit: ClassVar[str]
-    exports: ClassVar[str]
+    kind: ClassVar[str]
     unsaved: ClassVar[tuple[str, ...]] = ()
     config: Any
     note: str = ""
@@ -200,15 +200,16 @@ class Task(abc.ABC):
         return {"params": params, **model_state}
 
     @abc.abstractmethod
-    def subject(self, variables: dict, label: str) -> Any:
-        """The trained model as evaluators take it.
+    def trained_model(self, variables: dict, label: str) -> Any:
+        """The model as generation and evaluation take it.
 
         Args:
           variables: from `model_variables`, on any mesh.
-          label: where they came from.
+          label: where they came from, for messages.
 
         Returns:
-          An evaluate.evaluator.Subject.
+          For a "language_model" an interop.bundle.Bundle, for a "vision_tokenizer" (module,
+          variables), for another kind what its own evaluators take.
         """
 
     @abc.abstractmethod

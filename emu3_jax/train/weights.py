@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import jax
 
 from emu3_jax import sharding, shipped
-from emu3_jax.evaluate.evaluator import Subject
 from emu3_jax.interop import language_model
 from emu3_jax.interop import vision_tokenizer as vision_files
 from emu3_jax.interop.bundle import Bundle, assemble, load_language
+from emu3_jax.interop.exporting import LANGUAGE_MODEL, VISION_TOKENIZER
 from emu3_jax.models.transformer import Transformer
 from emu3_jax.models.vision_tokenizer import VisionTokenizer
 from emu3_jax.train import run_directory
@@ -37,9 +37,14 @@ class OpenRun(NamedTuple):
     variables: dict
     label: str
 
-    def subject(self) -> Subject:
-        """The model as evaluators take it."""
-        return self.task.subject(self.variables, self.label)
+    def trained_model(self, kind: str) -> Any:
+        """See `Task.trained_model`; ValueError where the run trains another kind."""
+        if self.task.kind != kind:
+            raise ValueError(
+                f"{self.label} is a run of the task {self.task.config.task}, which trains a "
+                f"{self.task.kind.replace('_', ' ')}; expected a {kind.replace('_', ' ')}"
+            )
+        return self.task.trained_model(self.variables, self.label)
 
 
 def open_run(
@@ -87,22 +92,34 @@ def load_language_model(
       ValueError: no such directory or checkpoint, or it holds something else.
     """
     path = shipped.language_model(path)
+    if not is_run_directory(path):
+        language = load_language(path)
+        model, variables = load_transformer(path, mesh, dtype)
+        return assemble(model, variables, language, where=str(path)), str(path)
+    run = open_run(path, step, mesh)
+    bundle = run.trained_model(LANGUAGE_MODEL)
+    if dtype is not None:
+        config = dataclasses.replace(bundle.model.config, dtype=dtype, param_dtype=dtype)
+        params = jax.tree.map(lambda w: w.astype(dtype), bundle.variables["params"])
+        bundle = dataclasses.replace(
+            bundle, model=Transformer(config), variables={"params": params}
+        )
+    return bundle, run.label
+
+
+def load_transformer(
+    path: str | os.PathLike, mesh: jax.sharding.Mesh | None = None, dtype: str | None = None
+) -> tuple[Transformer, Any]:
+    """Reads a transformer's weights alone → (module, variables); no vocabulary is needed.
+
+    Arguments and errors as `load_language_model`.
+    """
+    path = shipped.language_model(path)
     if is_run_directory(path):
-        run = open_run(path, step, mesh)
-        bundle, label = run.subject().bundle, run.label
-        if bundle is None:
-            raise _another_task(run, path, "language model")
-        if dtype is not None:
-            config = dataclasses.replace(bundle.model.config, dtype=dtype, param_dtype=dtype)
-            params = jax.tree.map(lambda w: w.astype(dtype), bundle.variables["params"])
-            bundle = dataclasses.replace(
-                bundle, model=Transformer(config), variables={"params": params}
-            )
-        return bundle, label
-    mesh = mesh or first_device()
-    config, params = language_model.load(path, dtype or "float32", mesh)
-    language = load_language(path)
-    return assemble(Transformer(config), {"params": params}, language, where=str(path)), str(path)
+        bundle, _ = load_language_model(path, mesh=mesh, dtype=dtype)
+        return bundle.model, bundle.variables
+    config, params = language_model.load(path, dtype or "float32", mesh or first_device())
+    return Transformer(config), {"params": params}
 
 
 def load_vision_tokenizer(
@@ -111,17 +128,8 @@ def load_vision_tokenizer(
     """Reads a vision tokenizer → (module, variables); arguments and errors as above."""
     path = shipped.vision_tokenizer(path)
     if is_run_directory(path):
-        run = open_run(path, step, mesh)
-        found = run.subject().vision_tokenizer
-        if found is None:
-            raise _another_task(run, path, "vision tokenizer")
-        return found
+        return open_run(path, step, mesh).trained_model(VISION_TOKENIZER)
     return vision_files.load_vision_tokenizer(path, mesh or first_device())
-
-
-def _another_task(run: OpenRun, path: str | os.PathLike, wanted: str) -> ValueError:
-    task = run.task.config.task
-    return ValueError(f"{path} is a run of the task {task}, which trains no {wanted}")
 
 
 def run_model_config(path: str | os.PathLike, kind: type) -> Any:

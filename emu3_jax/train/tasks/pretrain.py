@@ -15,10 +15,15 @@ from emu3_jax.data.mixture import vision_tokenizer_of
 from emu3_jax.data.packing import FIELDS
 from emu3_jax.data.pipeline import BatchIterator, DataConfig, make_iterator
 from emu3_jax.data.records import open_dataset
-from emu3_jax.evaluate.during_training import EvaluationConfig
-from emu3_jax.evaluate.evaluator import Subject
 from emu3_jax.interop import exporting
-from emu3_jax.interop.bundle import Language, assemble, load_language, read_vocab, save_language
+from emu3_jax.interop.bundle import (
+    Bundle,
+    Language,
+    assemble,
+    load_language,
+    read_vocab,
+    save_language,
+)
 from emu3_jax.models import zigzag
 from emu3_jax.models.attention_kernels import choice
 from emu3_jax.models.cross_entropy import chunked_cross_entropy
@@ -71,7 +76,7 @@ class PretrainConfig:
         data was tokenized with.
       loss: of the cross-entropy.
       start: what the weights begin as.
-      evaluation: what is evaluated while it trains.
+      evaluation: entries of what is evaluated while it trains (evaluate.registry).
       task: the name under which a config asks for this task.
     """
 
@@ -81,7 +86,7 @@ class PretrainConfig:
     text_tokenizer: str
     loss: LossConfig = LossConfig()
     start: TransformerStart = TransformerStart()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: tuple[dict, ...] = ()
     task: str = "pretrain"
 
 
@@ -95,7 +100,7 @@ class PretrainTask(Task):
 
     Config = PretrainConfig
     unit = "tokens"
-    exports = exporting.LANGUAGE_MODEL
+    kind = exporting.LANGUAGE_MODEL
 
     def __init__(self, config: PretrainConfig, read_data: bool = True):
         self.config, self.model = config, Transformer(config.model)
@@ -217,16 +222,15 @@ class PretrainTask(Task):
         """Vocabulary, text tokenizer and limits, so that checkpoints can be generated from."""
         save_language(run_directory, self.language)
 
-    def subject(self, variables: dict, label: str) -> Subject:
-        """A language model."""
-        bundle = assemble(self.model, variables, self.language, where=label)
-        return Subject(bundle=bundle, label=label)
+    def trained_model(self, variables: dict, label: str) -> Bundle:
+        """With the language of the data, or of the run directory."""
+        return assemble(self.model, variables, self.language, where=label)
 
     def export(
         self, folder: os.PathLike, variables: dict, options: exporting.ExportOptions
     ) -> None:
         """As a language model, or a whole -hf model if the options have a vision tokenizer."""
-        exporting.write_language_model(folder, self.subject(variables, "the run").bundle, options)
+        exporting.write_language_model(folder, self.trained_model(variables, "the run"), options)
 
     def programs(self) -> Mapping[str, Program]:
         """Drawing pictures, and scoring held-out documents."""

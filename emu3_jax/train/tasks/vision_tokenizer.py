@@ -18,11 +18,9 @@ from jax.sharding import Mesh, NamedSharding
 
 from emu3_jax import sharding
 from emu3_jax.data.pixels import PixelConfig, PixelGroup, PixelIterator, pixel_batches
-from emu3_jax.evaluate.during_training import EvaluationConfig
-from emu3_jax.evaluate.evaluator import Subject
 from emu3_jax.interop import exporting
 from emu3_jax.models.quantizers.gradients import unit_length
-from emu3_jax.models.vision_tokenizer import VisionTokenizerConfig
+from emu3_jax.models.vision_tokenizer import VisionTokenizer, VisionTokenizerConfig
 from emu3_jax.train import codebook, model_flops
 from emu3_jax.train.codebook import CodebookConfig
 from emu3_jax.train.optimizer import OptimizerConfig, make_optimizer
@@ -53,7 +51,7 @@ class VisionTokenizerTrainConfig:
       loss: weights of the objective.
       codebook: how its entries are kept in use.
       start: what the weights begin as.
-      evaluation: what is evaluated while it trains.
+      evaluation: entries of what is evaluated while it trains (evaluate.registry).
       task: the name under which a config asks for this task.
     """
 
@@ -63,7 +61,7 @@ class VisionTokenizerTrainConfig:
     loss: VisionLossConfig = VisionLossConfig()
     codebook: CodebookConfig = CodebookConfig()
     start: VisionTokenizerStart = VisionTokenizerStart()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: tuple[dict, ...] = ()
     task: str = "vision_tokenizer"
 
     def __post_init__(self):
@@ -76,7 +74,7 @@ class VisionTokenizerTask(Task):
 
     Config = VisionTokenizerTrainConfig
     unit = "frames"
-    exports = exporting.VISION_TOKENIZER
+    kind = exporting.VISION_TOKENIZER
 
     def __init__(self, config: VisionTokenizerTrainConfig, read_data: bool = True):
         self.config = config
@@ -220,9 +218,10 @@ class VisionTokenizerTask(Task):
         """Without the discriminator and what only training counts."""
         return {"params": tokenizer_params(params), "batch_stats": model_state["batch_stats"]}
 
-    def subject(self, variables: dict, label: str) -> Subject:
-        """A vision tokenizer."""
-        return Subject(vision_tokenizer=(self.model, variables), label=label)
+    def trained_model(self, variables: dict, label: str) -> tuple[VisionTokenizer, dict]:
+        """The module without its training."""
+        del label
+        return self.model, variables
 
     def export(
         self, folder: os.PathLike, variables: dict, options: exporting.ExportOptions
