@@ -175,7 +175,12 @@ CAPTIONS = dict(evaluator="emoji_captions", data="corpus", vision_tokenizer="vis
 def check(folder, monkeypatch):
     """check_data of entries whose paths are in `folder`."""
     monkeypatch.chdir(folder)
-    return lambda language, *entries: check_data(registry.make(entries), language)
+
+    def check(language, *entries):
+        trained = "language_model" if language else "vision_tokenizer"
+        check_data(registry.make(entries), trained, language)
+
+    return check
 
 
 def test_data_that_is_enough(folder, check):

@@ -51,8 +51,6 @@ def test_keys_of_entries_are_set():
         ("evaluation.every", "config.evaluation.every does not exist; .* entries 0, 1"),
         ("evaluation.0", "config.evaluation.0 is a section; set one of its keys"),
         ("evaluation.0.every.deep", "config.evaluation.0.every has no keys; it is 3"),
-        ("data.mixtur.1.weight", "config.data.mixtur does not exist"),
-        ("dat.mixture.1.weight", "config.dat does not exist; did you mean config.data"),
     ],
 )
 def test_entries_that_are_not_there_are_named(key, message):

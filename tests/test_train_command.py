@@ -105,7 +105,7 @@ def test_a_resume_that_goes_writes_its_config(attempts):
     message, files = attempts["resumed"]
     assert not message
     (config,) = (pathlib.Path(name) for name in files if name.endswith("config.json"))
-    assert config_lib.read_config(config.parent).run.steps == 3
+    assert config_lib.read_config(config.parent)["run"]["steps"] == 3
 
 
 def test_each_start_is_recorded(attempts):

@@ -132,7 +132,10 @@ def chosen_evaluators() -> tuple[tuple[Evaluator, ...], Callable[[int], str]]:
                 "--evaluators is not set; known: "
                 f"{', '.join(registry.EVALUATORS)} (or give --config, or a run as --model)"
             )
-    entries = run_directory.read(source).evaluation if config is None else config.get("evaluation")
+        is_run = weights.is_run_directory(source)
+        entries = run_directory.read(source).evaluation if is_run else ()
+    else:
+        entries = config.get("evaluation")
     if not entries:
         raise ConfigError(f"{source} states no evaluation; choose with --evaluators")
     return registry.make(entries), lambda index: f"evaluation[{index}]."

@@ -106,13 +106,10 @@ def train(
         resources.callback(checkpoints.close)
         state, saved = initial.first(checkpoints)
         guard = Guard(run.divergence, run.nonfinite, run.max_skipped, checkpoints.latest_when_idle)
-        if saved is not None:
-            position = saved["position"]
-            batches.set_state(batches.adapt_state(position) if allow_changes else position)
-            guard.set_state(saved.get("guard", []))
+        _go_on(saved, batches, guard, allow_changes)
         report = Report(
-            workdir, task, run, schedule, int(state.step), ledger=ledger or Ledger(),
-            note=checkpoints.note, run_config=run_config or {},
+            workdir, task, run, schedule, int(state.step),
+            ledger=ledger or Ledger(), note=checkpoints.note, run_config=run_config or {},
         )  # fmt: skip
         resources.callback(report.close)
         watch = resources.enter_context(Watch(workdir, run.watch))
@@ -122,6 +119,14 @@ def train(
             accumulation=run.accumulation, ema_decay=run.ema_decay,
         )  # fmt: skip
         return loop.run_steps(state, step_function, on_begin, interruption or Interruption())
+
+
+def _go_on(saved: dict | None, batches: Batches, guard: Guard, allow_changes: bool) -> None:
+    """Puts data and guard where they were at a checkpoint, if there is one."""
+    if saved is not None:
+        position = saved["position"]
+        batches.set_state(batches.adapt_state(position) if allow_changes else position)
+        guard.set_state(saved.get("guard", []))
 
 
 @dataclasses.dataclass
