@@ -16,9 +16,9 @@ from emu3_jax.aot.programs import TrainProgram
 from emu3_jax.aot.run import compile_and_report
 from emu3_jax.aot.topology import Machine, machine
 from emu3_jax.config import ConfigError, load_config
-from emu3_jax.models import cpu
+from emu3_jax.models import cpu, cross_entropy
 from emu3_jax.sharding import MeshConfig
-from emu3_jax.train import loop, loss
+from emu3_jax.train import loop
 
 STAGE1, STAGE2 = "configs/emu3_8b_stage1.py", "configs/emu3_8b_stage2.py"
 
@@ -98,7 +98,7 @@ def _on(file, monkeypatch, mesh, **model):
     ids=["stage 1 over fsdp", "stage 2 over context"],
 )
 def test_only_weights_are_gathered_and_no_more_than_once_a_use(file, mesh, group, monkeypatch):
-    monkeypatch.setattr(loss, "GROUP", group)
+    monkeypatch.setattr(cross_entropy, "GROUP", group)
     program, compiled = _on(file, monkeypatch, mesh)
     config, chunk = program.task.config, program.task.loss_config.chunk_tokens
     abstract = jax.eval_shape(program.task.init, jax.random.key(0))["params"]
