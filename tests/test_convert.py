@@ -121,7 +121,7 @@ def test_an_import_of_a_conversion_is_a_whole_model_of_ours(conversion, tmp_path
     ("words", "message"),
     [
         (["export"], "--model and --output are needed"),
-        (["export", "--model=nowhere", "--output=x"], "'nowhere' is neither a path nor the name of a shipped language model"),
+        (["export", "--model=nowhere", "--output=x"], "'nowhere' is neither a path nor the name"),
         (
             ["export", f"--model={VISION}", "--output=x", f"--vision_tokenizer={VISION}"],
             "--vision_tokenizer goes with a language model and --layout=hf only",

@@ -91,7 +91,7 @@ def test_a_directory_of_stated_keys_has_the_defaults_of_its_time(tmp_path, began
 @pytest.mark.parametrize("decay", [0.97, 0.5])
 def test_a_field_that_became_a_constant(tmp_path, decay):
     config = tiny_tasks.vision_task(
-        VisionTokenizerConfig(codebook_size=16), PixelConfig("p", groups=(PixelGroup("s", "stills", 64, 1),))
+        VisionTokenizerConfig(), PixelConfig("p", groups=(PixelGroup("s", "stills", 64, 1),))
     ).config
     values = to_values(config)
     values["codebook"] |= {"usage_decay": decay}
