@@ -5,7 +5,6 @@ import itself is light: JAX is loaded by the first call.
 """
 
 import os
-import pathlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -36,7 +35,9 @@ def load_vision_tokenizer(
     Raises:
       ValueError: the directory holds no such thing, or files that do not fit together.
     """
-    if _is_run_directory(path):
+    from emu3_jax.config import is_run_directory
+
+    if is_run_directory(path):
         from emu3_jax.evaluate import loading
 
         return loading.load_vision_tokenizer(path)
@@ -63,7 +64,9 @@ def load_language_model(
     Raises:
       ValueError: the directory holds no such thing, or files that do not fit together.
     """
-    if _is_run_directory(path):
+    from emu3_jax.config import is_run_directory
+
+    if is_run_directory(path):
         bundle = load_bundle(path)
         return bundle.model, bundle.variables
     from emu3_jax.interop import language_model
@@ -87,7 +90,9 @@ def load_bundle(
     Raises:
       ValueError: something is missing, or the two were not trained together.
     """
-    if not _is_run_directory(path):
+    from emu3_jax.config import is_run_directory
+
+    if not is_run_directory(path):
         from emu3_jax.interop import bundle
 
         return bundle.load_bundle(path, vision_tokenizer, mesh)
@@ -96,7 +101,3 @@ def load_bundle(
 
     found, label = loading.load_model(path)
     return assemble(found.model, found.variables, load_language(path), vision_tokenizer, label)
-
-
-def _is_run_directory(path: str | os.PathLike) -> bool:
-    return (pathlib.Path(path) / "checkpoints").is_dir()

@@ -25,6 +25,7 @@ from emu3_jax.files import write_atomically
 T = TypeVar("T")
 
 CONFIG_FILE = "config.json"
+CHECKPOINT_FOLDER = "checkpoints"
 
 
 class ConfigError(ValueError):
@@ -180,6 +181,11 @@ def save_config(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -
     """Writes the resolved config to workdir/config.json, whole or not at all."""
     text = config.to_json_best_effort(indent=1, sort_keys=True) + "\n"
     write_atomically(epath.Path(workdir) / CONFIG_FILE, text)
+
+
+def is_run_directory(path: str | os.PathLike) -> bool:
+    """Whether `path`, on a disk or in a bucket, is of a run: it has a folder of checkpoints."""
+    return (epath.Path(path) / CHECKPOINT_FOLDER).is_dir()
 
 
 def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:

@@ -17,7 +17,7 @@ import pathlib
 from absl import flags
 
 from emu3_jax import command_line, files
-from emu3_jax.config import read_config
+from emu3_jax.config import is_run_directory, read_config
 from emu3_jax.evaluate import loading
 from emu3_jax.interop import hf_export, relayout, vision_tokenizer
 from emu3_jax.interop.bundle import (
@@ -53,7 +53,7 @@ def main(verb: str) -> None:
     if verb == "import":
         _check_import()
     with replacing_model(OUTPUT.value) as folder:
-        if loading.is_run_directory(MODEL.value) or _is_run(OTHER.value):
+        if is_run_directory(MODEL.value) or _is_run(OTHER.value):
             _write_run(folder, parts)
         else:
             _write_directory(folder, parts)
@@ -61,19 +61,19 @@ def main(verb: str) -> None:
 
 
 def _check_import() -> None:
-    if loading.is_run_directory(MODEL.value):
+    if is_run_directory(MODEL.value):
         raise ValueError(f"{MODEL.value} is a run of this package; every command takes it as it is")
     if LAYOUT.value == "hf":
         raise ValueError("--layout=hf goes with export only; an import is a model of this package")
 
 
 def _is_run(path: str | None) -> bool:
-    return path is not None and loading.is_run_directory(path)
+    return path is not None and is_run_directory(path)
 
 
 def parts_to_write(path: str) -> tuple[str, ...]:
     """Which of PARTS a run directory or a model directory gives; ValueError if none."""
-    if loading.is_run_directory(path):
+    if is_run_directory(path):
         found = (VISION,) if read_config(path).task == "vision_tokenizer" else (LANGUAGE,)
     else:
         has = (relayout.has_language_model(path), relayout.has_vision_tokenizer(path))

@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 from test_records import GRAMMAR, image_record, write_dataset
 
 from emu3_jax import files, vocab
-from emu3_jax.config import ConfigError, read_config
+from emu3_jax.config import ConfigError, is_run_directory, read_config
 from emu3_jax.data import media
-from emu3_jax.evaluate import loading, registry
+from emu3_jax.evaluate import registry
 from emu3_jax.evaluate.during_training import EvaluationCallback, EvaluationConfig, check_data
 from emu3_jax.evaluate.evaluator import Result, Subject
 from emu3_jax.files import AppendedLines, read_lines, write_atomically
@@ -88,10 +88,10 @@ def test_the_language_of_a_run(bucket, tmp_path):
 
 
 def test_a_run_is_told_from_a_model(bucket):
-    assert not loading.is_run_directory(RUN)
+    assert not is_run_directory(RUN)
     (epath.Path(RUN) / "checkpoints" / "4").mkdir(parents=True)
     (epath.Path(RUN) / "checkpoints" / "4" / "state").write_text("")
-    assert loading.is_run_directory(RUN)
+    assert is_run_directory(RUN)
 
 
 def test_a_start_and_its_config(bucket):

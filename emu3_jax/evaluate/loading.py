@@ -8,22 +8,16 @@ import os
 from typing import Any
 
 import jax
-from etils import epath
 
 from emu3_jax import sharding
-from emu3_jax.config import to_dataclass
+from emu3_jax.config import is_run_directory, to_dataclass
 from emu3_jax.interop import language_model
 from emu3_jax.interop import vision_tokenizer as vision_files
 from emu3_jax.interop.bundle import Bundle, assemble, load_language
 from emu3_jax.models.transformer import Transformer, TransformerConfig
 from emu3_jax.models.vision_tokenizer import VisionTokenizer, VisionTokenizerConfig
-from emu3_jax.train.checkpoint import CHECKPOINT_FOLDER, restore_for_evaluation
+from emu3_jax.train.checkpoint import restore_for_evaluation
 from emu3_jax.train.vision_objective import tokenizer_params
-
-
-def is_run_directory(path: str | os.PathLike) -> bool:
-    """Whether `path` holds checkpoints of a run."""
-    return (epath.Path(path) / CHECKPOINT_FOLDER).is_dir()
 
 
 def load_model(

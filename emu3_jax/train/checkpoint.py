@@ -16,11 +16,10 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from emu3_jax.config import read_config
+from emu3_jax.config import CHECKPOINT_FOLDER, read_config
 from emu3_jax.train import distributed
 from emu3_jax.train.retention import CheckpointConfig, Retention
 
-CHECKPOINT_FOLDER = "checkpoints"
 # More than there are: state, data, metadata written twice, and the renaming of the folder.
 _PARTS_OF_A_SAVE = 8
 
