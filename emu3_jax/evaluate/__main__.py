@@ -23,12 +23,12 @@ import pathlib
 from absl import flags
 
 from emu3_jax import command_line
-from emu3_jax.data.fingerprint import vision_fingerprint
 from emu3_jax.evaluate import evaluator, loading, registry
 from emu3_jax.evaluate.progress import Progress
 from emu3_jax.generate import tasks
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.interop import feature_networks, perceptual_weights
+from emu3_jax.interop.bundle import check_vision_tokenizer
 
 MODEL = flags.DEFINE_string("model", None, "Language model: run directory or weights.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint of the run directory; default the newest.")
@@ -85,13 +85,8 @@ def make_subject() -> evaluator.Subject:
     tasks.check_candidates(CANDIDATES.value, sampling)
     vision = loading.load_vision_tokenizer(VISION.value) if VISION.value else None
     bundle, label = loading.load_model(MODEL.value, STEP.value) if MODEL.value else (None, "")
-    if bundle is not None and vision is not None and bundle.vision_fingerprint is not None:
-        found = vision_fingerprint(vision[0].config, vision[1])
-        if found != bundle.vision_fingerprint:
-            raise ValueError(
-                f"the vision tokenizer {VISION.value} has fingerprint {found}; {MODEL.value} was"
-                f" trained with {bundle.vision_fingerprint}"
-            )
+    if bundle is not None and vision is not None:
+        check_vision_tokenizer(bundle, *vision, VISION.value, MODEL.value)
     return evaluator.Subject(
         bundle=bundle,
         vision_tokenizer=vision,

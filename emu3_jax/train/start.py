@@ -13,7 +13,7 @@ import ml_collections
 import numpy as np
 
 from emu3_jax.config import ConfigError, to_dataclass
-from emu3_jax.data.fingerprint import vision_fingerprint
+from emu3_jax.data.fingerprint import check_same, vision_fingerprint
 from emu3_jax.data.mixture import vision_tokenizer_of
 from emu3_jax.interop import llama, movqgan, vision_tokenizer
 from emu3_jax.models import quantizers
@@ -101,13 +101,11 @@ def _transformer_start(start: TransformerStart, task: PretrainTask) -> Start | N
 def _codebook_of_the_data(path: str | os.PathLike, task: PretrainTask) -> np.ndarray:
     """float32 [N, D]; must be that of the tokenizer whose codes the data holds."""
     config, variables = vision_tokenizer.load(path)
-    found = vision_fingerprint(config, variables)
-    wanted = vision_tokenizer_of(task.data.mixture)
-    if found != wanted:
-        raise ConfigError(
-            f"start.codebook={str(path)!r} is the vision tokenizer {found}, but the data was made "
-            f"with {wanted or 'none'}"
-        )
+    stated = {
+        f"start.codebook={str(path)!r} is": vision_fingerprint(config, variables),
+        "the data was made with": vision_tokenizer_of(task.data.mixture) or "none",
+    }
+    check_same("vision tokenizer", stated)
     return np.asarray(quantizers.all_entries(config, variables["params"]))
 
 
