@@ -90,7 +90,7 @@ def _write_often(path, letter):
 
 def test_two_processes_that_write_one_name_do_not_mix(tmp_path):
     path = tmp_path / "a"
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     writers = [context.Process(target=_write_often, args=(path, letter)) for letter in "xy"]
     for writer in writers:
         writer.start()
