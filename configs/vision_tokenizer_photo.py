@@ -39,5 +39,5 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.run.steps = 300
     config.run.optimizer.learning_rate = 1e-3
-    config.evaluation = ConfigDict(dict(every=0, evaluators=()))
+    config.evaluation = ()
     return config

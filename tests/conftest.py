@@ -48,8 +48,8 @@ def tiny_runner(tiny_bundle, tmp_path):
     """A generation job's runner that writes to tmp_path/out."""
     from tiny_models import LIMITS
 
-    from emu3_jax.generate import tasks
+    from emu3_jax.generate import modalities
     from emu3_jax.generate.job import Runner
 
     about = {"model": "m", "vision_tokenizer": "v"}
-    return Runner(tiny_bundle, tmp_path / "out", LIMITS, tasks.Options(), about)
+    return Runner(tiny_bundle, tmp_path / "out", LIMITS, modalities.Options(), about)

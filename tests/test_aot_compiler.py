@@ -7,7 +7,7 @@ import pytest
 from shrunken_twins import twin
 
 from emu3_jax.aot import compiler, estimate, report
-from emu3_jax.aot.programs import TrainProgram
+from emu3_jax.aot.run import program_of
 from emu3_jax.aot.topology import machine
 
 STAGE1 = "configs/emu3_8b_stage1.py"
@@ -79,7 +79,7 @@ def test_an_estimate_that_makes_no_sense_is_none(seconds, words):
 
 def test_a_plan_has_the_memory_and_the_collectives_of_the_whole_compile():
     """On a CPU, whose code needs no memory of its own; the plan is made in another process."""
-    program, eight = TrainProgram.of(twin(STAGE1)), machine("cpu:8", hbm_gib=1.0)
+    program, eight = program_of(twin(STAGE1)), machine("cpu:8", hbm_gib=1.0)
     planned, compiled = (compiler.examine(program, eight, plan) for plan in (True, False))
     assert planned.arguments_gib == compiled.arguments_gib > 0
     assert planned.temporaries_gib == compiled.temporaries_gib > 0
@@ -91,7 +91,7 @@ def test_a_plan_has_the_memory_and_the_collectives_of_the_whole_compile():
 
 
 def test_a_plan_of_what_cannot_be_cut_says_so():
-    program = TrainProgram.of(twin(STAGE1)).changed(data={"batch_size": 3})
+    program = program_of(twin(STAGE1)).changed(data={"batch_size": 3})
     with pytest.raises(ValueError, match="must be a multiple of"):
         compiler.examine(program, machine("cpu:8"), plan_only=True)
 

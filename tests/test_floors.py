@@ -9,7 +9,7 @@ PACKAGE = pathlib.Path(__file__).parents[1] / "emu3_jax"
 
 # Rooms are folders or single files of the package.
 FLOORS = {
-    "vocab": 0, "files": 0, "sharding": 0, "config": 0, "command_line": 0,
+    "shipped": 0, "files": 0, "vocab": 0, "sharding": 0, "config": 0, "command_line": 0,
     "text": 1, "sequence": 1, "models": 1,
     "data": 2, "interop": 2,
     "train": 3, "generate": 3,
@@ -22,9 +22,10 @@ COMMANDS = 5  # every __main__.py, whatever its room
 NEIGHBOURS = {
     ("config", "files"): "configs are read and written",
     ("command_line", "config"): "the command line reads configs",
+    ("command_line", "shipped"): "and takes names of what is shipped",
+    ("config", "shipped"): "a config may be named",
     ("sequence", "text"): "documents hold text, which a tokenizer turns into ids",
     ("interop", "data"): "a saved model states the data it was made for",
-    ("generate", "train"): "candidates are judged by the cross-entropy that training minimises",
     ("aot", "tokenize"): "the program that is compiled is the one that tokenizing runs",
 }
 

@@ -20,8 +20,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 sys.path.insert(0, sys.argv[2])
 import time
 from toy_task import ToyTask, run_config
-from emu3_jax.train.loop import train
-class Slow:
+from emu3_jax.train.loop import Callback, train
+class Slow(Callback):
     every = 1
     def __call__(self, step, state, writer):
         time.sleep(0.02)

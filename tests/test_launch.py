@@ -85,7 +85,7 @@ def test_local_pod_trains(tmp_path):
     """Ends with a checkpoint when told to, and goes on from it."""
     config = write_run(tmp_path, 16, **{"run.mesh.data": 2, "run.mesh.fsdp": 4})
     words = ["train", f"--config={config}", f"--workdir={tmp_path}/run"]
-    words += ["--config.evaluation.every=0", "--config.run.checkpoint.every=1000000"]
+    words += ["--config.evaluation.0.every=0", "--config.run.checkpoint.every=1000000"]
     command = ["bash", str(ROOT / "launch/local_pod.sh"), *words, "--config.run.steps=1000000"]
     environment = {**os.environ, "VENV": sys.prefix, "JAX_NUM_CPU_DEVICES": "4"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:

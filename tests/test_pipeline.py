@@ -215,7 +215,7 @@ def test_the_states_of_all_hosts_make_that_of_the_batch(dataset):
         take(host, 5)
     merged = hosts[0].merge_states([json.loads(json.dumps(host.get_state())) for host in hosts])
     assert merged == json.loads(json.dumps(whole.get_state()))
-    assert [host.share for host in hosts] == [(0, 4), (2, 4)]
+    assert [host.share["inputs"] for host in hosts] == [(0, 4), (2, 4)]
 
 
 @pytest.mark.parametrize(

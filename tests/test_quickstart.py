@@ -179,8 +179,7 @@ def get_config(arg=""):
     config.run.log.every = 1
     config.run.log.tensorboard = False
     config.data.batch_size = 2
-    config.evaluation.every = 0
-    config.evaluation.evaluators = ()
+    config.evaluation = ()
     return config
 """
 

@@ -152,7 +152,7 @@ def test_several_processes_train_as_one_and_one_goes_on(reference, processes, me
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_crash_of_one_ends_the_others(reference, victim):
     job = Job(reference, reference / "config.py", reference / f"crash_{victim}", 2,
-              **{"run.steps": 100_000, "evaluation.every": 0})  # fmt: skip
+              **{"run.steps": 100_000, "evaluation.0.every": 0})  # fmt: skip
     job.wait_for("step 5/")
     job.processes[victim].kill()
     killed = time.monotonic()

@@ -25,8 +25,8 @@ from typing import NamedTuple
 import jax
 
 from emu3_jax.aot import hlo, report
-from emu3_jax.aot.programs import TrainProgram
 from emu3_jax.aot.topology import Machine, machine
+from emu3_jax.train.program import TrainProgram
 
 _POLL_S = 0.5
 _ARRAYS = "*after_optimizations-buffer-assignment.txt"
@@ -149,7 +149,7 @@ def _compile(program: TrainProgram, name: str, slices: int, folder: str, sender:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # what comes from there has no plan
     try:
-        lowered = program.lower(machine(name, slices))
+        lowered = program.lower(machine(name, slices).devices)
         compiled = lowered.compile(compiler_options={"xla_dump_to": folder})
     except jax.errors.JaxRuntimeError as error:
         sender.send(RuntimeError(str(error)))

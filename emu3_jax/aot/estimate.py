@@ -11,9 +11,9 @@ from collections import defaultdict
 import jax
 
 from emu3_jax.aot import hlo
-from emu3_jax.aot.programs import TrainProgram
 from emu3_jax.aot.report import Estimate, too_large
 from emu3_jax.aot.topology import Machine
+from emu3_jax.train.program import TrainProgram
 
 FEW, MORE = 2, 4
 
@@ -39,15 +39,15 @@ def estimate(program: TrainProgram, machine: Machine) -> Estimate | None:
     Raises:
       NoEstimateError: without loops it does not fit, or the compiler's time makes no sense.
     """
-    if not machine.is_tpu or not program.is_transformer:
+    if not machine.is_tpu or not program.stacked:
         return None
-    layers, times = program.task.config.num_layers, program.run.accumulation
+    layers, times = program.task.config.model.num_layers, program.task.config.run.accumulation
 
     def at_all_layers(few, more):
         return times * (few + (more - few) / (MORE - FEW) * (layers - FEW))
 
     try:
-        compiled = {n: program.unrolled(n).lower(machine).compile() for n in (FEW, MORE)}
+        compiled = {n: program.with_layers(n).lower(machine.devices).compile() for n in (FEW, MORE)}
     except jax.errors.JaxRuntimeError as error:
         need, limit = too_large(error)
         raise NoEstimateError(

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from emu3_jax import shipped
 from emu3_jax.data import media
 from emu3_jax.files import new_folder, write_atomically, write_json
 
-# Where the corpus lies in a clone of the project.
-EMBEDDED = Path(__file__).parents[2] / "assets" / "fluent_emoji.zip"
+EMBEDDED = shipped.ASSETS / "fluent_emoji.zip"
 SPLITS = ("train", "validation", "validation_combination")
 FRAMES = 8  # frames in a film strip, evenly spaced over the loop (the corpus's own README)
 # The columns of captions.jsonl that every row of the folder keeps.
@@ -40,7 +40,7 @@ def prepare(zip_path: str | os.PathLike, out_dir: str | os.PathLike) -> Path:
     if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / DONE).exists():
         raise ValueError(f"{out_dir}: is not empty and holds no {DONE}; give an empty folder")
     try:
-        with zipfile.ZipFile(zip_path) as archive, new_folder(out_dir) as building:
+        with zipfile.ZipFile(shipped.asset(zip_path)) as archive, new_folder(out_dir) as building:
             write_json(building / DONE, _unpack(archive, building))
     except (OSError, zipfile.BadZipFile, zlib.error, KeyError, ValueError) as error:
         if not (out_dir / DONE).exists():  # else another process was faster

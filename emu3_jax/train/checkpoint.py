@@ -16,10 +16,10 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
-from emu3_jax.config import CHECKPOINT_FOLDER, read_config
 from emu3_jax.train import distributed
 from emu3_jax.train.retention import CheckpointConfig, Retention
 
+CHECKPOINT_FOLDER = "checkpoints"
 # More than there are: state, data, metadata written twice, and the renaming of the folder.
 _PARTS_OF_A_SAVE = 8
 
@@ -203,6 +203,11 @@ def _is_no_orbax_traceback(record: logging.LogRecord) -> bool:
     return not (record.exc_info and "orbax" in record.pathname)
 
 
+def is_run_directory(path: str | os.PathLike) -> bool:
+    """Whether a run keeps its checkpoints at `path`."""
+    return (epath.Path(path) / CHECKPOINT_FOLDER).is_dir()
+
+
 def has_checkpoints(workdir: str | os.PathLike) -> bool:
     """True if the run directory holds at least one complete checkpoint."""
     return bool(_complete_steps(_folder(workdir)))
@@ -269,20 +274,19 @@ def check_same_tree(given: Any, wanted: Any, where: str, types: bool = True) -> 
 
 def restore_for_evaluation(
     workdir: str | os.PathLike, step: int | None = None
-) -> tuple[Any, Any, Any, int]:
-    """Reads a run directory → (config, params, model_state, step), on the first device.
+) -> tuple[Any, Any, int]:
+    """Reads a run directory → (params, model_state, step), on the first device.
 
     The averaged weights are returned where the run keeps them. What only training needs is not
     read.
 
     Raises:
-      ConfigError: `workdir` is no run directory. CheckpointError: it holds no such checkpoint.
+      CheckpointError: it holds no such checkpoint.
     """
-    config = read_config(workdir)
     directory = _folder(workdir)
     steps = _complete_steps(directory)
     if not steps:
-        raise CheckpointError(f"{workdir} has a config but no checkpoint yet")
+        raise CheckpointError(f"{workdir} has no checkpoint yet")
     step = steps[-1] if step is None else step
     if step not in steps:
         known = ", ".join(map(str, steps))
@@ -301,4 +305,4 @@ def restore_for_evaluation(
         state = reader.restore(
             path, args=ocp.args.PyTreeRestore(abstract, restore_args, partial_restore=True)
         )
-    return config, state[weights], state.get("model_state", {}), step
+    return state[weights], state.get("model_state", {}), step

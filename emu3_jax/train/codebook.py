@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from emu3_jax.models.quantizers import care
-from emu3_jax.train.state import TrainState
+from emu3_jax.train.task import TrainState
 
 USAGE, AVERAGE = "codebook_usage", "codebook_average"
 KINDS = ("stills", "clips")
