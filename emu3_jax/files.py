@@ -132,8 +132,8 @@ def _sentences(path: AnyPath, temporary: AnyPath | None = None) -> Iterator[None
         yield
     except OSError as error:
         where = path if error.filename is None else str(error.filename)
-        inside = where.startswith((path, temporary))
-        if not inside and not path.startswith(where):
+        inside = f"{where}/".startswith((f"{path}/", f"{temporary}/"))
+        if not inside and not path.startswith(f"{where}/"):
             raise
         reason = error.strerror
         if isinstance(error, FileExistsError):

@@ -17,7 +17,7 @@ import emu3_jax
 from emu3_jax import vocab
 from emu3_jax.interop import hf_export, language_model, vision_tokenizer
 from emu3_jax.interop.bundle import UnknownVocabularyError, load_language
-from emu3_jax.interop.safetensors_io import WEIGHTS_FILE, replacing_model
+from emu3_jax.interop.safetensors_io import WEIGHTS_FILE, replacing_model, write_tensors
 from emu3_jax.models.transformer import Transformer, TransformerConfig
 
 VISION, LANGUAGE, HF = (GOLDEN / name for name in ("vision_tokenizer", "language_model", "hf"))
@@ -158,3 +158,14 @@ def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path):
     (path / "checkpoints").mkdir()
     with pytest.raises(ValueError, match="is no exported model"), replacing_model(path):
         pass
+
+
+def test_weights_that_cannot_be_written_are_one_sentence_about_the_model(tmp_path, monkeypatch):
+    def full(tensors, file, metadata):
+        raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.numpy, "save_file", full)
+    message = f"^{tmp_path}/model cannot be written: I/O error: No space left on device"
+    with pytest.raises(OSError, match=message), replacing_model(tmp_path / "model") as folder:
+        write_tensors(folder, [("a", np.zeros(2))])
+    assert not list(tmp_path.iterdir())

@@ -219,7 +219,7 @@ def test_data_that_is_enough(folder, check):
         (LANGUAGE, CAPTIONS | dict(data="half"), "data='half' .*no split 'train'"),
         (LANGUAGE, CAPTIONS | dict(vision_tokenizer=""), "vision_tokenizer is not set"),
         (LANGUAGE, CAPTIONS | dict(vision_tokenizer="gone"), "vision_tokenizer='gone' cannot"),
-        (LANGUAGE, CAPTIONS, "vision_tokenizer='vision' .*fingerprint .* was trained with v1"),
+        (LANGUAGE, CAPTIONS, "vision_tokenizer='vision' .*: it is the .* was trained with v1"),
         (
             None,
             LIKELIHOOD | dict(tokens="tokens"),

@@ -75,7 +75,7 @@ REFUSED = {
     "another tokenizer": (
         ["--output=out", "--evaluators=emoji_retrieval", "--model=language", VISION,
          "--data=corpus"],
-        "--vision_tokenizer='.*' cannot be used by emoji_retrieval: it has fingerprint .* was tr",
+        "--vision_tokenizer='.*' cannot be used by emoji_retrieval: it is the vision tokenizer",
     ),
     "a file and names": (
         ["--output=out", "--evaluators=likelihood", "--config=few.py"],

@@ -38,7 +38,9 @@ def test_directories_that_do_not_fit_are_refused(tiny_directories, tmp_path):
     config, variables = vision_tokenizer.load(tiny_directories / "vision")
     variables["params"]["quantize"]["embedding"] += 1
     vision_tokenizer.save(tmp_path / "other", config, variables)
-    with pytest.raises(ValueError, match="fingerprint .* was trained with"):
+    with pytest.raises(
+        ValueError, match="other is the vision tokenizer .*, but .*language was trained with"
+    ):
         bundle_lib.load_bundle(tiny_directories / "language", tmp_path / "other")
 
 

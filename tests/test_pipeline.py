@@ -249,7 +249,7 @@ def test_codes_of_two_vision_tokenizers_do_not_meet(dataset, tmp_path):
     words = Record("t", "s", "text", (text("words " * 9),))
     alone = str(write_dataset(tmp_path / "words", [words], vision_tokenizer=""))
     entries = [MixtureEntry(folder, "image_to_text", name=folder) for folder in (dataset, other)]
-    with pytest.raises(RecordError, match="tokens was made .* v1, but .*other with v2"):
+    with pytest.raises(ValueError, match="tokens was made .* v1, but .*other was made with v2"):
         make_iterator(DataConfig(tuple(entries), ROWS, LENGTH), GRAMMAR)
     # Words have no codes; whose codes the others have counts, wherever they stand in the mixture.
     entries[0] = MixtureEntry(alone, "text")

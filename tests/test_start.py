@@ -147,7 +147,7 @@ def test_vision_tokens_begin_as_a_linear_image_of_their_codebook_entries():
 def test_settings_that_do_not_go_together(tmp_path):
     folder = write_dataset(tmp_path / "tokens", [Record("t", "s", "text", (text("a"),))])
     nano = "assets/vision_tokenizer_nano"
-    with pytest.raises(ConfigError, match="start.codebook='assets/vision_tokenizer_nano' is the"):
+    with pytest.raises(ValueError, match="start.codebook='assets/vision_tokenizer_nano' is the"):
         _pretrain(folder, codebook=nano).initial_weights()
     with pytest.raises(ConfigError, match="start.shared_ids goes with start.transformer"):
         _pretrain(shared_ids=3).initial_weights()

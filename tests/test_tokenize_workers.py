@@ -160,7 +160,7 @@ def _work_until_killed(worker, corpus, output, where):
     if worker == 0:
         shard.ShardWriter = Writer
     else:
-        run.Progress.store = die
+        run.ShardResults.store = die
     tokenize(config(corpus, output, workers=3, worker=worker))
 
 

@@ -22,6 +22,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
+from emu3_jax.data.fingerprint import check_same
 from emu3_jax.files import write_atomically, written_whole
 from emu3_jax.sequence import EndOfTurn, Grammar, Image, Segment, Text, Video
 from emu3_jax.vocab import Vocab
@@ -278,9 +279,9 @@ def open_dataset(
 ) -> TokenDataset:
     """Open a dataset and check that it fits the grammar and the vision tokenizer's fingerprint.
 
-    The folder may lie in a bucket (gs://). Raises RecordError naming the folder and both sides: no
-    or unreadable dataset.json, a shard that is missing, another vocabulary, text tokenizer, video
-    format or vision tokenizer.
+    The folder may lie in a bucket (gs://). Raises RecordError naming the folder: no or unreadable
+    dataset.json, a shard that is missing; ValueError naming both sides: another vocabulary, text
+    tokenizer, video format or vision tokenizer.
     """
     path = epath.Path(path)
     file = path / DATASET_FILE
@@ -295,19 +296,13 @@ def open_dataset(
     for shard in info.shards:
         if shard.file not in there:
             raise RecordError(f"{path / shard.file}: is missing, but {DATASET_FILE} lists it")
-    pairs = []
+    checks = [("vision tokenizer", info.vision_tokenizer, vision_tokenizer)]
     if grammar is not None:
-        ours, theirs = grammar.vocab.fingerprint, info.vocabulary.fingerprint
-        pairs.append(("vocabulary", theirs, ours))
-        pairs.append(("text tokenizer", info.text_tokenizer, grammar.tokenizer.fingerprint))
+        theirs, ours = info.vocabulary.fingerprint, grammar.vocab.fingerprint
+        checks.insert(0, ("vocabulary", theirs, ours))
+        checks.insert(1, ("text tokenizer", info.text_tokenizer, grammar.tokenizer.fingerprint))
         if "video" in info.counts:
-            pairs.append(("video format", info.video_format, grammar.video_format))
-    if vision_tokenizer is not None and info.vision_tokenizer:
-        pairs.append(("vision tokenizer", info.vision_tokenizer, vision_tokenizer))
-    for what, theirs, ours in pairs:
-        if theirs != ours:
-            raise RecordError(
-                f"{path}: was made with the {what} {theirs}, but this run uses {ours}; "
-                "tokenize the corpus anew or use the one it was made with"
-            )
+            checks.append(("video format", info.video_format, grammar.video_format))
+    for what, theirs, ours in checks:
+        check_same(what, {f"{path} was made with": theirs, "this run uses": ours})
     return TokenDataset(path, info)

@@ -7,16 +7,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from emu3_jax.config import ConfigError
 from emu3_jax.data import vision_codec
-from emu3_jax.data.fingerprint import vision_fingerprint
 from emu3_jax.evaluate import items
 from emu3_jax.evaluate.evaluator import SplitEvaluator
 from emu3_jax.evaluate.items import Item
 from emu3_jax.evaluate.progress import Progress
 from emu3_jax.generate import modalities, presets
 from emu3_jax.generate.sampling import Sampling
-from emu3_jax.interop.bundle import Bundle, Language
+from emu3_jax.interop.bundle import Bundle, Language, check_vision_tokenizer
 from emu3_jax.train import weights
 
 # The longest caption of the emoji corpus is 12 words; pieces of bytes would still fit.
@@ -54,14 +52,8 @@ class PictureEvaluator(SplitEvaluator):
     def check(self, language: Language) -> None:
         """Looks for the splits, and whether the vision tokenizer gives the codes that are known."""
         self.use("data", lambda data: items.check_splits(data, self.splits))
-        module, variables = self.tokenizer
-        found = vision_fingerprint(module.config, variables)
-        if language.vision_fingerprint not in (None, found):
-            raise ConfigError(
-                f"vision_tokenizer={self.vision_tokenizer!r} cannot be used by {self.name}: it has "
-                f"fingerprint {found}, the language model was trained with "
-                f"{language.vision_fingerprint}"
-            )
+        found = (*self.tokenizer, "it", "the language model")
+        self.use("vision_tokenizer", lambda _: check_vision_tokenizer(language, *found))
 
 
 def caption(

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from emu3_jax import sequence
+from emu3_jax.data.mixture import TASKS
 from emu3_jax.data.records import DATASET_FILE, Record, open_dataset
 from emu3_jax.sequence import Document, Grammar
 
@@ -50,9 +51,9 @@ def documents_by_task(
 
 
 def tasks_of(record: Record) -> dict[str, Document]:
-    """The documents a record gives, by task: captioned pictures and clips are read both ways."""
-    stored = Document(record.segments)
-    if record.kind not in ("image", "video"):
-        return {record.kind: stored}
-    turned = Document(tuple(reversed(record.segments)))
-    return {f"text_to_{record.kind}": stored, f"{record.kind}_to_text": turned}
+    """The documents a record gives, by task: captioned images and videos are read both ways."""
+    return {
+        name: Document(task.order(record.segments))
+        for name, task in TASKS.items()
+        if task.kind == record.kind
+    }

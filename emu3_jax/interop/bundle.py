@@ -21,7 +21,7 @@ from flax import linen as nn
 
 from emu3_jax import sharding
 from emu3_jax import vocab as vocab_lib
-from emu3_jax.data.fingerprint import vision_fingerprint
+from emu3_jax.data.fingerprint import check_same, vision_fingerprint
 from emu3_jax.files import read_json, write_atomically, write_json
 from emu3_jax.interop import language_config, language_model, vision_tokenizer
 from emu3_jax.interop.safetensors_io import replacing_model
@@ -139,11 +139,11 @@ def load_language(path: str | os.PathLike) -> Language:
     vocab = _stored_vocab(path)
     name = stored["text_tokenizer"]
     tokenizer = load_text_tokenizer(name if name == "bytes" else path / name)
-    if tokenizer.fingerprint != stored["text_fingerprint"]:
-        raise BundleError(
-            f"{path / name} has fingerprint {tokenizer.fingerprint}; the model was trained with "
-            f"{stored['text_fingerprint']}."
-        )
+    trained_with = stored["text_fingerprint"]
+    check_same(
+        "text tokenizer",
+        {f"{path / name} is": tokenizer.fingerprint, f"{path} was trained with": trained_with},
+    )
     return Language(
         vocab,
         Grammar(vocab, tokenizer, video_format=stored["video_format"]),
@@ -243,25 +243,33 @@ def with_vision(
     bundle: Bundle,
     vision: VisionTokenizer,
     variables: Any,
-    vision_where: str = "given",
+    vision_where: str = "the vision tokenizer given",
     where: str = "the model",
 ) -> Bundle:
-    """The bundle with a vision tokenizer; BundleError if the model was trained with another."""
+    """The bundle with a vision tokenizer; ValueError if the model was trained with another."""
     codes = vision.config.codebook_size
     if codes != bundle.vocab.codebook_size:
         raise BundleError(
-            f"The vision tokenizer {vision_where} has {codes} codes; {where} was trained with "
+            f"{vision_where} has {codes} codes; {where} was trained with "
             f"{bundle.vocab.codebook_size}."
         )
-    expected = bundle.vision_fingerprint
-    if expected is not None:
-        found = vision_fingerprint(vision.config, variables)
-        if found != expected:
-            raise BundleError(
-                f"The vision tokenizer {vision_where} has fingerprint {found}; {where} was "
-                f"trained with {expected}."
-            )
+    check_vision_tokenizer(bundle, vision, variables, vision_where, where)
     return dataclasses.replace(bundle, vision=vision, vision_variables=variables)
+
+
+def check_vision_tokenizer(
+    language: Language | Bundle,
+    vision: VisionTokenizer,
+    variables: Any,
+    vision_where: str,
+    where: str,
+) -> None:
+    """ValueError if the model is known to have been trained with another vision tokenizer."""
+    expected = language.vision_fingerprint
+    if expected:
+        found = vision_fingerprint(vision.config, variables)
+        stated = {f"{vision_where} is": found, f"{where} was trained with": expected}
+        check_same("vision tokenizer", stated)
 
 
 def place(bundle: Bundle, mesh: jax.sharding.Mesh | None) -> Bundle:

@@ -10,7 +10,7 @@ import pathlib
 
 from emu3_jax import vocab
 from emu3_jax.files import read_json, write_json
-from emu3_jax.interop.safetensors_io import CONFIG_FILE
+from emu3_jax.interop.safetensors_io import CONFIG_FILE, model_type
 from emu3_jax.models.transformer import TransformerConfig
 
 GENERATION_FILE = "generation_config.json"
@@ -77,7 +77,7 @@ RELEASED_CODE = {
 
 def is_hf(path: str | os.PathLike) -> bool:
     """Whether a directory is in the -hf layout."""
-    return read_json(pathlib.Path(path) / CONFIG_FILE).get("model_type") in HF_MODEL_TYPES
+    return model_type(path) in HF_MODEL_TYPES
 
 
 def read_config(path: str | os.PathLike) -> TransformerConfig:

@@ -28,6 +28,11 @@ DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.f
 _TYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
+def model_type(path: str | os.PathLike) -> str | None:
+    """What the config.json of a directory calls its kind of model; ValueError if there is none."""
+    return files.read_json(pathlib.Path(path) / CONFIG_FILE).get("model_type")
+
+
 def check_dtype(dtype: str) -> None:
     """ValueError if it is neither SAME nor a name in DTYPES."""
     if dtype != SAME and dtype not in DTYPES:

@@ -27,8 +27,7 @@ from emu3_jax.files import write_atomically
 from emu3_jax.sequence import Grammar
 from emu3_jax.text import load_text_tokenizer
 from emu3_jax.tokenize.config import TokenizeConfig
-from emu3_jax.tokenize.meter import Meter
-from emu3_jax.tokenize.progress import Progress, ShardResult, json_bytes, read_json
+from emu3_jax.tokenize.progress import Meter, ShardResult, ShardResults, json_bytes, read_json
 from emu3_jax.tokenize.shard import ShardMaker
 from emu3_jax.train import weights
 
@@ -98,7 +97,7 @@ class SplitJob:
     def __init__(self, split: str, maker: ShardMaker):
         self.split, self.maker, self.config = split, maker, maker.config
         self.folder, self.grammar = maker.folder, maker.grammar
-        self.progress = Progress(self.folder, len(maker))
+        self.progress = ShardResults(self.folder, len(maker))
         self.plan = {
             "vocabulary": self.grammar.vocab.fingerprint,
             "text_tokenizer": self.grammar.tokenizer.fingerprint,

@@ -15,7 +15,7 @@ import numpy as np
 
 from emu3_jax import shipped
 from emu3_jax.config import ConfigError
-from emu3_jax.data.fingerprint import vision_fingerprint
+from emu3_jax.data.fingerprint import check_same, vision_fingerprint
 from emu3_jax.data.mixture import MixtureEntry, vision_tokenizer_of
 from emu3_jax.interop import llama
 from emu3_jax.interop.bundle import Language
@@ -139,12 +139,11 @@ def _layers(start: TransformerStart, model: TransformerConfig) -> Callable[[dict
 def _codebook_of_the_data(path: str, mixture: tuple[MixtureEntry, ...]) -> np.ndarray:
     """float32 [N, D]; must be that of the tokenizer whose codes the data holds."""
     module, variables = weights.load_vision_tokenizer(path)
-    found, wanted = vision_fingerprint(module.config, variables), vision_tokenizer_of(mixture)
-    if found != wanted:
-        raise ConfigError(
-            f"start.codebook={path!r} is the vision tokenizer {found}, but the data was made "
-            f"with {wanted or 'none'}"
-        )
+    stated = {
+        f"start.codebook={path!r} is": vision_fingerprint(module.config, variables),
+        "the data was made with": vision_tokenizer_of(mixture) or "none",
+    }
+    check_same("vision tokenizer", stated)
     return np.asarray(quantizers.all_entries(module.config, variables["params"]))
 
 
