@@ -31,9 +31,9 @@ class Chip:
 
 
 # Cloud TPU documentation, the page of each version ("System architecture"): shape of the network,
-# and which slices are tori: cubes of 4 x 4 x 4, or whole sides of 16. Memory: what the compiler says
-# is available when it refuses a program (the smaller of libtpu 0.0.42 and 0.0.50), so that a plan is
-# judged as the compiler judges it; the chip has up to 1.3 GiB more.
+# and which slices are tori: cubes of 4 x 4 x 4, or whole sides of 16. Memory: what each chip's
+# compiler says is available when it refuses a program (the smaller of libtpu 0.0.42 and 0.0.50), so
+# that a plan is judged as the compiler judges it.
 CHIPS = {
     "v4": Chip(3, 30.75, 4),
     "v5e": Chip(2, 15.75, 16),
