@@ -11,9 +11,14 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")  # later versions end at a flag they lack
 os.environ["XLA_FLAGS"] = " ".join(FLAGS)
 
+import hypothesis
 import jax
 import pytest
 
+# An example that takes long is no failure: the machine may be slow, or busy.
+slow = [hypothesis.HealthCheck.too_slow]
+hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=slow)
+hypothesis.settings.load_profile("any machine")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update(
     "jax_compilation_cache_dir",

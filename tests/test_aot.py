@@ -111,15 +111,17 @@ def test_only_weights_are_gathered_and_no_more_than_once_a_use(file, mesh, group
         assert not {config.hidden_size, config.padded_vocab_size} <= {*one.shape}, one
         if one.kind != "all-gather" or one.dtype == "s32":
             continue  # ids are as small as nothing
-        if "_whole_rows" in one.source and mesh.context > 1:
-            continue  # keys and values, over context
         if "jvp()/shard_map/while" in one.source:  # the loss shares the positions of a chunk
             assert one.bytes <= 4 * group * chunk * config.hidden_size, one
             continue
         counts[one.shape] += one.times
     # A group's part of the vocabulary matrix once; it has no other to gather from where it is all.
     assert counts.pop((config.hidden_size, columns), 0) == (8 // mesh.data > group)
-    # Each matrix of a layer forward and again backward, and no activation.
+    # Over context the keys and the values of whole rows, forward and again backward.
+    rows = ROWS // (mesh.data * mesh.fsdp)
+    heads = (rows, LENGTH, config.num_kv_heads, config.head_dim)
+    assert counts.pop(heads, 0) == (2 * 2 * config.num_layers if mesh.context > 1 else 0)
+    # Each matrix of a layer forward and again backward, and no other activation.
     assert counts.keys() <= layer
     assert sum(counts.values()) == 2 * 7 * config.num_layers
 

@@ -11,6 +11,7 @@ from collections import defaultdict
 import jax
 
 from emu3_jax.aot import hlo
+from emu3_jax.aot.hlo import UnreadableError
 from emu3_jax.aot.report import Estimate, too_large
 from emu3_jax.aot.topology import Machine
 from emu3_jax.train.program import TrainProgram
@@ -37,7 +38,8 @@ def estimate(program: TrainProgram, machine: Machine) -> Estimate | None:
     """None where there is no TPU compiler to ask, or no layers to count.
 
     Raises:
-      NoEstimateError: without loops it does not fit, or the compiler's time makes no sense.
+      NoEstimateError: without loops it does not fit, or the compiler states no time, or one that
+        makes no sense.
     """
     if not machine.is_tpu or not program.stacked:
         return None
@@ -54,13 +56,18 @@ def estimate(program: TrainProgram, machine: Machine) -> Estimate | None:
             "it needs the layers and the loss without loops, which takes "
             f"{need:.1f} GiB of {limit:.1f}; try a smaller data.batch_size"
         ) from error
-    seconds = {n: c.cost_analysis()["optimal_seconds"] for n, c in compiled.items()}
+    try:
+        seconds = {n: c.cost_analysis()["optimal_seconds"] for n, c in compiled.items()}
+        cycles = {n: cycles_by_part(c) for n, c in compiled.items()}
+    except KeyError as error:
+        raise NoEstimateError(f"the compiler's cost analysis has no {error}") from error
+    except UnreadableError as error:
+        raise NoEstimateError(str(error)) from error
     if not 0 < seconds[FEW] < seconds[MORE]:
         raise NoEstimateError(
             f"the compiler's own for {FEW} and {MORE} layers on this machine are "
             f"{seconds[FEW]:.3g} and {seconds[MORE]:.3g} seconds"
         )
-    cycles = {n: cycles_by_part(c) for n, c in compiled.items()}
     parts = {part: at_all_layers(cycles[FEW][part], cycles[MORE][part]) for part in PARTS}
     total = sum(parts.values())
     return Estimate(
