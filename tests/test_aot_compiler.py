@@ -40,14 +40,16 @@ def test_the_compilers_own_refusals_are_read(words):
 class _Unrolled:
     """A program of one to four layers for which a TPU's compiler says `seconds[layers]`."""
 
-    is_transformer = True
+    stacked = True
 
     def __init__(self, seconds):
         self.seconds, self.layers = seconds, None
-        self.task = SimpleNamespace(config=SimpleNamespace(num_layers=8))
-        self.run = SimpleNamespace(accumulation=1)
+        config = SimpleNamespace(
+            model=SimpleNamespace(num_layers=8), run=SimpleNamespace(accumulation=1)
+        )
+        self.task = SimpleNamespace(config=config)
 
-    def unrolled(self, layers):
+    def with_layers(self, layers):
         self.layers = layers
         return self
 

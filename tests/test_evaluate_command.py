@@ -24,6 +24,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 ATTEMPTS = """
 import json, pathlib, sys
 import command_runner
+from emu3_jax.evaluate import registry  # and all that it imports; no device is touched
+from emu3_jax.train import loop
 for number, words in enumerate(json.loads(sys.argv[1])):
     output = pathlib.Path(f"output_{number}").absolute()
     code = command_runner.run(".", words, str(output))

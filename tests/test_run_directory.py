@@ -40,7 +40,8 @@ def test_a_run_directory_with_checkpoints_belongs_to_its_config(tmp_path, capsys
 
 
 def test_what_does_not_change_the_losses_may_change(tmp_path):
-    _with_checkpoint(tmp_path, LineConfig(RUN))
+    evaluation = (dict(evaluator="likelihood", every=3),)
+    _with_checkpoint(tmp_path, LineConfig(RUN, evaluation=evaluation))
     run = dataclasses.replace(RUN, log=LogConfig(every=7), mesh=MeshConfig(data=2))
     run_directory.claim(LineConfig(run), tmp_path, False)
     assert read_config(tmp_path)["run"]["log"]["every"] == 7

@@ -96,13 +96,13 @@ def main() -> None:
     if not OUTPUT.value:
         raise ValueError("--output is not set; it is the folder for the results")
     evaluators, key = chosen_evaluators()
-    evaluators = with_flags(evaluators)
     for one in evaluators:
         flag = _measured(one)
         if not flag.value:
             raise ValueError(
                 f"--{flag.name} is not set; {one.name} measures {MEASURED[one.measures]}"
             )
+    evaluators = with_flags(evaluators)
     language = load_language(MODEL.value) if MODEL.value else None
     registry.check(evaluators, language, key)
     subject = load_subject(evaluators)
