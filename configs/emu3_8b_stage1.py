@@ -1,7 +1,8 @@
 r"""Emu3-8B, pretraining stage 1: text and images from scratch, rows of 5,120 tokens.
 
 Purpose: the first stage of the paper (section 2.4) on a TPU pod. The argument is the folder of token
-datasets, made with the released vocabulary, images of about 512 x 512 pixels.
+datasets, made with the released vocabulary, images of about 512 x 512 pixels: images/ and text/, and
+validation/ with held-out documents of all kinds, whose likelihood is measured every 1,000 steps.
 
 From the paper: the model (table 3), rows of 5,120 tokens, weight 0.5 on vision tokens, dropout 0.1,
 peak 5e-5 falling to zero on a cosine, images never cut.
@@ -81,5 +82,8 @@ def get_config(arg: str = "") -> ConfigDict:
             checkpoint=dict(every=1000, keep=3),
             log=dict(every=20),
         )
+    )
+    config.evaluation = ConfigDict(
+        dict(every=1000, evaluators=("likelihood",), tokens=tokens, limit=1000, batch_size=32)
     )
     return config

@@ -1,7 +1,8 @@
 r"""Emu3-8B, pretraining stage 2: video joins, rows of 131,072 tokens.
 
 Purpose: the second stage of the paper (section 2.4), from the weights of the first. The argument is
-the folder of token datasets; stage 1's, and videos of about 512 x 512 pixels a frame.
+the folder of token datasets; stage 1's, and videos of about 512 x 512 pixels a frame (videos/, and
+held-out ones in validation/).
 
 From the paper: rows of 131,072 tokens, the same peak of 5e-5 falling to zero on a cosine, weight 0.5 on
 vision tokens, dropout 0.1, tensor, context and data parallelism together.
@@ -40,4 +41,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.run.steps = 20_000
     config.run.optimizer.warmup_steps = 500
     config.run.checkpoint.every = 200
+    # Held-out videos are as long as those of training: one row on each share of the mesh.
+    config.evaluation.limit = 200
+    config.evaluation.batch_size = 1
     return config

@@ -8,7 +8,7 @@ from typing import NoReturn
 import jax
 from absl import app, flags, logging
 
-from emu3_jax import shipped
+from emu3_jax import sharding, shipped
 from emu3_jax.config import ConfigError, apply_overrides, load_config
 
 # The flags defined here belong to the command that asks for them, which shows them in its --help.
@@ -45,6 +45,32 @@ class _Finder(flags.ArgumentParser):
 
     def parse(self, argument):
         return argument and os.fspath(self._find(argument))
+
+
+def define_mesh() -> None:
+    """Defines `--mesh=axis=size,…`; see `mesh`."""
+    flags.DEFINE_string(
+        "mesh", "", "Spread over devices, like data=2,tensor=4; default: one, if possible."
+    )
+
+
+def mesh() -> jax.sharding.Mesh:
+    """The mesh of the flag; where it was not given the first device, of several processes all.
+
+    Raises:
+      ValueError: no mesh is written so, or it is not one of the devices that there are.
+    """
+    text = flags.FLAGS.mesh
+    if not text:
+        devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:1]
+        return sharding.make_mesh(sharding.MeshConfig(), devices)
+    sizes = dict.fromkeys(sharding.AXES, 1)
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if axis not in sizes or not size.removeprefix("-").isdecimal():
+            raise ValueError(f"--mesh must be like data=2,tensor=4, not {text!r}.")
+        sizes[axis] = int(size)
+    return sharding.make_mesh(sharding.MeshConfig(**sizes))
 
 
 def run(main: Callable[..., None], usage: str, verbs: Sequence[str] = ()) -> None:

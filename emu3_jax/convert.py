@@ -39,6 +39,7 @@ OTHER = command_line.define_path(
     shipped.vision_tokenizer,
     "For a language model in the layout hf: the other half of the model.",
 )
+command_line.define_mesh()
 
 
 def main(verb: str) -> None:
@@ -115,13 +116,14 @@ def _write_language(source: str, folder: pathlib.Path) -> None:
 
 def _write_run(folder: pathlib.Path) -> None:
     """Of which at least one half is a run directory: through memory."""
-    other = weights.load_vision_tokenizer(OTHER.value) if OTHER.value else None
+    mesh = command_line.mesh()
+    other = weights.load_vision_tokenizer(OTHER.value, mesh=mesh) if OTHER.value else None
     options = exporting.ExportOptions(LAYOUT.value, DTYPE.value, other)
     if weights.is_run_directory(MODEL.value):
-        run = weights.open_run(MODEL.value, STEP.value)
+        run = weights.open_run(MODEL.value, STEP.value, mesh)
         run.task.export(folder, run.variables, options)
     else:
-        model, _ = weights.load_language_model(MODEL.value)
+        model, _ = weights.load_language_model(MODEL.value, mesh=mesh)
         exporting.write_language_model(folder, model, options)
 
 

@@ -8,9 +8,11 @@ STORAGE_ONLY.
 
 import dataclasses
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -126,7 +128,7 @@ def mesh_axes(logical: str) -> tuple[str, ...]:
 
 def check_divides(mesh, logical: str, name: str, size: int) -> None:
     """ValueError if `size` of the thing called `name` cannot be cut along `logical` on `mesh`."""
-    ways = _ways(mesh, logical)
+    ways = ways_of(mesh, logical)
     if size % ways:
         axes = [axis for axis in mesh_axes(logical) if mesh.shape[axis] > 1]
         over = " x ".join(f"{axis}={mesh.shape[axis]}" for axis in axes)
@@ -135,9 +137,9 @@ def check_divides(mesh, logical: str, name: str, size: int) -> None:
         )
 
 
-def _ways(mesh, logical: str) -> int:
-    """Into how many pieces `mesh` cuts a dimension of this name."""
-    return math.prod(mesh.shape[axis] for axis in mesh_axes(logical))
+def ways_of(mesh, logical: str) -> int:
+    """Into how many pieces `mesh` cuts a dimension of this name; 1 where `mesh` is empty."""
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in mesh_axes(logical))
 
 
 def partition_spec(*logical: str | None) -> PartitionSpec:
@@ -188,7 +190,7 @@ def state_shardings(abstract_variables, mesh: Mesh):
     def sharding(path, leaf, spec):
         names = list(spec)
         for i, (size, logical) in enumerate(zip(leaf.shape, spec, strict=False)):
-            if logical in STORAGE_ONLY and size % _ways(mesh, logical):
+            if logical in STORAGE_ONLY and size % ways_of(mesh, logical):
                 names[i] = None
             elif logical is not None:
                 check_divides(mesh, logical, f"{jax.tree_util.keystr(path)} ({logical})", size)
@@ -196,6 +198,74 @@ def state_shardings(abstract_variables, mesh: Mesh):
 
     specs = nn.get_partition_spec(abstract_variables)
     return jax.tree_util.tree_map_with_path(sharding, nn.unbox(abstract_variables), specs)
+
+
+def abstract_arrays(boxed, mesh: Mesh, dtype=None):
+    """Shapes, dtypes and shardings of a tree of boxed abstract variables, without boxes.
+
+    Args:
+        boxed, mesh: as in `state_shardings`, which may raise.
+        dtype: of all arrays; None keeps each one's own.
+    """
+
+    def content(leaf):
+        # `nn.unbox` would ask the mesh to lay it out, and here are only shapes.
+        is_boxed = isinstance(leaf, nn.meta.AxisMetadata)
+        return leaf.unbox(apply_constraint=False) if is_boxed else leaf
+
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=place),
+        jax.tree.map(content, boxed, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata)),
+        state_shardings(boxed, mesh),
+    )
+
+
+def spread(array: np.ndarray, *logical: str | None) -> jax.Array | np.ndarray:
+    """An array that every process has whole, in its pieces on the mesh that is set.
+
+    Args:
+        array: the same in every process.
+        *logical: names of its first dimensions; the others stay whole.
+
+    Returns:
+        A global array, of which each device holds its piece; `array` itself outside `jax.set_mesh`.
+
+    Raises:
+        ValueError: a named dimension does not divide.
+    """
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return array
+    for name, size in zip(logical, array.shape, strict=False):
+        if name is not None:
+            check_divides(mesh, name, name, size)
+    layout = NamedSharding(mesh, partition_spec(*logical))
+    return jax.make_array_from_callback(array.shape, layout, lambda index: array[index])
+
+
+def on_devices(tree: Any) -> Any:
+    """Host arrays, whole on every device of the mesh that is set, or else on the default device.
+
+    Arrays that are on devices stay where they lie.
+    """
+
+    def put(leaf):
+        return leaf if isinstance(leaf, jax.Array) else jax.device_put(spread(np.asarray(leaf)))
+
+    return jax.tree.map(put, tree)
+
+
+def to_host(array: jax.Array | np.ndarray) -> np.ndarray:
+    """The whole of an array, of which this process's devices may hold a part.
+
+    All processes that hold a part must call it.
+    """
+    if isinstance(array, jax.Array) and not (
+        array.is_fully_addressable or array.is_fully_replicated
+    ):
+        whole = replicated(array.sharding.mesh)
+        array = jax.jit(lambda x: x, out_shardings=whole)(array)
+    return np.asarray(array)
 
 
 def platform() -> str:
@@ -225,10 +295,11 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, partition_spec(*names))
 
 
-def gathered(weight: jax.Array) -> jax.Array:
-    """Ask the compiler for a weight that is stored in pieces to be whole where it is used.
+def gathered(array: jax.Array) -> jax.Array:
+    """Ask the compiler for an array to be whole on every device.
 
-    Matmuls need no such word. The kernel of a convolution, left alone, makes the compiler cut the
-    channels and gather the batch for them.
+    For results that every process reads, and for weights that are stored in pieces where they are
+    used. Matmuls need no such word. The kernel of a convolution, left alone, makes the compiler cut
+    the channels and gather the batch for them.
     """
-    return constrain(weight, *(None,) * weight.ndim)
+    return constrain(array, *(None,) * array.ndim)

@@ -42,10 +42,11 @@ def tiny_directories(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_directories):
     """Both models of `tiny_directories`, on the device."""
-    from emu3_jax.interop import bundle
+    from emu3_jax.evaluate import loading
+    from emu3_jax.interop.bundle import with_vision
 
-    folders = (tiny_directories / "language", tiny_directories / "vision")
-    return bundle.place(bundle.load_bundle(*folders), None)
+    found, _ = loading.load_model(tiny_directories / "language")
+    return with_vision(found, *loading.load_vision_tokenizer(tiny_directories / "vision"))
 
 
 @pytest.fixture

@@ -74,8 +74,8 @@ class LineTask(Task):
     def save_beside(self, run_directory):
         pathlib.Path(run_directory, "line.json").write_text("{}")
 
-    def model_variables(self, params, model_state):
-        return {"kernel": params["adapter"] + model_state["base"]["kernel"]}
+    def model_variables(self, parts):
+        return {"kernel": parts["params"]["adapter"] + parts["base"]["kernel"]}
 
     def trained_model(self, variables, label):
         return variables["kernel"]

@@ -277,7 +277,7 @@ def test_a_machine_knows_its_limit():
     assert isinstance(machine("cpu:4"), Machine) and len(machine("cpu:4").devices) == 4
 
 
-def test_the_tokenizer_trains_and_tokenizes_and_a_transformer_samples(monkeypatch):
+def test_the_tokenizer_trains_and_tokenizes_and_a_transformer_samples_and_scores(monkeypatch):
     config = load_config("configs/vision_tokenizer_nano.py")
     with config.unlocked():
         config.model.update(ch=8, ch_mult=(1, 2), num_res_blocks=1, attn_resolutions=(1,))
@@ -298,6 +298,8 @@ def test_the_tokenizer_trains_and_tokenizes_and_a_transformer_samples(monkeypatc
         config.run.mesh = dict(data=1, fsdp=2, context=1, tensor=1)
     drawn = program_of(config, "sample").lower(two.devices).out_info
     assert (drawn.shape, drawn.dtype) == ((2, 8193), jnp.int32)
+    scored = program_of(config, "evaluate").lower(two.devices).out_info
+    assert (scored.shape, scored.dtype) == ((32, LENGTH), jnp.float32)
 
 
 @pytest.mark.parametrize(

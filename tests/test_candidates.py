@@ -13,8 +13,8 @@ from emu3_jax import sharding
 from emu3_jax.generate import best_of, modalities
 from emu3_jax.generate.job import METADATA_KEY, Job
 from emu3_jax.generate.sampling import Sampling
-from emu3_jax.interop import bundle as bundle_files
 from emu3_jax.sequence import Document, Image, Text, TokenClass, Video
+from emu3_jax.train import weights
 
 CAPTIONS = ["red apple", "a clock"]
 SIZES = ((2, 3), (3, 2))
@@ -82,13 +82,12 @@ def test_an_answer_does_not_depend_on_its_company(tiny_bundle, options):
     np.testing.assert_array_equal(codes, together[1])
 
 
-def test_a_mesh_keeps_the_same(tiny_bundle, options):
+def test_a_mesh_keeps_the_same(tiny_bundle, tiny_directories, options):
     mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2), jax.devices()[:4])
     expected = modalities.draw_pictures(tiny_bundle, CAPTIONS, SIZES, options)
-    spread = bundle_files.place(tiny_bundle, mesh)
-    found = modalities.draw_pictures(
-        spread, CAPTIONS, SIZES, dataclasses.replace(options, mesh=mesh)
-    )
+    spread, _ = weights.load_language_model(tiny_directories / "language", mesh=mesh)
+    with jax.set_mesh(mesh):
+        found = modalities.draw_pictures(spread, CAPTIONS, SIZES, options)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
 

@@ -21,7 +21,7 @@ from emu3_jax.train.checkpoint import (
     CheckpointError,
     Checkpoints,
     has_checkpoints,
-    restore_for_evaluation,
+    restore_variables,
 )
 from emu3_jax.train.loop import Callback, train
 from emu3_jax.train.metrics import MetricsWriter, read_metrics
@@ -246,6 +246,11 @@ def test_a_damaged_checkpoint_is_one_sentence(tmp_path):
     checkpoints.close()
 
 
+def _wanted(task=None, mesh=None):
+    boxed = jax.eval_shape((task or ToyTask()).init, KEY)
+    return sharding.abstract_arrays(boxed, mesh or _mesh())
+
+
 @pytest.mark.parametrize("ema", [False, True])
 def test_evaluation_reads_the_weights_alone(tmp_path, ema):
     state = _state(3, ema)
@@ -255,20 +260,25 @@ def test_evaluation_reads_the_weights_alone(tmp_path, ema):
     checkpoints.save(3, state, {}, wait=True)
     checkpoints.save(5, _state(5, ema), {}, wait=True)
     checkpoints.close()
-    params, model_state, step = restore_for_evaluation(tmp_path, step=3)
+    one = sharding.make_mesh(MeshConfig(), jax.devices()[:1])
+    variables, step = restore_variables(tmp_path, _wanted(mesh=one), step=3)
     assert step == 3
-    assert_same_trees(params, state.evaluation_params())
-    assert_same_trees(model_state, state.model_state)
-    assert all(len(x.devices()) == 1 for x in jax.tree.leaves(params))
-    assert restore_for_evaluation(tmp_path)[2] == 5
+    assert_same_trees(variables, {"params": state.evaluation_params(), **state.model_state})
+    assert all(len(x.devices()) == 1 for x in jax.tree.leaves(variables))
+    assert restore_variables(tmp_path, _wanted())[1] == 5
 
 
-def test_evaluation_of_what_is_no_finished_run(tmp_path):
+def test_evaluation_of_what_is_not_there(tmp_path):
     with pytest.raises(CheckpointError, match="has no checkpoint yet"):
-        restore_for_evaluation(tmp_path)
+        restore_variables(tmp_path, _wanted())
     _saved(tmp_path, 3, 5)
     with pytest.raises(CheckpointError, match="has no checkpoint of step 4; it has: 3, 5"):
-        restore_for_evaluation(tmp_path, step=4)
+        restore_variables(tmp_path, _wanted(), step=4)
+    with pytest.raises(CheckpointError, match=r"5 does not fit .*kernel is \[8, 8\], .* \[8, 16\]"):
+        restore_variables(tmp_path, _wanted(ToyTask(outputs=16)))
+    more = _wanted() | {"statistics": {"mean": jax.ShapeDtypeStruct((), "float32")}}
+    with pytest.raises(CheckpointError, match="5 does not fit .*: statistics/mean is missing"):
+        restore_variables(tmp_path, more)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +295,7 @@ def test_a_path_of_etils_works_as_one_of_pathlib(tmp_path):
     run = run_config(steps=4, every=2)
     state = train(ToyTask(), run, workdir)
     assert [row["step"] for row in read_metrics(workdir)] == [1, 2, 3, 4]
-    assert_same_trees(restore_for_evaluation(workdir)[0], state.params)
+    assert_same_trees(restore_variables(workdir, _wanted())[0]["params"], state.params)
     assert int(train(ToyTask(), run_config(steps=6), workdir).step) == 6
 
 

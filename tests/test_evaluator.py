@@ -9,13 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_models
 from ml_collections import ConfigDict
 
-from emu3_jax import sharding
 from emu3_jax import vocab as vocab_lib
 from emu3_jax.config import ConfigError
-from emu3_jax.data import media, vision_codec
+from emu3_jax.data import media
 from emu3_jax.evaluate import evaluator, items, language_use, registry
 from emu3_jax.evaluate.emoji_retrieval import EmojiRetrieval
 from emu3_jax.evaluate.evaluator import Result, Subject, Table
@@ -26,7 +24,6 @@ from emu3_jax.interop.bundle import Bundle
 from emu3_jax.models.transformer import Transformer, TransformerConfig
 from emu3_jax.sequence import Grammar
 from emu3_jax.text import ByteTokenizer
-from emu3_jax.train import weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -185,19 +182,3 @@ def test_a_real_model_draws_and_writes(subject):
     written = language_use.caption(*models, [item.pixels for item in stills], 4, Progress())
     assert len(written) == 3
     assert all(isinstance(text, str) for text in written)
-
-
-def test_the_tokenizer_of_a_run_works_on_any_mesh(tmp_path, monkeypatch):
-    """Its weights come bound to one device; an evaluation in a run is on all of them."""
-    tiny_models.save_vision_tokenizer(tmp_path)
-    module, variables = weights.load_vision_tokenizer(tmp_path)
-    run = ConfigDict(dict(task="vision_tokenizer", model=dataclasses.asdict(module.config)))
-    bound = jax.device_put(variables, jax.devices()[0])
-    restored = (run, bound["params"], {"batch_stats": bound["batch_stats"]}, 7)
-    monkeypatch.setattr(weights, "is_run_directory", lambda path: True)
-    monkeypatch.setattr(weights, "restore_for_evaluation", lambda path, step: restored)
-    pictures = [np.full((8, 8, 3), 40 * i, np.uint8) for i in range(3)]
-    expected = vision_codec.encode((module, variables), pictures, 2)
-    with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=4))):
-        found = vision_codec.encode(weights.load_vision_tokenizer("a run"), pictures, 2)
-    np.testing.assert_array_equal(found, expected)

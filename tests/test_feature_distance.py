@@ -1,15 +1,20 @@
 """rFID and its kin from items to figures: which there are, what they rest on, and their cache."""
 
+import dataclasses
+
 import evaluation_stand_ins as parts
+import jax
 import pytest
 
+from emu3_jax import sharding
 from emu3_jax.data import media
 from emu3_jax.evaluate import feature_distance, frechet, items
 from emu3_jax.evaluate.evaluator import Subject
 from emu3_jax.evaluate.feature_distance import FrechetDistance
 from emu3_jax.evaluate.progress import Progress
-from emu3_jax.evaluate.reconstruction import reconstruct
+from emu3_jax.evaluate.reconstruction import Reconstruction, reconstruct
 from emu3_jax.interop import feature_networks, perceptual_weights
+from emu3_jax.sharding import MeshConfig
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +96,15 @@ def test_the_perceptual_network_gives_a_distance_of_another_name(folder, monkeyp
 def test_without_any_network_it_says_which_settings_there_are(folder):
     with pytest.raises(ValueError, match="perceptual is not set, nor inception nor i3d"):
         evaluator(folder).check(None)
+
+
+@pytest.mark.parametrize("kind", [FrechetDistance, Reconstruction])
+def test_a_mesh_gives_the_figures_of_one_device(folder, colours, monkeypatch, kind):
+    """Of batches that it does not divide."""
+    monkeypatch.setattr(perceptual_weights, "load", lambda file: parts.tiny_perceptual())
+    networks = {} if kind is Reconstruction else dict(inception="2.0", i3d="3.0")
+    one = kind(data=str(folder), splits=("train",), perceptual="toy", batch_size=3, **networks)
+    expected = one.run(SUBJECT).metrics
+    with jax.set_mesh(sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))):
+        found = dataclasses.replace(one).run(SUBJECT).metrics
+    assert found == pytest.approx(expected, rel=1e-4, abs=1e-6)

@@ -25,6 +25,7 @@ NEIGHBOURS = {
     ("command_line", "config"): "the command line reads configs",
     ("command_line", "shipped"): "and takes names of what is shipped",
     ("config", "shipped"): "a config may be named",
+    ("command_line", "sharding"): "the flag --mesh names a mesh",
     ("sequence", "text"): "documents hold text, which a tokenizer turns into ids",
     ("interop", "data"): "a saved model states the data it was made for",
 }

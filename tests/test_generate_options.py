@@ -10,7 +10,6 @@ import sys
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image as Picture
 from tiny_models import GUIDED, LIMITS, language_model, save_vision_tokenizer
 
@@ -152,24 +151,6 @@ def test_a_directory_is_loaded_in_the_type_asked_for(tiny_directories, monkeypat
         np.testing.assert_array_equal(weight, exact.astype("bfloat16"))
     logits = small.model.apply(small.variables, np.array([[3, 4]]))
     assert logits.dtype == "float32"
-
-
-def test_a_run_is_loaded_in_its_own_type_or_the_one_asked_for(
-    tiny_directories, monkeypatch, tmp_path
-):
-    whole, _ = weights.load_language_model(tiny_directories / "language")
-    sizes = dataclasses.asdict(whole.model.config) | {"dtype": "bfloat16"}
-    run = ConfigDict({"task": "pretrain", "model": sizes})
-    restored = (run, whole.variables["params"], {}, 7)
-    monkeypatch.setattr(weights, "restore_for_evaluation", lambda path, step: restored)
-    shutil.copytree(tiny_directories / "language", tmp_path / "run")
-    (tmp_path / "run" / "checkpoints").mkdir()
-    own, label = weights.load_language_model(tmp_path / "run")
-    assert label.endswith("run at step 7")
-    assert (own.model.config.dtype, own.model.config.param_dtype) == ("bfloat16", "float32")
-    changed, _ = weights.load_language_model(tmp_path / "run", dtype="float16")
-    assert changed.model.config.dtype == "float16"
-    assert {leaf.dtype.name for leaf in jax.tree.leaves(changed.variables)} == {"float16"}
 
 
 def command(*arguments):

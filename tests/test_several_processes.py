@@ -12,49 +12,72 @@ import time
 import jax
 import numpy as np
 import pytest
+import tiny_models
+from evaluation_stand_ins import write_corpus
+from test_records import image_record, write_dataset
 from tiny_pretraining import write_run
 
 from emu3_jax.config import load_config
+from emu3_jax.data.fingerprint import vision_fingerprint
+from emu3_jax.evaluate.evaluator import read_results
+from emu3_jax.interop import vision_tokenizer
 from emu3_jax.train import distributed
 from emu3_jax.train.__main__ import train_config
 from emu3_jax.train.metrics import read_metrics
 
-# The command itself, and a record of the rows that a process reads. Evaluation uses the weights
-# where they lie, or with WHOLE_WEIGHTS a copy of them.
+# The command itself, with a record of the rows that a process reads. In the middle of evaluation no
+# weight that is in pieces may lie whole on one device, nor all its pieces on those of one process.
 COMMAND = """
-import os, runpy, sys
+import runpy, sys
+import jax
 from emu3_jax.data import pipeline
 real = pipeline.row_stream
 def recorded(datasets, entries, row, rows):
     print("reads row", row, flush=True)
     return real(datasets, entries, row, rows)
 pipeline.row_stream = recorded
-from emu3_jax.evaluate import registry
-from emu3_jax.train import distributed
-if os.environ.get("WHOLE_WEIGHTS"):
-    registry.ON_THE_MESH = frozenset()
-else:
-    distributed.to_this_host = lambda tree: sys.exit("the weights were copied")
-sys.argv[0] = "train"
-runpy.run_module("emu3_jax.train", run_name="__main__")
+from emu3_jax.data import vision_codec
+from emu3_jax.evaluate import during_training
+from emu3_jax.generate import engine, scoring
+in_pieces = set()
+def look(function):
+    def watched(*arguments, **keywords):
+        for array in jax.live_arrays():
+            copied = array.is_fully_addressable or array.is_fully_replicated
+            if copied and (array.shape, array.dtype) in in_pieces:
+                sys.exit(f"a weight {array.shape} was copied")
+        return function(*arguments, **keywords)
+    return watched
+scoring.Tally.add, engine._inputs = look(scoring.Tally.add), look(engine._inputs)
+vision_codec.batches_of_one_shape = look(vision_codec.batches_of_one_shape)
+run_all = during_training.run_all
+def evaluated(subject, evaluators):
+    tokenizers = [e.tokenizer[1] for e in evaluators if e.name == "emoji_captions"]
+    leaves = jax.tree.leaves((subject.language_model.variables, tokenizers))
+    pieces, whole = ({(x.shape, x.dtype) for x in leaves if x.is_fully_replicated is there}
+                     for there in (False, True))
+    in_pieces.update(pieces - whole)
+    print("weights in pieces", len(in_pieces), flush=True)
+    return run_all(subject, evaluators)
+during_training.run_all = evaluated
+runpy.run_module(sys.argv[0], run_name="__main__")
 """
 
 
 class Job:
-    """Processes of one run on this machine, eight devices in all."""
+    """Processes of one command on this machine, with so many devices in all."""
 
-    def __init__(self, folder, config, workdir, processes, environment=(), **overrides):
+    def __init__(self, folder, module, processes, devices, arguments):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.logs = [folder / f"{workdir.name}_{index}" for index in range(processes)]
+        self.logs = [folder / f"{module}_{port}_{index}" for index in range(processes)]
         self.processes = []
         for index, log in enumerate(self.logs):
             command = [
-                *(sys.executable, "-c", COMMAND, f"--config={config}", f"--workdir={workdir}"),
+                *(sys.executable, "-c", COMMAND.replace("sys.argv[0]", repr(module)), *arguments),
                 *(f"--coordinator=127.0.0.1:{port}", f"--processes={processes}"),
-                *(f"--process={index}", "--host_timeout=20", "--allow_changes"),
-                *(f"--config.{key}={value}" for key, value in overrides.items()),
+                *(f"--process={index}", "--host_timeout=20"),
             ]
             self.processes.append(
                 subprocess.Popen(
@@ -63,9 +86,8 @@ class Job:
                     stdout=open(f"{log}.out", "w"),
                     stderr=open(f"{log}.err", "w"),
                     env=os.environ
-                    | {"JAX_NUM_CPU_DEVICES": str(8 // processes)}
-                    | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir}
-                    | dict(environment),
+                    | {"JAX_NUM_CPU_DEVICES": str(devices // processes)}
+                    | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir},
                 )
             )
 
@@ -92,11 +114,28 @@ class Job:
                 process.kill()
 
 
+def _train(folder, workdir, processes, devices=8, **overrides):
+    arguments = [f"--config={folder / 'config.py'}", f"--workdir={workdir}", "--allow_changes"]
+    arguments += [f"--config.{key}={value}" for key, value in overrides.items()]
+    return Job(folder, "emu3_jax.train", processes, devices, arguments)
+
+
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
     """Folder with data, a config, and in "one" what one process makes of them."""
     folder = tmp_path_factory.mktemp("processes")
-    config = write_run(folder, 40, **{"run.mesh.data": 2, "run.mesh.fsdp": 4})
+    write_corpus(folder)
+    tiny_models.save_vision_tokenizer(folder / "weights", codebook_size=100)
+    tokenizer = vision_tokenizer.load(folder / "weights")
+    path = tiny_models.save_vision_run(folder / "tokenizer", *tokenizer)
+    shared = {"every": 3, "limit": 3}
+    likelihood = dict(evaluator="likelihood", tokens=str(folder / "tokens"), **shared)
+    captions = dict(evaluator="emoji_captions", vision_tokenizer=str(path), data=str(folder))
+    changes = {"evaluation": (likelihood, captions | shared)}
+    changes |= {"data.sequence_length": 128, "run.mesh.data": 2, "run.mesh.fsdp": 4}
+    config = write_run(folder, 40, **changes)
+    records, fingerprint = [image_record(i) for i in range(40)], vision_fingerprint(*tokenizer)
+    write_dataset(folder / "tokens", records, vision_tokenizer=fingerprint)
     train_config(load_config(str(config)), str(folder / "one"))
     return folder
 
@@ -120,27 +159,30 @@ def _assert_same(workdir, expected):
 
 
 @pytest.mark.parametrize(
-    "processes, mesh, environment",
+    "processes, devices, mesh",
     [
-        (2, {}, {}),
+        (2, 8, {"data": 1, "fsdp": 8}),  # each process holds half of every weight
         # Processes that share rows and hold different positions of them.
-        pytest.param(4, {"fsdp": 1, "context": 4}, {}, marks=pytest.mark.slow),
-        pytest.param(2, {}, {"WHOLE_WEIGHTS": "1"}, marks=pytest.mark.slow),
+        pytest.param(4, 8, {"fsdp": 1, "context": 4}, marks=pytest.mark.slow),
+        pytest.param(2, 2, {"data": 1, "fsdp": 2}, marks=pytest.mark.slow),
     ],
-    ids=["2", "4 with context", "2 with copies of the weights"],
+    ids=["2", "4 with context", "2 of one device"],
 )
-def test_several_processes_train_as_one_and_one_goes_on(reference, processes, mesh, environment):
-    workdir = reference / f"of_{processes}{'_copied' if environment else ''}"
+def test_several_processes_train_and_evaluate_as_one_and_one_goes_on(
+    reference, processes, devices, mesh
+):
+    workdir = reference / f"of_{processes}_and_{devices}"
     overrides = {f"run.mesh.{axis}": size for axis, size in mesh.items()}
-    job = Job(reference, reference / "config.py", workdir, processes, environment,
-              **{"run.steps": 3}, **overrides)  # fmt: skip
+    job = _train(reference, workdir, processes, devices, **{"run.steps": 3}, **overrides)
     assert job.end() == [0] * processes, job.err(0)[-2000:] + job.err(1)[-2000:]
     for index in range(processes):
         rows = {int(line.split()[-1]) for line in job.out(index).splitlines() if "row" in line[:9]}
         share = 4 * (index * 2 // processes)
         assert rows == set(range(share, share + 4))
         said = [line for line in job.out(index).splitlines() if line.startswith("step ")]
-        assert len(said) == (4 if index == 0 else 0)  # three steps and an evaluation
+        assert len(said) == (5 if index == 0 else 0)  # three steps and two evaluations
+        assert "weights in pieces" in job.out(index)
+        assert "weights in pieces 0" not in job.out(index)
     starts = (workdir / "starts.jsonl").read_text().splitlines()
     assert [json.loads(line)["processes"] for line in starts] == [processes]
     # One process goes on with the checkpoint of several, at the same place in the data.
@@ -149,10 +191,32 @@ def test_several_processes_train_as_one_and_one_goes_on(reference, processes, me
 
 
 @pytest.mark.slow
+def test_the_command_evaluates_with_several_processes_as_with_one(reference):
+    found = []
+    for processes in (1, 2):
+        output = reference / f"evaluated_by_{processes}"
+        arguments = [
+            "--evaluators=likelihood,codebook_health,reconstruction,emoji_retrieval",
+            *(f"--model={reference / 'one'}", f"--vision_tokenizer={reference / 'tokenizer'}"),
+            *(f"--data={reference}", f"--tokens={reference / 'tokens'}", f"--output={output}"),
+            *("--limit=3", "--batch_size=4", "--candidates=2"),
+        ]
+        job = Job(reference, "emu3_jax.evaluate", processes, processes, arguments)
+        assert job.end() == [0] * processes, job.err(0)[-2000:] + job.err(processes - 1)[-2000:]
+        assert all(not job.out(index).count("written") for index in range(1, processes))
+        results = read_results(output).items()
+        metrics = {f"{name}/{k}": v for name, values in results for k, v in values.items()}
+        found.append({k: v for k, v in metrics.items() if "seconds" not in k})
+    one, two = found
+    assert one.keys() == two.keys() and len(one) > 30
+    np.testing.assert_allclose(list(two.values()), list(one.values()), rtol=2e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_crash_of_one_ends_the_others(reference, victim):
-    job = Job(reference, reference / "config.py", reference / f"crash_{victim}", 2,
-              **{"run.steps": 100_000, "evaluation.0.every": 0})  # fmt: skip
+    overrides = {f"evaluation.{index}.every": 0 for index in (0, 1)} | {"run.steps": 100_000}
+    job = _train(reference, reference / f"crash_{victim}", 2, **overrides)
     job.wait_for("step 5/")
     job.processes[victim].kill()
     killed = time.monotonic()
@@ -166,8 +230,8 @@ def test_a_crash_of_one_ends_the_others(reference, victim):
 @pytest.mark.slow
 def test_a_preemption_notice_to_one_saves_all(reference):
     workdir = reference / "preempted"
-    job = Job(reference, reference / "config.py", workdir, 2,
-              **{"run.steps": 100_000, "run.checkpoint.every": 100_000})  # fmt: skip
+    overrides = {"run.steps": 100_000, "run.checkpoint.every": 100_000}
+    job = _train(reference, workdir, 2, **overrides)
     job.wait_for("step 5/")
     job.processes[1].send_signal(signal.SIGTERM)
     assert job.end() == [143, 143]

@@ -5,7 +5,8 @@ compiler and without a TPU, and says whether it fits, what crosses the mesh and 
 the compiler's estimate. No data is read where the config states model.vocab_size.
 
   --program    train: the update of the config's task, be it pretrain or vision_tokenizer;
-               tokenize: a vision tokenizer's codes of a batch; sample: pictures of 720 x 720.
+               tokenize: a vision tokenizer's codes of a batch; sample: pictures of 720 x 720;
+               evaluate: likelihood of held-out rows.
   --topology   v4:AxBxC, v5e:AxB, v5p:AxBxC, v6e:AxB, tpu7x:AxBxC (needs requirements-aot.txt), or
                cpu:N, which needs nothing and knows no limits.
   --slices     so many of them; mesh axis `data` runs over the slices.

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from emu3_jax.models.vision_config import COMPUTATION
+from emu3_jax.sharding import to_host
 
 # Modules of a vision tokenizer that decide its codes, and fields of its config that do not.
 CODING_PARTS = ("encoder", "quant_conv", "quantize")
@@ -37,7 +38,7 @@ def vision_fingerprint(config: Any, arrays: Mapping[str, Any]) -> str:
         for collection, parts in arrays.items()
     }
     for name, value in sorted(_flat(coding)):
-        value = np.asarray(value)
+        value = to_host(value)
         digest.update(f"{name} {value.dtype} {value.shape}".encode())
         digest.update(np.ascontiguousarray(value).tobytes())
     return digest.hexdigest()[:12]

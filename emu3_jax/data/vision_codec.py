@@ -3,6 +3,9 @@
 A clip longer than one latent frame is coded either as one causal clip (`CAUSAL`), where later codes
 know the frames before, or as clips of one latent frame that know nothing of each other
 (`INDEPENDENT`), as the official script does with released weights. Decode as it was encoded.
+
+On the mesh that is set every device codes its rows of a batch. Several processes make the same
+calls with the same pictures, and each gets all results.
 """
 
 import functools
@@ -12,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from emu3_jax import sharding
 from emu3_jax.data import media
 
 CAUSAL, INDEPENDENT = CLIPS = ("causal", "independent")
@@ -21,7 +25,11 @@ Done = Callable[[int], None]
 @functools.lru_cache(maxsize=4)
 def _jitted(module: Any, method: str):
     """The compiled `encode` or `decode` of a module: (variables, array) → array."""
-    return jax.jit(functools.partial(module.apply, method=method))
+
+    def run(variables, rows):
+        return sharding.gathered(module.apply(variables, rows, method=method))
+
+    return jax.jit(run)
 
 
 def encode(
@@ -44,10 +52,10 @@ def encode(
     if _apart(clips):
         pieces, owners = _pieces(cut, module.config.temporal_downsample_factor, rank=4)
         return _joined(encode(tokenizer, pieces, batch_size, done=done), owners)
-    encoder, variables = _jitted(module, "encode"), jax.device_put(variables)
+    encoder, variables = _jitted(module, "encode"), sharding.on_devices(variables)
     codes: list = [None] * len(cut)
     for indices, batch in batches_of_one_shape(cut, batch_size):
-        out = np.asarray(encoder(variables, media.to_model(batch)))
+        out = np.asarray(encoder(variables, sharding.spread(media.to_model(batch), "batch")))
         for index, code in zip(indices, out, strict=False):
             codes[index] = code
         done(len(indices))
@@ -69,10 +77,10 @@ def decode(
     if _apart(clips):
         pieces, owners = _pieces([np.asarray(c) for c in codes], 1, rank=3)
         return _joined(decode(tokenizer, pieces, batch_size, done=done), owners)
-    decoder, variables = _jitted(module, "decode"), jax.device_put(variables)
+    decoder, variables = _jitted(module, "decode"), sharding.on_devices(variables)
     pictures: list = [None] * len(codes)
     for indices, batch in batches_of_one_shape([np.asarray(c) for c in codes], batch_size):
-        out = media.to_uint8(np.asarray(decoder(variables, batch)))
+        out = media.to_uint8(np.asarray(decoder(variables, sharding.spread(batch, "batch"))))
         for index, picture in zip(indices, out, strict=False):
             pictures[index] = picture
         done(len(indices))
@@ -122,13 +130,14 @@ def batches_of_one_shape(
     """Groups arrays by shape → (their indices, the stacked batch padded to `batch_size`).
 
     The last batch of a shape repeats its first array, so that each shape compiles once; only the
-    first `len(indices)` rows count.
+    first `len(indices)` rows count. On a mesh there are as many rows more as it takes to cut them.
     """
+    ways = sharding.ways_of(jax.sharding.get_abstract_mesh(), "batch")
     groups: dict[tuple, list[int]] = {}
     for index, array in enumerate(arrays):
         groups.setdefault(array.shape, []).append(index)
     for indices in groups.values():
-        rows = min(batch_size, len(indices))
+        rows = -(-min(batch_size, len(indices)) // ways) * ways
         for start in range(0, len(indices), rows):
             chosen = indices[start : start + rows]
             padded = chosen + [chosen[0]] * (rows - len(chosen))

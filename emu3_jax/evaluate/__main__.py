@@ -20,6 +20,9 @@ figures. --model and --vision_tokenizer take a run directory, a directory of wei
 shipped weights (nano, photo). --data is a folder of <split>.jsonl files, --tokens a token dataset
 or a folder of them, one a split.
 
+--mesh=fsdp=-1 spreads weights and work over all devices. On a pod every host runs this command with
+--coordinator=auto, as it does `train`.
+
 Examples:
   python -m emu3_jax.evaluate --evaluators=reconstruction,emoji_captions \\
     --model=runs/nano --vision_tokenizer=nano \\
@@ -30,6 +33,7 @@ Examples:
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import jax
 from absl import flags
 
 from emu3_jax import command_line, shipped
@@ -38,7 +42,8 @@ from emu3_jax.evaluate import evaluator, registry
 from emu3_jax.evaluate.evaluator import MEASURED, Evaluator, Subject
 from emu3_jax.evaluate.progress import Progress
 from emu3_jax.interop.bundle import load_language
-from emu3_jax.train import run_directory, weights
+from emu3_jax.interop.safetensors_io import DTYPES
+from emu3_jax.train import distributed, run_directory, weights
 
 command_line.define_config(
     help_text="Config whose `evaluation` is taken; override: --config.evaluation.0.KEY=VALUE."
@@ -89,6 +94,11 @@ SAMPLING = (
     flags.DEFINE_integer("top_k", None, "Codes to draw from (2048, as released); 0 for all."),
     flags.DEFINE_integer("seed", None, "Of drawn pictures (0)."),
 )
+DTYPE = flags.DEFINE_enum(
+    "dtype", None, tuple(DTYPES), "Of the language model's weights and activations; see generate."
+)
+command_line.define_mesh()
+distributed.define_flags()
 
 
 def main() -> None:
@@ -103,15 +113,17 @@ def main() -> None:
                 f"--{flag.name} is not set; {one.name} measures {MEASURED[one.measures]}"
             )
     evaluators = with_flags(evaluators)
-    language = load_language(MODEL.value) if MODEL.value else None
-    registry.check(evaluators, language, key)
-    subject = load_subject(evaluators)
-    results = evaluator.run_all(subject, evaluators, _say)
-    path = evaluator.write_results(
-        results, OUTPUT.value, subject.label, registry.resolved(evaluators)
-    )
-    print(evaluator.format_results(results))
-    print(f"written: {path}")
+    with distributed.joined():
+        with jax.set_mesh(command_line.mesh()):
+            language = load_language(MODEL.value) if MODEL.value else None
+            registry.check(evaluators, language, key)
+            subject = load_subject(evaluators)
+            results = evaluator.run_all(subject, evaluators, distributed.say)
+        if distributed.is_first():
+            entries = registry.resolved(evaluators)
+            path = evaluator.write_results(results, OUTPUT.value, subject.label, entries)
+            print(evaluator.format_results(results))
+            print(f"written: {path}")
 
 
 def chosen_evaluators() -> tuple[tuple[Evaluator, ...], Callable[[int], str]]:
@@ -176,18 +188,14 @@ def load_subject(evaluators: Sequence[Evaluator]) -> Subject:
     measured = {one.measures for one in evaluators}
     bundle, label, vision = None, str(VISION.value), None
     if "language_model" in measured:
-        bundle, label = weights.load_language_model(MODEL.value, STEP.value)
+        bundle, label = weights.load_language_model(MODEL.value, STEP.value, dtype=DTYPE.value)
     if "vision_tokenizer" in measured:
-        vision = weights.load_vision_tokenizer(VISION.value)
-    return Subject(bundle, vision, label, Progress(_say))
+        vision = weights.load_vision_tokenizer(VISION.value, STEP.value)
+    return Subject(bundle, vision, label, Progress(distributed.say))
 
 
 def _measured(one: Evaluator) -> flags.FlagHolder:
     return {"language_model": MODEL, "vision_tokenizer": VISION}[one.measures]
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
 
 
 if __name__ == "__main__":

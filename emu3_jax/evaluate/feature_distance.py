@@ -19,6 +19,7 @@ from typing import Any, ClassVar
 import jax
 import numpy as np
 
+from emu3_jax import sharding
 from emu3_jax.config import ConfigError
 from emu3_jax.data import media, vision_codec
 from emu3_jax.evaluate import frechet, items
@@ -31,6 +32,7 @@ from emu3_jax.interop import feature_networks, perceptual_weights
 from emu3_jax.interop.bundle import Language
 from emu3_jax.models import i3d, inception
 from emu3_jax.models.perceptual import vgg16_features
+from emu3_jax.train import distributed
 
 # Unterthiner et al. 2018 take clips of 16 frames.
 FVD_FRAMES = 16
@@ -160,8 +162,8 @@ class FrechetDistance(SplitEvaluator):
 
         The file is named by a hash of the network, its weights and the originals' pixels.
         """
-        weights = jax.device_put(network.weights)
-        extract = jax.jit(network.features)
+        weights = sharding.on_devices(network.weights)
+        extract = jax.jit(lambda *arguments: sharding.gathered(network.features(*arguments)))
 
         def statistics(pictures):
             done = progress.counter(f"features for {network.metric}", len(pictures))
@@ -173,15 +175,19 @@ class FrechetDistance(SplitEvaluator):
         key = _key(network, originals)
         path = pathlib.Path(self.cache) / f"{network.metric}_{key[:16]}.npz"
         known = frechet.load(path, key)
-        if known is None:
+        # All processes take the same way: a folder that one of them cannot see would keep it
+        # waiting.
+        if not all(distributed.gather(known is not None)):
             known = statistics(originals)
-            frechet.save(path, known, key)
+            if distributed.is_first():
+                frechet.save(path, known, key)
         return known, statistics(rebuilt)
 
 
 def _features(network, extract, weights, pictures, batch_size: int, done) -> Iterator[np.ndarray]:
     for indices, batch in vision_codec.batches_of_one_shape(pictures, batch_size):
-        features = extract(weights, network.resized(media.to_model(batch)))
+        pixels = network.resized(sharding.spread(media.to_model(batch), "batch"))
+        features = extract(weights, pixels)
         yield np.asarray(features)[: len(indices)]
         done(len(indices))
 

@@ -7,16 +7,18 @@ from typing import Any
 import jax
 import numpy as np
 
+from emu3_jax import sharding
 from emu3_jax.data import media, vision_codec
 from emu3_jax.evaluate import picture_quality
 from emu3_jax.evaluate.evaluator import Table
 from emu3_jax.models.perceptual import lpips
+from emu3_jax.train import distributed
 
 PERCEPTUAL = "perceptual"
 # Decimals in tables.
 DIGITS = {"psnr": 3, "ssim": 4, PERCEPTUAL: 4}
 
-_distance = jax.jit(lpips)
+_distance = jax.jit(lambda weights, a, b: sharding.gathered(lpips(weights, a, b)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +74,7 @@ def measure(
     perceptual: tuple[Any, str] | None,
     batch_size: int,
 ) -> Measured:
-    """Compares uint8 [(T,) H, W, 3] item by item.
+    """Compares uint8 [(T,) H, W, 3] item by item; of several processes each does its share.
 
     Args:
       originals, rebuilt: of one shape each.
@@ -83,21 +85,21 @@ def measure(
         (a.reshape(-1, *a.shape[-3:]), b.reshape(-1, *b.shape[-3:]))
         for a, b in zip(originals, rebuilt, strict=True)
     ]
-    values = {
-        "psnr": [picture_quality.psnr(a, b) for a, b in pairs],
-        "ssim": [picture_quality.ssim(a, b) for a, b in pairs],
-    }
+    values = {}
+    for name, quality in (("psnr", picture_quality.psnr), ("ssim", picture_quality.ssim)):
+        curves = distributed.map_shared(lambda pair, of=quality: of(*pair).tolist(), pairs)
+        values[name] = [np.array(curve) for curve in curves]
     if perceptual is not None:
         values[PERCEPTUAL] = _perceptual(pairs, perceptual[0], batch_size)
     return Measured([a.shape[-3:-1] for a, _ in pairs], values)
 
 
 def _perceptual(pairs, weights, batch_size: int) -> list[np.ndarray]:
-    weights = jax.device_put(weights)
+    weights = sharding.on_devices(weights)
     frames = [np.stack(frame) for a, b in pairs for frame in zip(a, b, strict=True)]
     flat = np.zeros(len(frames))
     for indices, batch in vision_codec.batches_of_one_shape(frames, batch_size):
-        pixels = media.to_model(batch)
+        pixels = sharding.spread(media.to_model(batch), "batch")
         distances = np.asarray(_distance(weights, pixels[:, 0], pixels[:, 1]))
         flat[indices] = distances[: len(indices)]
     return np.split(flat, np.cumsum([len(a) for a, _ in pairs])[:-1])

@@ -29,9 +29,6 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "emoji_captions": EmojiCaptions,
     "emoji_retrieval": EmojiRetrieval,
 }
-# Those that use weights where they lie on a mesh of several processes. The others work on the
-# devices of one process, each of which must have room for the whole model.
-ON_THE_MESH = frozenset({"likelihood"})
 
 
 def evaluator_class(name: Any) -> type[Evaluator]:

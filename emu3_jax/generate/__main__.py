@@ -25,12 +25,12 @@ import jax
 from absl import flags
 from etils import epath
 
-from emu3_jax import command_line, sharding, shipped
+from emu3_jax import command_line, shipped
 from emu3_jax.data import vision_codec
 from emu3_jax.generate import codec, modalities, presets
 from emu3_jax.generate.job import GENERATION_TASKS, Job, JobError, Runner, sizes_of
 from emu3_jax.generate.sampling import Sampling
-from emu3_jax.interop.bundle import BUNDLE_FILE, place, with_vision
+from emu3_jax.interop.bundle import BUNDLE_FILE, with_vision
 from emu3_jax.interop.language_config import read_further
 from emu3_jax.interop.safetensors_io import DTYPES
 from emu3_jax.sequence import VIDEO_FORMATS, Grammar
@@ -106,9 +106,7 @@ DTYPE = flags.DEFINE_enum(
 )
 BATCH = flags.DEFINE_integer("batch_size", 16, "Most answers at a time.")
 MAX_CONTEXT = flags.DEFINE_integer("max_context", None, "Most tokens a sequence may have.")
-MESH = flags.DEFINE_string(
-    "mesh", "", "Spread over devices, like data=2,tensor=4; without it one device is used."
-)
+command_line.define_mesh()
 
 
 def sampling(draws: bool) -> Sampling:
@@ -141,19 +139,6 @@ def prompts() -> tuple[str, ...]:
         found += [line for line in text.splitlines() if line.strip()]
     suffix = presets.POSITIVE_SUFFIX if OFFICIAL.value else ""
     return tuple(prompt + suffix for prompt in found)
-
-
-def mesh() -> jax.sharding.Mesh | None:
-    """The mesh of the flag, or None."""
-    if not MESH.value:
-        return None
-    sizes = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
-    for part in MESH.value.split(","):
-        axis, _, size = part.partition("=")
-        if axis not in sizes or not size.lstrip("-").isdecimal():
-            raise JobError(f"mesh must be like data=2,tensor=4, not {MESH.value!r}.")
-        sizes[axis] = int(size)
-    return sharding.make_mesh(sharding.MeshConfig(**sizes))
 
 
 def check_flags() -> None:
@@ -226,28 +211,29 @@ def grammar(old: Grammar) -> Grammar:
 def main() -> None:
     """Reads the flags, loads the models, does the job."""
     check_flags()
-    vision, vision_variables = weights.load_vision_tokenizer(VISION.value)
+    mesh = command_line.mesh()
+    vision, vision_variables = weights.load_vision_tokenizer(VISION.value, mesh=mesh)
     factor = vision.config.spatial_factor
     limits = codec.pixel_limits(VISION.value, factor, MIN_PIXELS.value, MAX_PIXELS.value)
-    job, on = ask(factor), mesh()
-    bundle, label = weights.load_language_model(MODEL.value, STEP.value, on, DTYPE.value)
+    job = ask(factor)
+    bundle, label = weights.load_language_model(MODEL.value, STEP.value, mesh, DTYPE.value)
     bundle = with_vision(bundle, vision, vision_variables, VISION.value, label)
     bundle = dataclasses.replace(bundle, grammar=grammar(bundle.grammar))
     if MAX_CONTEXT.value:
         bundle = dataclasses.replace(bundle, max_context=MAX_CONTEXT.value)
     runner = Runner(
-        place(bundle, on),
+        bundle,
         pathlib.Path(OUTPUT.value),
         limits,
         modalities.Options(
             batch_size=BATCH.value,
-            mesh=on,
             progress=say,
             stream=say_piece if STREAM.value else None,
         ),
         {"model": label, "vision_tokenizer": VISION.value},
     )
-    runner.run(job, say)
+    with jax.set_mesh(mesh):
+        runner.run(job, say)
 
 
 def say(line: str) -> None:

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
 
 from emu3_jax import sharding
 from emu3_jax.generate import constraints, guidance, sampling
@@ -155,7 +154,14 @@ def _loop(params, inputs: Inputs, settings: Settings, state: State, until, model
     def go_on(state: State) -> jax.Array:
         return (state.step < until) & ~state.finished_B.all()
 
-    return jax.lax.while_loop(go_on, step, state)
+    return _readable(jax.lax.while_loop(go_on, step, state))
+
+
+def _readable(state: State) -> State:
+    """The state with what the host reads of it whole on every device, hence in every process."""
+    return state._replace(
+        new_BN=sharding.gathered(state.new_BN), finished_B=sharding.gathered(state.finished_B)
+    )
 
 
 def prefill(params, inputs: Inputs, model: Transformer, vocab: Vocab) -> State:
@@ -165,7 +171,7 @@ def prefill(params, inputs: Inputs, model: Transformer, vocab: Vocab) -> State:
     positions_RP = jnp.cumsum(inputs.valid_RP, axis=1) - 1
     cache = allocate_cache(model.config, rows, columns - 1 + inputs.table_BN.shape[1])
     cache = read_prompts(model, params, prompt_RP[:, :-1], positions_RP[:, :-1], cache)
-    return State(
+    state = State(
         step=jnp.zeros((), jnp.int32),
         token_R=prompt_RP[:, -1],
         position_R=positions_RP[:, -1],
@@ -173,6 +179,7 @@ def prefill(params, inputs: Inputs, model: Transformer, vocab: Vocab) -> State:
         new_BN=jnp.full(inputs.table_BN.shape, vocab.pad, jnp.int32),
         finished_B=inputs.lengths_B == 0,
     )
+    return _readable(state)
 
 
 def read_prompts(
@@ -272,12 +279,12 @@ def lower(
     settings = Settings(number(jnp.uint32), number(), number(), number())
     static = Static(guided, False, 2048, False, True, False, False)
     with jax.set_mesh(mesh):
-        # Inside, since no key can be made on devices that are not there.
-        one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-        boxed = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), one)["params"]
-        params = jax.tree.map(
-            lambda leaf, place: array(*leaf.shape, dtype=config.dtype, place=place),
-            nn.unbox(boxed),
-            sharding.state_shardings(boxed, mesh),
-        )
+        params = abstract_params(model, mesh)
         return decode.lower(params, inputs, settings, model=model, vocab=vocab, static=static)
+
+
+def abstract_params(model: Transformer, mesh: jax.sharding.Mesh):
+    """Of the model's compute type; to be called under the mesh, on whose devices nothing exists."""
+    one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    boxed = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), one)["params"]
+    return sharding.abstract_arrays(boxed, mesh, model.config.dtype)

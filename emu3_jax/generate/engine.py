@@ -5,7 +5,6 @@ both get the token that is drawn. `constraints` says what a row may emit, so pic
 captions share a batch. What runs on the device is in `autoregressive`.
 """
 
-import contextlib
 import time
 from collections.abc import Callable
 
@@ -31,24 +30,24 @@ def generate(
     requests: list[Request],
     settings: Sampling,
     vocab: Vocab,
-    mesh: jax.sharding.Mesh | None = None,
     *,
     batch_size: int = 16,
     max_context: int | None = None,
     progress: Callable[[str], None] | None = None,
     stream: Callable[[int, np.ndarray], None] | None = None,
 ) -> list[np.ndarray]:
-    """Answers every request.
+    """Answers every request, on the mesh that is set (`jax.set_mesh`) or the default device.
+
+    On a mesh rows are spread over `data` and `fsdp`, key-value heads over `tensor`. Several
+    processes call it with the same arguments, and each gets all answers.
 
     Args:
       model: the transformer; `model.config.vocab_size` must be `vocab.size`.
-      params: its parameters, boxed or not, already sharded when there is a mesh.
+      params: its parameters, boxed or not, laid out over the mesh if there is one.
       requests: any number, of any lengths and kinds.
       settings: how tokens are drawn. With `guidance` other than 1, requests that have a negative
         prompt are guided; the others in the same call are not.
       vocab: the token space.
-      mesh: rows are spread over `data` and `fsdp`, key-value heads over `tensor`; None takes the
-        mesh of `jax.set_mesh`, if there is one.
       batch_size: the most requests that run together; guided ones take two rows each.
       max_context: the most tokens, prompt and answer, that the model may read; None for no limit.
       progress: called with one line before and after each batch.
@@ -67,26 +66,22 @@ def generate(
             f"The model has {model.config.vocab_size} token ids, the vocabulary {vocab.size}."
         )
     check(requests, vocab, max_context)
-    devices = 1
-    active = jax.sharding.get_abstract_mesh() if mesh is None else mesh
-    if not active.empty:
-        check_mesh(model.config, active)
-        devices = active.shape["data"] * active.shape["fsdp"]
+    mesh = jax.sharding.get_abstract_mesh()
+    if not mesh.empty:
+        check_mesh(model.config, mesh)
     params = nn.meta.unbox(params)
     answers: list = [None] * len(requests)
-    batches = plan(requests, batch_size, devices)
+    batches = plan(requests, batch_size, sharding.ways_of(mesh, "batch"))
     for i, batch in enumerate(batches):
         report = _reporter(model, batch, settings, f"batch {i + 1}/{len(batches)}", progress)
-        new_BN = _run(model, params, requests, batch, settings, vocab, mesh, stream)
+        new_BN = _run(model, params, requests, batch, settings, vocab, stream)
         for row, member in zip(new_BN, batch.members, strict=False):
             answers[member] = _cut(row, requests[member].new, vocab)
         report(sum(len(answers[member]) for member in batch.members))
     return answers
 
 
-def _run(
-    model, params, requests, batch: Batch, settings: Sampling, vocab, mesh, stream
-) -> np.ndarray:
+def _run(model, params, requests, batch: Batch, settings: Sampling, vocab, stream) -> np.ndarray:
     """The new tokens of one batch, int32 [B, N] on the host."""
     inputs = _inputs(requests, batch, settings, vocab)
     table = inputs.table_BN
@@ -105,28 +100,22 @@ def _run(
         top_p=np.float32(settings.top_p),
         guidance=np.float32(settings.guidance),
     )
-    if mesh is None:
-        context = contextlib.nullcontext()
-    else:
-        context = jax.set_mesh(mesh)
-        rows = jax.NamedSharding(mesh, sharding.partition_spec("batch"))
-        inputs = jax.device_put(inputs, rows)
+    inputs = jax.tree.map(lambda array: sharding.spread(array, "batch"), inputs)
     compiled = dict(model=model, vocab=vocab, static=static)
-    with context:
-        if stream is None:
-            return np.asarray(autoregressive.decode(params, inputs, numbers, **compiled))
-        state = autoregressive.start(params, inputs, model=model, vocab=vocab)
-        shown, steps = 0, table.shape[1]
-        while shown < steps and not np.asarray(state.finished_B).all():
-            until = min(shown + STREAM_EVERY, steps)
-            state = autoregressive.advance(params, inputs, numbers, state, until, **compiled)
-            new_BN = np.asarray(state.new_BN)
-            for row, member in zip(new_BN, batch.members, strict=False):
-                answer = _cut(row[:until], requests[member].new, vocab)
-                if len(answer) > shown:
-                    stream(member, answer[shown:])
-            shown = until
-        return np.asarray(state.new_BN)
+    if stream is None:
+        return np.asarray(autoregressive.decode(params, inputs, numbers, **compiled))
+    state = autoregressive.start(params, inputs, model=model, vocab=vocab)
+    shown, steps = 0, table.shape[1]
+    while shown < steps and not np.asarray(state.finished_B).all():
+        until = min(shown + STREAM_EVERY, steps)
+        state = autoregressive.advance(params, inputs, numbers, state, until, **compiled)
+        new_BN = np.asarray(state.new_BN)
+        for row, member in zip(new_BN, batch.members, strict=False):
+            answer = _cut(row[:until], requests[member].new, vocab)
+            if len(answer) > shown:
+                stream(member, answer[shown:])
+        shown = until
+    return np.asarray(state.new_BN)
 
 
 def _inputs(requests: list[Request], batch: Batch, settings: Sampling, vocab: Vocab) -> Inputs:

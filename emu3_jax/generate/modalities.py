@@ -1,15 +1,14 @@
 """From one modality to another, as plain functions: captions to pictures and clips, and back.
 
 Evaluators and the command call these; what they share is a `Bundle` (model, weights, grammar) and
-`Options` (how to sample and how much at once).
+`Options` (how to sample and how much at once). They run on the mesh that is set, where the bundle's
+weights must lie; every process of several makes the same calls and gets the same answers.
 """
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
-import jax
 import numpy as np
 
 from emu3_jax.generate import best_of
@@ -33,7 +32,6 @@ class Options:
         reading it, finds the caption likeliest (`best_of`).
       first: number of the first answer; its draws depend on the seed, this number and `candidates`.
       batch_size: the most requests that run together.
-      mesh: where to run; None for the default device.
       progress: called with a line before and after each batch.
       stream: for texts: called as stream(number of the answer in the list, next piece of it) while
         they are written; the pieces of an answer together are that answer.
@@ -45,7 +43,6 @@ class Options:
     candidates: int = 1
     first: int = 0
     batch_size: int = 16
-    mesh: jax.sharding.Mesh | None = None
     progress: Callable[[str], None] | None = None
     stream: Callable[[int, str], None] | None = None
 
@@ -189,15 +186,14 @@ def _visual(
     ]
     if n == 1 or not codes:
         return codes
-    with contextlib.nullcontext() if options.mesh is None else jax.set_mesh(options.mesh):
-        kept = best_of.best(
-            bundle,
-            [block(c) for c in codes],
-            [caption for caption, _ in asked],
-            n,
-            options.batch_size,
-            options.progress,
-        )
+    kept = best_of.best(
+        bundle,
+        [block(c) for c in codes],
+        [caption for caption, _ in asked],
+        n,
+        options.batch_size,
+        options.progress,
+    )
     return [codes[i] for i in kept]
 
 
@@ -265,7 +261,6 @@ def _generate(
         requests,
         options.sampling,
         bundle.vocab,
-        options.mesh,
         batch_size=options.batch_size,
         max_context=bundle.max_context,
         progress=options.progress,

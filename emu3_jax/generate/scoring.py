@@ -8,7 +8,6 @@ all read the same documents and get the same result.
 """
 
 import functools
-import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 
 import jax
@@ -19,12 +18,16 @@ from flax import linen as nn
 from emu3_jax import sequence, sharding
 from emu3_jax.data import packing
 from emu3_jax.data.mixture import Tokens
+from emu3_jax.generate import autoregressive
 from emu3_jax.interop.bundle import Bundle
 from emu3_jax.models.cross_entropy import chunked_cross_entropy
+from emu3_jax.models.transformer import Transformer, TransformerConfig, check_mesh
 from emu3_jax.sequence import TokenClass
 
 # Rows are a multiple of this, so that few shapes are compiled.
 ROW_MULTIPLE = 64
+# What of a batch the model and the loss read.
+SCORED = ("inputs", "targets", "positions", "segment_ids")
 
 
 class Tally:
@@ -59,18 +62,24 @@ def score_documents(
       row_length: see `packed_batches`.
       done: called after each batch with the number of its targets.
     """
-    ways = _ways_of_a_batch()
-    tally, scorer = Tally(tuple(documents)), _scorer(bundle.model)
-    for batch in packed_batches(documents, row_length, -(-batch_size // ways) * ways):
-        arrays = [batch[k] for k in ("inputs", "targets", "positions", "segment_ids")]
-        nll_BS = np.asarray(scorer(bundle.variables, *arrays))
+    rows = rows_of_batch(jax.sharding.get_abstract_mesh(), batch_size)
+    tally, score = Tally(tuple(documents)), scorer(bundle.model)
+    for batch in packed_batches(documents, row_length, rows):
+        arrays = [sharding.spread(batch[name], "batch", "sequence") for name in SCORED]
+        nll_BS = np.asarray(score(bundle.variables, *arrays))
         tally.add(nll_BS, batch["sources"], batch["classes"])
         done(np.count_nonzero(batch["segment_ids"]))
     return tally
 
 
+def rows_of_batch(mesh, batch_size: int) -> int:
+    """`batch_size`, and as many rows more as it takes to cut them over `mesh`."""
+    ways = sharding.ways_of(mesh, "batch")
+    return -(-batch_size // ways) * ways
+
+
 @functools.lru_cache(maxsize=2)
-def _scorer(model: nn.Module):
+def scorer(model: nn.Module):
     """Jitted (variables, inputs, targets, positions, segment_ids) → float32 [B, S]."""
 
     def nll(variables, inputs_BS, targets_BS, positions_BS, segment_ids_BS):
@@ -84,9 +93,32 @@ def _scorer(model: nn.Module):
             jnp.ones(targets_BS.shape),
             vocab_size=model.config.vocab_size,
         ).nll
-        return sharding.constrain(nll_BS, None, None)  # whole everywhere: every host reads it
+        return sharding.gathered(nll_BS)
 
     return jax.jit(nll)
+
+
+def lower(
+    config: TransformerConfig, mesh: jax.sharding.Mesh, *, batch_size: int, row_length: int
+) -> jax.stages.Lowered:
+    """What `score_documents` runs for one batch, lowered ahead of time, before there are weights.
+
+    Args:
+      config: of the model; weights are in its compute type.
+      mesh: that is set where documents are scored.
+      batch_size, row_length: as `score_documents` takes them.
+
+    Raises:
+      ValueError: the model or the rows do not fit the mesh.
+    """
+    check_mesh(config, mesh)
+    sharding.check_divides(mesh, "sequence", "row_length", row_length)
+    shape = (rows_of_batch(mesh, batch_size), row_length)
+    rows = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding.batch_sharding(mesh))
+    model = Transformer(config)
+    with jax.set_mesh(mesh):
+        variables = {"params": autoregressive.abstract_params(model, mesh)}
+        return scorer(model).lower(variables, *[rows] * len(SCORED))
 
 
 def packed_batches(
@@ -130,10 +162,3 @@ def _scored(built: sequence.Sequence, source: int) -> Tokens:
     """The document with class PAD where training leaves a target out."""
     classes = np.where(built.weights > 0, built.classes, TokenClass.PAD)
     return Tokens(built.ids, built.weights, classes, source, whole=True)
-
-
-def _ways_of_a_batch() -> int:
-    """Into how many parts the active mesh cuts the rows of a batch."""
-    mesh = jax.sharding.get_abstract_mesh()
-    axes = () if mesh.empty else sharding.mesh_axes("batch")
-    return math.prod(mesh.shape[axis] for axis in axes)

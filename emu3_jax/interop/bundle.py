@@ -15,11 +15,8 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from etils import epath
-from flax import linen as nn
 
-from emu3_jax import sharding
 from emu3_jax import vocab as vocab_lib
 from emu3_jax.data.fingerprint import check_same, vision_fingerprint
 from emu3_jax.files import read_json, write_atomically, write_json
@@ -199,7 +196,7 @@ def load_bundle(
     """Reads a model directory and, if given, the directory of its vision tokenizer.
 
     With a mesh the language model's weights go straight onto it, tensor by tensor; without one
-    they stay on the host (see `place`).
+    they stay on the host.
 
     Raises:
       BundleError: something is missing, or the two were not trained together.
@@ -270,23 +267,6 @@ def check_vision_tokenizer(
         found = vision_fingerprint(vision.config, variables)
         stated = {f"{vision_where} is": found, f"{where} was trained with": expected}
         check_same("vision tokenizer", stated)
-
-
-def place(bundle: Bundle, mesh: jax.sharding.Mesh | None) -> Bundle:
-    """The bundle with its weights on the devices: spread over the mesh, or on the default one."""
-    params = nn.meta.unbox(bundle.variables["params"])
-    if mesh is None:
-        params = jax.device_put(params)
-    else:
-        token = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-        abstract = jax.eval_shape(bundle.model.init, jax.random.key(0), token)["params"]
-        params = jax.device_put(params, sharding.state_shardings(abstract, mesh))
-    vision = bundle.vision_variables
-    return dataclasses.replace(
-        bundle,
-        variables={"params": params},
-        vision_variables=None if vision is None else jax.device_put(vision),
-    )
 
 
 def save_bundle(path: str | os.PathLike, bundle: Bundle, dtype: str = "float32") -> None:

@@ -218,12 +218,8 @@ class _OnHost:
 
 
 def _on_mesh(config: TransformerConfig, mesh) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
-    boxed = _abstract_variables(config)["params"]
-    shardings = flax.traverse_util.flatten_dict(sharding.state_shardings(boxed, mesh))
-    return {
-        path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=shardings[path])
-        for path, leaf in flax.traverse_util.flatten_dict(nn.unbox(boxed)).items()
-    }
+    boxed = abstract_variables(config)["params"]
+    return flax.traverse_util.flatten_dict(sharding.abstract_arrays(boxed, mesh))
 
 
 def save(
@@ -280,13 +276,14 @@ def load_language_model(
     return Transformer(config), {"params": params}
 
 
-def _abstract_variables(config: TransformerConfig) -> dict:
+def abstract_variables(config: TransformerConfig) -> dict:
+    """Shapes and dtypes of {"params": …}, boxed with their logical axis names."""
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     return jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens)
 
 
 def _abstract_params(config: TransformerConfig) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
-    return flax.traverse_util.flatten_dict(nn.unbox(_abstract_variables(config))["params"])
+    return flax.traverse_util.flatten_dict(nn.unbox(abstract_variables(config))["params"])
 
 
 def _check_params(config: TransformerConfig, flat: dict) -> None:

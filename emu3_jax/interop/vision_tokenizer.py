@@ -113,8 +113,8 @@ class Pair:
         return np.ascontiguousarray(array.reshape(self.file_shape))
 
 
-def _abstract_variables(config: VisionTokenizerConfig) -> dict:
-    """Boxed shapes."""
+def abstract_variables(config: VisionTokenizerConfig) -> dict:
+    """Shapes and dtypes of {"params": …, "batch_stats": …}, boxed with their logical axis names."""
     side = config.spatial_factor
     still = jax.ShapeDtypeStruct((1, side, side, config.in_channels), jnp.float32)
     return jax.eval_shape(VisionTokenizer(config).init, jax.random.key(0), still)
@@ -123,7 +123,7 @@ def _abstract_variables(config: VisionTokenizerConfig) -> dict:
 @functools.lru_cache(maxsize=8)
 def key_map(config: VisionTokenizerConfig) -> tuple[Pair, ...]:
     """Every array of a tokenizer with this config and its name in the released layout."""
-    variables = _abstract_variables(config)
+    variables = abstract_variables(config)
     pairs = []
     for path, array in flax.traverse_util.flatten_dict(nn.unbox(variables)).items():
         collection, *modules, leaf = path
@@ -208,12 +208,8 @@ def _hf_prefix(names: Collection[str]) -> str:
 
 
 def _on_mesh(config: VisionTokenizerConfig, mesh) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
-    boxed = _abstract_variables(config)
-    shardings = flax.traverse_util.flatten_dict(sharding.state_shardings(boxed, mesh))
-    return {
-        path: jax.ShapeDtypeStruct(leaf.shape, np.float32, sharding=shardings[path])
-        for path, leaf in flax.traverse_util.flatten_dict(nn.unbox(boxed)).items()
-    }
+    abstract = sharding.abstract_arrays(abstract_variables(config), mesh, np.dtype("float32"))
+    return flax.traverse_util.flatten_dict(abstract)
 
 
 def save(

@@ -28,7 +28,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from emu3_jax import command_line
+from emu3_jax import command_line, sharding
 from emu3_jax.config import ConfigError, to_values
 from emu3_jax.evaluate import registry
 from emu3_jax.evaluate.during_training import EvaluationCallback, check_data
@@ -65,31 +65,11 @@ def evaluation_callbacks(
     check_data(evaluators, task.kind, language)
 
     def subject_of(state, label):
-        variables = task.model_variables(state.evaluation_params(), state.model_state)
+        variables = {"params": state.evaluation_params(), **state.model_state}
+        variables = task.model_variables(task.model_parts(variables))
         return Subject(**{task.kind: task.trained_model(variables, label)}, label=label)
 
-    def callback(evaluator):
-        found = EvaluationCallback(evaluator, subject_of, workdir)
-        together = registry.evaluator_name(evaluator) in registry.ON_THE_MESH
-        return found if together or jax.process_count() == 1 else _ByEachProcess(found)
-
-    return [callback(evaluator) for evaluator in evaluators]
-
-
-class _ByEachProcess(Callback):
-    """Evaluation among several processes: each does it all, on its own devices, with whole weights.
-
-    The results are the same everywhere, and the first process writes them.
-    """
-
-    def __init__(self, callback: EvaluationCallback):
-        self._callback = callback
-        self.every, self.done = callback.every, callback.done
-
-    def __call__(self, step, state, writer) -> dict[str, float]:
-        state = distributed.to_this_host(state.replace(opt_state=None))
-        with jax.set_mesh(distributed.local_mesh()):
-            return self._callback(step, state, writer)
+    return [EvaluationCallback(evaluator, subject_of, workdir) for evaluator in evaluators]
 
 
 def train_config(
@@ -107,6 +87,8 @@ def train_config(
     config, evaluators = resolve(config.to_dict())
     run_directory.check(config, workdir, allow_changes)
     task = tasks.make(config)
+    with jax.set_mesh(sharding.make_mesh(config.run.mesh)):  # other weights go there as well
+        callbacks = evaluation_callbacks(task, evaluators, workdir)
 
     def write_run_directory():
         if not distributed.is_first():
@@ -119,7 +101,7 @@ def train_config(
         task,
         config.run,
         workdir,
-        callbacks=evaluation_callbacks(task, evaluators, workdir),
+        callbacks=callbacks,
         run_config=to_values(config),
         on_begin=write_run_directory,
         ledger=ledger,
@@ -137,17 +119,9 @@ def main() -> None:
         return
     if config is None or workdir is None:
         raise ConfigError("--config and --workdir are needed; see --help")
-    values = flags.FLAGS
-    distributed.initialize(
-        values.coordinator, values.processes, values.process, values.host_timeout
-    )
-    interruption = Interruption()
-    try:
+    with distributed.joined():
+        interruption = Interruption()
         state = train_config(config, workdir, ALLOW_CHANGES.value, ledger, interruption)
-    except BaseException as error:
-        if jax.distributed.is_initialized():
-            distributed.leave(error)
-        raise
     if state is None:
         # Not 0: a scheduler would take the run for finished.
         sys.exit(interruption.exit_code)

@@ -272,16 +272,22 @@ def check_same_tree(given: Any, wanted: Any, where: str, types: bool = True) -> 
         raise CheckpointError(f"{where} does not fit this config: {'; '.join(problems[:5])}{more}")
 
 
-def restore_for_evaluation(
-    workdir: str | os.PathLike, step: int | None = None
-) -> tuple[Any, Any, int]:
-    """Reads a run directory → (params, model_state, step), on the first device.
+def restore_variables(
+    workdir: str | os.PathLike, wanted: Mapping[str, Any], step: int | None = None
+) -> tuple[dict[str, Any], int]:
+    """Reads variables of a run directory's checkpoint → (variables, step), straight onto devices.
 
-    The averaged weights are returned where the run keeps them. What only training needs is not
-    read.
+    Every shard is read from the disk, brought to its type on the host and put on its device: a
+    device never holds more than its shards. The averaged weights are read where the run keeps them.
+
+    Args:
+      workdir: the run directory.
+      wanted: {"params": …, other collections}, ShapeDtypeStructs with shardings, of any floating
+        types. Of the parts of a collection that were saved, those that are not wanted are not read.
+      step: of the checkpoint; None for the newest.
 
     Raises:
-      CheckpointError: it holds no such checkpoint.
+      CheckpointError: there is no such checkpoint, or it holds other arrays.
     """
     directory = _folder(workdir)
     steps = _complete_steps(directory)
@@ -293,16 +299,26 @@ def restore_for_evaluation(
         raise CheckpointError(f"{workdir} has no checkpoint of step {step}; it has: {known}")
     where = f"checkpoint {directory}/{step}"
     path = directory / str(step) / "state"
-    with _readable(where), contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
-        saved = reader.metadata(path).tree
+    with contextlib.closing(ocp.PyTreeCheckpointHandler()) as reader:
+        with _readable(where):
+            saved = reader.metadata(path).tree
         weights = "params" if saved.get("ema") is None else "ema"
-        here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        abstract = jax.tree.map(
-            lambda m: jax.ShapeDtypeStruct(m.shape, m.dtype, sharding=here),
-            {name: saved[name] for name in (weights, "model_state")},
-        )
-        restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
-        state = reader.restore(
-            path, args=ocp.args.PyTreeRestore(abstract, restore_args, partial_restore=True)
-        )
-    return state[weights], state.get("model_state", {}), step
+        found = {"params": saved[weights], **saved.get("model_state", {})}
+        check_same_tree(_parts(found, wanted), wanted, where, types=False)
+        others = {name: tree for name, tree in wanted.items() if name != "params"}
+        abstract = {weights: wanted["params"]} | ({"model_state": others} if others else {})
+        with _readable(where):
+            restore_args = ocp.checkpoint_utils.construct_restore_args(abstract)
+            state = reader.restore(
+                path, args=ocp.args.PyTreeRestore(abstract, restore_args, partial_restore=True)
+            )
+    return {"params": state[weights], **state.get("model_state", {})}, step
+
+
+def _parts(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Of each collection that is wanted the modules that are."""
+    return {
+        name: {part: found[name][part] for part in modules if part in found[name]}
+        for name, modules in wanted.items()
+        if name in found
+    }

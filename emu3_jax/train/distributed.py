@@ -9,21 +9,19 @@ find out when their next exchange with it breaks (on CPU at once), and otherwise
 silent for `--host_timeout` seconds; then they end as well, and say so.
 """
 
+import contextlib
 import json
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 import jax
 import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec, Sharding
-
-from emu3_jax import sharding
-from emu3_jax.sharding import MeshConfig
+from jax.sharding import Sharding
 
 AUTO = "auto"
 
@@ -38,6 +36,19 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "host_timeout", 60, "Seconds after which a silent process counts as dead and all end."
     )
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """Joins the run as the flags say; an error inside ends this process as `leave` does."""
+    values = flags.FLAGS
+    initialize(values.coordinator, values.processes, values.process, values.host_timeout)
+    try:
+        yield
+    except BaseException as error:
+        if jax.distributed.is_initialized():
+            leave(error)
+        raise
 
 
 def initialize(
@@ -113,6 +124,16 @@ def gather(value: Any) -> list[Any]:
     return [json.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
 
 
+def map_shared(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """`function` of every item, in order, in every process; each process computes its share.
+
+    What it returns must be JSON-able. All processes call this with the same items.
+    """
+    processes = jax.process_count()
+    parts = gather([function(item) for item in items[jax.process_index() :: processes]])
+    return [parts[i % processes][i // processes] for i in range(len(items))]
+
+
 def global_array(rows: np.ndarray, layout: Sharding, share: tuple[int, int] | None) -> jax.Array:
     """One array over all processes, of which this process has some rows.
 
@@ -134,21 +155,6 @@ def global_array(rows: np.ndarray, layout: Sharding, share: tuple[int, int] | No
         return rows[(slice(start - first, stop - first), *index[1:])]
 
     return jax.make_array_from_callback(shape, layout, piece)
-
-
-def to_this_host(tree: Any) -> Any:
-    """Arrays spread over all processes -> whole copies on the devices of this process.
-
-    Every process must call it. The arrays of the result are on `local_mesh`.
-    """
-    here = NamedSharding(local_mesh(), PartitionSpec())
-    whole = multihost_utils.process_allgather(tree, tiled=True)
-    return jax.tree.map(lambda x: jax.device_put(x, here), whole)
-
-
-def local_mesh() -> Mesh:
-    """Mesh of this process's devices alone, for what it computes by itself."""
-    return sharding.make_mesh(MeshConfig(), jax.local_devices())
 
 
 def leave(error: BaseException) -> NoReturn:

@@ -1,6 +1,7 @@
 """What a run begins from: its newest checkpoint, else the seed and the task's initial weights."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -44,12 +45,16 @@ class InitialState:
     def first(self, checkpoints: Checkpoints) -> tuple[TrainState, Any]:
         """Returns the state, and what was saved beside it (None for a fresh run)."""
         if checkpoints.latest_step() is not None:
-            state, saved = self.restored(checkpoints, self._made_again())
+            layout = {"params": self.abstract.params, **self.abstract.model_state}
+            unsaved = unsaved_collections(self._task, self._key, layout, self._replace)
+            state, saved = self.restored(checkpoints, unsaved)
             say(f"resumed from step {int(state.step)}")
             return state, saved
         state = init_state(*self._how)
         if self._replace is not None:
-            variables = self._replaced({"params": state.params, **state.model_state})
+            variables = replaced(
+                {"params": state.params, **state.model_state}, self._replace
+            )
             params = variables.pop("params")
             averaged = None if state.ema is None else average_start(params)
             state = state.replace(params=params, model_state=variables, ema=averaged)
@@ -75,20 +80,40 @@ class InitialState:
             model_state={n: x for n, x in state.model_state.items() if n not in left}
         )
 
-    def _made_again(self) -> dict:
-        """The collections that a checkpoint leaves out, as a fresh run has them."""
-        if not self._task.unsaved:
-            return {}
-        layout = {"params": self.abstract.params, **self.abstract.model_state}
-        create = jax.jit(
-            lambda key: nn.unbox(dict(self._task.init(key))),
-            out_shardings=jax.tree.map(lambda x: x.sharding, layout),
-            compiler_options=options_to_run_once(self.mesh),
-        )
-        variables = create(self._key)
-        return variables if self._replace is None else self._replaced(variables)
 
-    def _replaced(self, old: dict) -> dict:
-        new = self._replace(old)
-        check_same_tree(new, old, "start", types=False)
-        return jax.tree.map(lambda n, o: jax.device_put(n.astype(o.dtype), o.sharding), new, old)
+def unsaved_collections(
+    task: Task,
+    key: jax.Array,
+    layout: dict,
+    replace: Callable[[dict], dict] | None,
+) -> dict:
+    """The collections that checkpoints leave out, as a fresh run has them.
+
+    Args:
+      task: whose.
+      key: of the initialisation.
+      layout: variables, abstract with shardings.
+      replace: `Task.initial_weights`.
+    """
+    if not task.unsaved:
+        return {}
+    mesh = jax.tree.leaves(layout)[0].sharding.mesh
+    create = jax.jit(
+        lambda key: nn.unbox(dict(task.init(key))),
+        out_shardings=jax.tree.map(lambda x: x.sharding, layout),
+        compiler_options=options_to_run_once(mesh),
+    )
+    variables = create(key)
+    variables = variables if replace is None else replaced(variables, replace)
+    return {name: variables[name] for name in task.unsaved}
+
+
+def replaced(old: dict, replace: Callable[[dict], dict]) -> dict:
+    """The variables that `Task.initial_weights` makes of `old`, laid out as these.
+
+    Raises:
+      CheckpointError: names arrays that are of other shapes.
+    """
+    new = replace(old)
+    check_same_tree(new, old, "start", types=False)
+    return jax.tree.map(lambda n, o: jax.device_put(n.astype(o.dtype), o.sharding), new, old)

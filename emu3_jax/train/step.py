@@ -56,16 +56,7 @@ def abstract_state(
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state, without creating it."""
     boxed = jax.eval_shape(lambda k: _create(task, optimizer, k, ema), key)
-    return jax.tree.map(
-        lambda leaf, s: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=s),
-        jax.tree.map(_content, boxed, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata)),
-        sharding.state_shardings(boxed, mesh),
-    )
-
-
-def _content(leaf):
-    """What a box holds; `nn.unbox` would ask the mesh to lay it out, and here are only shapes."""
-    return leaf.unbox(apply_constraint=False) if isinstance(leaf, nn.meta.AxisMetadata) else leaf
+    return sharding.abstract_arrays(boxed, mesh)
 
 
 def make_train_step(

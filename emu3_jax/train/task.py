@@ -190,14 +190,18 @@ class Task(abc.ABC):
         """Writes what a run directory needs beside config and checkpoints to be used."""
         del run_directory
 
-    def model_variables(self, params: Tree, model_state: Tree) -> dict:
-        """The variables of the model that is evaluated and exported.
+    def model_parts(self, variables: dict) -> dict:
+        """Of all variables, those that the evaluated and exported model is made of.
 
         Args:
-          params: `TrainState.evaluation_params()`.
-          model_state: as in the state, what is `unsaved` with it.
+          variables: as `init` returns them, abstract or not. Parts of a checkpoint that are left
+            out here are not read when the model is loaded.
         """
-        return {"params": params, **model_state}
+        return variables
+
+    def model_variables(self, parts: dict) -> dict:
+        """The variables of the evaluated and exported model, from its parts."""
+        return parts
 
     @abc.abstractmethod
     def trained_model(self, variables: dict, label: str) -> Any:

@@ -19,7 +19,8 @@ from emu3_jax.interop.exporting import LANGUAGE_MODEL, VISION_TOKENIZER
 from emu3_jax.models.transformer import Transformer
 from emu3_jax.models.vision_tokenizer import VisionTokenizer
 from emu3_jax.train import run_directory
-from emu3_jax.train.checkpoint import is_run_directory, restore_for_evaluation
+from emu3_jax.train.checkpoint import is_run_directory, restore_variables
+from emu3_jax.train.initial_state import unsaved_collections
 from emu3_jax.train.task import Task
 from emu3_jax.train.tasks import registry
 
@@ -48,14 +49,19 @@ class OpenRun(NamedTuple):
 
 
 def open_run(
-    path: str | os.PathLike, step: int | None = None, mesh: jax.sharding.Mesh | None = None
+    path: str | os.PathLike,
+    step: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: str | None = None,
 ) -> OpenRun:
     """Reads the model of a run directory, whatever its task.
 
     Args:
       path: the directory.
       step: checkpoint; None for the newest.
-      mesh: where the weights go; None for the first device.
+      mesh: where the weights go; None for the mesh that is set, or else the first device. No device
+        ever holds more than its shards and one tensor.
+      dtype: of the weights; None for the type in which they were trained.
 
     Raises:
       ConfigError: `path` is no run directory, or its config is none of this version's.
@@ -63,14 +69,22 @@ def open_run(
     """
     config = run_directory.read(path)
     task = registry.find(config.task).from_run(config, path)
-    params, model_state, step = restore_for_evaluation(path, step)
-    variables = task.model_variables(params, model_state)
+    key = jax.random.key(config.run.seed)
+    layout = sharding.abstract_arrays(jax.eval_shape(task.init, key), _place(mesh), dtype)
+    parts = task.model_parts(layout)
+    saved = {name: part for name, part in parts.items() if name not in task.unsaved}
+    variables, step = restore_variables(path, saved, step)
+    if task.unsaved:
+        variables |= unsaved_collections(task, key, layout, task.initial_weights())
+    variables = task.model_variables({name: variables[name] for name in parts})
     return OpenRun(task, variables, f"{path} at step {step}")
 
 
-def first_device() -> jax.sharding.Mesh:
-    """The mesh of one device, where weights go that nobody asks to be spread."""
-    return sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+def _place(mesh: jax.sharding.Mesh | None) -> jax.sharding.Mesh:
+    if mesh is not None:
+        return mesh
+    mesh = jax.sharding.get_mesh()
+    return sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1]) if mesh.empty else mesh
 
 
 def load_language_model(
@@ -84,7 +98,8 @@ def load_language_model(
     Args:
       path: a run directory, a model directory, or the name of a shipped model.
       step: checkpoint of a run directory; None for the newest.
-      mesh: where the weights go, tensor by tensor; None for the first device.
+      mesh: where the weights go, tensor by tensor; None for the mesh that is set, or else the
+        first device.
       dtype: type of weights and activations, as the official scripts take bfloat16; None keeps
         what a run trained with, and takes float32 for a model directory.
 
@@ -96,14 +111,11 @@ def load_language_model(
         language = load_language(path)
         model, variables = load_transformer(path, mesh, dtype)
         return assemble(model, variables, language, where=str(path)), str(path)
-    run = open_run(path, step, mesh)
+    run = open_run(path, step, mesh, dtype)
     bundle = run.trained_model(LANGUAGE_MODEL)
     if dtype is not None:
         config = dataclasses.replace(bundle.model.config, dtype=dtype, param_dtype=dtype)
-        params = jax.tree.map(lambda w: w.astype(dtype), bundle.variables["params"])
-        bundle = dataclasses.replace(
-            bundle, model=Transformer(config), variables={"params": params}
-        )
+        bundle = dataclasses.replace(bundle, model=Transformer(config))
     return bundle, run.label
 
 
@@ -118,7 +130,7 @@ def load_transformer(
     if is_run_directory(path):
         bundle, _ = load_language_model(path, mesh=mesh, dtype=dtype)
         return bundle.model, bundle.variables
-    config, params = language_model.load(path, dtype or "float32", mesh or first_device())
+    config, params = language_model.load(path, dtype or "float32", _place(mesh))
     return Transformer(config), {"params": params}
 
 
@@ -129,7 +141,7 @@ def load_vision_tokenizer(
     path = shipped.vision_tokenizer(path)
     if is_run_directory(path):
         return open_run(path, step, mesh).trained_model(VISION_TOKENIZER)
-    return vision_files.load_vision_tokenizer(path, mesh or first_device())
+    return vision_files.load_vision_tokenizer(path, _place(mesh))
 
 
 def run_model_config(path: str | os.PathLike, kind: type) -> Any:

@@ -34,7 +34,7 @@ from emu3_jax.train.program import Program
 from emu3_jax.train.run_config import RunConfig
 from emu3_jax.train.task import Loss, Task
 from emu3_jax.train.tasks import transformer_start
-from emu3_jax.train.tasks.sample_program import SampleProgram
+from emu3_jax.train.tasks.sample_program import EvaluateProgram, SampleProgram
 from emu3_jax.train.tasks.transformer_start import TransformerStart
 
 # The classes of predicted tokens whose losses are reported apart, under these names.
@@ -234,7 +234,7 @@ class PretrainTask(Task):
 
     def programs(self) -> Mapping[str, Program]:
         """Drawing pictures, and scoring held-out documents."""
-        return {"sample": SampleProgram(self)}
+        return {"sample": SampleProgram(self), "evaluate": EvaluateProgram(self)}
 
     def with_layers(self, num_layers: int) -> PretrainConfig:
         """With so many layers, one micro-batch and an unrolled loss."""

@@ -1,4 +1,4 @@
-"""Drawing with a transformer, as a program to compile."""
+"""What is done with a trained transformer, as programs to compile."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import jax
 
 from emu3_jax import sharding, vocab
 from emu3_jax.config import ConfigError
-from emu3_jax.generate import autoregressive
+from emu3_jax.generate import autoregressive, scoring
 from emu3_jax.train.program import Program
 
 
@@ -34,4 +34,21 @@ class SampleProgram(Program):
 
     def model_flops(self) -> float:
         """Not counted: decoding is bound by memory, not by arithmetic."""
+        return 0.0
+
+
+class EvaluateProgram(Program):
+    """Held-out likelihood as `emu3_jax.evaluate` computes it, with weights in the compute type: one
+    batch of rows as long as those of training, BATCH of them or as many as the mesh cuts."""
+
+    BATCH = 32
+
+    def lower(self, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
+        """For these devices; ValueError where model and rows do not fit their mesh."""
+        config = self.task.config
+        sizes = {"batch_size": self.BATCH, "row_length": config.data.sequence_length}
+        return scoring.lower(config.model, self.mesh(devices), **sizes)
+
+    def model_flops(self) -> float:
+        """Not counted: documents fill rows as they come."""
         return 0.0

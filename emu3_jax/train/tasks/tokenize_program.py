@@ -46,6 +46,4 @@ class TokenizeProgram(Program):
         return next((group for group in groups if group.kind != "stills"), groups[0])
 
     def _variables(self):
-        variables = nn.unbox(jax.eval_shape(self.task.init, jax.random.key(0)))
-        params = variables.pop("params")
-        return self.task.model_variables(params, variables)
+        return self.task.model_parts(nn.unbox(jax.eval_shape(self.task.init, jax.random.key(0))))

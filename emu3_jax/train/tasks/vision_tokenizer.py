@@ -214,9 +214,10 @@ class VisionTokenizerTask(Task):
         total = model_flops.of_call(gradients, params, variables, batch, key, step)
         return total / self.units_per_batch()
 
-    def model_variables(self, params: Any, model_state: Any) -> dict:
+    def model_parts(self, variables: dict) -> dict:
         """Without the discriminator and what only training counts."""
-        return {"params": tokenizer_params(params), "batch_stats": model_state["batch_stats"]}
+        params = tokenizer_params(variables["params"])
+        return {"params": params, "batch_stats": variables["batch_stats"]}
 
     def trained_model(self, variables: dict, label: str) -> tuple[VisionTokenizer, dict]:
         """The module without its training."""
