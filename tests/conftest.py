@@ -42,11 +42,11 @@ def tiny_directories(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_directories):
     """Both models of `tiny_directories`, on the device."""
-    from emu3_jax.evaluate import loading
     from emu3_jax.interop.bundle import with_vision
+    from emu3_jax.train import weights
 
-    found, _ = loading.load_model(tiny_directories / "language")
-    return with_vision(found, *loading.load_vision_tokenizer(tiny_directories / "vision"))
+    found, _ = weights.load_language_model(tiny_directories / "language")
+    return with_vision(found, *weights.load_vision_tokenizer(tiny_directories / "vision"))
 
 
 @pytest.fixture
