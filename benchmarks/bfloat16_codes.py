@@ -13,8 +13,9 @@ import dataclasses
 import numpy as np
 
 from emu3_jax.data import vision_codec
-from emu3_jax.evaluate import items, loading, picture_quality
+from emu3_jax.evaluate import items, picture_quality
 from emu3_jax.models.vision_tokenizer import VisionTokenizer
+from emu3_jax.train import weights
 
 
 def main() -> None:
@@ -24,7 +25,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--limit", type=int, default=128)
     options = parser.parse_args()
-    module, variables = loading.load_vision_tokenizer(options.vision_tokenizer)
+    module, variables = weights.load_vision_tokenizer(options.vision_tokenizer)
     pictures = [i.pixels for i in items.read_images(options.data, "validation", options.limit)]
     codes, quality = {}, {}
     for dtype in ("float32", "bfloat16"):

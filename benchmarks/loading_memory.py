@@ -23,9 +23,10 @@ def write(directory: pathlib.Path, gigabytes: float) -> None:
     """A checkpoint of at least so many gigabytes, made tensor by tensor."""
     import numpy as np
 
+    from emu3_jax.files import write_json
     from emu3_jax.interop import language_model as lm
-    from emu3_jax.interop.language_config import CONFIG_KEYS, CONSTANTS
-    from emu3_jax.interop.safetensors_io import CONFIG_FILE, write_json, write_tensors
+    from emu3_jax.interop.language_config import CONFIG_KEYS, RELEASED
+    from emu3_jax.interop.safetensors_io import CONFIG_FILE, write_tensors
     from emu3_jax.models.transformer import TransformerConfig, count_parameters
 
     sizes = dict(vocab_size=32_001, hidden_size=2048, intermediate_size=5632)
@@ -42,7 +43,7 @@ def write(directory: pathlib.Path, gigabytes: float) -> None:
         (pair.name, generator.standard_normal(pair.file_shape, dtype=np.float32)) for pair in pairs
     )
     write_tensors(directory, tensors, FILE_BYTES)
-    stored = CONSTANTS | {key: getattr(config, name) for key, name in CONFIG_KEYS.items()}
+    stored = RELEASED | {key: getattr(config, name) for key, name in CONFIG_KEYS.items()}
     write_json(directory / CONFIG_FILE, stored)
 
 

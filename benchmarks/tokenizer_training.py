@@ -6,10 +6,10 @@
 
 Model and batch of configs/vision_tokenizer_nano.py (8 stills, 4 clips of 8 frames, 64 pixels,
 random here), all losses of configs/vision_tokenizer_nano_decoder.py with the encoder trained too
-and the opponent there from the first step; the VGG16 of the perceptual loss has its full width and
-random weights. One step is all three networks forward and back, clipping, Adam, moving average of
-the weights. This package trains as `python -m emu3_jax.train` does, and also counts codes and looks
-for steps to be refused; torch's side is `torch_training.py`, timed in several ways.
+and the discriminator there from the first step; the VGG16 of the perceptual loss has its full width
+and random weights. One step is all three networks forward and back, clipping, Adam, moving average
+of the weights. This package trains as `python -m emu3_jax.train` does, and also counts codes and
+looks for steps to be refused; torch's side is `torch_training.py`, timed in several ways.
 
 Both begin from the same weights, and the losses and gradient norms of their first steps must agree.
 Each side is a process on the same two cores; they take turns, a step each, while the others wait.
@@ -91,15 +91,13 @@ class Ours:
         import jax
 
         from emu3_jax import sharding
-        from emu3_jax.config import to_dataclass
-        from emu3_jax.train import state as training
-        from emu3_jax.train import tasks
-        from emu3_jax.train.loop import RunConfig
+        from emu3_jax.train import step as training
+        from emu3_jax.train.tasks import registry
 
         config = self.config.copy_and_resolve_references()
         config.data.groups = tuple(g for g in self.groups if g["name"] in CASES[case])
-        run = to_dataclass(RunConfig, config.run, "run")
-        task = tasks.make_task(config, run)
+        task = registry.make(registry.resolve(config.to_dict()))
+        run = task.config.run
         mesh = sharding.make_mesh(run.mesh)
         with jax.set_mesh(mesh):
             optimizer, _ = task.optimizer(run.optimizer, run.steps)
@@ -135,8 +133,9 @@ class Ours:
         if self.params is None:
             self.params = jax.tree_util.tree_map_with_path(draw, abstract.params)
             self.statistics = state.model_state["batch_stats"]
-        params, opponent = dict(self.params), self.params["discriminator"]
-        params["discriminator"] = {kind: opponent[kind] for kind in state.params["discriminator"]}
+        params, discriminator = dict(self.params), self.params["discriminator"]
+        kinds = state.params["discriminator"]
+        params["discriminator"] = {kind: discriminator[kind] for kind in kinds}
         state = state.replace(params=params, ema=params, model_state=state.model_state | frozen)
         # Copies: a step takes the memory of its state, and the next case begins from these too.
         put = lambda x, like: jax.device_put(np.array(x), like.sharding)  # noqa: E731
@@ -155,13 +154,13 @@ class Ours:
         config = to_dataclass(VisionTokenizerConfig, self.config.model, "model")
         variables = {"params": tokenizer_params(self.params), "batch_stats": self.statistics}
         vision_tokenizer.save(self.folder, config, variables)
-        opponent = {}
+        discriminator = {}
         for path, x in flatten_dict(self.params["discriminator"]).items():
             if path[-1] == "kernel":
                 x = x.transpose(x.ndim - 1, x.ndim - 2, *range(x.ndim - 2))
             leaf = "bias" if path[-1] == "bias" else "weight"
-            opponent[".".join((*path[:-1], leaf))] = x.copy()
-        safetensors.numpy.save_file(opponent, self.folder / "opponent.safetensors")
+            discriminator[".".join((*path[:-1], leaf))] = x.copy()
+        safetensors.numpy.save_file(discriminator, self.folder / "discriminator.safetensors")
         batch = dict(self.batch)
         for case, kinds in CASES.items():
             if "clips" in kinds:

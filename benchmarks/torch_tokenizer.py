@@ -1,12 +1,12 @@
-"""The vision tokenizer and its opponent in torch's standard modules, for `tokenizer_training.py`.
+"""The vision tokenizer and its discriminator in torch's modules, for `tokenizer_training.py`.
 
 Nothing of this package is imported. Names of modules are those of the released layout, so
 `load_state_dict` reads what `interop.vision_tokenizer.save` writes.
 
 What a careful user of torch does is done: 2-D layers see a still once, a 1x1 convolution comes
-before the enlargement it commutes with, attention is `scaled_dot_product_attention`, the opponent's
-pass over the reconstruction serves both sides of the game, gradients that nobody needs are not
-asked for, Adam is the fused one, and no layout is changed by a copy.
+before the enlargement it commutes with, attention is `scaled_dot_product_attention`, the
+discriminator's pass over the reconstruction serves both sides of the game, gradients that nobody
+needs are not asked for, Adam is the fused one, and no layout is changed by a copy.
 """
 
 import torch
@@ -284,7 +284,7 @@ class Tokenizer(nn.Module):
         return self.decoder(self.post_quant_conv(vectors), vectors, pixels.shape[1] == 1), losses
 
 
-class Opponent(nn.Module):
+class Discriminator(nn.Module):
     """PatchGAN of stills (frames = 1), or of clips of so many frames."""
 
     def __init__(self, config, frames: int):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from benchmarks.torch_tokenizer import Opponent, Tokenizer
+from benchmarks.torch_tokenizer import Discriminator, Tokenizer
 
 ADAPTIVE_EPSILON = 1e-4  # that of emu3_jax.train.adversarial
 
@@ -72,17 +72,17 @@ class Trainer:
         self.frames = batch.get(f"frames_{case}")
         clips = {kind: batch[kind] if kind == "clips" else batch[kind][:, None] for kind in kinds}
         self.batch = {kind: x.movedim(-1, 2) for kind, x in clips.items()}  # channels still last
-        self.opponents = nn.ModuleDict(
-            {kind: Opponent(judge, x.shape[1]) for kind, x in self.batch.items()}
+        self.discriminators = nn.ModuleDict(
+            {kind: Discriminator(judge, x.shape[1]) for kind, x in self.batch.items()}
         )
-        stored = load_file(folder / "opponent.safetensors")
+        stored = load_file(folder / "discriminator.safetensors")
         mine = {name: x for name, x in stored.items() if name.split(".")[0] in kinds}
-        self.opponents.load_state_dict(mine)
+        self.discriminators.load_state_dict(mine)
         self.lpips = Lpips(folder / "perceptual.safetensors")
         self._set_up(settings["optimizer"], way, decay)
 
     def _set_up(self, adam: dict, way: str, decay: float) -> None:
-        everything = nn.ModuleList([self.tokenizer, self.opponents])
+        everything = nn.ModuleList([self.tokenizer, self.discriminators])
         if way == "eager":
             self.batch = {kind: x.contiguous() for kind, x in self.batch.items()}
         else:
@@ -107,7 +107,7 @@ class Trainer:
         metrics = {}
         for kind, target in self.batch.items():
             metrics |= {f"{kind}_{name}": x for name, x in self._learn(kind, target).items()}
-        parts = (self.tokenizer, self.opponents)
+        parts = (self.tokenizer, self.discriminators)
         norms = [nn.utils.clip_grad_norm_(part.parameters(), self.clip_norm) for part in parts]
         self.optimizer.step()
         self.averaged.update_parameters(self.everything)
@@ -116,7 +116,7 @@ class Trainer:
 
     def _learn(self, kind: str, target) -> dict[str, torch.Tensor]:
         """Adds the gradients of one kind; its losses."""
-        loss, game, opponent = self.loss, self.loss.adversarial, self.opponents[kind]
+        loss, game, discriminator = self.loss, self.loss.adversarial, self.discriminators[kind]
         pixels, (commitment, codebook) = self.tokenizer(target)
         fixed = pixels.detach().requires_grad_()
         l2, l1 = F.mse_loss(fixed, target), F.l1_loss(fixed, target)
@@ -124,15 +124,15 @@ class Trainer:
         seen = loss.l2 * l2 + loss.l1 * l1 + loss.perceptual * perceptual
         (gradient,) = torch.autograd.grad(seen, fixed)
 
-        fake = opponent(fixed)
+        fake = discriminator(fixed)
         fooled = -fake.mean()
         (adversarial,) = torch.autograd.grad(fooled, fixed, retain_graph=True)
         scale = fixed.numel() ** 0.5
         ratio = scale * gradient.norm() / (scale * adversarial.norm() + ADAPTIVE_EPSILON)
         risen = min(1.0, (self.steps + 1) / max(game["warmup"], 1))
         weight = game["weight"] * risen * ratio.clamp(max=game["adaptive_limit"])
-        found = F.relu(1 - opponent(target)).mean() + F.relu(1 + fake).mean()
-        found.backward(inputs=list(opponent.parameters()))
+        found = F.relu(1 - discriminator(target)).mean() + F.relu(1 + fake).mean()
+        found.backward(inputs=list(discriminator.parameters()))
 
         quantizer = loss.commitment * commitment + loss.codebook * codebook
         torch.autograd.backward([pixels, quantizer], [gradient + weight * adversarial, None])

@@ -83,7 +83,7 @@ def get_config(arg: str = "") -> ConfigDict:
             log=dict(every=20),
         )
     )
-    config.evaluation = ConfigDict(
-        dict(every=1000, evaluators=("likelihood",), tokens=tokens, limit=1000, batch_size=32)
+    config.evaluation = (
+        dict(evaluator="likelihood", every=1000, tokens=tokens, limit=1000, batch_size=32),
     )
     return config

@@ -12,8 +12,7 @@ Deviation: no dropout on attention probabilities, as in stage 1.
 
 Commands:
   python -m emu3_jax.aot --config=configs/emu3_8b_stage2.py --topology=v5p:4x4x4 --config.data.batch_size=4
-  python -m emu3_jax.convert export --model=gs://BUCKET/emu3_8b_stage1 --output=runs/emu3_8b_stage1
-  python -m emu3_jax.train --config=configs/emu3_8b_stage2.py:gs://BUCKET/tokens_stage2 --workdir=gs://BUCKET/emu3_8b_stage2
+  python -m emu3_jax.train --config=configs/emu3_8b_stage2.py:gs://BUCKET/tokens_stage2 --workdir=gs://BUCKET/emu3_8b_stage2 --config.start.transformer=gs://BUCKET/emu3_8b_stage1
 
 Expected: docs/aot.md has what the compiler says for several pods. Never run by us.
 """
@@ -42,6 +41,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config.run.optimizer.warmup_steps = 500
     config.run.checkpoint.every = 200
     # Held-out videos are as long as those of training: one row on each share of the mesh.
-    config.evaluation.limit = 200
-    config.evaluation.batch_size = 1
+    config.evaluation = tuple(dict(e, limit=200, batch_size=1) for e in config.evaluation)
     return config

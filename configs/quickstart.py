@@ -31,6 +31,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config.run.mesh = ConfigDict(dict(data=1, fsdp=2, context=1, tensor=1))
     config.run.checkpoint.every = 100
     config.run.log.every = 20
-    # Likelihood needs token shards alone.
-    config.evaluation.update(dict(every=110, limit=48, data="", vision_tokenizer=""))
+    config.evaluation = (dict(config.evaluation[0], every=110, limit=48),)
     return config

@@ -46,5 +46,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.sequence_length = -(-max(shown, default=256) // 32) * 32
     config.loss.chunk_tokens = 32
     if not (tokens / "validation").exists():
-        config.evaluation.evaluators = ()
+        config.evaluation = ()
     return config

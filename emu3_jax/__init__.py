@@ -5,7 +5,6 @@ import itself is light: JAX is loaded by the first call.
 """
 
 import os
-import pathlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,6 +14,7 @@ if TYPE_CHECKING:
     from emu3_jax.models.transformer import Transformer
     from emu3_jax.models.vision_tokenizer import VisionTokenizer
 
+__version__ = "0.1.0"
 __all__ = ["load_bundle", "load_language_model", "load_vision_tokenizer"]
 
 
@@ -25,10 +25,10 @@ def load_vision_tokenizer(
 
     Args:
       path: a directory with config.json and safetensors files as BAAI or the -hf conversions keep
-        them, or a run directory of `python -m emu3_jax.train`, whose newest checkpoint is taken.
-      mesh: devices (`emu3_jax.sharding.make_mesh`) onto which the weights are read tensor by
-        tensor, those of a run shard by shard; default: they stay on the host, those of a run go to
-        the first device.
+        them, a run directory of `python -m emu3_jax.train`, whose newest checkpoint is taken, or
+        the name of a shipped one: "nano" or "photo".
+      mesh: devices (`emu3_jax.sharding.make_mesh`) onto which the weights are read, tensor by
+        tensor; default: the first device.
 
     Returns:
       (module, variables). `module.apply(variables, pixels, method="encode")` turns floats in
@@ -37,13 +37,9 @@ def load_vision_tokenizer(
     Raises:
       ValueError: the directory holds no such thing, or files that do not fit together.
     """
-    if _is_run_directory(path):
-        from emu3_jax.evaluate import loading
+    from emu3_jax.train import weights
 
-        return loading.load_vision_tokenizer(path, mesh=mesh)
-    from emu3_jax.interop import vision_tokenizer
-
-    return vision_tokenizer.load_vision_tokenizer(path, mesh)
+    return weights.load_vision_tokenizer(path, mesh=mesh)
 
 
 def load_language_model(
@@ -53,9 +49,10 @@ def load_language_model(
 
     Args:
       path: a directory with config.json and safetensors files as BAAI or the -hf conversions keep
-        them, or a run directory of `python -m emu3_jax.train`, whose newest checkpoint is taken.
-      mesh: devices (`emu3_jax.sharding.make_mesh`) onto which the weights are read tensor by
-        tensor, those of a run shard by shard; default: the first device.
+        them, a run directory of `python -m emu3_jax.train`, whose newest checkpoint is taken, or
+        the name of a shipped one: "nano".
+      mesh: devices (`emu3_jax.sharding.make_mesh`) onto which the weights are read, tensor by
+        tensor; default: the first device.
 
     Returns:
       (module, variables). `module.apply(variables, tokens)` turns int32 [B, S] into float32 logits
@@ -64,12 +61,9 @@ def load_language_model(
     Raises:
       ValueError: the directory holds no such thing, or files that do not fit together.
     """
-    if _is_run_directory(path):
-        bundle = load_bundle(path, mesh=mesh)
-        return bundle.model, bundle.variables
-    from emu3_jax.interop import language_model
+    from emu3_jax.train import weights
 
-    return language_model.load_language_model(path, mesh)
+    return weights.load_transformer(path, mesh)
 
 
 def load_bundle(
@@ -80,25 +74,20 @@ def load_bundle(
     """Reads a language model with all it needs to generate: vocabulary, grammar, tokenizers.
 
     Args:
-      path: a run directory, a directory written by `python -m emu3_jax.convert`, or released
-        weights with their rank file or, in the -hf layout, their tokenizer.
-      vision_tokenizer: directory of the vision tokenizer, or None where only codes are wanted.
-      mesh: as in `load_language_model`, for the language model; default: its weights stay on the
-        host, those of a run go to the first device.
+      path: a run directory, a directory written by `python -m emu3_jax.convert`, released weights
+        with their rank file or, in the -hf layout, their tokenizer, or the name "nano".
+      vision_tokenizer: directory or name of the vision tokenizer, or None where only codes are
+        wanted.
+      mesh: as in `load_language_model`, for the language model; default: the first device.
 
     Raises:
       ValueError: something is missing, or the two were not trained together.
     """
-    if not _is_run_directory(path):
-        from emu3_jax.interop import bundle
+    from emu3_jax.interop.bundle import with_vision
+    from emu3_jax.train import weights
 
-        return bundle.load_bundle(path, vision_tokenizer, mesh)
-    from emu3_jax.evaluate import loading
-    from emu3_jax.interop.bundle import assemble, load_language
-
-    found, label = loading.load_model(path, mesh=mesh)
-    return assemble(found.model, found.variables, load_language(path), vision_tokenizer, label)
-
-
-def _is_run_directory(path: str | os.PathLike) -> bool:
-    return (pathlib.Path(path) / "checkpoints").is_dir()
+    bundle, label = weights.load_language_model(path, mesh=mesh)
+    if vision_tokenizer is None:
+        return bundle
+    vision, variables = weights.load_vision_tokenizer(vision_tokenizer)
+    return with_vision(bundle, vision, variables, str(vision_tokenizer), label)

@@ -8,7 +8,7 @@ from typing import NoReturn
 import jax
 from absl import app, flags, logging
 
-from emu3_jax import sharding
+from emu3_jax import sharding, shipped
 from emu3_jax.config import ConfigError, apply_overrides, load_config
 
 # The flags defined here belong to the command that asks for them, which shows them in its --help.
@@ -19,20 +19,38 @@ HELP = {"--help", "-help", "-h", "-?", "--helpshort"}
 
 
 def define_config(help_text: str = "") -> None:
-    """Defines `--config=file.py[:arg]`, and with it the overrides `--config.a.b=value`.
+    """Defines `--config=NAME|FILE.py[:ARG]`, and with it the overrides `--config.a.b=value`.
 
     Once `run` has parsed the command line, flags.FLAGS.config is the locked ConfigDict with the
     overrides in it, or None where the flag was not given.
     """
-    flags.DEFINE_string(
-        "config", None, help_text or "Config file; override keys with --config.a.b=value."
-    )
+    help_text = help_text or "Config; override keys with --config.a.b=value."
+    names = ", ".join(shipped.config_names())
+    flags.DEFINE_string("config", None, f"{help_text} A file, or a shipped one: {names}.")
+
+
+def define_path(
+    name: str, find: Callable[[str], str | os.PathLike], help_text: str
+) -> flags.FlagHolder[str | None]:
+    """Defines a flag whose value is the path that `find` makes of what is given.
+
+    With a function of emu3_jax.shipped the flag takes a path or the name of something shipped.
+    """
+    return flags.DEFINE(_Finder(find), name, None, help_text)
+
+
+class _Finder(flags.ArgumentParser):
+    def __init__(self, find):
+        self._find = find
+
+    def parse(self, argument):
+        return argument and os.fspath(self._find(argument))
 
 
 def define_mesh() -> None:
     """Defines `--mesh=axis=size,…`; see `mesh`."""
     flags.DEFINE_string(
-        "mesh", "", "Spread over devices, like data=2,tensor=4; without it one is used."
+        "mesh", "", "Spread over devices, like data=2,tensor=4; default: one, if possible."
     )
 
 

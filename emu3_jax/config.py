@@ -1,8 +1,12 @@
 """Configs: python files that return a locked ConfigDict, resolved into frozen dataclasses.
 
-The library takes dataclasses only. A ConfigDict lives in the commands: it is loaded from a file,
-changed by `--config.a.b=value`, written to the run directory, and turned into dataclasses by
-`to_dataclass`, which names the nearest valid key when one is wrong.
+A config file states what differs from the defaults. The commands load it, change it by
+`--config.a.b=value`, and turn it into dataclasses, which check every key and type and fill in the
+defaults (`to_dataclass`). From there on nothing but the dataclasses is used: `to_values` writes all
+of their fields into the run directory and `--print_config` prints them.
+
+`ml_collections.config_flags` would change only keys that a file states, since it applies overrides
+before anything can fill in the rest.
 """
 
 import ast
@@ -11,7 +15,6 @@ import difflib
 import importlib.util
 import json
 import os
-import pathlib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -20,22 +23,28 @@ from typing import Any, TypeVar
 import ml_collections
 from etils import epath
 
+from emu3_jax import shipped
+from emu3_jax.files import read_json, write_json
+
 T = TypeVar("T")
 
 CONFIG_FILE = "config.json"
+TOP = "config"
+ABSENT = "<absent>"
 
 
 class ConfigError(ValueError):
     """A config that cannot be used; the message names the key and what was expected."""
 
 
-def to_dataclass(cls: type[T], values: Any, where: str = "config") -> T:
+def to_dataclass(cls: type[T], values: Any, where: str = TOP) -> T:
     """Builds the dataclass `cls` from a mapping, checking every key and type.
 
     Args:
       cls: a dataclass; nested dataclass fields are built from nested mappings.
       values: a ConfigDict or dict. Missing keys take the dataclass default.
-      where: the dotted name of this section, used in messages ("model").
+      where: the dotted name of this section, used in messages ("model"); TOP for a whole config,
+        whose sections are named without it.
 
     Raises:
       ConfigError: unknown key (with the nearest valid one), missing key, or wrong type.
@@ -52,7 +61,7 @@ def to_dataclass(cls: type[T], values: Any, where: str = "config") -> T:
     arguments = {}
     for name, field in fields.items():
         if name in values:
-            arguments[name] = _convert(values[name], hints[name], f"{where}.{name}")
+            arguments[name] = _convert(values[name], hints[name], _inside(where, name, hints[name]))
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{where}.{name} is missing; it has no default")
     try:
@@ -64,6 +73,17 @@ def to_dataclass(cls: type[T], values: Any, where: str = "config") -> T:
         message = str(error)
         message = message if message.startswith(f"{where}.") else f"{where}: {message}"
         raise ConfigError(message) from error
+
+
+def _inside(where: str, name: str, hint: Any) -> str:
+    """The dotted name of a field; sections of a whole config go by their own."""
+    is_section = dataclasses.is_dataclass(hint) or typing.get_origin(hint) in (tuple, dict)
+    return name if where == TOP and is_section else f"{where}.{name}"
+
+
+def to_values(config: Any) -> dict[str, Any]:
+    """Every field of a resolved config, nested as the dataclasses are, ready for JSON."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def unknown_key(key: str, known: Iterable[str], where: str) -> str:
@@ -103,46 +123,55 @@ def _convert(value: Any, hint: Any, where: str) -> Any:
 
 
 def load_config(spec: str) -> ml_collections.ConfigDict:
-    """Loads `path/to/config.py` or `path/to/config.py:argument` → locked ConfigDict.
+    """Loads `path/to/config.py` or the shipped config `name`, or either with `:argument`.
+
+    Returns:
+      A locked ConfigDict.
 
     Raises:
-      ConfigError: no such file, or no get_config in it. Mistakes inside the file keep their own
-        exception, since its traceback shows the line.
+      ConfigError: no such file or name, or no get_config in it. Mistakes inside the file keep their
+        own exception, since its traceback shows the line.
     """
-    path, _, argument = spec.partition(":")
-    if not pathlib.Path(path).is_file():
-        raise ConfigError(f"config file {path} does not exist")
+    name, _, argument = spec.partition(":")
+    try:
+        path = shipped.config_file(name)
+    except shipped.UnknownNameError as error:
+        raise ConfigError(str(error)) from error
     module_spec = importlib.util.spec_from_file_location("emu3_jax_config", path)
     if module_spec is None:
         raise ConfigError(f"config file {path} must be a python file, named .py")
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"{path} has no get_config(arg) function")
-    config = module.get_config(argument) if argument else module.get_config()
+    with shipped.importable_configs(path):
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise ConfigError(f"{path} has no get_config(arg) function")
+        config = module.get_config(argument) if argument else module.get_config()
     if not isinstance(config, ml_collections.ConfigDict):
         raise ConfigError(f"get_config of {path} must return a ConfigDict, got {config!r}")
     return config.lock()
 
 
 def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> None:
-    """Sets dotted keys of `config` from text: {"model.num_layers": "4"}.
+    """Sets dotted keys of `config` from text: {"model.num_layers": "4", "evaluation.0.every": "9"}.
 
-    A section must exist. A key in a section need not: a config states only what differs from the
-    defaults, and whoever turns the section into its dataclass checks the key.
+    Neither section nor key need be there: a config states only what differs from the defaults, and
+    `to_dataclass` checks every key.
 
     Raises:
-      ConfigError: no such section or top-level key, or a value of another type.
+      ConfigError: a section is set like a value, or a value is of another type than the one there.
     """
     for dotted, text in overrides.items():
+        if _set_in_list(config, dotted.split("."), text):
+            continue
         section, where = config, "config"
         *parents, last = dotted.split(".")
         for parent in parents:
-            if not isinstance(section.get(parent), ml_collections.ConfigDict):
-                raise ConfigError(unknown_key(parent, _sections(section), where))
+            if parent not in section:
+                with section.unlocked():
+                    section[parent] = ml_collections.ConfigDict()
             section, where = section[parent], f"{where}.{parent}"
-        if last not in section and not parents:
-            raise ConfigError(unknown_key(last, section.keys(), where))
+            if not isinstance(section, ml_collections.ConfigDict):
+                raise ConfigError(f"{where} is {section!r} and has no key {last}")
         old = section.get(last)
         if isinstance(old, ml_collections.ConfigDict):
             raise ConfigError(f"{where}.{last} is a section; set one of its keys")
@@ -153,6 +182,44 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, s
             raise ConfigError(
                 f"{where}.{last} must be of type {type(old).__name__}, got {text!r}"
             ) from error
+
+
+def _set_in_list(config: ml_collections.ConfigDict, keys: list[str], text: str) -> bool:
+    """Sets what `keys` lead to if they go through a list (evaluation.0.every); False if not."""
+    section, where = config, "config"
+    for depth, key in enumerate(keys[:-1], 1):
+        value, where = section.get(key), f"{where}.{key}"
+        if isinstance(value, (list, tuple)):
+            with section.unlocked():
+                section[key] = _replaced(value, keys[depth:], text, where)
+            return True
+        if not isinstance(value, ml_collections.ConfigDict):
+            return False
+        section = value
+    return False
+
+
+def _replaced(value: Any, keys: list[str], text: str, where: str) -> Any:
+    """A copy of `value`, lists and dicts, in which `keys` lead to what `text` writes."""
+    if not keys:
+        if isinstance(value, dict):
+            raise ConfigError(f"{where} is a section; set one of its keys")
+        return _from_text(text, value)
+    key, *rest = keys
+    if isinstance(value, (list, tuple)):
+        known = [str(index) for index in range(len(value))]
+        if key not in known:
+            raise ConfigError(
+                f"{where}.{key} does not exist; {where} is a list with the entries "
+                f"{', '.join(known) or '(none)'}"
+            )
+        items = list(value)
+        items[int(key)] = _replaced(items[int(key)], rest, text, f"{where}.{key}")
+        return type(value)(items)
+    if value is not None and not isinstance(value, dict):
+        raise ConfigError(f"{where} has no keys; it is {value!r}")
+    value = value or {}
+    return value | {key: _replaced(value.get(key), rest, text, f"{where}.{key}")}
 
 
 def _sections(config: ml_collections.ConfigDict) -> list[str]:
@@ -174,48 +241,43 @@ def _from_text(text: str, old: Any) -> Any:
     return value
 
 
-def save_config(config: ml_collections.ConfigDict, workdir: str | os.PathLike) -> None:
-    """Writes the resolved config to workdir/config.json, whole or not at all."""
-    path = epath.Path(workdir) / CONFIG_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    text = config.to_json_best_effort(indent=1, sort_keys=True) + "\n"
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+def save_config(values: Mapping[str, Any], workdir: str | os.PathLike) -> None:
+    """Writes a resolved config (`to_values`) to workdir/config.json, whole or not at all."""
+    write_json(epath.Path(workdir) / CONFIG_FILE, values)
 
 
-def read_config(workdir: str | os.PathLike) -> ml_collections.ConfigDict:
-    """Reads workdir/config.json back → locked ConfigDict."""
+def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
+    """Reads workdir/config.json back, as it was written."""
     path = epath.Path(workdir) / CONFIG_FILE
     if not path.is_file():
         raise ConfigError(f"{workdir} is not a run directory: it has no {CONFIG_FILE}")
     try:
-        values = json.loads(path.read_text())
+        return read_json(path)
     except ValueError as error:
-        raise ConfigError(f"{path} is not JSON ({error})") from error
-    return ml_collections.ConfigDict(values).lock()
+        raise ConfigError(str(error)) from error
 
 
 def config_differences(
-    old: ml_collections.ConfigDict, new: ml_collections.ConfigDict
+    old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> dict[str, tuple[Any, Any]]:
-    """Dotted key → (old value, new value) for every leaf that differs; "<absent>" where missing."""
-    old_leaves, new_leaves = (_leaves(json.loads(c.to_json_best_effort())) for c in (old, new))
-    return {
-        key: (old_leaves.get(key, "<absent>"), new_leaves.get(key, "<absent>"))
+    """Dotted key → (old value, new value) for every leaf that differs; ABSENT where missing.
+
+    Lists of sections are taken apart by index: "data.mixture.0.weight".
+    """
+    old_leaves, new_leaves = _leaves(old), _leaves(new)
+    pairs = {
+        key: (old_leaves.get(key, ABSENT), new_leaves.get(key, ABSENT))
         for key in sorted(old_leaves.keys() | new_leaves.keys())
-        if old_leaves.get(key, "<absent>") != new_leaves.get(key, "<absent>")
     }
+    return {key: (before, after) for key, (before, after) in pairs.items() if before != after}
 
 
-def _leaves(section: dict, prefix: str = "") -> dict[str, Any]:
+def _leaves(value: Any, name: str = "") -> dict[str, Any]:
+    if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
+        value = {str(index): entry for index, entry in enumerate(value)}
+    if not isinstance(value, Mapping):
+        return {name: list(value) if isinstance(value, tuple) else value}
     leaves = {}
-    for key, value in section.items():
-        if isinstance(value, dict):
-            leaves.update(_leaves(value, f"{prefix}{key}."))
-        else:
-            leaves[prefix + key] = value
+    for key, inner in value.items():
+        leaves |= _leaves(inner, f"{name}.{key}" if name else key)
     return leaves

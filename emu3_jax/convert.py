@@ -12,36 +12,32 @@ vocabulary and the rank file (of an -hf model rebuilt from its tokenizer): every
 --model or --vision_tokenizer, and `train` as start.transformer or start.weights.
 """
 
-import json
 import pathlib
 
 from absl import flags
 
-from emu3_jax import command_line
-from emu3_jax.config import read_config
-from emu3_jax.evaluate import loading
-from emu3_jax.interop import hf_export, relayout, vision_tokenizer
-from emu3_jax.interop.bundle import (
-    UnknownVocabularyError,
-    load_language,
-    save_bundle,
-    save_language,
+from emu3_jax import command_line, shipped
+from emu3_jax.interop import exporting, relayout
+from emu3_jax.interop.bundle import UnknownVocabularyError, load_language, save_language
+from emu3_jax.interop.exporting import LANGUAGE_MODEL, LAYOUTS, PARTS, VISION_TOKENIZER
+from emu3_jax.interop.safetensors_io import DTYPES, SAME, Tensors, replacing_model
+from emu3_jax.train import run_directory, weights
+from emu3_jax.train.tasks import registry
+
+MODEL = command_line.define_path(
+    "model", shipped.language_model, "Run directory, model directory, or shipped model."
 )
-from emu3_jax.interop.replacing import replacing
-from emu3_jax.interop.safetensors_io import DTYPES, SAME, Tensors
-
-LANGUAGE, VISION = PARTS = ("language_model", "vision_tokenizer")
-
-MODEL = flags.DEFINE_string("model", None, "Run directory or model directory.")
 OUTPUT = flags.DEFINE_string("output", None, "Directory to write; an earlier model is replaced.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint of a run; default the newest.")
 DTYPE = flags.DEFINE_enum("dtype", SAME, [SAME, *DTYPES], "Type of the weights.")
-LAYOUT = flags.DEFINE_enum("layout", "baai", ["baai", "hf"], "Names and config of the directory.")
+LAYOUT = flags.DEFINE_enum("layout", "baai", LAYOUTS, "Names and config of the directory.")
 PART = flags.DEFINE_enum(
     "part", None, PARTS, "Half of a whole -hf model; default: both to hf, the language model else."
 )
-OTHER = flags.DEFINE_string(
-    "vision_tokenizer", None, "For a language model in the layout hf: the other half of the model."
+OTHER = command_line.define_path(
+    "vision_tokenizer",
+    shipped.vision_tokenizer,
+    "For a language model in the layout hf: the other half of the model.",
 )
 command_line.define_mesh()
 
@@ -51,38 +47,38 @@ def main(verb: str) -> None:
     if not MODEL.value or not OUTPUT.value:
         raise ValueError("--model and --output are needed; see --help")
     parts = parts_to_write(MODEL.value)
-    if OTHER.value and (parts != (LANGUAGE,) or LAYOUT.value == "baai"):
+    if OTHER.value and (parts != (LANGUAGE_MODEL,) or LAYOUT.value == "baai"):
         raise ValueError("--vision_tokenizer goes with a language model and --layout=hf only")
     if verb == "import":
         _check_import()
-    with replacing(OUTPUT.value) as folder:
-        if loading.is_run_directory(MODEL.value) or _is_run(OTHER.value):
-            _write_run(folder, parts)
+    with replacing_model(OUTPUT.value) as folder:
+        if weights.is_run_directory(MODEL.value) or _is_run(OTHER.value):
+            _write_run(folder)
         else:
             _write_directory(folder, parts)
     report(OUTPUT.value, parts)
 
 
 def _check_import() -> None:
-    if loading.is_run_directory(MODEL.value):
+    if weights.is_run_directory(MODEL.value):
         raise ValueError(f"{MODEL.value} is a run of this package; every command takes it as it is")
     if LAYOUT.value == "hf":
         raise ValueError("--layout=hf goes with export only; an import is a model of this package")
 
 
 def _is_run(path: str | None) -> bool:
-    return path is not None and loading.is_run_directory(path)
+    return path is not None and weights.is_run_directory(path)
 
 
 def parts_to_write(path: str) -> tuple[str, ...]:
     """Which of PARTS a run directory or a model directory gives; ValueError if none."""
-    if loading.is_run_directory(path):
-        found = (VISION,) if read_config(path).task == "vision_tokenizer" else (LANGUAGE,)
+    if weights.is_run_directory(path):
+        found = (registry.find(run_directory.read(path).task).kind,)
     else:
         has = (relayout.has_language_model(path), relayout.has_vision_tokenizer(path))
         found = tuple(part for part, there in zip(PARTS, has, strict=True) if there)
     if not found or PART.value not in (None, *found):
-        what = PART.value or f"{LANGUAGE} or {VISION}"
+        what = PART.value or f"{LANGUAGE_MODEL} or {VISION_TOKENIZER}"
         raise ValueError(f"{path} holds no {what} in a layout that is known")
     if PART.value:
         return (PART.value,)
@@ -103,7 +99,7 @@ def _write_directory(folder: pathlib.Path, parts: tuple[str, ...]) -> None:
     source, hf, dtype = MODEL.value, LAYOUT.value == "hf", DTYPE.value
     if OTHER.value or parts == PARTS:
         relayout.write_whole_model(source, OTHER.value or source, folder, dtype)
-    elif parts == (VISION,):
+    elif parts == (VISION_TOKENIZER,):
         relayout.write_vision_tokenizer(source, folder, hf, dtype)
     else:
         relayout.write_language_model(source, folder, hf, dtype)
@@ -118,43 +114,17 @@ def _write_language(source: str, folder: pathlib.Path) -> None:
         print(f"The weights alone are written, nothing can be generated from them: {error}")
 
 
-def _write_run(folder: pathlib.Path, parts: tuple[str, ...]) -> None:
-    """From checkpoints of a run, through memory."""
-    if parts == (VISION,):
-        _write_vision_run(folder)
-        return
+def _write_run(folder: pathlib.Path) -> None:
+    """Of which at least one half is a run directory: through memory."""
     mesh = command_line.mesh()
-    model, _ = loading.load_model(MODEL.value, STEP.value, mesh)
-    if LAYOUT.value == "baai":
-        save_bundle(folder, model, DTYPE.value)
-        return
-    language = (model.model.config, model.variables["params"])
-    if not OTHER.value:
-        hf_export.save_language_model(folder, language, model.vocab, model.max_context, DTYPE.value)
-        return
-    vision, variables = loading.load_vision_tokenizer(OTHER.value, mesh=mesh)
-    hf_export.save_model(
-        folder,
-        language,
-        (vision.config, variables),
-        model.vocab,
-        model.max_context,
-        model.vocab.placeholder(),
-        DTYPE.value,
-    )
-
-
-def _write_vision_run(folder: pathlib.Path) -> None:
-    mesh = command_line.mesh()
-    model, variables = loading.load_vision_tokenizer(MODEL.value, STEP.value, mesh)
-    if LAYOUT.value == "hf":
-        hf_export.save_vision_tokenizer(folder, (model.config, variables), DTYPE.value)
+    other = weights.load_vision_tokenizer(OTHER.value, mesh=mesh) if OTHER.value else None
+    options = exporting.ExportOptions(LAYOUT.value, DTYPE.value, other)
+    if weights.is_run_directory(MODEL.value):
+        run = weights.open_run(MODEL.value, STEP.value, mesh)
+        run.task.export(folder, run.variables, options)
     else:
-        vision_tokenizer.save(folder, model.config, variables, DTYPE.value)
-    # Pictures are brought to the sizes that the tokenizer was trained on.
-    areas = [group["size"] ** 2 for group in read_config(MODEL.value).data.groups]
-    limits = json.dumps({"min_pixels": min(areas), "max_pixels": max(areas)}, indent=1)
-    (folder / relayout.PREPROCESSOR_FILE).write_text(limits, encoding="utf-8")
+        model, _ = weights.load_language_model(MODEL.value, mesh=mesh)
+        exporting.write_language_model(folder, model, options)
 
 
 if __name__ == "__main__":

@@ -285,12 +285,6 @@ def platform() -> str:
     return device.platform if device else jax.default_backend()
 
 
-def is_single_cpu() -> bool:
-    """Whether programs run on one CPU device: nothing is cut, and convolutions are slow."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return (mesh.empty or mesh.size == 1) and platform() == "cpu"
-
-
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
     """Ask the compiler to lay `x` out by the logical names of its dimensions.
 

@@ -37,6 +37,24 @@ find_python() {
     fail "no Python 3.11 or newer was found; install one, or name it: PYTHON=/path/to/python3.11"
 }
 
+# Says which Python is the newest on PATH and among pyenv's, or nothing where that of $VENV is. Each
+# is asked: a shim may refuse to run.
+newer_python() {
+    local about candidate default newest
+    about='import ensurepip, sys, venv; v = sys.version_info
+if v >= (3, 11) and v.releaselevel == "final": print(v[1], sys.executable)'
+    newest="$(
+        for candidate in python3.{11..40} "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/*/bin/python3; do
+            "$candidate" -c "$about" 2>/dev/null || true
+        done | sort -n | tail -n 1
+    )"
+    default="$PYTHON_BIN"
+    is_new_enough "$default" || default="$(find_python)"
+    if [[ "${newest%% *}" -gt "$("$default" -c 'import sys; print(sys.version_info[1])')" ]]; then
+        echo "${newest#* }"
+    fi
+}
+
 make_venv() {
     local python
     python="$(find_python)"

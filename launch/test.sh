@@ -1,23 +1,46 @@
 #!/usr/bin/env bash
 # The tests. A quarter of an hour on two cores; --slow adds the long ones. Other options go to pytest.
+# --newest: a part of them, in .venv-newest/, on the newest Python that runs on this machine.
 #
-#   bash launch/test.sh [--slow] [-k NAME] [tests/test_FILE.py] ...
+#   bash launch/test.sh [--slow] [--newest] [-k NAME] [tests/test_FILE.py] ...
 
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$ROOT"
 
+# What a newer JAX changes first: compilers' texts, the mesh, checkpoints, generation, weights.
+PART=(
+    aot aot_compiler aot_texts
+    sharding shardings transformer_mesh attention_context zigzag
+    checkpoint resume relayout bucket
+    engine prefill sampling guidance
+    official hf_layout vision_interop torch_pickle
+)
+
 slow=(-m "not slow")
+newest=''
 arguments=()
 for argument in "$@"; do
-    if [[ "$argument" == --slow ]]; then
-        slow=()
-    else
-        arguments+=("$argument")
-    fi
+    case "$argument" in
+        --slow) slow=() ;;
+        --newest) newest=1 ;;
+        *) arguments+=("$argument") ;;
+    esac
 done
 
+if [[ -n "$newest" ]]; then
+    PYTHON="$(newer_python)"
+    if [[ -z "$PYTHON" ]]; then
+        echo "No Python newer than that of $VENV runs here, so the tests on the newest are left out."
+        exit
+    fi
+    VENV="$ROOT/.venv-newest/$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
+    PYTHON_BIN="$VENV/bin/python"
+    PART=("${PART[@]/#/tests/test_}")
+    arguments+=("${PART[@]/%/.py}")
+fi
+
 set_up requirements-test.txt
-"$PYTHON_BIN" -m ruff check emu3_jax configs tests benchmarks
+"$PYTHON_BIN" -m ruff check emu3_jax configs examples tests benchmarks
 # Two workers: compiling uses one core, so two processes keep two cores busy.
 exec "$PYTHON_BIN" -m pytest -q -n "${TEST_WORKERS:-2}" --dist loadfile ${slow[@]+"${slow[@]}"} ${arguments[@]+"${arguments[@]}"}

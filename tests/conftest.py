@@ -11,9 +11,14 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")  # later versions end at a flag they lack
 os.environ["XLA_FLAGS"] = " ".join(FLAGS)
 
+import hypothesis
 import jax
 import pytest
 
+# An example that takes long is no failure: the machine may be slow, or busy.
+slow = [hypothesis.HealthCheck.too_slow]
+hypothesis.settings.register_profile("any machine", deadline=None, suppress_health_check=slow)
+hypothesis.settings.load_profile("any machine")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update(
     "jax_compilation_cache_dir",
@@ -37,11 +42,11 @@ def tiny_directories(tmp_path_factory):
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_directories):
     """Both models of `tiny_directories`, on the device."""
-    from emu3_jax.evaluate import loading
     from emu3_jax.interop.bundle import with_vision
+    from emu3_jax.train import weights
 
-    found, _ = loading.load_model(tiny_directories / "language")
-    return with_vision(found, *loading.load_vision_tokenizer(tiny_directories / "vision"))
+    found, _ = weights.load_language_model(tiny_directories / "language")
+    return with_vision(found, *weights.load_vision_tokenizer(tiny_directories / "vision"))
 
 
 @pytest.fixture
@@ -49,8 +54,8 @@ def tiny_runner(tiny_bundle, tmp_path):
     """A generation job's runner that writes to tmp_path/out."""
     from tiny_models import LIMITS
 
-    from emu3_jax.generate import tasks
+    from emu3_jax.generate import modalities
     from emu3_jax.generate.job import Runner
 
     about = {"model": "m", "vision_tokenizer": "v"}
-    return Runner(tiny_bundle, tmp_path / "out", LIMITS, tasks.Options(), about)
+    return Runner(tiny_bundle, tmp_path / "out", LIMITS, modalities.Options(), about)

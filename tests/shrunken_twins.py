@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from emu3_jax.config import load_config
-from emu3_jax.train.state import Task
+from emu3_jax.train.task import Task
 
 ROOT = pathlib.Path(__file__).parents[1]
 ROWS, LENGTH, VOCAB = 8, 64, 250
@@ -50,7 +50,7 @@ def batch(task: Task, mesh) -> dict:
         "positions": np.broadcast_to(positions, segments.shape),
         "weights": (segments > 0) * rng.choice([0.5, 1.0], segments.shape),
         "classes": rng.integers(1, 5, segments.shape),
-        "sources": rng.integers(0, len(task.data.mixture), segments.shape),
+        "sources": rng.integers(0, len(task.config.data.mixture), segments.shape),
         "inputs": rng.integers(0, VOCAB, segments.shape),
         "targets": rng.integers(0, VOCAB, segments.shape),
     }

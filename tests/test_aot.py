@@ -9,16 +9,17 @@ import jax
 import jax.numpy as jnp
 import pytest
 from shrunken_twins import LENGTH, ROWS, twin
+from toy_task import Numbered
 
 from emu3_jax import sharding
-from emu3_jax.aot import advice, estimate, hlo, programs, report, run
-from emu3_jax.aot.programs import TrainProgram
-from emu3_jax.aot.run import compile_and_report
+from emu3_jax.aot import advice, estimate, hlo, report, run
+from emu3_jax.aot.run import compile_and_report, program_of
 from emu3_jax.aot.topology import Machine, machine
 from emu3_jax.config import ConfigError, load_config
-from emu3_jax.models import vision_tokenizer
+from emu3_jax.models import cpu, cross_entropy
 from emu3_jax.sharding import MeshConfig
-from emu3_jax.train import loop, loss
+from emu3_jax.train import loop
+from emu3_jax.train import program as train_program
 
 STAGE1, STAGE2 = "configs/emu3_8b_stage1.py", "configs/emu3_8b_stage2.py"
 
@@ -85,8 +86,8 @@ def _on(file, monkeypatch, mesh, **model):
     config = twin(file, **model)
     with config.unlocked():
         config.run.mesh = dataclasses.asdict(mesh)
-    program, eight = TrainProgram.of(config), machine("cpu:8")
-    return program, program.lower(eight).compile()
+    program, eight = program_of(config), machine("cpu:8")
+    return program, program.lower(eight.devices).compile()
 
 
 @pytest.mark.parametrize(
@@ -98,9 +99,9 @@ def _on(file, monkeypatch, mesh, **model):
     ids=["stage 1 over fsdp", "stage 2 over context"],
 )
 def test_only_weights_are_gathered_and_no_more_than_once_a_use(file, mesh, group, monkeypatch):
-    monkeypatch.setattr(loss, "GROUP", group)
+    monkeypatch.setattr(cross_entropy, "GROUP", group)
     program, compiled = _on(file, monkeypatch, mesh)
-    config, chunk = program.task.config, program.task.loss_config.chunk_tokens
+    config, chunk = program.task.config.model, program.task.config.loss.chunk_tokens
     abstract = jax.eval_shape(program.task.init, jax.random.key(0))["params"]
     layer = {x.shape[1:] for x in jax.tree.leaves(nn.unbox(abstract["layers"]))}
     columns = config.padded_vocab_size // group
@@ -110,15 +111,17 @@ def test_only_weights_are_gathered_and_no_more_than_once_a_use(file, mesh, group
         assert not {config.hidden_size, config.padded_vocab_size} <= {*one.shape}, one
         if one.kind != "all-gather" or one.dtype == "s32":
             continue  # ids are as small as nothing
-        if "_whole_rows" in one.source and mesh.context > 1:
-            continue  # keys and values, over context
         if "jvp()/shard_map/while" in one.source:  # the loss shares the positions of a chunk
             assert one.bytes <= 4 * group * chunk * config.hidden_size, one
             continue
         counts[one.shape] += one.times
     # A group's part of the vocabulary matrix once; it has no other to gather from where it is all.
     assert counts.pop((config.hidden_size, columns), 0) == (8 // mesh.data > group)
-    # Each matrix of a layer forward and again backward, and no activation.
+    # Over context the keys and the values of whole rows, forward and again backward.
+    rows = ROWS // (mesh.data * mesh.fsdp)
+    heads = (rows, LENGTH, config.num_kv_heads, config.head_dim)
+    assert counts.pop(heads, 0) == (2 * 2 * config.num_layers if mesh.context > 1 else 0)
+    # Each matrix of a layer forward and again backward, and no other activation.
     assert counts.keys() <= layer
     assert sum(counts.values()) == 2 * 7 * config.num_layers
 
@@ -140,20 +143,20 @@ def test_it_compiles_the_step_that_train_runs(monkeypatch, tmp_path):
     with config.unlocked():
         config.run.update(accumulation=2, ema_decay=0.9, seed=3)
         config.run.mesh = dict(data=2, fsdp=4, context=1, tensor=1)
-    program, calls = TrainProgram.of(config), []
+    program, calls = program_of(config), []
 
     def caught(task, optimizer, state, mesh, *, key, **options):
         abstract = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), state)
         calls.append((task, abstract, mesh, jax.random.key_data(key).tolist(), options))
         raise _StopError
 
-    for module in (loop, programs):
+    for module in (loop, train_program):
         monkeypatch.setattr(module, "jitted_train_step", caught)
-    monkeypatch.setattr(program.task, "batches", lambda mesh: iter(()))
+    monkeypatch.setattr(program.task, "batches", lambda mesh: Numbered())
     with pytest.raises(_StopError):
-        loop.train(program.task, program.run, tmp_path / "run")
+        loop.train(program.task, program.task.config.run, tmp_path / "run")
     with pytest.raises(_StopError):
-        program.lower(machine("cpu:8"))
+        program.lower(machine("cpu:8").devices)
     trained, compiled = calls
     assert trained == compiled
     assert trained[-1] == {"accumulation": 2, "ema_decay": 0.9}
@@ -190,7 +193,8 @@ def _fake(cost):
     """Compiles nothing: memory by policy and rows of a batch."""
 
     def compile_for(program, target):
-        return _report(cost[program.task.config.remat] * program.task.data.batch_size / ROWS)
+        c = program.task.config
+        return _report(cost[c.model.remat] * c.data.batch_size / ROWS)
 
     return compile_for
 
@@ -204,17 +208,17 @@ def _fake(cost):
     ],
 )
 def test_search_takes_the_cheapest_policy_and_then_the_largest_batch(cost, remat, rows):
-    program, eight = TrainProgram.of(twin(STAGE1)), machine("cpu:8")
+    program, eight = program_of(twin(STAGE1)), machine("cpu:8")
     found, best = advice.search(program, eight, _fake(cost), say=lambda line: None)
     assert found.fits
-    assert (best.task.config.remat, best.task.data.batch_size) == (remat, rows)
+    assert (best.task.config.model.remat, best.task.config.data.batch_size) == (remat, rows)
 
 
 def test_search_ends_with_the_config_that_fails_least_where_nothing_fits():
-    program, eight = TrainProgram.of(twin(STAGE1)), machine("cpu:8")
+    program, eight = program_of(twin(STAGE1)), machine("cpu:8")
     cost = dict.fromkeys(advice.CHEAPEST_FIRST, 99.0)
     found, last = advice.search(program, eight, _fake(cost), say=lambda line: None)
-    assert not found.fits and last.task.config.remat == "full"
+    assert not found.fits and last.task.config.model.remat == "full"
     assert "take more chips" in advice.what_to_change(found, last, eight)
 
 
@@ -226,7 +230,7 @@ def test_search_ends_with_the_config_that_fails_least_where_nothing_fits():
     ],
 )
 def test_advice_names_the_key_to_change(change, words):
-    program = TrainProgram.of(twin(STAGE1)).changed(**change)
+    program = program_of(twin(STAGE1)).changed(**change)
     assert words in advice.what_to_change(_report(11.0), program, machine("cpu:8"))
 
 
@@ -282,35 +286,34 @@ def test_the_tokenizer_trains_and_tokenizes_and_a_transformer_samples_and_scores
         config.data.groups = (stills, clips)
         config.run.mesh = dict(data=1, fsdp=2, context=1, tensor=1)
     two = machine("cpu:2")
-    trained = programs.TrainProgram.of(config).lower(two)
+    trained = program_of(config).lower(two.devices)
     assert "scatter" in trained.as_text()
-    monkeypatch.setattr(vision_tokenizer, "LARGE_ON_CPU", 0)  # one CPU would go frame by frame
-    tokenized = programs.TokenizeProgram.of(config).lower(two)
+    monkeypatch.setattr(cpu, "LARGE_FRAME", 0)  # one CPU would go frame by frame
+    tokenized = program_of(config, "tokenize").lower(two.devices)
     codes = jax.tree.leaves(tokenized.out_info)
     assert [(c.shape, c.dtype) for c in codes] == [((2, 1, 4, 4), jnp.int32)]
     assert not hlo.collectives(tokenized.compile().as_text())
     config = twin(STAGE1, vocab_size=184622)
     with config.unlocked():
         config.run.mesh = dict(data=1, fsdp=2, context=1, tensor=1)
-    drawn = programs.SampleProgram.of(config).lower(two).out_info
+    drawn = program_of(config, "sample").lower(two.devices).out_info
     assert (drawn.shape, drawn.dtype) == ((2, 8193), jnp.int32)
-    scored = programs.EvaluateProgram.of(config).lower(two).out_info
+    scored = program_of(config, "evaluate").lower(two.devices).out_info
     assert (scored.shape, scored.dtype) == ((32, LENGTH), jnp.float32)
 
 
 @pytest.mark.parametrize(
-    "program, file, words",
+    "name, file, words",
     [
-        (programs.TokenizeProgram, STAGE1, "needs a config with task=vision_tokenizer"),
-        (programs.SampleProgram, "configs/vision_tokenizer_nano.py", "config with task=pretrain"),
-        (programs.EvaluateProgram, "configs/vision_tokenizer_nano.py", "config with task=pretrain"),
+        ("tokenize", STAGE1, "--program=tokenize is none of the task pretrain, which has train, s"),
+        ("sample", "configs/vision_tokenizer_nano.py", "vision_tokenizer, which has train, token"),
     ],
 )
-def test_a_program_of_another_task_is_refused(program, file, words):
+def test_a_program_of_another_task_is_refused(name, file, words):
     with pytest.raises(ConfigError, match=words):
-        program.of(load_config(file))
+        program_of(load_config(file), name)
 
 
 def test_sampling_knows_the_released_vocabulary_only():
     with pytest.raises(ConfigError, match="model.vocab_size is 250"):
-        programs.SampleProgram.of(twin(STAGE1))
+        program_of(twin(STAGE1), "sample").lower(machine("cpu:8").devices)

@@ -1,25 +1,28 @@
 """What a run writes beside its checkpoints into a bucket: objects in memory behind gs://."""
 
+import dataclasses
 import pathlib
+from typing import ClassVar
 
 import numpy as np
 import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
-from ml_collections import ConfigDict
+from line_task import LineConfig
 from test_records import GRAMMAR, image_record, write_dataset
 
-from emu3_jax import vocab
-from emu3_jax.config import ConfigError, read_config
+from emu3_jax import files, vocab
+from emu3_jax.config import ConfigError
 from emu3_jax.data import media
-from emu3_jax.evaluate import loading, registry
-from emu3_jax.evaluate.during_training import EvaluationCallback, EvaluationConfig, check_data
-from emu3_jax.evaluate.evaluator import Result, Subject
+from emu3_jax.evaluate.during_training import EvaluationCallback, check_data
+from emu3_jax.evaluate.evaluator import Evaluator, Result, Subject
+from emu3_jax.evaluate.likelihood import Likelihood
+from emu3_jax.files import AppendedLines, read_lines, write_atomically
 from emu3_jax.interop.bundle import Language, load_language, save_language
 from emu3_jax.sequence import Grammar
 from emu3_jax.text import load_text_tokenizer
-from emu3_jax.train import run_directory
-from emu3_jax.train.appending import read_lines
+from emu3_jax.train import checkpoint, run_directory
+from emu3_jax.train.run_config import RunConfig
 
 RUN = "gs://bucket/run"
 TEXT_MODEL = pathlib.Path(__file__).parents[1] / "assets" / "text_nano.model"
@@ -54,6 +57,26 @@ def names(bucket, folder="/bucket/run"):
     return {name.removeprefix(folder + "/") for name in bucket.find(folder)}
 
 
+def test_an_object_is_written_under_its_own_name(bucket):
+    for content in (b"old", b"new"):
+        write_atomically(f"{RUN}/a", content)
+        assert names(bucket) == {"a"} and epath.Path(RUN, "a").read_bytes() == content
+
+
+def test_a_log_is_written_anew(bucket, monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr(files.time, "monotonic", lambda: now[0])
+    for begin in (0, 3):
+        lines = AppendedLines(RUN, "log")
+        for n in range(begin, begin + 3):
+            lines.append({"n": n})
+        # The others wait for a minute to pass.
+        assert [line["n"] for line in read_lines(RUN, "log")] == list(range(begin + 1))
+        lines.close()
+        assert [line["n"] for line in read_lines(RUN, "log")] == list(range(begin + 3))
+        now[0] += 60
+
+
 def test_the_language_of_a_run(bucket, tmp_path):
     tokenizer = load_text_tokenizer(TEXT_MODEL)
     words = vocab.small(tokenizer.size, 100)
@@ -68,20 +91,20 @@ def test_the_language_of_a_run(bucket, tmp_path):
 
 
 def test_a_run_is_told_from_a_model(bucket):
-    assert not loading.is_run_directory(RUN)
+    assert not checkpoint.is_run_directory(RUN)
     (epath.Path(RUN) / "checkpoints" / "4").mkdir(parents=True)
     (epath.Path(RUN) / "checkpoints" / "4" / "state").write_text("")
-    assert loading.is_run_directory(RUN)
+    assert checkpoint.is_run_directory(RUN)
 
 
 def test_a_start_and_its_config(bucket):
-    config = ConfigDict(dict(task="toy"))
+    config = LineConfig(RunConfig(steps=1))
     run_directory.claim(config, RUN, False)
     for n in (1, 2):
         run_directory.record_start(RUN)
         assert len(read_lines(RUN, "starts.jsonl")) == n
     assert names(bucket) == {"config.json", "starts.jsonl"}
-    assert read_config(RUN).task == "toy"
+    assert run_directory.read(RUN) == config
 
 
 def test_held_out_tokens_are_looked_for(bucket, tmp_path):
@@ -89,16 +112,18 @@ def test_held_out_tokens_are_looked_for(bucket, tmp_path):
     for path in (tmp_path / "tokens").iterdir():
         epath.Path("gs://bucket/tokens", path.name).write_bytes(path.read_bytes())
     language = Language(GRAMMAR.vocab, GRAMMAR)
-    check_data(EvaluationConfig(evaluators=("likelihood",), tokens="gs://bucket/tokens"), language)
-    gone = EvaluationConfig(evaluators=("likelihood",), tokens="gs://bucket/gone")
+    check_data([Likelihood(tokens="gs://bucket/tokens")], "language_model", language)
     with pytest.raises(ConfigError, match="neither gs://bucket/gone nor gs://bucket/gone/val"):
-        check_data(gone, language)
+        check_data([Likelihood(tokens="gs://bucket/gone")], "language_model", language)
 
 
-class Drawing:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drawing(Evaluator):
     """An evaluator that draws one picture of one grey."""
 
-    name, needs = "drawing", {}
+    measures: ClassVar[str] = "language_model"
+
+    name: str = "drawing"
 
     def run(self, subject):
         return Result({"one": 1.0}, pictures={"grey": np.full((2, 3, 3), 7, np.uint8)})
@@ -113,10 +138,10 @@ class Shown:
         self.pictures += ((step, name),)
 
 
-def test_pictures_of_evaluation(bucket, monkeypatch):
-    monkeypatch.setitem(registry.EVALUATORS, "drawing", Drawing)
-    config = EvaluationConfig(evaluators=("drawing",))
-    callback = EvaluationCallback(config, lambda state, label: Subject(label=label), RUN)
+def test_pictures_of_evaluation(bucket):
+    callback = EvaluationCallback(
+        Drawing(), lambda state, label: Subject(language_model=object(), label=label), RUN
+    )
     writer = Shown()
     for _ in range(2):  # the second time over what is there
         values = callback(4, None, writer)

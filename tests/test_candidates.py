@@ -10,11 +10,11 @@ from PIL import Image as Picture
 from tiny_models import GUIDED
 
 from emu3_jax import sharding
-from emu3_jax.evaluate import loading
-from emu3_jax.generate import rereading, tasks
+from emu3_jax.generate import best_of, modalities
 from emu3_jax.generate.job import METADATA_KEY, Job
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.sequence import Document, Image, Text, TokenClass, Video
+from emu3_jax.train import weights
 
 CAPTIONS = ["red apple", "a clock"]
 SIZES = ((2, 3), (3, 2))
@@ -22,17 +22,18 @@ SIZES = ((2, 3), (3, 2))
 
 @pytest.fixture(scope="module")
 def options():
-    return tasks.Options(GUIDED, negative_prompt="bad", candidates=3)
+    return modalities.Options(GUIDED, negative_prompt="bad", candidates=3)
 
 
 def _drawn_apart(bundle, options):
     """The three candidates of each answer, one call for each."""
-    alone = dataclasses.replace(options, candidates=1)
+
+    def draw(caption, size, number):
+        alone = dataclasses.replace(options, candidates=1, first=number)
+        return modalities.draw_pictures(bundle, [caption], [size], alone)[0]
+
     return [
-        [
-            tasks.draw_pictures(bundle, [c], [s], dataclasses.replace(alone, first=3 * i + j))[0]
-            for j in range(3)
-        ]
+        [draw(c, s, 3 * i + j) for j in range(3)]
         for i, (c, s) in enumerate(zip(CAPTIONS, SIZES, strict=True))
     ]
 
@@ -53,7 +54,7 @@ def _nats(bundle, block, caption):
 def test_nats_are_those_of_the_caption_behind_the_block(tiny_bundle):
     rng = np.random.default_rng(0)
     blocks = [Image(rng.integers(0, 32, (2, 3))), Video(rng.integers(0, 32, (2, 2, 2)), 8.0, 0.5)]
-    found = rereading.caption_nats(tiny_bundle, blocks, CAPTIONS)
+    found = best_of.caption_nats(tiny_bundle, blocks, CAPTIONS)
     expected = [_nats(tiny_bundle, b, c) for b, c in zip(blocks, CAPTIONS, strict=True)]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -61,7 +62,7 @@ def test_nats_are_those_of_the_caption_behind_the_block(tiny_bundle):
 def test_the_candidate_with_the_likeliest_caption_is_kept(tiny_bundle, options):
     lines = []
     heard = dataclasses.replace(options, progress=lines.append)
-    kept = tasks.draw_pictures(tiny_bundle, CAPTIONS, SIZES, heard)
+    kept = modalities.draw_pictures(tiny_bundle, CAPTIONS, SIZES, heard)
     assert "3 candidates each" in lines[-1]
     places = []
     for codes, candidates, caption in zip(
@@ -75,18 +76,18 @@ def test_the_candidate_with_the_likeliest_caption_is_kept(tiny_bundle, options):
 
 
 def test_an_answer_does_not_depend_on_its_company(tiny_bundle, options):
-    together = tasks.draw_pictures(tiny_bundle, CAPTIONS, SIZES, options)
+    together = modalities.draw_pictures(tiny_bundle, CAPTIONS, SIZES, options)
     alone = dataclasses.replace(options, first=1, batch_size=2)
-    (codes,) = tasks.draw_pictures(tiny_bundle, CAPTIONS[1:], SIZES[1:], alone)
+    (codes,) = modalities.draw_pictures(tiny_bundle, CAPTIONS[1:], SIZES[1:], alone)
     np.testing.assert_array_equal(codes, together[1])
 
 
 def test_a_mesh_keeps_the_same(tiny_bundle, tiny_directories, options):
     mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2), jax.devices()[:4])
-    expected = tasks.draw_pictures(tiny_bundle, CAPTIONS, SIZES, options)
-    spread, _ = loading.load_model(tiny_directories / "language", mesh=mesh)
+    expected = modalities.draw_pictures(tiny_bundle, CAPTIONS, SIZES, options)
+    spread, _ = weights.load_language_model(tiny_directories / "language", mesh=mesh)
     with jax.set_mesh(mesh):
-        found = tasks.draw_pictures(spread, CAPTIONS, SIZES, options)
+        found = modalities.draw_pictures(spread, CAPTIONS, SIZES, options)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -123,4 +124,4 @@ def test_candidates_that_cannot_be_judged_are_refused(words, fields):
     }
     if options != {"candidates": 2}:
         with pytest.raises(ValueError, match=words):
-            tasks.Options(**options)
+            modalities.Options(**options)

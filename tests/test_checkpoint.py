@@ -11,11 +11,9 @@ import numpy as np
 import optax
 import pytest
 from etils import epath
-from ml_collections import ConfigDict
 from toy_task import ToyTask, assert_same_trees, run_config
 
 from emu3_jax import sharding
-from emu3_jax.config import save_config
 from emu3_jax.sharding import MeshConfig
 from emu3_jax.train import checkpoint
 from emu3_jax.train.checkpoint import (
@@ -25,9 +23,9 @@ from emu3_jax.train.checkpoint import (
     has_checkpoints,
     restore_variables,
 )
-from emu3_jax.train.loop import train
+from emu3_jax.train.loop import Callback, train
 from emu3_jax.train.metrics import MetricsWriter, read_metrics
-from emu3_jax.train.state import abstract_state, init_state
+from emu3_jax.train.step import abstract_state, init_state
 
 KEY = jax.random.key(0)
 DEFAULT = CheckpointConfig()
@@ -93,7 +91,7 @@ def test_the_best_by_a_metric_are_kept(tmp_path):
 
 
 def test_the_best_of_an_earlier_start_is_kept(tmp_path):
-    class Score:
+    class Score(Callback):
         every = 2
 
         def __call__(self, step, state, writer):
@@ -176,7 +174,7 @@ def small_disk(tmp_path):
 def test_a_disk_that_fills_during_training(small_disk, caplog, capfd):
     """One sentence and no log of the library's; room made, the run goes on."""
 
-    class Fill:
+    class Fill(Callback):
         every = 7
 
         def __call__(self, step, state, writer):
@@ -195,7 +193,7 @@ def test_a_disk_that_fills_during_training(small_disk, caplog, capfd):
     assert _steps(small_disk) == [5]
     assert not [record for record in caplog.records if record.exc_info]
     assert "No space left" not in "".join(capfd.readouterr())
-    with pytest.raises(OSError, match="No space left on device: .*metrics.jsonl"):
+    with pytest.raises(OSError, match="metrics.jsonl cannot be written: No space left on device"):
         with contextlib.closing(MetricsWriter(small_disk, run.log, {})) as writer:
             for step in range(1000):
                 writer.write(step, {"loss": 1.0})
@@ -271,7 +269,7 @@ def test_evaluation_reads_the_weights_alone(tmp_path, ema):
 
 
 def test_evaluation_of_what_is_not_there(tmp_path):
-    with pytest.raises(CheckpointError, match="has a config but no checkpoint yet"):
+    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
         restore_variables(tmp_path, _wanted())
     _saved(tmp_path, 3, 5)
     with pytest.raises(CheckpointError, match="has no checkpoint of step 4; it has: 3, 5"):
@@ -295,7 +293,6 @@ def test_a_path_of_etils_works_as_one_of_pathlib(tmp_path):
     """What gs://bucket/run is turned into; here on a disk."""
     workdir = epath.Path(tmp_path / "run")
     run = run_config(steps=4, every=2)
-    save_config(ConfigDict(dict(task="toy")), workdir)
     state = train(ToyTask(), run, workdir)
     assert [row["step"] for row in read_metrics(workdir)] == [1, 2, 3, 4]
     assert_same_trees(restore_variables(workdir, _wanted())[0]["params"], state.params)

@@ -1,7 +1,5 @@
 """Codebook health: figures counted by hand, drift between two tokenizers, pictures."""
 
-import dataclasses
-
 import evaluation_stand_ins as parts
 import numpy as np
 import pytest
@@ -11,6 +9,7 @@ from emu3_jax.evaluate import codebook_pictures, items
 from emu3_jax.evaluate import codebook_use as use
 from emu3_jax.evaluate.codebook_health import CodebookHealth, flat_patches
 from emu3_jax.evaluate.evaluator import Subject
+from emu3_jax.train import weights
 
 
 class Brighter(parts.GreyTokenizer):
@@ -25,31 +24,41 @@ class Brighter(parts.GreyTokenizer):
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     parts.write_corpus(folder)
-    return Subject(vision_tokenizer=(parts.GreyTokenizer(), {}), data=folder, batch_size=4)
+    return folder
+
+
+SUBJECT = Subject(vision_tokenizer=(parts.GreyTokenizer(), {}))
+
+
+def evaluate(folder, earlier=None, **settings):
+    """The result on `folder`, beside the tokenizer `earlier`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(weights, "load_vision_tokenizer", lambda path: (earlier, {}))
+        settings |= dict(earlier="" if earlier is None else "before")
+        return CodebookHealth(data=str(folder), batch_size=4, **settings).run(SUBJECT)
 
 
 @pytest.fixture(scope="module")
-def codes(subject):
+def codes(folder):
     """Kind → all codes of the corpus, flat."""
     found = {}
     for kind, stored in (("images", "image"), ("clips", "video")):
         pixels = [
             item.pixels
-            for split in items.split_names(subject.data)
-            for item in items.of_kind(items.read_split(subject.data, split), stored)
+            for split in items.split_names(folder)
+            for item in items.of_kind(items.read_split(folder, split), stored)
         ]
-        encoded = vision_codec.encode(subject.vision_tokenizer, pixels, 4)
+        encoded = vision_codec.encode(SUBJECT.vision_tokenizer, pixels, 4)
         found[kind] = np.concatenate([c.ravel() for c in encoded])
     return found
 
 
 @pytest.fixture(scope="module")
-def result(subject):
-    earlier = dataclasses.replace(subject, earlier=(Brighter(), {}))
-    return CodebookHealth(shown=3).run(earlier)
+def result(folder):
+    return evaluate(folder, Brighter(), shown=3)
 
 
 def test_use_by_stills_and_by_clips_and_what_they_share(codes, result):
@@ -75,14 +84,13 @@ def test_drift_counts_tokens_that_stay_and_how_patches_changed(codes, result):
     assert result.metrics["patch_drift"] == pytest.approx(255 / 32, abs=0.5)
 
 
-def test_tokenizers_that_cannot_be_compared_are_refused(subject):
-    config = parts.GreyConfig(codebook_size=128)
-    other = dataclasses.replace(subject, earlier=(parts.GreyTokenizer(config), {}))
+def test_tokenizers_that_cannot_be_compared_are_refused(folder):
+    other = parts.GreyTokenizer(parts.GreyConfig(codebook_size=128))
     with pytest.raises(ValueError, match="codebook_size; found 64 and, earlier, 128"):
-        CodebookHealth().run(other)
+        evaluate(folder, other)
 
 
-def test_pictures_show_the_most_and_the_least_used(subject, codes, result):
+def test_pictures_show_the_most_and_the_least_used(codes, result):
     every = np.concatenate(list(codes.values()))
     counts = np.bincount(every, minlength=64)
     sheet = result.pictures["patches"]
@@ -91,7 +99,7 @@ def test_pictures_show_the_most_and_the_least_used(subject, codes, result):
     assert np.all(sheet[2:34, 2:34] == level)
     assert sheet.shape == (3 * 34 + 2, 3 * 34 + 2, 3)
     assert np.all(sheet[36:68] == 255)
-    least = flat_patches(subject.vision_tokenizer, [int(np.flatnonzero(counts)[-1])], subject)
+    least = flat_patches(SUBJECT.vision_tokenizer, [int(np.flatnonzero(counts)[-1])], 4)
     assert least[0].shape == (4, 4, 3)
 
 

@@ -6,13 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from tiny_models import random_weights
+from tiny_tasks import vision_task
 
 from emu3_jax.data.pixels import PixelConfig, PixelGroup
 from emu3_jax.interop import vision_tokenizer
 from emu3_jax.models.vision_tokenizer import VisionTokenizer, VisionTokenizerConfig
-from emu3_jax.train.codebook import CodebookConfig
-from emu3_jax.train.vision_objective import VisionLossConfig
-from emu3_jax.train.vision_tokenizer import VisionTokenizerTask
 
 SIDE, FRAMES = 32, 8
 
@@ -37,7 +35,7 @@ def test_grids_of_codes_and_the_loss(space, time, codes):
         PixelGroup("clips", "clips", SIDE, 2, frames),
     )
     data = PixelConfig("unused", groups=groups)
-    task = VisionTokenizerTask(config, VisionLossConfig(), data, 10, CodebookConfig())
+    task = vision_task(config, data)
     variables = nn.unbox(jax.eval_shape(task.init, jax.random.key(0)))
     grid = (SIDE // space, SIDE // space)
     for shape, expected in (

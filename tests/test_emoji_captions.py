@@ -1,13 +1,13 @@
 """Captions taken apart, scored against truths, and beside answers that never look."""
 
-import dataclasses
-
 import evaluation_stand_ins as parts
 import pytest
 
+from emu3_jax.evaluate import language_use
 from emu3_jax.evaluate.emoji_captions import EmojiCaptions
 from emu3_jax.evaluate.emoji_names import ParsedCaption, normalise, parse_caption
 from emu3_jax.evaluate.evaluator import Subject
+from emu3_jax.train import weights
 
 
 @pytest.mark.parametrize(
@@ -38,19 +38,31 @@ def test_base_and_caption_agree_on_the_person():
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     parts.write_corpus(folder)
+    return folder
+
+
+@pytest.fixture
+def evaluate(folder, monkeypatch):
+    """(split, write) → the result of a model that answers pictures as `write` does."""
     tokenizer = (parts.GreyTokenizer(), {})
-    return Subject(bundle=object(), vision_tokenizer=tokenizer, data=folder)
+    monkeypatch.setattr(weights, "load_vision_tokenizer", lambda path: tokenizer)
+
+    def evaluate(split, write):
+        monkeypatch.setattr(language_use, "caption", lambda b, t, pictures, *_: write(pictures))
+        evaluator = EmojiCaptions(data=str(folder), vision_tokenizer="grey", splits=(split,))
+        return evaluator.run(Subject(language_model=object()))
+
+    return evaluate
 
 
 ANSWERS = ["man: light skin tone", "Woman: dark skin tone", "guards: medium skin tone"]
 
 
-def test_shares_and_table(subject):
-    evaluator = EmojiCaptions(("validation_combination",), write=lambda s, p: ANSWERS)
-    result = evaluator.run(subject)
+def test_shares_and_table(evaluate):
+    result = evaluate("validation_combination", lambda pictures: ANSWERS)
     metric = {k.removesuffix("_validation_combination"): v for k, v in result.metrics.items()}
     assert metric["count"] == 3
     assert metric["tone_right"] == pytest.approx(200 / 3)
@@ -64,25 +76,19 @@ def test_shares_and_table(subject):
     assert table.rows[1][:3] == ("woman1", "woman: medium-light skin tone", ANSWERS[1])
 
 
-def test_the_nearest_training_picture_cannot_name_an_unseen_combination(subject):
-    evaluator = EmojiCaptions(("validation_combination",), write=lambda s, p: ANSWERS)
-    metrics = evaluator.run(subject).metrics
+def test_the_nearest_training_picture_cannot_name_an_unseen_combination(evaluate):
+    metrics = evaluate("validation_combination", lambda pictures: ANSWERS).metrics
     assert metrics["both_nearest_picture_validation_combination"] == 0
     assert metrics["person_nearest_picture_validation_combination"] == 100
 
 
-def test_only_toned_stills_are_asked_for_and_only_pixels_are_shown(subject):
+def test_only_toned_stills_are_asked_for_and_only_pixels_are_shown(evaluate):
     asked = []
 
-    def write(_, pictures):
+    def write(pictures):
         asked.extend(pictures)
         return ["elf: medium-dark skin tone"] * len(pictures)
 
-    metrics = EmojiCaptions(("validation",), write=write).run(subject).metrics
+    metrics = evaluate("validation", write).metrics
     assert [p.shape for p in asked] == [(16, 16, 3)]
     assert metrics["both_right_validation"] == 100
-
-
-def test_a_subject_without_a_model_is_refused(subject):
-    with pytest.raises(ValueError, match="emoji_captions needs a language model"):
-        EmojiCaptions().run(dataclasses.replace(subject, bundle=None))

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 from skimage import data, transform
 
-from emu3_jax.evaluate import emoji_retrieval
+from emu3_jax.evaluate import emoji_retrieval, language_use
 from emu3_jax.evaluate.evaluator import Subject
+from emu3_jax.train import weights
 
 
 def test_features_of_one_colour_are_that_colour():
@@ -55,27 +56,33 @@ def test_recall_metrics():
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     parts.write_corpus(folder)
-    return Subject(bundle=object(), vision_tokenizer=(parts.GreyTokenizer(), {}), data=folder)
+    return folder
 
 
-def test_a_perfect_artist_and_one_that_draws_the_same_always(subject):
-    def perfect(_, items):
+def test_a_perfect_artist_and_one_that_draws_the_same_always(folder, monkeypatch):
+    tokenizer = (parts.GreyTokenizer(), {})
+    monkeypatch.setattr(weights, "load_vision_tokenizer", lambda path: tokenizer)
+    evaluator = emoji_retrieval.EmojiRetrieval(data=str(folder), vision_tokenizer="grey")
+
+    def perfect(bundle, tokenizer, items, options):
         return [item.pixels for item in items]
 
-    metrics = emoji_retrieval.EmojiRetrieval(draw=perfect).run(subject).metrics
+    monkeypatch.setattr(language_use, "draw", perfect)
+    metrics = evaluator.run(Subject(language_model=object())).metrics
     assert metrics["gallery"] == 5
     assert metrics["recall_at_1"] == metrics["recall_at_1_validation"] == 100
     assert metrics["recall_at_1_chance"] == 20
     assert metrics["median_rank_chance"] == 3
     assert 0 < metrics["recall_at_1_ceiling"] <= 100
 
-    def stubborn(_, items):
+    def stubborn(bundle, tokenizer, items, options):
         return [np.zeros((16, 16, 3), np.uint8)] * len(items)
 
-    result = emoji_retrieval.EmojiRetrieval(draw=stubborn).run(subject)
+    monkeypatch.setattr(language_use, "draw", stubborn)
+    result = evaluator.run(Subject(language_model=object()))
     assert result.metrics["recall_at_1"] == 20
     assert sorted(row[3] for row in result.tables["ranks"].rows) == [1, 2, 3, 4, 5]
     assert result.pictures["drawn"].dtype == np.uint8

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from emu3_jax import sharding
 from emu3_jax import vocab as vocab_lib
-from emu3_jax.generate import cache, engine, requests
+from emu3_jax.generate import autoregressive, engine, requests
 from emu3_jax.generate.engine import generate
 from emu3_jax.generate.requests import Request
 from emu3_jax.generate.sampling import Sampling
@@ -304,8 +304,8 @@ def test_buckets():
 
 
 def test_cache_size_and_progress(params):
-    shapes = cache.allocate(MODEL.config, 6, 10)
-    assert cache.size_bytes(MODEL.config, 6, 10) == shapes.k.nbytes + shapes.v.nbytes
+    shapes = autoregressive.allocate_cache(MODEL.config, 6, 10)
+    assert autoregressive.cache_bytes(MODEL.config, 6, 10) == shapes.k.nbytes + shapes.v.nbytes
     lines = []
     generate(MODEL, params, some_requests(), Sampling(), VOCAB, progress=lines.append)
     assert "cache" in lines[0] and "MiB" in lines[0] and "a second" in lines[1]

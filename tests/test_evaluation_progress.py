@@ -6,7 +6,6 @@ import pytest
 
 from emu3_jax.data import vision_codec
 from emu3_jax.evaluate import items, reconstruction
-from emu3_jax.evaluate.evaluator import Subject
 from emu3_jax.evaluate.progress import Progress
 
 
@@ -47,12 +46,8 @@ def test_encoding_and_decoding_count_every_picture_once():
 def test_reconstruction_tells_how_far_it_is(clock, tmp_path):
     parts.write_corpus(tmp_path)
     said = []
-    subject = Subject(
-        vision_tokenizer=(parts.GreyTokenizer(), {}),
-        progress=Progress(said.append),
-        batch_size=1,
-    )
+    tokenizer, progress = (parts.GreyTokenizer(), {}), Progress(said.append)
     chosen = items.read_images(tmp_path, "validation_combination")
     clock[0] = 10.0
-    reconstruction.reconstruct(subject, chosen)
+    reconstruction.reconstruct(tokenizer, chosen, 1, progress)
     assert said == [f"  encoded: 1 of {len(chosen)}, about 0 s left"]

@@ -12,8 +12,8 @@ from PIL import Image as Picture
 from tiny_models import GUIDED, LIMITS
 
 from emu3_jax.data import media
+from emu3_jax.generate import codec, modalities
 from emu3_jax.generate import job as job_lib
-from emu3_jax.generate import pixels, tasks
 from emu3_jax.generate.job import Job, JobError
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.interop import bundle as bundle_lib
@@ -38,7 +38,9 @@ def test_directories_that_do_not_fit_are_refused(tiny_directories, tmp_path):
     config, variables = vision_tokenizer.load(tiny_directories / "vision")
     variables["params"]["quantize"]["embedding"] += 1
     vision_tokenizer.save(tmp_path / "other", config, variables)
-    with pytest.raises(ValueError, match="fingerprint .* was trained with"):
+    with pytest.raises(
+        ValueError, match="other is the vision tokenizer .*, but .*language was trained with"
+    ):
         bundle_lib.load_bundle(tiny_directories / "language", tmp_path / "other")
 
 
@@ -91,17 +93,19 @@ def test_texts_equal_the_library_call(tiny_runner, tiny_bundle, tmp_path):
     job = Job("image_to_text", (), tuple(names), sampling=greedy, max_new=6)
     (file,) = tiny_runner.run(job, say=lambda line: None)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
-    codes = pixels.encode(tiny_bundle, [media.read_image(name) for name in names], LIMITS)
+    codes = codec.encode(tiny_bundle, [media.read_image(name) for name in names], LIMITS)
     assert [c.shape for c in codes] == [(2, 3), (3, 2)]
-    options = tasks.Options(greedy, max_new=6)
-    assert [line["text"] for line in lines] == tasks.caption_images(tiny_bundle, codes, options)
+    options = modalities.Options(greedy, max_new=6)
+    assert [line["text"] for line in lines] == modalities.caption_images(
+        tiny_bundle, codes, options
+    )
     pieces = ["", ""]
 
     def stream(place, piece):
         pieces[place] += piece
 
     streaming = dataclasses.replace(options, stream=stream)
-    assert tasks.caption_images(tiny_bundle, codes, streaming) == pieces
+    assert modalities.caption_images(tiny_bundle, codes, streaming) == pieces
     assert pieces == [line["text"] for line in lines]
     chat = Job("image_to_text", ("Who?",), (names[0],), sampling=greedy, chat=True, max_new=6)
     tiny_runner.run(chat, say=lambda line: None)
@@ -109,13 +113,15 @@ def test_texts_equal_the_library_call(tiny_runner, tiny_bundle, tmp_path):
 
 
 def test_codes_of_drawing_calls(tiny_bundle):
-    codes = tasks.text_to_image(tiny_bundle, ["a", "b", "c"], 2, 3, tasks.Options(batch_size=2))
+    codes = modalities.text_to_image(
+        tiny_bundle, ["a", "b", "c"], 2, 3, modalities.Options(batch_size=2)
+    )
     assert codes.shape == (3, 2, 3) and codes.min() >= 0 and codes.max() < 32
-    clips = tasks.text_to_video(tiny_bundle, ["a"], 2, 2, 3, 8.0, 1.0)
+    clips = modalities.text_to_video(tiny_bundle, ["a"], 2, 2, 3, 8.0, 1.0)
     assert clips.shape == (1, 2, 2, 3)
-    assert tasks.text_to_image(tiny_bundle, [], 2, 3).shape == (0, 2, 3)
+    assert modalities.text_to_image(tiny_bundle, [], 2, 3).shape == (0, 2, 3)
     with pytest.raises(ValueError, match="context of 200"):
-        tasks.text_to_image(tiny_bundle, ["a"], 20, 20)
+        modalities.text_to_image(tiny_bundle, ["a"], 20, 20)
 
 
 @pytest.mark.parametrize(
@@ -163,10 +169,10 @@ def test_sizes_from_the_options():
 
 
 def test_pixel_limits_come_from_flags_then_file_then_release(tmp_path):
-    assert pixels.pixel_limits(tmp_path, 8) == media.PixelLimits()
-    (tmp_path / pixels.PREPROCESSOR_FILE).write_text('{"min_pixels": 64, "max_pixels": 4096}')
-    assert pixels.pixel_limits(tmp_path, 8) == media.PixelLimits(64, 4096, 8)
-    assert pixels.pixel_limits(tmp_path, 4, 100, 200) == media.PixelLimits(100, 200, 4)
+    assert codec.pixel_limits(tmp_path, 8) == media.PixelLimits()
+    (tmp_path / codec.PREPROCESSOR_FILE).write_text('{"min_pixels": 64, "max_pixels": 4096}')
+    assert codec.pixel_limits(tmp_path, 8) == media.PixelLimits(64, 4096, 8)
+    assert codec.pixel_limits(tmp_path, 4, 100, 200) == media.PixelLimits(100, 200, 4)
 
 
 def command(*arguments):

@@ -15,13 +15,13 @@ from tiny_models import GUIDED, LIMITS, language_model, save_vision_tokenizer
 
 from emu3_jax import vocab as vocab_lib
 from emu3_jax.data import media, vision_codec
-from emu3_jax.evaluate import loading
+from emu3_jax.generate import codec, modalities
 from emu3_jax.generate import job as job_lib
-from emu3_jax.generate import pixels, tasks
 from emu3_jax.generate.job import Job
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.interop import language_model as language_files
 from emu3_jax.sequence import Grammar
+from emu3_jax.train import weights
 
 SIZES = ((2, 3), (2, 10), (12, 3), (3, 2))
 
@@ -32,25 +32,29 @@ def quiet(line):
 
 def test_pictures_of_several_sizes_share_a_batch_and_do_not_feel_it(tiny_bundle):
     batches = []
-    options = tasks.Options(GUIDED, negative_prompt="bad", progress=batches.append)
+    options = modalities.Options(GUIDED, negative_prompt="bad", progress=batches.append)
     captions = ["a", "a longer caption", "b", "c"]
-    together = tasks.draw_pictures(tiny_bundle, captions, SIZES, options)
+    together = modalities.draw_pictures(tiny_bundle, captions, SIZES, options)
     assert "4 requests" in batches[0] and len(batches) == 2
     assert [codes.shape for codes in together] == list(SIZES)
     for number, (caption, size) in enumerate(zip(captions, SIZES, strict=True)):
         alone = dataclasses.replace(options, first=number)
-        (codes,) = tasks.text_to_image(tiny_bundle, [caption], *size, alone)
+        (codes,) = modalities.text_to_image(tiny_bundle, [caption], *size, alone)
         np.testing.assert_array_equal(codes, together[number])
 
 
 def test_clips_of_several_lengths_share_a_batch(tiny_bundle):
     sizes = [(1, 2, 3), (3, 2, 2)]
     seconds = {1: 0.5, 3: 1.5}
-    together = tasks.draw_clips(tiny_bundle, ["a", "b"], sizes, 8.0, seconds, tasks.Options(GUIDED))
+    together = modalities.draw_clips(
+        tiny_bundle, ["a", "b"], sizes, 8.0, seconds, modalities.Options(GUIDED)
+    )
     for number, size in enumerate(sizes):
-        alone = tasks.Options(GUIDED, first=number)
+        alone = modalities.Options(GUIDED, first=number)
         caption = "ab"[number]
-        (codes,) = tasks.text_to_video(tiny_bundle, [caption], *size, 8.0, seconds[size[0]], alone)
+        (codes,) = modalities.text_to_video(
+            tiny_bundle, [caption], *size, 8.0, seconds[size[0]], alone
+        )
         np.testing.assert_array_equal(codes, together[number])
 
 
@@ -59,7 +63,7 @@ def test_attended_padding_reaches_the_shorter_of_two_sizes(tiny_bundle):
     sampling = Sampling(guidance=6.0, seed=1, attend_negative_padding=True)
     sizes = [(2, 3), (2, 10)] * 8
     official_way, masked = (
-        tasks.draw_pictures(tiny_bundle, ["a"] * 16, sizes, tasks.Options(chosen))
+        modalities.draw_pictures(tiny_bundle, ["a"] * 16, sizes, modalities.Options(chosen))
         for chosen in (sampling, dataclasses.replace(sampling, attend_negative_padding=False))
     )
     same = [np.array_equal(a, b) for a, b in zip(official_way, masked, strict=True)]
@@ -105,8 +109,8 @@ def test_clips_are_coded_as_asked(tiny_runner, tiny_bundle, tmp_path, clips):
     tokenizer = (tiny_bundle.vision, tiny_bundle.vision_variables)
     drawing = Job("text_to_video", ("wave",), sizes=((2, 2, 2),), fps=4.0, clips=clips)
     webp, _, settings = tiny_runner.run(drawing, quiet)
-    options = tasks.Options(drawing.sampling)
-    codes = tasks.text_to_video(tiny_bundle, ["wave"], 2, 2, 2, 4.0, 2.0, options)
+    options = modalities.Options(drawing.sampling)
+    codes = modalities.text_to_video(tiny_bundle, ["wave"], 2, 2, 2, 4.0, 2.0, options)
     frames, _, _ = media.read_video(webp)
     np.testing.assert_array_equal(frames, vision_codec.decode(tokenizer, codes, 1, clips)[0])
     stored = json.loads(settings.read_text())
@@ -123,7 +127,7 @@ def test_the_two_ways_of_coding_clips_differ(tiny_bundle):
     tokenizer = (tiny_bundle.vision, tiny_bundle.vision_variables)
     frames = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 3), dtype=np.uint8)
     causal, independent = (
-        pixels.encode(tiny_bundle, [frames], LIMITS, clips)[0] for clips in vision_codec.CLIPS
+        codec.encode(tiny_bundle, [frames], LIMITS, clips)[0] for clips in vision_codec.CLIPS
     )
     first_alone = vision_codec.encode(tokenizer, [frames[:4]], 1)[0]
     np.testing.assert_array_equal(independent[:1], first_alone)
@@ -131,14 +135,14 @@ def test_the_two_ways_of_coding_clips_differ(tiny_bundle):
 
 
 def test_a_directory_is_loaded_in_the_type_asked_for(tiny_directories, monkeypatch):
-    whole, _ = loading.load_model(tiny_directories / "language")
+    whole, _ = weights.load_language_model(tiny_directories / "language")
     assert whole.model.config.dtype == "float32"
 
     def never(*arguments):
         raise AssertionError("the host holds all weights at once")
 
     monkeypatch.setattr(language_files, "_OnHost", never)
-    small, _ = loading.load_model(tiny_directories / "language", dtype="bfloat16")
+    small, _ = weights.load_language_model(tiny_directories / "language", dtype="bfloat16")
     assert small.model.config.dtype == small.model.config.param_dtype == "bfloat16"
     for weight, exact in zip(
         jax.tree.leaves(small.variables), jax.tree.leaves(whole.variables), strict=True

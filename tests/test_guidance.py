@@ -4,7 +4,7 @@ import conftest
 import jax.numpy as jnp
 import numpy as np
 
-from emu3_jax.generate import guidance, official, sampling
+from emu3_jax.generate import guidance, presets, sampling
 
 GOLDEN = np.load(conftest.GOLDEN / "guidance.npz")
 
@@ -37,7 +37,7 @@ def test_interleaved_rows_find_their_partner_and_unguided_rows_stay():
 
 
 def test_official_settings():
-    assert official.DEMO == sampling.Sampling(temperature=1, top_k=2048, top_p=1, guidance=3)
-    assert official.PAPER_GENEVAL.guidance == 5.5
-    assert official.UNDERSTANDING.greedy
-    assert official.POSITIVE_SUFFIX.startswith(" masterpiece")
+    assert presets.DEMO == sampling.Sampling(temperature=1, top_k=2048, top_p=1, guidance=3)
+    assert presets.PAPER_GENEVAL.guidance == 5.5
+    assert presets.UNDERSTANDING.greedy
+    assert presets.POSITIVE_SUFFIX.startswith(" masterpiece")

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -20,8 +21,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 sys.path.insert(0, sys.argv[2])
 import time
 from toy_task import ToyTask, run_config
-from emu3_jax.train.loop import train
-class Slow:
+from emu3_jax.train.loop import Callback, train
+class Slow(Callback):
     every = 1
     def __call__(self, step, state, writer):
         time.sleep(0.02)
@@ -41,10 +42,16 @@ def _is_saving(workdir):
     return any("tmp" in child.name for child in (workdir / "checkpoints").glob("*"))
 
 
-def _wait_for_a_save(workdir, process):
-    """Returns while a checkpoint is being written."""
-    while process.poll() is None and not _is_saving(workdir):
-        pass
+def _stop_in_a_save(workdir, process, delays):
+    """Stops the process while a checkpoint is being written, which it has to be caught at."""
+    while process.poll() is None:
+        if _is_saving(workdir):
+            time.sleep(next(delays, 0.0))
+            process.send_signal(signal.SIGSTOP)
+            os.waitpid(process.pid, os.WUNTRACED)
+            if _is_saving(workdir):
+                return
+            process.send_signal(signal.SIGCONT)
 
 
 def _kill_and_resume(workdir, moments, seed, cache, expected):
@@ -66,8 +73,7 @@ def _kill_and_resume(workdir, moments, seed, cache, expected):
                 if line.startswith("step "):  # it is stepping and saving now
                     break
             if moment == "save":
-                _wait_for_a_save(workdir, process)
-                time.sleep(rng.uniform(0.0, 0.005))
+                _stop_in_a_save(workdir, process, iter([rng.uniform(0.0, 0.005)]))
             else:
                 time.sleep(rng.uniform(0.0, 0.6))
             process.kill()

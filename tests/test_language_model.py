@@ -160,11 +160,24 @@ def test_one_error_for_everything_that_does_not_fit(tmp_path):
     assert "lm_head.weight has shape [1000, 96], expected [1024, 96]" in message
 
 
+def test_what_old_conversions_keep_and_every_loader_computes_is_no_obstacle(tmp_path):
+    tensors = safetensors_io.Tensors(PATH)
+    stored = {name: tensors.read(name) for name in tensors.shapes()}
+    stored["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(8, np.float32)
+    safetensors_io.write_tensors(tmp_path, stored.items())
+    shutil.copy(PATH / "config.json", tmp_path)
+    _, expected = language_model.load(PATH)
+    _, params = language_model.load(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
         ({"hidden_act": "gelu"}, "config.json: hidden_act is 'gelu', expected 'silu'"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling is .*, expected None"),
+        ({"attention_bias": True}, "config.json: attention_bias is True, expected False"),
+        ({"mlp_bias": True}, "config.json: mlp_bias is True, expected False"),
         ({"num_key_value_heads": 4}, "config.json: model.num_heads=6 must be a multiple of"),
         ({"vocab_size": "many"}, "vocab_size is 'many', expected a number"),
     ],

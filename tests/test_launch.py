@@ -50,6 +50,38 @@ def test_no_secrets(path):
     assert not [word for word in ("api_key", "password", "secret", "key-file") if word in text]
 
 
+@pytest.mark.parametrize(
+    "found, expected",
+    [
+        ({}, ""),
+        ({"path/python3.39": None}, ""),  # a shim that refuses to run
+        ({"path/python3.39": "39", "path/python3.38": "38"}, "of path/python3.39"),
+        ({"path/python3.39": None, "pyenv/versions/3.38.1/bin/python3": "38"},
+         "of pyenv/versions/3.38.1/bin/python3"),
+        ({"pyenv/versions/3.8.18/bin/python3": ""}, ""),  # too old: it says nothing
+    ],
+    ids=["none", "refuses", "two", "pyenv", "old"],
+)  # fmt: skip
+def test_the_newest_python_is_one_that_runs(tmp_path, found, expected):
+    """On a path with the stand-ins alone: each says its minor version and its name, or fails."""
+    tools = tmp_path / "path"
+    tools.mkdir()
+    for name in ("dirname", "sort", "tail"):
+        (tools / name).symlink_to(shutil.which(name))
+    for name, minor in found.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        answer = {None: "exit 127", "": ""}.get(minor, f"echo {minor} of {name}")
+        (tmp_path / name).write_text(f"#!/bin/sh\n{answer}\n")
+        (tmp_path / name).chmod(0o755)
+    result = subprocess.run(
+        [shutil.which("bash"), "-euo", "pipefail", "-c",
+         'source "$0"; newer_python', str(ROOT / "launch/setup.sh")],
+        capture_output=True, text=True, check=True,
+        env={"PATH": str(tools), "VENV": sys.prefix, "PYENV_ROOT": str(tmp_path / "pyenv")},
+    )  # fmt: skip
+    assert result.stdout.strip() == expected
+
+
 def test_local_pod_tells_each_process_its_part():
     words = [f"{sys.prefix}/bin/python", "-m", "emu3_jax.train", *TRAIN[1:]]
     common = ["--coordinator=localhost:1234", "--processes=2"]
@@ -85,7 +117,7 @@ def test_local_pod_trains(tmp_path):
     """Ends with a checkpoint when told to, and goes on from it."""
     config = write_run(tmp_path, 16, **{"run.mesh.data": 2, "run.mesh.fsdp": 4})
     words = ["train", f"--config={config}", f"--workdir={tmp_path}/run"]
-    words += ["--config.evaluation.every=0", "--config.run.checkpoint.every=1000000"]
+    words += ["--config.evaluation.0.every=0", "--config.run.checkpoint.every=1000000"]
     command = ["bash", str(ROOT / "launch/local_pod.sh"), *words, "--config.run.steps=1000000"]
     environment = {**os.environ, "VENV": sys.prefix, "JAX_NUM_CPU_DEVICES": "4"}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
@@ -202,15 +234,15 @@ def test_the_words_arrive_on_the_host(command, repository, tmp_path):
         PIP_NO_INDEX="1",  # nothing is installed, whatever goes wrong
     )
     host = home / "emu3_jax"
-    for _ in range(1000):  # the command runs on after the script has ended
-        if "<" in (host / "run.log").read_text():
-            break
-        time.sleep(0.01)
     own = ["--coordinator=auto"]
     if command == "tokenize":
         own = ["--config.worker=1", "--config.workers=4"]
     expected = ["-m", f"emu3_jax.{command}", *words[1:], *own]
-    assert (host / "run.log").read_text() == "".join(f"<{word}>" for word in expected)
+    expected = "".join(f"<{word}>" for word in expected)
+    give_up = time.monotonic() + 60
+    while (said := (host / "run.log").read_text()) != expected and time.monotonic() < give_up:
+        time.sleep(0.01)  # the command runs on after the script has ended
+    assert said == expected
     assert (host / "run.pid").read_text().strip().isdigit()
     assert (host / ".git").exists() and (host / "launch/commands.sh").exists()
 

@@ -112,11 +112,10 @@ def test_any_batch_and_packing_gives_the_mean_over_targets(
     said = []
     subject = Subject(
         bundle=bundle,
-        tokens=tokens,
-        batch_size=batch_size,
         progress=Progress(said.append, every_s=0.0),
     )
-    result = likelihood.Likelihood(rows=rows).run(subject)
+    evaluator = likelihood.Likelihood(tokens=str(tokens), batch_size=batch_size, rows=rows)
+    result = evaluator.run(subject)
     done, total = re.match(r"  targets scored: (\d+) of (\d+), about 0 s left", said[-1]).groups()
     assert done == total
     for (task, kind), nll in by_hand.items():
@@ -135,8 +134,9 @@ def test_any_batch_and_packing_gives_the_mean_over_targets(
 @pytest.mark.parametrize("mesh", [MeshConfig(fsdp=8), MeshConfig(fsdp=4, context=2)])
 def test_weights_spread_over_a_mesh_are_used_where_they_lie(bundle, tokens, mesh):
     """In batches of three rows, which no mesh can share out."""
-    subject = Subject(bundle=bundle, tokens=tokens, batch_size=3)
-    expected = likelihood.Likelihood().run(subject).metrics
+    subject = Subject(language_model=bundle)
+    evaluator = likelihood.Likelihood(tokens=str(tokens), batch_size=3)
+    expected = evaluator.run(subject).metrics
     over = sharding.make_mesh(mesh)
     layout = sharding.state_shardings(bundle.variables, over)
     with jax.set_mesh(over):
@@ -144,8 +144,24 @@ def test_weights_spread_over_a_mesh_are_used_where_they_lie(bundle, tokens, mesh
         subject = dataclasses.replace(
             subject, bundle=dataclasses.replace(bundle, variables=variables)
         )
-        found = likelihood.Likelihood().run(subject).metrics
+        found = evaluator.run(subject).metrics
     assert found == pytest.approx(expected, rel=2e-5)
+
+
+def test_several_splits_are_one_pool_of_documents(bundle, tokens, tmp_path):
+    for split in ("a", "b"):
+        (tmp_path / split).symlink_to(tokens / "validation")
+    one, two = (
+        likelihood.Likelihood(tokens=str(tmp_path), splits=splits, batch_size=3)
+        .run(Subject(language_model=bundle))
+        .metrics
+        for splits in (("a",), ("a", "b"))
+    )
+    assert two["targets"] == 2 * one["targets"]
+    assert two["nats_all"] == pytest.approx(one["nats_all"], rel=1e-6)
+    whole = likelihood.Likelihood(tokens=str(tokens / "validation"), splits=("a", "b"))
+    found = whole.run(Subject(language_model=bundle)).metrics
+    assert found["targets"] == one["targets"]  # not twice
 
 
 def test_captioned_records_are_read_both_ways(documents):
@@ -184,6 +200,6 @@ def test_targets_without_a_loss_are_left_out(bundle):
 
 def test_wrong_folders_and_rows_are_refused(bundle, documents, tmp_path):
     with pytest.raises(ValueError, match="is a token dataset"):
-        likelihood.Likelihood().run(Subject(bundle=bundle, tokens=tmp_path))
+        likelihood.Likelihood(tokens=str(tmp_path)).run(Subject(language_model=bundle))
     with pytest.raises(ValueError, match="does not fit into rows of 8"):
         next(scoring.packed_batches(documents, 8, 1))

@@ -12,8 +12,9 @@ from emu3_jax.sharding import MeshConfig
 from emu3_jax.train import divergence, loop
 from emu3_jax.train import metrics as metrics_lib
 from emu3_jax.train.checkpoint import CheckpointError
-from emu3_jax.train.loop import train
+from emu3_jax.train.loop import Callback, train
 from emu3_jax.train.metrics import read_metrics
+from emu3_jax.train.optimizer import OptimizerConfig
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +31,7 @@ def test_the_loss_falls(unbroken):
 
 
 def test_callbacks_come_at_their_interval_and_after_the_last_step(tmp_path):
-    class Recorder:
+    class Recorder(Callback):
         def __init__(self, every):
             self.every, self.steps = every, []
 
@@ -141,7 +142,7 @@ def test_the_state_keeps_its_layout_over_steps_and_checkpoints(tmp_path):
     mesh = MeshConfig(fsdp=4, tensor=2)
     seen = []
 
-    class Layout:
+    class Layout(Callback):
         every = 1
 
         def __call__(self, step, state, writer):
@@ -183,18 +184,18 @@ def test_a_fresh_run_begins_where_it_is_told(tmp_path):
 
     seen = []
 
-    class First:
+    class First(Callback):
         every = 1
 
         def __call__(self, step, state, writer):
             seen.append(leaves(state.params))
             return {}
 
-    run = run_config(steps=1, optimizer=loop.OptimizerConfig(learning_rate=0.0))
-    state = train(ToyTask(), run, tmp_path / "b", start=start, callbacks=[First()])
+    run = run_config(steps=1, optimizer=OptimizerConfig(learning_rate=0.0))
+    state = train(ToyTask(start=start), run, tmp_path / "b", callbacks=[First()])
     assert_same_trees(state.params, jax.tree.map(lambda x: np.asarray(x, np.float32), weights))
     with pytest.raises(CheckpointError, match="start does not fit.*dense/bias"):
-        train(ToyTask(outputs=16), run, tmp_path / "c", start=start)
+        train(ToyTask(outputs=16, start=start), run, tmp_path / "c")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import json
 import math
-import pathlib
 import struct
 import sys
 import types
@@ -11,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emu3_jax.train import appending
 from emu3_jax.train import metrics as metrics_lib
 from emu3_jax.train.metrics import (
     Accumulator,
@@ -77,26 +75,6 @@ def test_going_back_within_a_run_supersedes_too(tmp_path):
 def test_a_writer_that_has_nothing_to_say_leaves_no_trace(tmp_path):
     MetricsWriter(tmp_path / "run", LogConfig(), {}).close()
     assert not (tmp_path / "run").exists()
-
-
-def test_an_object_in_a_bucket_is_written_anew(tmp_path, monkeypatch):
-    """As in a bucket, with a clock; a folder called "gs:" stands for it."""
-    monkeypatch.setattr(appending.epath, "Path", lambda path: pathlib.Path(tmp_path, str(path)[5:]))
-    now = [1000.0]
-    monkeypatch.setattr(appending.time, "monotonic", lambda: now[0])
-    (tmp_path / "run").mkdir()
-
-    def content():
-        return [line["n"] for line in appending.read_lines("gs://run", "log")]
-
-    for begin in (0, 3):
-        lines = appending.AppendedLines("gs://run", "log")
-        for n in range(begin, begin + 3):
-            lines.append({"n": n})
-        assert content() == list(range(begin + 1))  # the others wait for a minute to pass
-        lines.close()
-        assert content() == list(range(begin + 3))
-        now[0] += 60
 
 
 def test_a_line_cut_by_a_kill_costs_itself_alone(tmp_path):

@@ -9,9 +9,9 @@ import pytest
 from shrunken_twins import twin
 
 from emu3_jax import sharding
-from emu3_jax.aot.programs import TokenizeProgram, TrainProgram
+from emu3_jax.aot.run import program_of
 from emu3_jax.config import load_config
-from emu3_jax.models import winograd
+from emu3_jax.models import cpu
 from emu3_jax.models.convolution import conv_2d
 from emu3_jax.train import model_flops
 
@@ -51,7 +51,7 @@ def test_a_convolution_with_a_step_and_its_gradients():
 
 def test_convolutions_with_fewer_products_on_one_cpu_count_in_full():
     x, kernel = _array(1, 32, 32, 256), _array(3, 3, 256, 256)
-    assert winograd.pays(x, kernel, 1)
+    assert cpu.winograd_pays(x, kernel, 1)
     convolve = functools.partial(conv_2d, stride=1, padding=((1, 1), (1, 1)))
     assert model_flops.of_call(convolve, x, kernel) == 2 * 32 * 32 * 256 * 9 * 256
 
@@ -85,14 +85,14 @@ def test_the_formula_for_transformers_is_what_their_step_multiplies():
     """But for the half of attention's scores that is masked, and the padding of the vocabulary."""
     config = twin("configs/emu3_8b_stage1.py", remat="none", dropout=0.0)
     config.loss.chunk_tokens = 32  # divides the positions, so that none are padding
-    task = TrainProgram.of(config).task
+    task = program_of(config).task
     params = nn.unbox(jax.eval_shape(task.init, KEY))["params"]
     one = sharding.make_mesh(sharding.MeshConfig(fsdp=1), jax.devices()[:1])
     batch = {n: jax.ShapeDtypeStruct(x.shape, x.dtype) for n, x in task.abstract_batch(one).items()}
     gradients = jax.grad(lambda p, b: task.loss(p, {}, b, KEY, 0).total)
-    counted = model_flops.of_call(gradients, params, batch) / task.tokens_per_batch()
-    c = task.config
-    masked = task.data.sequence_length * c.num_heads * c.head_dim * c.num_layers
+    counted = model_flops.of_call(gradients, params, batch) / task.units_per_batch()
+    c = task.config.model
+    masked = task.config.data.sequence_length * c.num_heads * c.head_dim * c.num_layers
     padding = c.hidden_size * (c.padded_vocab_size - c.vocab_size)
     assert counted == task.flops_per_unit() + 6 * (masked + padding)
 
@@ -105,9 +105,9 @@ def _small(**loss):
     return config
 
 
-def test_a_frozen_encoder_has_no_backward_pass_and_an_opponent_costs():
-    whole = TrainProgram.of(_small()).model_flops()
-    decoder = TrainProgram.of(_small(decoder_only=True)).model_flops()
-    opponent = dict(adversarial=dict(weight=0.1), discriminator=dict(width=8, norm_groups=8))
-    encoding = TokenizeProgram.of(_small()).model_flops()
-    assert 0 < 2 * encoding < decoder < whole < TrainProgram.of(_small(**opponent)).model_flops()
+def test_a_frozen_encoder_has_no_backward_pass_and_a_discriminator_costs():
+    whole = program_of(_small()).model_flops()
+    decoder = program_of(_small(decoder_only=True)).model_flops()
+    discriminator = dict(adversarial=dict(weight=0.1), discriminator=dict(width=8, norm_groups=8))
+    encoding = program_of(_small(), "tokenize").model_flops()
+    assert 0 < 2 * encoding < decoder < whole < program_of(_small(**discriminator)).model_flops()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from emu3_jax import vocab as vocab_lib
-from emu3_jax.generate import official
+from emu3_jax.generate import presets
 from emu3_jax.sequence import Grammar, Image, Text
 from emu3_jax.sequence.official import IGNORED, maybe_null, sft_sample
 
@@ -68,8 +68,8 @@ def test_null_prompts_come_as_often_as_asked():
 
 
 def test_the_released_prompts_word_for_word():
-    assert official.POSITIVE_SUFFIX == " masterpiece, film grained, best quality."
-    assert official.NEGATIVE_PROMPT == (
+    assert presets.POSITIVE_SUFFIX == " masterpiece, film grained, best quality."
+    assert presets.NEGATIVE_PROMPT == (
         "lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, worst quality, low quality, normal quality, jpeg artifacts, signature, watermark, username, blurry."  # noqa: E501
     )
 

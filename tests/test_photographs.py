@@ -1,17 +1,34 @@
 """The corpus of photographs: copied from packages, split by photograph, films cut into clips."""
 
+import importlib.util
 import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import skimage
 
-from emu3_jax.data import media, photographs
-from emu3_jax.data.photographs import FILMS, PHOTOGRAPHS, Film, Photograph, prepare
+from emu3_jax.data import media
 from emu3_jax.data.pixels import PixelConfig, PixelGroup, pixel_batches
+from emu3_jax.files import write_atomically
 
-REQUIREMENTS = pathlib.Path(__file__).parents[1] / "requirements-photographs.txt"
+EXAMPLE = pathlib.Path(__file__).parents[1] / "examples" / "photographs"
+
+
+def _script():
+    spec = importlib.util.spec_from_file_location("prepare_photographs", EXAMPLE / "prepare.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclasses look for it there
+    spec.loader.exec_module(module)
+    return module
+
+
+photographs = _script()
+FILMS, PHOTOGRAPHS, prepare = photographs.FILMS, photographs.PHOTOGRAPHS, photographs.prepare
+Film, Photograph = photographs.Film, photographs.Photograph
 
 
 def _photograph(name, split, file):
@@ -94,7 +111,7 @@ def test_what_does_not_fit_leaves_no_half_corpus(kind, packages, tmp_path):
         films = (Film(**{**vars(FILM), "shots": ((0, 91),)}),)
         message = "c/z.webp: 90 frames, expected at least 91"
     else:
-        media.write_atomically(out / "mine.txt", b"keep")
+        write_atomically(out / "mine.txt", b"keep")
         message = "out: is not empty and holds no prepared.json"
     with pytest.raises(ValueError, match=message):
         prepare(packages, out, STILLS, films)
@@ -103,10 +120,24 @@ def test_what_does_not_fit_leaves_no_half_corpus(kind, packages, tmp_path):
     )
 
 
+def test_the_script_says_in_one_sentence_what_is_missing(tmp_path):
+    command = [sys.executable, EXAMPLE / "prepare.py", f"--output={tmp_path / 'out'}"]
+    root = str(EXAMPLE.parents[1])
+    done = subprocess.run(
+        [*command, f"--packages={tmp_path}"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": root},
+    )
+    assert done.returncode == 2 and "lacks scikit-image, " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_table_names_what_is_there():
     items = (*PHOTOGRAPHS, *FILMS)
     assert len({item.name for item in items}) == len(items)
-    required = [line.split("=")[0].rstrip(">") for line in REQUIREMENTS.read_text().splitlines()]
+    lines = (EXAMPLE / "requirements.txt").read_text().splitlines()
+    required = [line.split("=")[0].rstrip(">") for line in lines]
     assert {item.package for item in items} == {name for name in required if name[:1] != "#"}
     assert all(item.licence and item.author and item.text for item in items)
     held_out = [item for item in PHOTOGRAPHS if item.split == "validation"]

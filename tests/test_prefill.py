@@ -9,7 +9,7 @@ import pytest
 from flax import linen as nn
 
 from emu3_jax import vocab as vocab_lib
-from emu3_jax.generate import engine, prefill
+from emu3_jax.generate import autoregressive, engine
 from emu3_jax.generate.requests import Request, plan
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.models.transformer import Transformer, TransformerConfig
@@ -42,8 +42,10 @@ def inputs_of(lengths, pad_inside=False):
 
 
 def read(params, inputs, chunk, monkeypatch):
-    monkeypatch.setattr(prefill, "CHUNK", chunk)
-    return jax.jit(functools.partial(engine._prefill, model=MODEL, vocab=VOCAB))(params, inputs)
+    monkeypatch.setattr(autoregressive, "CHUNK", chunk)
+    return jax.jit(functools.partial(autoregressive.prefill, model=MODEL, vocab=VOCAB))(
+        params, inputs
+    )
 
 
 def test_chunks_give_what_one_pass_gives(params, monkeypatch):
@@ -65,10 +67,10 @@ def test_reading_a_long_prompt_takes_the_memory_of_a_chunk(params):
     # What the scores of one pass over 4096 tokens would take, and those of a chunk.
     heads, prompt, new = 4, 4096, 16
     at_once = heads * prompt * (2 * prompt + new) * 4
-    chunked = heads * prefill.CHUNK * (prompt + new + prefill.CHUNK) * 4
+    chunked = heads * autoregressive.CHUNK * (prompt + new + autoregressive.CHUNK) * 4
     row = jax.ShapeDtypeStruct((1,), jnp.int32)
     columns = jax.ShapeDtypeStruct((1, prompt + 1), jnp.int32)
-    inputs = engine._Inputs(
+    inputs = autoregressive.Inputs(
         columns,
         jax.ShapeDtypeStruct(columns.shape, bool),
         jax.ShapeDtypeStruct((1, new), jnp.int32),
@@ -76,7 +78,7 @@ def test_reading_a_long_prompt_takes_the_memory_of_a_chunk(params):
         jax.ShapeDtypeStruct((1,), bool),
         row,
     )
-    compiled = engine._start.lower(params, inputs, model=MODEL, vocab=VOCAB).compile()
+    compiled = autoregressive.start.lower(params, inputs, model=MODEL, vocab=VOCAB).compile()
     used = compiled.memory_analysis().temp_size_in_bytes
     assert chunked < used < at_once / 2
     assert used < 6 * chunked  # scores, their mask, their softmax

@@ -58,7 +58,7 @@ def test_an_overlap_that_leaves_nothing():
 
 
 def test_clips_apart_know_nothing_of_each_other():
-    from emu3_jax.evaluate.loading import load_vision_tokenizer
+    from emu3_jax.train.weights import load_vision_tokenizer
 
     tokenizer = load_vision_tokenizer("assets/vision_tokenizer_nano")
     frames = tokenizer[0].config.temporal_downsample_factor  # of one code in time

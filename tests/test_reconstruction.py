@@ -18,19 +18,30 @@ from emu3_jax.evaluate import (
     reconstruction,
 )
 from emu3_jax.evaluate.evaluator import Subject
+from emu3_jax.interop import perceptual_weights
 from emu3_jax.models import perceptual
 
 
 @pytest.fixture(scope="module")
-def subject(tmp_path_factory):
+def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     parts.write_corpus(folder)
-    return Subject(vision_tokenizer=(parts.GreyTokenizer(), {}), data=folder, batch_size=2)
+    return folder
+
+
+SUBJECT = Subject(vision_tokenizer=(parts.GreyTokenizer(), {}))
 
 
 @pytest.fixture(scope="module")
-def result(subject):
-    return reconstruction.Reconstruction("validation_combination").run(subject)
+def evaluator(folder):
+    return reconstruction.Reconstruction(
+        data=str(folder), splits=("validation_combination",), batch_size=2
+    )
+
+
+@pytest.fixture(scope="module")
+def result(evaluator):
+    return evaluator.run(SUBJECT)
 
 
 def grey(picture):
@@ -41,8 +52,8 @@ def grey(picture):
     return np.repeat(value.repeat(4, 0).repeat(4, 1)[..., None], 3, -1)
 
 
-def test_quality_of_stills_is_the_mean_over_pictures(subject, result):
-    stills = items.read_images(subject.data, "validation_combination")
+def test_quality_of_stills_is_the_mean_over_pictures(folder, result):
+    stills = items.read_images(folder, "validation_combination")
     expected = np.mean([picture_quality.psnr(i.pixels, grey(i.pixels)) for i in stills])
     assert result.metrics["psnr_images"] == pytest.approx(expected, abs=1e-6)
     expected = np.mean([picture_quality.ssim(i.pixels, grey(i.pixels)) for i in stills])
@@ -58,17 +69,16 @@ def test_clips_are_measured_frame_by_frame(result):
     assert mean == pytest.approx(result.metrics["psnr_clips"], abs=1e-3)
 
 
-def test_batches_do_not_change_the_figures(subject, result):
-    larger = dataclasses.replace(subject, batch_size=5)
-    again = reconstruction.Reconstruction("validation_combination").run(larger)
+def test_batches_do_not_change_the_figures(evaluator, result):
+    again = dataclasses.replace(evaluator, batch_size=5).run(SUBJECT)
     assert again.metrics == pytest.approx(dict(result.metrics))
 
 
-def test_codebook_use_counts_codes_of_the_split_and_of_all_splits(subject, result):
+def test_codebook_use_counts_codes_of_the_split_and_of_all_splits(folder, result):
     seen = set()
     for split in ("train", "validation", "validation_combination"):
-        chosen = [i.pixels for i in items.read_split(subject.data, split)]
-        for codes in vision_codec.encode(subject.vision_tokenizer, chosen, 4):
+        chosen = [i.pixels for i in items.read_split(folder, split)]
+        for codes in vision_codec.encode(SUBJECT.vision_tokenizer, chosen, 4):
             seen |= set(codes.ravel().tolist())
     assert result.metrics["codebook_used_corpus"] == pytest.approx(100 * len(seen) / 64)
     assert (
@@ -78,17 +88,28 @@ def test_codebook_use_counts_codes_of_the_split_and_of_all_splits(subject, resul
 
 
 @pytest.fixture(scope="module")
-def long(subject):
+def long(evaluator):
     """With a perceptual distance, clips of 32 frames, training clips of 8."""
-    extended = dataclasses.replace(
-        subject, perceptual=parts.tiny_perceptual(), frames=32, clip_frames=8
-    )
-    return reconstruction.Reconstruction("validation_combination").run(extended)
+    extended = dataclasses.replace(evaluator, perceptual="toy", frames=32, clip_frames=8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(perceptual_weights, "load", lambda file: parts.tiny_perceptual())
+        return extended.run(SUBJECT)
 
 
-def test_perceptual_distance_is_the_mean_over_pictures(subject, result, long):
+def test_several_splits_are_one_pool(evaluator, result):
+    both = dataclasses.replace(evaluator, splits=("validation", "validation_combination"))
+    metrics = both.run(SUBJECT).metrics
+    other = dataclasses.replace(evaluator, splits=("validation",)).run(SUBJECT).metrics
+    assert metrics["count_images"] == 5
+    expected = (3 * result.metrics["psnr_images"] + 2 * other["psnr_images"]) / 5
+    assert metrics["psnr_images"] == pytest.approx(expected)
+    assert metrics["codebook_used_corpus"] == result.metrics["codebook_used_corpus"]
+    assert "codebook_used_validation_validation_combination" in metrics
+
+
+def test_perceptual_distance_is_the_mean_over_pictures(folder, result, long):
     weights, sentence = parts.tiny_perceptual()
-    stills = [i.pixels for i in items.read_images(subject.data, "validation_combination")]
+    stills = [i.pixels for i in items.read_images(folder, "validation_combination")]
     a, b = (media.to_model(np.stack(side)) for side in (stills, [grey(s) for s in stills]))
     expected = float(np.mean(jax.jit(perceptual.lpips)(weights, a, b)))
     assert expected > 1e-3
@@ -168,8 +189,8 @@ def test_perplexity_of_the_codes():
     assert one == pytest.approx({"codebook_used_x": 12.5, "codebook_perplexity_x": 1.0})
 
 
-def test_sheets_show_originals_above_reconstructions(subject, result):
-    first = items.read_images(subject.data, "validation_combination")[0].pixels
+def test_sheets_show_originals_above_reconstructions(folder, result):
+    first = items.read_images(folder, "validation_combination")[0].pixels
     sheet = result.pictures["images"]
     assert np.array_equal(sheet[4:20, 4:20], first)
     assert np.array_equal(sheet[24:40, 4:20], grey(first))
@@ -183,11 +204,12 @@ def test_pictures_are_cut_to_whole_tokens():
         vision_codec.whole_tokens(config, np.zeros((3, 8, 8, 3), np.uint8))
 
 
-def test_what_is_missing_is_named(subject):
-    evaluator = reconstruction.Reconstruction()
-    with pytest.raises(ValueError, match="--vision_tokenizer"):
-        evaluator.run(Subject(data=subject.data))
-    with pytest.raises(ValueError, match="no split 'test'.*train, validation"):
-        reconstruction.Reconstruction("test").run(subject)
-    with pytest.raises(ValueError, match="'text' holds no image"):
-        reconstruction.Reconstruction("text").run(subject)
+def test_what_is_missing_is_named(evaluator):
+    with pytest.raises(ValueError, match="data is not set; reconstruction needs it"):
+        reconstruction.Reconstruction().run(SUBJECT)
+    for split, message in (
+        ("test", "no split 'test'.*train, validation"),
+        ("text", "'text' holds no image"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(evaluator, splits=(split,)).run(SUBJECT)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from emu3_jax import vocab
-from emu3_jax.data.fingerprint import vision_fingerprint
+from emu3_jax.data.fingerprint import check_same, vision_fingerprint
 from emu3_jax.data.records import (
     Counts,
     DatasetInfo,
@@ -90,18 +90,27 @@ def test_dataset_round_trip(tmp_path):
         dataset.records("video")
 
 
+def test_what_comes_together_goes_with_one_tokenizer():
+    check_same("vision tokenizer", {})
+    check_same("vision tokenizer", {"a is": "v1", "b states": "", "c states": None, "d is": "v1"})
+    message = "^b is the vision tokenizer v1, but d was made with v2; make one of the two anew"
+    with pytest.raises(ValueError, match=message):
+        stated = {"a states": "", "b is": "v1", "c is": "v1", "d was made with": "v2"}
+        check_same("vision tokenizer", stated)
+
+
 def test_data_of_other_tokenizers_is_refused_by_both_names(tmp_path):
     write_dataset(tmp_path, [image_record()])
     other = Grammar(vocab.small(TOKENIZER.size, 101), TOKENIZER)
-    with pytest.raises(RecordError) as caught:
+    with pytest.raises(ValueError) as caught:
         open_dataset(tmp_path, other)
     message = str(caught.value)
     for part in (str(tmp_path), GRAMMAR.vocab.fingerprint, other.vocab.fingerprint, "vocabulary"):
         assert part in message
-    with pytest.raises(RecordError, match="vision tokenizer v1, but this run uses v2"):
+    with pytest.raises(ValueError, match="vision tokenizer v1, but this run uses v2"):
         open_dataset(tmp_path, GRAMMAR, "v2")
     write_dataset(tmp_path, [image_record()], text_tokenizer="other")
-    with pytest.raises(RecordError, match="text tokenizer other, but this run uses"):
+    with pytest.raises(ValueError, match="text tokenizer other, but this run uses"):
         open_dataset(tmp_path, GRAMMAR)
     open_dataset(tmp_path)  # nothing expected, nothing checked
 
@@ -112,7 +121,7 @@ def test_the_video_format_matters_where_there_are_clips(tmp_path):
     write_dataset(tmp_path / "clips", [video])
     write_dataset(tmp_path / "stills", [image_record()])
     open_dataset(tmp_path / "stills", univla)
-    with pytest.raises(RecordError, match="video format paper, but this run uses univla"):
+    with pytest.raises(ValueError, match="video format paper, but this run uses univla"):
         open_dataset(tmp_path / "clips", univla)
 
 
@@ -160,7 +169,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_file(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
-        with pytest.raises(OSError, match="a.array_record: cannot be written"):
+        with pytest.raises(OSError, match="a.array_record cannot be written"):
             with ShardWriter(tmp_path / "a.array_record") as writer:
                 for i in range(2000):
                     writer.write(image_record(i))

@@ -7,9 +7,11 @@ import signal
 
 import numpy as np
 import pytest
+import tiny_tasks
 from test_records import text, write_dataset
 from test_train_pretrain import _task as pretrain_task
 from test_train_vision_tokenizer import MODEL, WEIGHTS
+from tiny_tasks import vision_task
 from toy_task import assert_same_trees, leaves, run_config
 
 from emu3_jax.data import media
@@ -18,16 +20,14 @@ from emu3_jax.data.records import Record
 from emu3_jax.sequence import Image
 from emu3_jax.sharding import MeshConfig
 from emu3_jax.train.codebook import USAGE, CodebookConfig
-from emu3_jax.train.loop import train
+from emu3_jax.train.loop import Callback, train
 from emu3_jax.train.metrics import read_metrics
-from emu3_jax.train.pretrain import PretrainTask
 from emu3_jax.train.vision_objective import VisionLossConfig
-from emu3_jax.train.vision_tokenizer import VisionTokenizerTask
 
 STEPS = 5
 
 
-class StopAfter:
+class StopAfter(Callback):
     """SIGTERM in step `step`, so that the loop sees it when the next one is done."""
 
     every = 1
@@ -78,8 +78,9 @@ def test_going_on_with_longer_rows(tmp_path):
     run = run_config(steps=2, every=10)
     train(pretrain_task(dataset=dataset), run, tmp_path / "run")
     longer = pretrain_task(dataset=dataset)
-    data = dataclasses.replace(longer.data, sequence_length=2 * longer.data.sequence_length)
-    longer = PretrainTask(longer.config, longer.loss_config, data, longer.grammar)
+    old = longer.config
+    data = dataclasses.replace(old.data, sequence_length=2 * old.data.sequence_length)
+    longer = tiny_tasks.pretrain_task(old.model, data, old.loss)
     run = run_config(steps=3, every=10)
     with pytest.raises(ValueError, match="sequence_length"):
         train(longer, run, tmp_path / "run")
@@ -104,7 +105,7 @@ def test_a_vision_tokenizer_with_averages_usage_and_statistics(tmp_path):
     data = PixelConfig(root=str(tmp_path), groups=(PixelGroup("clips", "clips", 8, 8, 2),))
     run = run_config(steps=STEPS, every=10, ema_decay=0.9)
     state = _unbroken_is_resumed(
-        lambda: VisionTokenizerTask(MODEL, loss, data, STEPS, care), run, tmp_path
+        lambda: vision_task(MODEL, data, loss, STEPS, care), run, tmp_path
     )
     # None of what must come back is trivially the same.
     assert any(np.ptp(leaf) > 0 for leaf in leaves(state.model_state["batch_stats"]).values())

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from emu3_jax.generate import grammar, guidance, sampling
+from emu3_jax.generate import constraints, guidance, sampling
 from emu3_jax.generate.sampling import Sampling
 
 GOLDEN = np.load(conftest.GOLDEN / "guidance.npz")
@@ -117,5 +117,7 @@ def test_settings_out_of_range_are_refused_by_name(field, value):
 
 
 def test_table_pads_what_is_past_a_row():
-    table = grammar.table([grammar.free_text(2), np.array([grammar.VISUAL, 5])], 3, 4, pad=9)
+    table = constraints.table(
+        [constraints.free_text(2), np.array([constraints.VISUAL, 5])], 3, 4, pad=9
+    )
     assert table.tolist() == [[-2, -2, 9, 9], [-1, 5, 9, 9], [9, 9, 9, 9]]

@@ -1,6 +1,5 @@
 """Several processes train as one: real subprocesses, real collectives, the real command."""
 
-import dataclasses
 import json
 import os
 import pathlib
@@ -38,7 +37,7 @@ def recorded(datasets, entries, row, rows):
     return real(datasets, entries, row, rows)
 pipeline.row_stream = recorded
 from emu3_jax.data import vision_codec
-from emu3_jax.evaluate import registry
+from emu3_jax.evaluate import during_training
 from emu3_jax.generate import engine, scoring
 in_pieces = set()
 def look(function):
@@ -49,17 +48,18 @@ def look(function):
                 sys.exit(f"a weight {array.shape} was copied")
         return function(*arguments, **keywords)
     return watched
-scoring._batch, engine._inputs = look(scoring._batch), look(engine._inputs)
+scoring.Tally.add, engine._inputs = look(scoring.Tally.add), look(engine._inputs)
 vision_codec.batches_of_one_shape = look(vision_codec.batches_of_one_shape)
-evaluate = registry.evaluate
-def evaluated(subject, *arguments):
-    leaves = jax.tree.leaves((subject.bundle.variables, subject.vision_tokenizer[1]))
+run_all = during_training.run_all
+def evaluated(subject, evaluators):
+    tokenizers = [e.tokenizer[1] for e in evaluators if e.name == "emoji_captions"]
+    leaves = jax.tree.leaves((subject.language_model.variables, tokenizers))
     pieces, whole = ({(x.shape, x.dtype) for x in leaves if x.is_fully_replicated is there}
                      for there in (False, True))
     in_pieces.update(pieces - whole)
     print("weights in pieces", len(in_pieces), flush=True)
-    return evaluate(subject, *arguments)
-registry.evaluate = evaluated
+    return run_all(subject, evaluators)
+during_training.run_all = evaluated
 runpy.run_module(sys.argv[0], run_name="__main__")
 """
 
@@ -127,14 +127,11 @@ def reference(tmp_path_factory):
     write_corpus(folder)
     tiny_models.save_vision_tokenizer(folder / "weights", codebook_size=100)
     tokenizer = vision_tokenizer.load(folder / "weights")
-    run = {"task": "vision_tokenizer", "model": dataclasses.asdict(tokenizer[0])}
-    evaluation = {
-        "evaluators": ("likelihood", "reconstruction", "emoji_captions"),
-        "vision_tokenizer": str(tiny_models.save_run(folder / "tokenizer", run, tokenizer[1])),
-        "data": str(folder),
-        "limit": 3,
-    }
-    changes = {f"evaluation.{key}": value for key, value in evaluation.items()}
+    path = tiny_models.save_vision_run(folder / "tokenizer", *tokenizer)
+    shared = {"every": 3, "limit": 3}
+    likelihood = dict(evaluator="likelihood", tokens=str(folder / "tokens"), **shared)
+    captions = dict(evaluator="emoji_captions", vision_tokenizer=str(path), data=str(folder))
+    changes = {"evaluation": (likelihood, captions | shared)}
     changes |= {"data.sequence_length": 128, "run.mesh.data": 2, "run.mesh.fsdp": 4}
     config = write_run(folder, 40, **changes)
     records, fingerprint = [image_record(i) for i in range(40)], vision_fingerprint(*tokenizer)
@@ -183,7 +180,7 @@ def test_several_processes_train_and_evaluate_as_one_and_one_goes_on(
         share = 4 * (index * 2 // processes)
         assert rows == set(range(share, share + 4))
         said = [line for line in job.out(index).splitlines() if line.startswith("step ")]
-        assert len(said) == (4 if index == 0 else 0)  # three steps and an evaluation
+        assert len(said) == (5 if index == 0 else 0)  # three steps and two evaluations
         assert "weights in pieces" in job.out(index)
         assert "weights in pieces 0" not in job.out(index)
     starts = (workdir / "starts.jsonl").read_text().splitlines()
@@ -218,7 +215,7 @@ def test_the_command_evaluates_with_several_processes_as_with_one(reference):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_crash_of_one_ends_the_others(reference, victim):
-    overrides = {"run.steps": 100_000, "evaluation.every": 0}
+    overrides = {f"evaluation.{index}.every": 0 for index in (0, 1)} | {"run.steps": 100_000}
     job = _train(reference, reference / f"crash_{victim}", 2, **overrides)
     job.wait_for("step 5/")
     job.processes[victim].kill()

@@ -13,11 +13,11 @@ import pytest
 from shrunken_twins import VOCAB, batch, named_configs, twin
 
 from emu3_jax import sharding
-from emu3_jax.aot.programs import TrainProgram
+from emu3_jax.aot.run import program_of
 from emu3_jax.config import load_config
 from emu3_jax.sharding import MeshConfig
 from emu3_jax.train.optimizer import OptimizerConfig, make_optimizer
-from emu3_jax.train.state import abstract_state
+from emu3_jax.train.step import abstract_state
 
 ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "shardings"
@@ -29,9 +29,10 @@ def _abstract_state(file):
     if config.task == "pretrain" and "vocab_size" not in config.model:
         with config.unlocked():
             config.model.vocab_size = VOCAB  # else the data says it, which is not here
-    program = TrainProgram.of(config)
+    program = program_of(config)
     mesh = sharding.make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])  # layouts name axes, not sizes
-    optimizer, _ = program.task.optimizer(program.run.optimizer, program.run.steps)
+    run = program.task.config.run
+    optimizer, _ = program.task.optimizer(run.optimizer, run.steps)
     return abstract_state(program.task, optimizer, KEY, mesh, ema=False)
 
 
@@ -120,7 +121,7 @@ def _loss_and_gradients(task, mesh):
 )
 def test_any_mesh_gives_the_loss_and_gradients_of_one_device(file, monkeypatch):
     monkeypatch.chdir(ROOT)
-    task = TrainProgram.of(twin(file)).task
+    task = program_of(twin(file)).task
     one = sharding.make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
     value, gradients = _loss_and_gradients(task, one)
     for config in MESHES:

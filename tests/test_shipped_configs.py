@@ -1,59 +1,71 @@
-"""Every file in configs/ makes what it says, and an ablation changes what its name says."""
+"""Every file in configs/ makes what it says, and an ablation changes what its name says.
 
+golden/configs/ holds each of them resolved, every field, so that a change of a recipe or of a
+default is a visible difference. To write them anew:
+
+  UPDATE_GOLDEN=1 python -m pytest tests/test_shipped_configs.py
+"""
+
+import json
+import os
 import pathlib
 
 import pytest
 
-from emu3_jax.config import ConfigError, load_config, to_dataclass
-from emu3_jax.data.pipeline import DataConfig
-from emu3_jax.data.pixels import PixelConfig
-from emu3_jax.evaluate.during_training import EvaluationConfig
-from emu3_jax.models.transformer import TransformerConfig
-from emu3_jax.models.vision_config import VisionTokenizerConfig
+from emu3_jax.config import ConfigError, load_config, to_dataclass, to_values
 from emu3_jax.tokenize.config import TokenizeConfig
-from emu3_jax.train import pretrain, start
-from emu3_jax.train.codebook import CodebookConfig
-from emu3_jax.train.loop import RunConfig
-from emu3_jax.train.vision_objective import VisionLossConfig
+from emu3_jax.train.__main__ import resolve
 
 ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.py"))
-SECTIONS = {
-    "pretrain": {
-        "model": TransformerConfig,
-        "loss": pretrain.LossConfig,
-        "data": DataConfig,
-        "start": start.TransformerStart,
-    },
-    "vision_tokenizer": {
-        "model": VisionTokenizerConfig,
-        "loss": VisionLossConfig,
-        "codebook": CodebookConfig,
-        "data": PixelConfig,
-        "start": start.VisionTokenizerStart,
-    },
+GOLDEN = ROOT / "tests" / "golden" / "configs"
+ARGUMENTS = {
+    "vision_tokenizer_emu3": ("", "twin"),
+    "tokenizer_stabilisers": ("", "no_ramp", "fixed", "penalty", "no_average"),
 }
+TWINS = ("half_codebook", "ibq", "images_only", "no_gan", "no_lpips")
+ARGUMENTS |= {f"tokenizer_{name}": ("", "twin") for name in TWINS}
+SPECS = [f"{f}:{a}".rstrip(":") for f in FILES for a in ARGUMENTS.get(pathlib.Path(f).stem, ("",))]
 
 
-def resolve(config):
-    """Every section as its dataclass: ConfigError for a key or type that does not exist."""
-    if "task" not in config:
-        return to_dataclass(TokenizeConfig, config)
-    sections = SECTIONS[config.task] | {"run": RunConfig, "evaluation": EvaluationConfig}
-    for name, cls in sections.items():
-        if name in config:
-            # The data fixes the number of token ids.
-            known = {"vocab_size": 1} if cls is TransformerConfig else {}
-            to_dataclass(cls, known | config[name].to_dict(), name)
-    return config
+def every_field(config) -> dict:
+    """The config as it is resolved; None for the size of the vocabulary where the data states it.
+
+    ConfigError for a key or type that does not exist.
+    """
+    values = config.to_dict()
+    if "task" not in values:
+        return to_values(to_dataclass(TokenizeConfig, values))
+    from_data = config.task == "pretrain" and "vocab_size" not in config.model
+    if from_data:
+        values["model"] = {"vocab_size": 1, **values["model"]}
+    values = to_values(resolve(values)[0])
+    if from_data:
+        values["model"]["vocab_size"] = None
+    return values
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_config_resolves_to_what_it_was(spec, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    file, _, argument = spec.partition(":")
+    name = pathlib.PurePath(file).relative_to("configs").with_suffix("").as_posix()
+    golden = GOLDEN / f"{name.replace('/', '.')}{argument and '-'}{argument}.json"
+    found = every_field(load_config(spec))
+    if os.environ.get("UPDATE_GOLDEN"):
+        golden.write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
+    assert found == json.loads(golden.read_text())
+
+
+def test_no_golden_file_is_left_over():
+    assert len(list(GOLDEN.glob("*.json"))) == len(SPECS)
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_a_config_resolves_and_its_docstring_holds_its_command(file, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    resolve(load_config(file))
+def test_the_docstring_of_a_config_holds_its_command(file):
+    name = pathlib.PurePath(file).relative_to("configs").with_suffix("").as_posix()
     notes = (ROOT / file).read_text().split('"""')[1]
-    assert f"--config={file}" in notes, "the docstring names no command that runs this file"
+    assert f"--config={file}" in notes or f"--config={name}" in notes
 
 
 def test_a_wrong_key_of_a_shipped_config_is_found(monkeypatch):
@@ -62,7 +74,7 @@ def test_a_wrong_key_of_a_shipped_config_is_found(monkeypatch):
     with config.unlocked():
         config.run.optimizer.learning_rat = 1.0
     with pytest.raises(ConfigError, match="learning_rat"):
-        resolve(config)
+        every_field(config)
 
 
 def flat(tree, where=""):
@@ -71,7 +83,7 @@ def flat(tree, where=""):
     return {where.removeprefix("."): tree}
 
 
-TOKENIZER_CARE = {"model.quantizer", "codebook.start", "codebook.revive_every"}
+MAINTENANCE = {"model.quantizer", "codebook.start", "codebook.revive_every"}
 
 
 @pytest.mark.parametrize(
@@ -87,15 +99,14 @@ TOKENIZER_CARE = {"model.quantizer", "codebook.start", "codebook.revive_every"}
         ("vision_tokenizer_emu3", "tokenizer_no_gan", {"loss.adversarial.weight"}),
         ("vision_tokenizer_emu3", "tokenizer_no_lpips", {"loss.perceptual"}),
         ("vision_tokenizer_emu3", "tokenizer_half_codebook", {"model.codebook_size"}),
-        ("vision_tokenizer_emu3", "tokenizer_ibq", TOKENIZER_CARE),
+        ("vision_tokenizer_emu3", "tokenizer_ibq", MAINTENANCE),
         ("vision_tokenizer_emu3", "tokenizer_images_only", {"data.groups"}),
     ],
 )
 @pytest.mark.parametrize("argument", ["", "twin"])
 def test_an_ablation_changes_nothing_else(base, name, changed, argument, monkeypatch):
     monkeypatch.chdir(ROOT)
-    base = flat(load_config(f"configs/{base}.py:{argument}").to_dict())
-    ablation = resolve(load_config(f"configs/ablations/{name}.py:{argument}"))
-    ablation = flat(ablation.to_dict())
+    base = flat(every_field(load_config(f"configs/{base}.py:{argument}")))
+    ablation = flat(every_field(load_config(f"configs/ablations/{name}.py:{argument}")))
     assert base.keys() == ablation.keys()
     assert {key for key in base if base[key] != ablation[key]} == changed

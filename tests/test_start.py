@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 from test_records import GRAMMAR, text, write_dataset
+from tiny_tasks import pretrain_task, vision_task
 
 from emu3_jax import sharding
 from emu3_jax.config import ConfigError
@@ -24,24 +24,17 @@ from emu3_jax.interop.safetensors_io import WEIGHTS_FILE as FILE
 from emu3_jax.models.transformer import Transformer, TransformerConfig
 from emu3_jax.models.vision_tokenizer import VisionTokenizer, VisionTokenizerConfig
 from emu3_jax.sharding import MeshConfig
-from emu3_jax.train.codebook import CodebookConfig
-from emu3_jax.train.pretrain import LossConfig, PretrainTask
-from emu3_jax.train.start import make_start, project_codebook
-from emu3_jax.train.vision_objective import VisionLossConfig
-from emu3_jax.train.vision_tokenizer import VisionTokenizerTask
+from emu3_jax.train.tasks.transformer_start import TransformerStart, project_codebook
+from emu3_jax.train.tasks.vision_start import VisionTokenizerStart
 
 KEY = jax.random.key(0)
 MODEL = TransformerConfig(GRAMMAR.vocab.size, 16, 32, 2, 4, 2, 4, vocab_multiple=64, dropout=0.0)
 TEXT_IDS = 40
 
 
-def _pretrain(dataset="unused"):
+def _pretrain(dataset="unused", **start):
     data = DataConfig((MixtureEntry(str(dataset), "text"),), batch_size=8, sequence_length=32)
-    return PretrainTask(MODEL, LossConfig(), data, GRAMMAR)
-
-
-def _section(**fields):
-    return ConfigDict({"start": fields})
+    return pretrain_task(MODEL, data, start=TransformerStart(**start))
 
 
 def _laid_out(task, mesh):
@@ -85,10 +78,10 @@ def test_the_layers_and_the_shared_ids_come_from_a_text_model(text_model, mesh, 
     if model_type == "emu3":
         _rewrite_as_whole_hf_model(path)
     mesh = sharding.make_mesh(mesh, jax.devices()[: mesh.fsdp * mesh.tensor])
-    task = _pretrain()
+    task = _pretrain(transformer=str(path), shared_ids=TEXT_IDS)
     with jax.set_mesh(mesh):
         laid_out, fresh = _laid_out(task, mesh)
-        start = make_start(_section(transformer=str(path), shared_ids=TEXT_IDS), task)
+        start = task.initial_weights()
         params = jax.device_get(start(laid_out)["params"])
     tokens = np.random.default_rng(0).integers(0, TEXT_IDS, (2, 8))
     found = Transformer(MODEL).apply({"params": params}, tokens)
@@ -107,8 +100,8 @@ def test_tied_matrices_without_a_head(text_model):
     kept = {name: stored.read(name) for name in stored.shapes() if name != "lm_head.weight"}
     save_file(kept, path / FILE)
     _rewrite_config(path, model_type="llama", tie_word_embeddings=True)
-    task = _pretrain()
-    start = make_start(_section(transformer=str(path), shared_ids=TEXT_IDS), task)
+    task = _pretrain(transformer=str(path), shared_ids=TEXT_IDS)
+    start = task.initial_weights()
     mesh = sharding.make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
     params = start(_laid_out(task, mesh)[0])["params"]
     head = np.asarray(params["lm_head"]["kernel"])[:, :TEXT_IDS]
@@ -128,7 +121,7 @@ def test_tied_matrices_without_a_head(text_model):
 def test_text_models_that_do_not_fit(text_model, changes, shared_ids, message):
     _rewrite_config(text_model[0], **({"model_type": "llama"} | changes))
     with pytest.raises(ValueError, match=message):
-        make_start(_section(transformer=str(text_model[0]), shared_ids=shared_ids), _pretrain())
+        _pretrain(transformer=str(text_model[0]), shared_ids=shared_ids).initial_weights()
 
 
 def test_vision_tokens_begin_as_a_linear_image_of_their_codebook_entries():
@@ -153,14 +146,15 @@ def test_vision_tokens_begin_as_a_linear_image_of_their_codebook_entries():
 
 def test_settings_that_do_not_go_together(tmp_path):
     folder = write_dataset(tmp_path / "tokens", [Record("t", "s", "text", (text("a"),))])
-    other = _section(codebook="assets/vision_tokenizer_nano")
-    with pytest.raises(ConfigError, match="start.codebook='assets/vision_tokenizer_nano' is the"):
-        make_start(other, _pretrain(folder))
+    nano = "assets/vision_tokenizer_nano"
+    with pytest.raises(ValueError, match="start.codebook='assets/vision_tokenizer_nano' is the"):
+        _pretrain(folder, codebook=nano).initial_weights()
     with pytest.raises(ConfigError, match="start.shared_ids goes with start.transformer"):
-        make_start(_section(shared_ids=3), _pretrain())
-    with pytest.raises(ConfigError, match="start.movqgan does not exist"):
-        make_start(_section(movqgan="x"), _pretrain())
-    assert make_start(ConfigDict(), _pretrain()) is None
+        _pretrain(shared_ids=3).initial_weights()
+    both = dict(transformer="any", shared_ids=MODEL.vocab_size, codebook=nano)
+    with pytest.raises(ConfigError, match="both set the vectors of the vision tokens"):
+        _pretrain(**both).initial_weights()
+    assert _pretrain().initial_weights() is None
 
 
 # -------------------------------------------------------------------------- vision tokenizer
@@ -244,29 +238,31 @@ def test_a_movqgan_that_does_not_fit(movqgan_file):
         movqgan.load(__file__, VISION)
 
 
-def _vision_task(model=VISION, size=16):
+def _vision_task(model=VISION, size=16, **start):
     data = PixelConfig("unused", groups=(PixelGroup("clips", "clips", size, 1, 4),))
-    return VisionTokenizerTask(model, VisionLossConfig(), data, 1, CodebookConfig())
+    return vision_task(model, data, start=VisionTokenizerStart(**start))
 
 
 def test_a_vision_tokenizer_begins_from_weights(stills, movqgan_file, tmp_path):
     vision_tokenizer.save(tmp_path / "stills", STILLS, stills)
-    task = _vision_task(STILLS)
+    path = str(tmp_path / "stills")
+    task = _vision_task(STILLS, weights=path)
     variables = nn.unbox(jax.jit(task.init)(KEY))
-    found = make_start(_section(weights=str(tmp_path / "stills")), task)(variables)
+    found = task.initial_weights()(variables)
     jax.tree.map(np.testing.assert_array_equal, found, {**variables, **stills})
-    started = make_start(_section(movqgan=str(movqgan_file)), _vision_task())
+    started = _vision_task(movqgan=str(movqgan_file)).initial_weights()
     fresh = nn.unbox(jax.jit(_vision_task().init)(KEY))
     assert jax.tree.map(np.shape, started(fresh)) == jax.tree.map(np.shape, fresh)
     # At another resolution, and computed otherwise, it is the same tokenizer.
-    other = _vision_task(dataclasses.replace(STILLS, remat=True, dtype="bfloat16"), size=24)
-    again = make_start(_section(weights=str(tmp_path / "stills")), other)(variables)
+    other = dataclasses.replace(STILLS, remat=True, dtype="bfloat16")
+    other = _vision_task(other, size=24, weights=path)
+    again = other.initial_weights()(variables)
     jax.tree.map(np.testing.assert_array_equal, again, found)
     batch = {"clips": jax.ShapeDtypeStruct((1, 4, 24, 24, 3), jnp.float32)}
     params = again.pop("params")
     loss = jax.eval_shape(lambda p, s, b: other.loss(p, s, b, KEY, 0).total, params, again, batch)
     assert loss.shape == ()
     with pytest.raises(ConfigError, match="start.weights has the config"):
-        make_start(_section(weights=str(tmp_path / "stills")), _vision_task())
+        _vision_task(weights=path).initial_weights()
     with pytest.raises(ConfigError, match="exclude each other"):
-        make_start(_section(weights="a", movqgan="b"), task)
+        _vision_task(weights="a", movqgan="b").initial_weights()

@@ -13,7 +13,7 @@ from emu3_jax import sharding
 from emu3_jax.models.transformer import Transformer, TransformerConfig
 from emu3_jax.sharding import MeshConfig
 from emu3_jax.train.optimizer import OptimizerConfig, make_optimizer
-from emu3_jax.train.state import abstract_state, init_state, make_train_step
+from emu3_jax.train.step import abstract_state, init_state, make_train_step
 
 KEY = jax.random.key(0)
 ONE = MeshConfig(fsdp=1)

@@ -313,5 +313,6 @@ def test_command_trains_on_fields(tmp_path):
     assert "290 pieces" in done.stdout
     assert SentencePieceTokenizer(output).size == 290
     done = command(f"--input={source}", "--field=title", f"--output={tmp_path / 'no.model'}")
-    assert done.returncode == 1 and "'title'" in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 2 and "'title'" in done.stderr
+    assert done.stderr.startswith("Error: ") and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "no.model").exists()

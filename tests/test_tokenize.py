@@ -12,14 +12,13 @@ import pytest
 from emu3_jax.data import media
 from emu3_jax.data.records import open_dataset
 from emu3_jax.data.sources import RawItem
-from emu3_jax.models import vision_tokenizer
+from emu3_jax.data.vision_encoder import VisionEncoder
+from emu3_jax.models import cpu
 from emu3_jax.models.vision_tokenizer import VisionTokenizer, VisionTokenizerConfig
 from emu3_jax.sequence import Document, Video, parse_chat
-from emu3_jax.sharding import is_single_cpu
 from emu3_jax.text import ByteTokenizer
 from emu3_jax.tokenize import shard
 from emu3_jax.tokenize.config import TokenizeConfig
-from emu3_jax.tokenize.encoder import VisionEncoder
 from emu3_jax.tokenize.prepare import Medium, Prepared, moved
 from emu3_jax.tokenize.run import TokenizeError, make_grammar, tokenize
 
@@ -301,9 +300,7 @@ def test_devices_share_a_batch_without_changing_codes(vision, encoder):
 def test_on_several_cpus_none_takes_itself_to_be_alone(vision, monkeypatch):
     """Alone it would pass large frames one by one, for which others would send it theirs."""
     alone = []
-    monkeypatch.setattr(
-        vision_tokenizer, "one_at_a_time", lambda *_: alone.append(is_single_cpu()) or False
-    )
+    monkeypatch.setattr(cpu, "one_at_a_time", lambda *_: alone.append(cpu.is_single_cpu()) or False)
     pixels = np.zeros((2, 20, 12, 3), np.uint8)
     for devices, expected in ((jax.devices()[:2], False), (jax.devices()[:1], True)):
         VisionEncoder(*vision, devices=devices).encode(pixels, rows=2)

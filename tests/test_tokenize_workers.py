@@ -8,7 +8,6 @@ import signal
 
 import pytest
 
-from emu3_jax.data.media import write_atomically
 from emu3_jax.data.records import open_dataset
 from emu3_jax.tokenize.config import TokenizeConfig
 from emu3_jax.tokenize.run import TokenizeError, tokenize
@@ -121,21 +120,6 @@ def test_a_listed_file_that_is_lost_is_made_again(corpus):
     assert (folder / "dataset.json").read_bytes() == before
 
 
-def test_two_writers_of_one_file_do_not_share_a_temporary_name(tmp_path, monkeypatch):
-    rename, nested = os.replace, []
-
-    def slow_replace(source, target):
-        if not nested:
-            nested.append(source)
-            write_atomically(tmp_path / "plan.json", b"the other's")
-        rename(source, target)
-
-    monkeypatch.setattr(os, "replace", slow_replace)
-    write_atomically(tmp_path / "plan.json", b"mine")
-    assert (tmp_path / "plan.json").read_bytes() == b"mine"
-    assert [file.name for file in tmp_path.iterdir()] == ["plan.json"]
-
-
 def _work(worker, corpus, together, errors):
     """One worker in a process of its own: every round starts when the other one is ready."""
     for number in range(ROUNDS):
@@ -176,7 +160,7 @@ def _work_until_killed(worker, corpus, output, where):
     if worker == 0:
         shard.ShardWriter = Writer
     else:
-        run.Progress.store = die
+        run.ShardResults.store = die
     tokenize(config(corpus, output, workers=3, worker=worker))
 
 

@@ -44,7 +44,7 @@ def healthy_log(**changes):
 
 
 def marks(rows, steps=STEPS, **given):
-    given = {"used_percent": 99.0, "opponent_start": 100} | given
+    given = {"used_percent": 99.0, "discriminator_start": 100} | given
     return {v.subject: (v.mark, v.text) for v in verdicts(rows, steps, **given)}
 
 
@@ -59,7 +59,7 @@ def validated(rows, key, values):
 def test_a_healthy_run_has_only_good_verdicts():
     found = marks(healthy_log(), seam_db=0.3)
     assert {mark for mark, _ in found.values()} == {GOOD}
-    assert {"Codes in use", "Opponent, stills", "PSNR of stills", "Seams"} <= found.keys()
+    assert {"Codes in use", "Discriminator, stills", "PSNR of stills", "Seams"} <= found.keys()
 
 
 @pytest.mark.parametrize(
@@ -82,28 +82,28 @@ def test_codes_in_use(used, mark, number):
         (0.60, 0.46, GOOD, "53.0 % on average"),
     ],
 )
-def test_the_opponent_is_judged_by_both_sides_of_its_last_quarter(real, fake, mark, said):
+def test_the_discriminator_is_judged_by_both_sides_of_its_last_quarter(real, fake, mark, said):
     rows = healthy_log(
         adversarial__stills_accuracy_real=lambda s: real if s > 300 else 0.7,
         adversarial__stills_accuracy_fake=lambda s: fake if s > 300 else 0.7,
     )
-    found = marks(rows)["Opponent, stills"]
+    found = marks(rows)["Discriminator, stills"]
     assert found[0] == mark and said in found[1]
 
 
-def test_an_opponent_is_not_judged_before_it_begins():
+def test_a_discriminator_is_not_judged_before_it_begins():
     # Before its start it is as it was drawn at random: one half, which would read as guessing.
     rows = healthy_log(
         adversarial__stills_accuracy_real=lambda s: 0.5 if s <= 380 else 0.6,
         adversarial__stills_accuracy_fake=lambda s: 0.5 if s <= 380 else 0.55,
     )
-    assert marks(rows, opponent_start=380)["Opponent, stills"][0] == GOOD
-    assert marks(rows, opponent_start=STEPS)["Opponent, stills"][0] == UNKNOWN
-    assert "Opponent, stills" not in marks(rows, opponent_start=None)
+    assert marks(rows, discriminator_start=380)["Discriminator, stills"][0] == GOOD
+    assert marks(rows, discriminator_start=STEPS)["Discriminator, stills"][0] == UNKNOWN
+    assert "Discriminator, stills" not in marks(rows, discriminator_start=None)
     early = [row for row in rows if row["step"] <= 180]
-    mark, text = marks(early, opponent_start=100)["Opponent, stills"]
+    mark, text = marks(early, discriminator_start=100)["Discriminator, stills"]
     assert mark == UNKNOWN and "80 steps ago" in text
-    assert marks(early, opponent_start=80)["Opponent, stills"][0] == BAD
+    assert marks(early, discriminator_start=80)["Discriminator, stills"][0] == BAD
 
 
 @pytest.mark.parametrize(
@@ -159,24 +159,24 @@ def test_a_peak_of_the_gradient():
     ][0] == GOOD  # fmt: skip
 
 
-def test_the_opponents_gradient_is_no_peak():
-    rows = healthy_log(gradient_norm__opponent=lambda s: 9.0 if s == 240 else 0.2)
+def test_the_discriminators_gradient_is_no_peak():
+    rows = healthy_log(gradient_norm__discriminator=lambda s: 9.0 if s == 240 else 0.2)
     assert marks(rows)["Gradient norm"][0] == GOOD
 
 
 def test_what_is_missing_is_unknown_and_no_error():
-    found = marks([{"step": 20, "psnr/stills": None}], used_percent=None, opponent_start=100)
+    found = marks([{"step": 20, "psnr/stills": None}], used_percent=None, discriminator_start=100)
     assert {mark for mark, _ in found.values()} == {UNKNOWN}
     assert "at step 20 of 400" in found["Length"][1]
     assert marks([], used_percent=None)
 
 
-def write_run(path, opponent=True, **changes):
+def write_run(path, discriminator=True, **changes):
     path.mkdir(parents=True)
     config = {
         "task": "vision_tokenizer",
         "model": {"codebook_size": 2048, "temporal_downsample_factor": 2},
-        "loss": {"adversarial": {"weight": 0.02 * opponent, "start": 100}},
+        "loss": {"adversarial": {"weight": 0.02 * discriminator, "start": 100}},
         "data": {
             "root": "emoji",
             "groups": [{"name": "stills", "kind": "stills", "size": 64, "count": 8}],
@@ -215,7 +215,7 @@ def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     write_run(folder / "full", gradient_norm__tokenizer=lambda s: 9.0 if s == 160 else 0.2)
     add_the_rest(folder / "full")
-    write_run(folder / "no <gan>", opponent=False)
+    write_run(folder / "no <gan>", discriminator=False)
     runs = [folder / "full", folder / "no <gan>"]
     tokenizer_report.main([*map(str, runs), f"--output={folder / 'page.html'}"])
     return folder, (folder / "page.html").read_text()
@@ -248,7 +248,7 @@ def test_curves_of_all_runs_share_a_chart(made):
     assert {"--c0", "--c1"} <= set(re.findall(r"stroke=\"var\((--c\d)", card))
     both = re.search(r"<h3>Dead for stills, dashed: for clips</h3>(.*?)</svg>", page)[1]
     assert both.count('stroke-dasharray="5 3"') == 2
-    assert "Not logged:" in page and "Weight of the opponent, stills" in page
+    assert "Not logged:" in page and "Weight of the discriminator, stills" in page
 
 
 def test_the_last_pictures_are_in_the_page_as_they_are(made):

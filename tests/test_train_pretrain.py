@@ -5,6 +5,7 @@ import numpy as np
 import optax
 import pytest
 from test_records import GRAMMAR, text, write_dataset
+from tiny_tasks import pretrain_task
 
 from emu3_jax import sharding
 from emu3_jax.data.mixture import MixtureEntry
@@ -14,13 +15,14 @@ from emu3_jax.models.transformer import TransformerConfig
 from emu3_jax.sequence import Image, TokenClass
 from emu3_jax.sharding import MeshConfig
 from emu3_jax.train.optimizer import OptimizerConfig, make_optimizer
-from emu3_jax.train.pretrain import LossConfig, PretrainTask
-from emu3_jax.train.state import (
+from emu3_jax.train.run_config import RunConfig
+from emu3_jax.train.step import (
     abstract_state,
     init_state,
     jitted_train_step,
     make_train_step,
 )
+from emu3_jax.train.tasks.pretrain import LossConfig, PretrainConfig, PretrainTask
 
 KEY = jax.random.key(0)
 ROWS, LENGTH = 8, 32
@@ -33,7 +35,7 @@ def _task(dropout=0.0, dataset="unused", model=None, **loss):
     )
     mixture = (MixtureEntry(dataset, "text_to_image"), MixtureEntry(dataset, "text"))
     data = DataConfig(mixture, batch_size=ROWS, sequence_length=LENGTH)
-    return PretrainTask(model, LossConfig(**({"chunk_tokens": 8} | loss)), data, GRAMMAR)
+    return pretrain_task(model, data, LossConfig(**({"chunk_tokens": 8} | loss)))
 
 
 def _batch(seed=0):
@@ -154,11 +156,12 @@ def test_flops_are_counted_from_the_sizes():
     assert _task().flops_per_unit() == 6 * (matmul + 32 * 16 * 2)
 
 
-def test_a_model_of_another_vocabulary():
+def test_a_model_of_another_vocabulary(tmp_path):
+    folder = write_dataset(tmp_path / "tokens", [Record("t", "s", "text", (text("a"),))])
     model = TransformerConfig(VOCAB + 1, 16, 32, 2, 4, 2, 4)
-    data = DataConfig((MixtureEntry("unused", "text"),), batch_size=1, sequence_length=8)
+    data = DataConfig((MixtureEntry(str(folder), "text"),), batch_size=1, sequence_length=8)
     with pytest.raises(ValueError, match=f"model.vocab_size is {VOCAB + 1}, .* {VOCAB} ids"):
-        PretrainTask(model, LossConfig(), data, GRAMMAR)
+        PretrainTask(PretrainConfig(model, data, RunConfig(steps=1), "bytes"))
 
 
 @pytest.mark.parametrize(

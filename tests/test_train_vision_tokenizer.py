@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny_tasks import vision_task
 
 from emu3_jax import sharding
 from emu3_jax.aot import hlo
@@ -18,9 +19,9 @@ from emu3_jax.models.vision_tokenizer import VisionTokenizerConfig
 from emu3_jax.sharding import MeshConfig
 from emu3_jax.train import codebook
 from emu3_jax.train.codebook import USAGE, CodebookConfig, with_codebook
-from emu3_jax.train.state import TrainState, abstract_state, make_train_step
+from emu3_jax.train.step import abstract_state, make_train_step
+from emu3_jax.train.task import TrainState
 from emu3_jax.train.vision_objective import VisionLossConfig, mean_psnr
-from emu3_jax.train.vision_tokenizer import VisionTokenizerTask
 
 KEY = jax.random.key(0)
 CODES = 16
@@ -41,7 +42,7 @@ def _task(loss=PLAIN, steps=100, care=CARE, model=MODEL, **counts):
         PixelGroup("stills", "stills", 8, counts.get("stills", 8)),
         PixelGroup("clips", "clips", 8, counts.get("clips", 8), 2),
     )
-    return VisionTokenizerTask(model, loss, PixelConfig("unused", groups=groups), steps, care)
+    return vision_task(model, PixelConfig("unused", groups=groups), loss, steps, care)
 
 
 def _batch(kinds=("stills", "clips"), seed=0):
@@ -122,7 +123,7 @@ def test_batches_of_one_kind_alone(kind):
     other = {"stills": "clips", "clips": "stills"}[kind]
     task = _task(**{other: 0})
     assert set(task.batch_shardings(ONE_DEVICE)) == {kind}
-    assert task.tokens_per_batch() == {"stills": 8, "clips": 16}[kind]
+    assert task.units_per_batch() == {"stills": 8, "clips": 16}[kind]
     abstract = abstract_state(task, SGD, KEY, ONE_DEVICE, ema=False)
     train_step = make_train_step(task, SGD, key=KEY)
     new, metrics = jax.eval_shape(train_step, abstract, _batch((kind,)))
@@ -239,7 +240,7 @@ def test_sizes_that_do_not_fit_the_model(data, message):
     group = dataclasses.replace(PixelGroup("clips", "clips", 8, 1, 2), **data)
     config = PixelConfig(root="unused", groups=(group,))
     with pytest.raises(ValueError, match=message):
-        VisionTokenizerTask(model, PLAIN, config, 10, CARE)
+        vision_task(model, config, PLAIN)
 
 
 def test_a_batch_that_the_mesh_does_not_divide():
@@ -265,7 +266,7 @@ def test_it_trains_from_files(tmp_path):
         lines.append(f'{{"id": "i{i}", "image": "{i}.png", "text": "t"}}')
     (tmp_path / "train.jsonl").write_text("\n".join(lines))
     config = PixelConfig(str(tmp_path), groups=(PixelGroup("stills", "stills", 8, 8),))
-    task = VisionTokenizerTask(MODEL, PLAIN, config, 10, CARE)
+    task = vision_task(MODEL, config, PLAIN)
     mesh = sharding.make_mesh(MeshConfig(data=8, fsdp=1))
     batch = next(task.batches(mesh))
     assert {k: (v.shape, v.dtype) for k, v in batch.items()} == {

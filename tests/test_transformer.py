@@ -12,6 +12,7 @@ from jax.extend.core import jaxprs_in_params
 
 from emu3_jax.interop import language_model
 from emu3_jax.models.attention import KVCache
+from emu3_jax.models.cross_entropy import chunked_cross_entropy
 from emu3_jax.models.transformer import (
     REMAT,
     Transformer,
@@ -23,7 +24,6 @@ from emu3_jax.models.transformer import (
     unstack_layers,
 )
 from emu3_jax.sharding import MeshConfig, make_mesh
-from emu3_jax.train.loss import chunked_cross_entropy
 
 TINY = TransformerConfig(
     vocab_size=100,

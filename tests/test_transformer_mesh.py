@@ -10,9 +10,9 @@ import pytest
 
 from emu3_jax import sharding
 from emu3_jax.models.attention import KVCache
+from emu3_jax.models.cross_entropy import chunked_cross_entropy
 from emu3_jax.models.transformer import Transformer, TransformerConfig
 from emu3_jax.sharding import MeshConfig
-from emu3_jax.train.loss import chunked_cross_entropy
 
 B, S = 8, 32
 CONFIG = TransformerConfig(

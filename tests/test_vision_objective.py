@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from tiny_tasks import vision_task
 
 from emu3_jax.data.fingerprint import vision_fingerprint
 from emu3_jax.data.pixels import PixelConfig, PixelGroup
@@ -18,15 +19,15 @@ from emu3_jax.train import adversarial
 from emu3_jax.train.adversarial import AdversarialConfig
 from emu3_jax.train.codebook import AVERAGE, CodebookConfig
 from emu3_jax.train.optimizer import OptimizerConfig, make_optimizer
-from emu3_jax.train.state import TrainState, make_train_step
+from emu3_jax.train.step import make_train_step
+from emu3_jax.train.task import TrainState
 from emu3_jax.train.vision_objective import (
+    DISCRIMINATOR,
     ENCODING,
-    OPPONENT,
     VisionLossConfig,
     VisionObjective,
     tokenizer_params,
 )
-from emu3_jax.train.vision_tokenizer import VisionTokenizerTask
 
 KEY = jax.random.key(0)
 SIDE = 16  # the least that passes VGG16's four poolings
@@ -35,7 +36,7 @@ MODEL = VisionTokenizerConfig(
     norm_groups=2, temporal_downsample_factor=2,
 )  # fmt: skip
 AGAINST = AdversarialConfig(weight=0.3, start=2, warmup=2)
-OPPONENT_SIZES = DiscriminatorConfig(width=4, layers=1, norm_groups=2)
+DISCRIMINATOR_SIZES = DiscriminatorConfig(width=4, layers=1, norm_groups=2)
 STILLS = PixelGroup("stills", "stills", SIDE, 2)
 CLIPS = PixelGroup("clips", "clips", SIDE, 1, 2)
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=0, schedule="constant")
@@ -59,15 +60,15 @@ def vgg(tmp_path_factory):
 
 def _full(vgg, **changes) -> VisionLossConfig:
     settings = dict(
-        perceptual=0.5, perceptual_weights=vgg, adversarial=AGAINST, discriminator=OPPONENT_SIZES,
-        discriminator_rate=0.5,
+        perceptual=0.5, perceptual_weights=vgg, adversarial=AGAINST,
+        discriminator=DISCRIMINATOR_SIZES, discriminator_rate=0.5,
     )  # fmt: skip
     return VisionLossConfig(**(settings | changes))
 
 
 def _task(loss, groups=(STILLS,), model=MODEL, **care):
     data = PixelConfig("unused", groups=groups)
-    return VisionTokenizerTask(model, loss, data, 100, CodebookConfig(**care))
+    return vision_task(model, data, loss, 100, CodebookConfig(**care))
 
 
 def _state(task, optimizer) -> TrainState:
@@ -92,7 +93,7 @@ def test_value_and_gradient_are_those_of_the_sum_of_the_terms(vgg):
     weights = perceptual_weights.load(vgg)[0]
 
     def plain(params):
-        opponent = params[OPPONENT]["stills"]
+        discriminator = params[DISCRIMINATOR]["stills"]
         output, _ = objective.model.apply(
             {"params": tokenizer_params(params), "batch_stats": stats}, target, train=True,
             mutable=["batch_stats"],
@@ -103,10 +104,10 @@ def test_value_and_gradient_are_those_of_the_sum_of_the_terms(vgg):
         fixed = jax.lax.stop_gradient
 
         def judge(p, x):
-            return objective.opponent.apply({"params": p}, x)
+            return objective.discriminator.apply({"params": p}, x)
 
-        game = -jnp.mean(judge(fixed(opponent), output.pixels))
-        real, fake = judge(opponent, target), judge(opponent, fixed(output.pixels))
+        game = -jnp.mean(judge(fixed(discriminator), output.pixels))
+        real, fake = judge(discriminator, target), judge(discriminator, fixed(output.pixels))
         own = jnp.mean(jax.nn.relu(1 - real)) + jnp.mean(jax.nn.relu(1 + fake))
         codes = 0.25 * output.losses["commitment"] + output.losses["codebook"]
         return smooth + config.adversarial.weight * game + own - fixed(own) + codes
@@ -150,10 +151,10 @@ def _moved(before, after):
     )
 
 
-def test_the_opponent_begins_at_its_step(trained):
+def test_the_discriminator_begins_at_its_step(trained):
     states, metrics = trained
-    opponents = [state.params[OPPONENT] for state in states]
-    assert [_moved(a, b) for a, b in zip(opponents, opponents[1:], strict=False)] == [
+    discriminators = [state.params[DISCRIMINATOR] for state in states]
+    assert [_moved(a, b) for a, b in zip(discriminators, discriminators[1:], strict=False)] == [
         False, False, True, True,
     ]  # fmt: skip
     assert _moved(states[0].params["decoder"], states[1].params["decoder"])
@@ -163,22 +164,22 @@ def test_the_opponent_begins_at_its_step(trained):
     assert names <= metrics[0].keys()
     assert all(np.isfinite(m["loss"][0]) for m in metrics)
     parts = np.array(
-        [[m[f"gradient_norm/{n}"][0] for n in ("tokenizer", "opponent")] for m in metrics]
+        [[m[f"gradient_norm/{n}"][0] for n in ("tokenizer", "discriminator")] for m in metrics]
     )
     assert (parts[:2, 1] == 0).all() and (parts[2:, 1] > 0).all()
     whole = [m["gradient_norm"][0] for m in metrics]
     np.testing.assert_allclose(np.hypot(*parts.T), whole, rtol=1e-5)
 
 
-def test_stills_and_clips_have_opponents_of_their_own(trained):
-    opponents = trained[0][-1].params[OPPONENT]
-    assert set(opponents) == {"stills", "clips"}
-    ranks = {k: max(x.ndim for x in jax.tree.leaves(v)) for k, v in opponents.items()}
+def test_stills_and_clips_have_discriminators_of_their_own(trained):
+    discriminators = trained[0][-1].params[DISCRIMINATOR]
+    assert set(discriminators) == {"stills", "clips"}
+    ranks = {k: max(x.ndim for x in jax.tree.leaves(v)) for k, v in discriminators.items()}
     assert ranks == {"stills": 4, "clips": 5}
 
 
 def test_each_part_has_its_learning_rate_and_what_is_frozen_none(vgg):
-    params = {name: {"kernel": jnp.ones((2, 2))} for name in (*ENCODING, "decoder", OPPONENT)}
+    params = {name: {"kernel": jnp.ones((2, 2))} for name in (*ENCODING, "decoder", DISCRIMINATOR)}
     gradients = jax.tree.map(jnp.ones_like, params)
     task = _task(_full(vgg, decoder_only=True))
     optimizer, schedule = task.optimizer(OPTIMIZER, 10)
@@ -189,9 +190,9 @@ def test_each_part_has_its_learning_rate_and_what_is_frozen_none(vgg):
         {"decoder": params["decoder"]},
     )  # fmt: skip
     np.testing.assert_allclose(updates["decoder"]["kernel"], expected["decoder"]["kernel"])
-    # Adam's first step is as long as the learning rate; the opponent's kernels do not decay.
+    # Adam's first step is as long as the learning rate; the discriminator's kernels do not decay.
     rate = 0.5 * OPTIMIZER.learning_rate
-    np.testing.assert_allclose(updates[OPPONENT]["kernel"], -rate, rtol=1e-5)
+    np.testing.assert_allclose(updates[DISCRIMINATOR]["kernel"], -rate, rtol=1e-5)
     assert all(not updates[name]["kernel"].any() for name in ENCODING)
     assert schedule(5) == OPTIMIZER.learning_rate
 
@@ -266,18 +267,18 @@ def test_settings_that_cannot_be_used(config, message):
         config()
 
 
-def test_the_penalty_and_the_loss_of_the_opponent_reach_it_alone(vgg):
+def test_the_penalty_and_the_loss_of_the_discriminator_reach_it_alone(vgg):
     """The pixels' gradient from `adversarial_terms` is a constant, also with the penalty on."""
     config = dataclasses.replace(AGAINST, penalty=1.0, adaptive=False)
     objective = VisionObjective(MODEL, _full(vgg, adversarial=config))
     target = _batch()["stills"]
-    params = objective.init_opponent(KEY, {"stills": target})["stills"]
+    params = objective.init_discriminator(KEY, {"stills": target})["stills"]
     params = nn.unbox(params)
 
-    def opponents_loss(pixels):
+    def discriminators_loss(pixels):
         return adversarial.adversarial_terms(
-            lambda p, x: objective.opponent.apply({"params": p}, x),
+            lambda p, x: objective.discriminator.apply({"params": p}, x),
             params, pixels, target, config, jnp.int32(9), None,
         ).discriminator_loss  # fmt: skip
 
-    assert not np.asarray(jax.grad(opponents_loss)(target * 0.5)).any()
+    assert not np.asarray(jax.grad(discriminators_loss)(target * 0.5)).any()

@@ -13,7 +13,7 @@ from emu3_jax.data.fingerprint import vision_fingerprint
 from emu3_jax.models import strips
 from emu3_jax.models.vision_tokenizer import VisionTokenizer, VisionTokenizerConfig
 from emu3_jax.train import model_flops
-from emu3_jax.train.tasks import make_task
+from emu3_jax.train.tasks import registry
 
 # Stills, and no more layers than the steps between two levels need: compiling takes longest.
 PLAIN = VisionTokenizerConfig(
@@ -72,5 +72,6 @@ def test_it_is_no_part_of_what_a_tokenizer_is_and_of_its_model_flops():
         config = load_config("configs/vision_tokenizer_nano.py")
         with config.unlocked():
             config.model.update(ch=8, ch_mult=(1, 2), attn_resolutions=(), remat=remat)
-        counts.append(make_task(config, config.run, read_data=False).flops_per_unit())
+        task = registry.make(registry.resolve(config.to_dict()), read_data=False)
+        counts.append(task.flops_per_unit())
     assert counts[0] == counts[1] > 0

@@ -13,7 +13,7 @@ from conftest import GOLDEN
 
 from emu3_jax import sharding
 from emu3_jax.interop import vision_tokenizer as interop
-from emu3_jax.models import vision_blocks, vision_tokenizer
+from emu3_jax.models import cpu, vision_blocks
 from emu3_jax.models.convolution import causal_conv_3d
 from emu3_jax.models.vision_tokenizer import VisionTokenizer, VisionTokenizerConfig
 
@@ -142,14 +142,14 @@ def test_large_frames_go_one_by_one_on_a_cpu_alone(tiny, monkeypatch):
 
     (codes, search), (_, searches) = encode(), encode(train=True)
     assert len(np.unique(codes)) > 8
-    monkeypatch.setattr(vision_tokenizer, "LARGE_ON_CPU", 8 * 12 * TINY.ch)
+    monkeypatch.setattr(cpu, "LARGE_FRAME", 8 * 12 * TINY.ch)
     again, loops = encode()
     assert loops == search + 1
     np.testing.assert_array_equal(again, codes)
     assert encode(train=True)[1] == searches
     with jax.set_mesh(sharding.make_mesh(sharding.MeshConfig(data=2), jax.devices()[:2])):
         assert encode()[1] == search
-    monkeypatch.setattr(vision_tokenizer, "LARGE_ON_CPU", 8 * 12 * TINY.ch + 1)
+    monkeypatch.setattr(cpu, "LARGE_FRAME", 8 * 12 * TINY.ch + 1)
     assert encode()[1] == search
 
 

@@ -1,6 +1,8 @@
 """Signs of life, stacks when there are none, and the profiler's window."""
 
 import json
+import subprocess
+import sys
 import time
 
 import pytest
@@ -22,27 +24,40 @@ def test_the_heartbeat_tells_the_last_step_and_is_not_written_too_often(tmp_path
     assert json.loads((tmp_path / "heartbeat.json").read_text())["step"] == 5
 
 
-def test_a_hang_shows_the_stacks_of_all_threads(tmp_path, capfd):
+# Ends half a second after the words are in the file; who waits for it runs no Python meanwhile.
+# Stacks are read without a lock: those of a thread that runs may take the process along.
+UNTIL_TOLD = 'until grep -q "$1" "$2"; do sleep 0.1; done; sleep 0.5'
+
+
+def test_a_hang_shows_the_stacks_of_all_threads(tmp_path, monkeypatch):
     def where_it_hangs():
-        time.sleep(2.5)
+        subprocess.run(["sh", "-c", UNTIL_TOLD, "sh", "where_it_hangs", path], timeout=120)
 
-    # Long enough not to fall into compiling: stacks are read without a lock, and those of a thread
-    # that runs meanwhile, not hangs, may take the process along.
-    run = run_config(steps=2, watch=WatchConfig(hang_seconds=2.0, heartbeat_seconds=0.0))
-    train(ToyTask(), run, tmp_path, callbacks=[At(1, where_it_hangs)])
-    told = capfd.readouterr().err
-    assert "Timeout (0:00:02" in told and "where_it_hangs" in told
-    assert json.loads((tmp_path / "heartbeat.json").read_text())["step"] == 2
-    time.sleep(2.1)
-    assert "Timeout" not in capfd.readouterr().err  # nobody watches a run that is over
+    path = tmp_path / "stderr"
+    with open(path, "w") as file:
+        monkeypatch.setattr("sys.__stderr__", file)
+        with Watch(tmp_path, WatchConfig(hang_seconds=1.5)):
+            where_it_hangs()
+        told = path.read_text()
+        assert "Timeout (0:00:01.5" in told and "where_it_hangs" in told
 
 
-def test_signs_of_life_keep_it_quiet(tmp_path, capfd):
-    with Watch(tmp_path, WatchConfig(hang_seconds=2.0)) as watch:
-        for step in range(6):
-            time.sleep(0.4)
-            watch.alive(step)
-    assert "Timeout" not in capfd.readouterr().err
+def test_every_step_puts_the_alarm_off_and_the_end_takes_it_away(tmp_path, monkeypatch):
+    calls = []
+
+    def arm(seconds, *, repeat, file, exit):
+        assert repeat and file is sys.__stderr__ and not exit
+        calls.append(seconds)
+
+    monkeypatch.setattr("faulthandler.dump_traceback_later", arm)
+    monkeypatch.setattr("faulthandler.cancel_dump_traceback_later", lambda: calls.append("off"))
+    watch = WatchConfig(hang_seconds=7.0, heartbeat_seconds=0.0)
+    armed = []
+    callbacks = [At(step, lambda: armed.append(len(calls))) for step in (1, 2, 3)]
+    train(ToyTask(), run_config(steps=3, watch=watch), tmp_path, callbacks=callbacks)
+    assert json.loads((tmp_path / "heartbeat.json").read_text())["step"] == 3
+    assert set(calls[:-1]) == {7.0} and calls[-1] == "off"
+    assert 0 < armed[0] < armed[1] < armed[2] < len(calls) - 1
 
 
 def test_the_profiler_records_its_window(tmp_path, capsys):

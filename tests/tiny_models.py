@@ -4,12 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from ml_collections import ConfigDict
 
 from emu3_jax import vocab as vocab_lib
-from emu3_jax.config import save_config
+from emu3_jax.config import save_config, to_values
 from emu3_jax.data import media
 from emu3_jax.data.fingerprint import vision_fingerprint
+from emu3_jax.data.mixture import MixtureEntry
+from emu3_jax.data.pipeline import DataConfig
+from emu3_jax.data.pixels import PixelConfig, PixelGroup
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.interop import bundle as bundle_lib
 from emu3_jax.interop import vision_tokenizer
@@ -18,7 +20,10 @@ from emu3_jax.models.vision_tokenizer import VisionTokenizer, VisionTokenizerCon
 from emu3_jax.sequence import Grammar
 from emu3_jax.text import ByteTokenizer
 from emu3_jax.train.checkpoint import CheckpointConfig, Checkpoints
-from emu3_jax.train.state import TrainState
+from emu3_jax.train.run_config import RunConfig
+from emu3_jax.train.task import TrainState
+from emu3_jax.train.tasks.pretrain import PretrainConfig
+from emu3_jax.train.tasks.vision_tokenizer import VisionTokenizerTrainConfig
 
 LIMITS = media.PixelLimits(min_pixels=4 * 4, max_pixels=8 * 8, spatial_factor=2)
 STEP = 7  # of the checkpoint of `save_run`
@@ -66,9 +71,23 @@ def save_models(root):
     return root
 
 
+def save_vision_run(path, model, variables):
+    """Writes a run directory of a vision tokenizer's config and variables."""
+    data = PixelConfig("unused", groups=(PixelGroup("stills", "stills", model.spatial_factor, 1),))
+    config = VisionTokenizerTrainConfig(model, data, RunConfig(steps=STEP))
+    return save_run(path, config, variables)
+
+
+def save_language_run(path, model, variables, ema=None):
+    """Writes a run directory of a transformer's config and variables, but for its language."""
+    data = DataConfig((MixtureEntry("unused", "text"),), batch_size=1, sequence_length=8)
+    config = PretrainConfig(model, data, RunConfig(steps=STEP), "bytes")
+    return save_run(path, config, variables, ema)
+
+
 def save_run(path, config, variables, ema=None):
     """Writes a run directory as training leaves it, with its checkpoint of step STEP."""
-    save_config(ConfigDict(config), path)
+    save_config(to_values(config), path)
     params = variables["params"]
     others = {name: tree for name, tree in variables.items() if name != "params"}
     moments = jax.tree.map(np.zeros_like, params)

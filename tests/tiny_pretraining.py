@@ -16,19 +16,22 @@ def get_config(arg=""):
         run=dict(steps=6, accumulation=1, mesh=dict(data=1, fsdp=1), ema_decay=0.9,
                  optimizer=dict(schedule="constant", learning_rate=0.01),
                  checkpoint=dict(every=2), log=dict(every=1, tensorboard=False)),
-        evaluation=dict(every=3, evaluators=("likelihood",), tokens={tokens!r}),
+        evaluation=(dict(evaluator="likelihood", every={every}, tokens={tokens!r}),),
     ))
     config.update_from_flattened_dict({changes!r})
     return config
 """
 
 
-def write_run(folder: pathlib.Path, records: int, **changes) -> pathlib.Path:
+def write_run(
+    folder: pathlib.Path, records: int, evaluate_every: int = 3, **changes
+) -> pathlib.Path:
     """Writes a token dataset of `records` pictures and a config; returns the config's path.
 
     `changes` are keys of the config, with dots in them, and what they become.
     """
     tokens = write_dataset(folder / "tokens", [image_record(i) for i in range(records)])
     config = folder / "config.py"
-    config.write_text(CONFIG.format(tokens=str(tokens), changes=changes))
+    content = CONFIG.format(tokens=str(tokens), every=evaluate_every, changes=changes)
+    config.write_text(content)
     return config

@@ -6,16 +6,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from emu3_jax import sharding
+from emu3_jax.data.batches import Batches
 from emu3_jax.train.checkpoint import CheckpointConfig
-from emu3_jax.train.loop import RunConfig
+from emu3_jax.train.loop import Callback
 from emu3_jax.train.metrics import LogConfig, read_metrics
-from emu3_jax.train.optimizer import OptimizerConfig, make_optimizer
-from emu3_jax.train.state import Loss
+from emu3_jax.train.optimizer import OptimizerConfig
+from emu3_jax.train.run_config import RunConfig
+from emu3_jax.train.task import Loss, Task
 
 ROWS, FEATURES, OUTPUTS = 16, 8, 8
 
 
-class Numbered:
+class Numbered(Batches):
     """Batch n depends on n only; its position can be saved."""
 
     def __init__(self, changes=None):
@@ -39,16 +41,16 @@ class Numbered:
         self.number = state["number"]
 
 
-class ToyTask:
+class ToyTask(Task):
     """Weighted squared error; a "count" collection stands for BatchNorm statistics.
 
     `changes` maps the number of a step to a function that changes its batch.
     """
 
-    unit, note = "rows", ""
+    unit = "rows"
 
-    def __init__(self, changes=None, outputs=OUTPUTS, noise=0.0):
-        self.changes, self.outputs, self.noise = changes, outputs, noise
+    def __init__(self, changes=None, outputs=OUTPUTS, noise=0.0, start=None):
+        self.changes, self.outputs, self.noise, self.start = changes, outputs, noise, start
 
     def init(self, key):
         kernel = nn.with_logical_partitioning(nn.initializers.normal(0.1), ("embed", "mlp"))
@@ -56,8 +58,8 @@ class ToyTask:
         params["dense"]["bias"] = jnp.zeros((self.outputs,))
         return {"params": params, "count": {"rows": jnp.zeros(())}}
 
-    def optimizer(self, config, steps):
-        return make_optimizer(config, steps)
+    def initial_weights(self):
+        return self.start
 
     def loss(self, params, model_state, batch, key, step):
         noise = self.noise * jax.random.normal(key, batch["y"].shape)
@@ -69,23 +71,24 @@ class ToyTask:
         rows = model_state["count"]["rows"] + batch["x"].shape[0]
         return Loss(total, weight, metrics, {"count": {"rows": rows}})
 
-    def gradient_parts(self, gradients):
-        return {}
-
-    def after_update(self, state, batch, key):
-        return state
-
     def batches(self, mesh):
         return Numbered(self.changes)
 
-    def batch_shardings(self, mesh):
-        return jax.NamedSharding(mesh, sharding.partition_spec("batch"))
+    def abstract_batch(self, mesh):
+        here = jax.NamedSharding(mesh, sharding.partition_spec("batch"))
+        return {
+            name: jax.ShapeDtypeStruct(rows.shape, rows.dtype, sharding=here)
+            for name, rows in next(Numbered()).items()
+        }
 
-    def tokens_per_batch(self):
+    def units_per_batch(self):
         return ROWS
 
-    def flops_per_unit(self):
-        return 0.0
+    def trained_model(self, variables, label):
+        raise AssertionError("nothing evaluates it")
+
+    def export(self, folder, variables, options):
+        raise AssertionError("nothing exports it")
 
 
 def poison(batch):
@@ -118,7 +121,7 @@ def assert_same_trees(found, expected):
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
 
 
-class At:
+class At(Callback):
     """A callback that does something after one step."""
 
     every = 1

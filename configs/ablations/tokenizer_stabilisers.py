@@ -1,16 +1,16 @@
-"""Ablation: what keeps the opponent of the vision tokenizer in check, each part off in turn.
+"""Ablation: what keeps the discriminator of the vision tokenizer in check, each part off in turn.
 
 Purpose: an on/off curve of every stabiliser. The shipped nano tokenizer's decoder is trained against
-a fresh opponent, with five times the weight that its own recipe gives it and without the perceptual
+a fresh discriminator, with five times the weight that its own recipe gives it and without the perceptual
 distance, so that a short run shows what goes wrong. The argument names what differs:
 
   (nothing)   ramp, adaptive weight, averaged weights; no gradient penalty
-  no_ramp     the generator's weight is whole from the opponent's first step on
-  fixed       0.1 times the opponent's gradient, however large it is
+  no_ramp     the generator's weight is whole from the discriminator's first step on
+  fixed       0.1 times the discriminator's gradient, however large it is
   penalty     R1 on real pictures
   no_average  validation with the last weights instead of their moving average
 
-Hypothesis: without the ramp PSNR drops when the opponent comes in; with a fixed weight it goes on
+Hypothesis: without the ramp PSNR drops when the discriminator comes in; with a fixed weight it goes on
 falling; the penalty holds the logits back; averages take the noise out of validation.
 
 Observed: with a fixed weight PSNR ends 0.27 (stills) and 0.33 dB (clips) lower; averages are worth 0.1 to
@@ -46,6 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.loss.adversarial.update(weight=0.1, start=20, warmup=60)
     config.run.steps = 200
     config.run.log.every = 10
-    config.evaluation.update(every=20, limit=64, perceptual="")
+    (reconstruction,) = config.evaluation
+    config.evaluation = (dict(reconstruction, every=20, perceptual=""),)
     config.update_from_flattened_dict(CHANGES[arg])
     return config

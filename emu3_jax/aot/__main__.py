@@ -26,14 +26,13 @@ import jax
 from absl import flags
 
 from emu3_jax import command_line
-from emu3_jax.aot.programs import PROGRAMS
-from emu3_jax.aot.run import compile_and_report
+from emu3_jax.aot.run import TRAIN, compile_and_report
 from emu3_jax.aot.topology import machine
 from emu3_jax.config import ConfigError
 
 command_line.define_config(help_text="Whose program; see configs/. Override: --config.a.b=value.")
 TOPOLOGY = flags.DEFINE_string("topology", None, "Machine to compile for, such as v5p:4x4x4.")
-PROGRAM = flags.DEFINE_enum("program", "train", list(PROGRAMS), "What to compile.")
+PROGRAM = flags.DEFINE_string("program", TRAIN, "What to compile.")
 SLICES = flags.DEFINE_integer("slices", 1, "Number of such slices.")
 ESTIMATE = flags.DEFINE_bool("estimate", True, "Also estimate the time of a step (TPU only).")
 SEARCH = flags.DEFINE_bool("search", False, "Find the cheapest remat policy and largest batch.")

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 
 from emu3_jax import sharding
-from emu3_jax.aot.programs import TrainProgram
 from emu3_jax.aot.report import Report
 from emu3_jax.aot.topology import Machine
 from emu3_jax.models.transformer import REMAT
+from emu3_jax.train.program import TrainProgram
 
 Compile = Callable[[TrainProgram, Machine], Report]
 
@@ -23,11 +23,11 @@ def what_to_change(report: Report, program: TrainProgram, machine: Machine) -> s
             "the state alone is too large, so take more chips for run.mesh.fsdp, or "
             "run.optimizer.second_moment=bfloat16"
         )
-    if not program.is_transformer:
+    if not program.stacked:
         return need + "take smaller batches or more chips"
-    if program.task.config.remat != "full":
+    if program.task.config.model.remat != "full":
         return need + "set model.remat=full (or let --search find a cheaper policy that fits)"
-    rows = program.task.data.batch_size // program.run.accumulation
+    rows = program.task.config.data.batch_size // program.task.config.run.accumulation
     shares = _shares(program, machine)
     if rows > shares:
         return need + (
@@ -60,7 +60,7 @@ def search(
     Raises:
       ValueError: the config does not train a transformer.
     """
-    if not program.is_transformer:
+    if not program.stacked:
         raise ValueError("--search is for transformers (task pretrain)")
 
     def attempt(rows: int, remat: str) -> tuple[Report, TrainProgram]:
@@ -70,14 +70,14 @@ def search(
         say(f"batch_size {rows}, remat {remat}: {report.hbm_gib:.1f} GiB, {answer}")
         return report, tried
 
-    rows = program.task.data.batch_size
+    rows = program.task.config.data.batch_size
     for remat in CHEAPEST_FIRST:
         best = attempt(rows, remat)
         if best[0].fits:
             break
     else:
         return best
-    step = _shares(program, machine) * program.run.accumulation
+    step = _shares(program, machine) * program.task.config.run.accumulation
     fits, fails = rows // step, None
     while fails is None or fails - fits > 1:
         middle = 2 * fits if fails is None else (fits + fails) // 2
@@ -91,7 +91,7 @@ def search(
 
 def _shares(program: TrainProgram, machine: Machine) -> int:
     """In how many parts the rows of a batch are cut."""
-    mesh = program.mesh(machine)
+    mesh = program.mesh(machine.devices)
     shares = 1
     for axis in sharding.mesh_axes("batch"):
         shares *= mesh.shape[axis]

@@ -4,7 +4,9 @@ XLA first fuses, schedules and places every array: its plan, which it writes int
 to (--xla_dump_to). Then it writes code for each fusion, which on a few cores takes most of the time
 (a quarter of an hour and more for a vision tokenizer's convolutions) and changes neither the arrays
 nor what crosses the mesh. A compile cannot be broken off, so a process is ended where the plan is
-enough.
+enough. A small program may be compiled before anybody has looked for its plan, and a TPU's compiler
+refuses a large one when its plan is written; a report of the plan is therefore made from its files
+alone, whichever of the two was noticed first.
 
 Memory is that of the plan, by which the compiler itself decides whether a program fits: what it
 says of a program that is too large is the same sum to the last digit.
@@ -25,13 +27,28 @@ from typing import NamedTuple
 import jax
 
 from emu3_jax.aot import hlo, report
-from emu3_jax.aot.programs import TrainProgram
+from emu3_jax.aot.hlo import UnreadableError
+from emu3_jax.aot.report import GIB
 from emu3_jax.aot.topology import Machine, machine
+from emu3_jax.train.program import TrainProgram
 
 _POLL_S = 0.5
 _ARRAYS = "*after_optimizations-buffer-assignment.txt"
 _PROGRAM = "*after_optimizations.txt"
-_ALLOCATION = re.compile(r"^allocation \d+: size (\d+), (.*)$", re.MULTILINE)
+# A color is a memory of its own; the page came with jaxlib 0.12.
+_ALLOCATION = re.compile(
+    r"allocation \d+: size (?P<size>\d+)(?P<color>, color \d+)?(, page \d+)?, "
+    r"(?P<kind>(parameter|output|constant|thread-local|maybe-live-out|preallocated-temp)\b.*):"
+)
+
+
+class _Plan(NamedTuple):
+    """What is known from the plan: bytes, and kind → {"count", "gib"}."""
+
+    arguments: int
+    temporaries: int
+    outputs: int
+    collectives: dict[str, dict]
 
 
 class _Code(NamedTuple):
@@ -52,11 +69,12 @@ def examine(
     Args:
       program: what to compile.
       target: what for.
-      plan_only: stop at the plan.
+      plan_only: stop at the plan; code_gib and memory_analysis_gib are None.
       say: told when the plan is there and the code is still to be written.
 
     Raises:
       ValueError: mesh, model and batch do not fit together.
+      UnreadableError: the compiler writes its plan in a form that is not known.
       RuntimeError: the compiler refuses the program for another reason than its size.
     """
     began = time.perf_counter()
@@ -64,30 +82,34 @@ def examine(
         folder = Path(name)
         said = _until_planned(receiver, folder)
         if said is None and not plan_only:
-            gib = sum(bytes_of_arrays(_read(folder, _ARRAYS))) / report.GIB
+            gib = sum(bytes_of_arrays(_read(folder, _ARRAYS))) / GIB
             say(f"planned in {time.perf_counter() - began:.0f} s: {gib:.2f} GiB; code follows")
             said = _received(receiver)
         seconds = time.perf_counter() - began
-        tflops = program.model_flops() / target.chips / 1e12
+        planned = len(_plan_files(folder)) == 2
+        if planned and plan_only:
+            said = None  # what the compiler said after its plan
         if isinstance(said, ValueError):
             raise said
-        if isinstance(said, RuntimeError):
-            need, limit = report.too_large(said)
-            return report.Report(None, None, need, limit, False, seconds, {}, tflops)
-        arguments, temporaries, outputs = bytes_of_arrays(_read(folder, _ARRAYS))
-        collectives = report.summed(hlo.collectives(_read(folder, _PROGRAM)))
-    total = (arguments + temporaries + outputs + (said.size if said else 0)) / report.GIB
+        refusal = report.too_large(said) if isinstance(said, RuntimeError) else None
+        plan = _read_plan(folder) if planned or refusal is None else None
+    tflops = program.model_flops() / target.chips / 1e12
+    if plan is None:
+        return report.Report(None, None, *refusal, False, seconds, {}, tflops)
+    code = said if isinstance(said, _Code) else None
+    total = (plan.arguments + plan.temporaries + plan.outputs + (code.size if code else 0)) / GIB
+    needed, limit = refusal or (total, target.hbm_gib)
     return report.Report(
-        arguments_gib=arguments / report.GIB,
-        temporaries_gib=temporaries / report.GIB,
-        hbm_gib=total,
-        limit_gib=target.hbm_gib,
-        fits=target.hbm_gib is None or total <= target.hbm_gib,
+        arguments_gib=plan.arguments / GIB,
+        temporaries_gib=plan.temporaries / GIB,
+        hbm_gib=needed,
+        limit_gib=limit,
+        fits=refusal is None and (limit is None or needed <= limit),
         compile_s=seconds,
-        collectives=collectives,
+        collectives=plan.collectives,
         model_tflops_per_chip=tflops,
-        code_gib=said.size / report.GIB if said else None,
-        memory_analysis_gib=said.temporaries / report.GIB if said else None,
+        code_gib=code.size / GIB if code else None,
+        memory_analysis_gib=code.temporaries / GIB if code else None,
     )
 
 
@@ -96,17 +118,29 @@ def bytes_of_arrays(text: str) -> tuple[int, int, int]:
 
     Outputs are those that do not take the place of an argument. Not counted: other memories
     ("color N": what a TPU has on the chip) and the stacks of single instructions ("thread-local").
+
+    Raises:
+      UnreadableError: an allocation is written in another form, or none is an argument.
     """
-    arguments = temporaries = outputs = 0
-    for size, kind in _ALLOCATION.findall(text):
-        if "thread-local" in kind or re.search(r"\bcolor \d", kind):
+    arguments = temporaries = outputs = parameters = 0
+    for line in text.splitlines():
+        if not line.startswith("allocation "):
+            continue
+        match = _ALLOCATION.fullmatch(line)
+        if match is None:
+            raise UnreadableError(f"of its arrays, the line {line[:100]!r}")
+        size, kind = int(match["size"]), match["kind"]
+        if "thread-local" in kind or match["color"]:
             continue
         if kind.startswith("parameter"):
-            arguments += int(size)
+            arguments += size
+            parameters += 1
         elif "maybe-live-out" in kind or kind.startswith("output"):
-            outputs += int(size)
+            outputs += size
         else:
-            temporaries += int(size)
+            temporaries += size
+    if not parameters:
+        raise UnreadableError("its list of arrays has no argument of the program")
     return arguments, temporaries, outputs
 
 
@@ -127,14 +161,24 @@ def _compiling(program: TrainProgram, target: Machine, folder: str) -> Iterator[
 
 
 def _until_planned(receiver: Connection, folder: Path) -> ValueError | RuntimeError | _Code | None:
-    """None once the plan lies in `folder`, or what came of it if it ends before."""
-    sizes = None
-    while not receiver.poll(_POLL_S):
-        files = [*folder.glob(_ARRAYS), *folder.glob(_PROGRAM)]
-        before, sizes = sizes, [file.stat().st_size for file in files]
-        if len(files) == 2 and all(sizes) and sizes == before:
-            return None
-    return _received(receiver)
+    """None once the plan lies in `folder`, else what came of it when it ends before."""
+    while not _is_whole(folder):
+        if receiver.poll(_POLL_S):
+            return None if _is_whole(folder) else _received(receiver)
+    return None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the plan is written to its end: XLA writes one file after another, so a file is whole
+    once there is a later one."""
+    plan = _plan_files(folder)
+    others = [file for file in folder.iterdir() if file.is_file() and file not in plan]
+    written = max((file.stat().st_mtime_ns for file in plan), default=0)
+    return len(plan) == 2 and any(file.stat().st_mtime_ns > written for file in others)
+
+
+def _plan_files(folder: Path) -> list[Path]:
+    return [*folder.glob(_ARRAYS), *folder.glob(_PROGRAM)]
 
 
 def _received(receiver: Connection) -> ValueError | RuntimeError | _Code:
@@ -149,7 +193,7 @@ def _compile(program: TrainProgram, name: str, slices: int, folder: str, sender:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)  # what comes from there has no plan
     try:
-        lowered = program.lower(machine(name, slices))
+        lowered = program.lower(machine(name, slices).devices)
         compiled = lowered.compile(compiler_options={"xla_dump_to": folder})
     except jax.errors.JaxRuntimeError as error:
         sender.send(RuntimeError(str(error)))
@@ -160,6 +204,13 @@ def _compile(program: TrainProgram, name: str, slices: int, folder: str, sender:
         sender.send(_Code(memory.generated_code_size_in_bytes, memory.temp_size_in_bytes))
 
 
+def _read_plan(folder: Path) -> _Plan:
+    collectives = report.summed(hlo.collectives(_read(folder, _PROGRAM)))
+    return _Plan(*bytes_of_arrays(_read(folder, _ARRAYS)), collectives)
+
+
 def _read(folder: Path, pattern: str) -> str:
-    (file,) = folder.glob(pattern)
-    return file.read_text()
+    files = list(folder.glob(pattern))
+    if len(files) != 1:
+        raise UnreadableError(f"{len(files)} files {pattern} in place of one")
+    return files[0].read_text()

@@ -11,9 +11,10 @@ from collections import defaultdict
 import jax
 
 from emu3_jax.aot import hlo
-from emu3_jax.aot.programs import TrainProgram
+from emu3_jax.aot.hlo import UnreadableError
 from emu3_jax.aot.report import Estimate, too_large
 from emu3_jax.aot.topology import Machine
+from emu3_jax.train.program import TrainProgram
 
 FEW, MORE = 2, 4
 
@@ -37,30 +38,36 @@ def estimate(program: TrainProgram, machine: Machine) -> Estimate | None:
     """None where there is no TPU compiler to ask, or no layers to count.
 
     Raises:
-      NoEstimateError: without loops it does not fit, or the compiler's time makes no sense.
+      NoEstimateError: without loops it does not fit, or the compiler states no time, or one that
+        makes no sense.
     """
-    if not machine.is_tpu or not program.is_transformer:
+    if not machine.is_tpu or not program.stacked:
         return None
-    layers, times = program.task.config.num_layers, program.run.accumulation
+    layers, times = program.task.config.model.num_layers, program.task.config.run.accumulation
 
     def at_all_layers(few, more):
         return times * (few + (more - few) / (MORE - FEW) * (layers - FEW))
 
     try:
-        compiled = {n: program.unrolled(n).lower(machine).compile() for n in (FEW, MORE)}
+        compiled = {n: program.with_layers(n).lower(machine.devices).compile() for n in (FEW, MORE)}
     except jax.errors.JaxRuntimeError as error:
         need, limit = too_large(error)
         raise NoEstimateError(
             "it needs the layers and the loss without loops, which takes "
             f"{need:.1f} GiB of {limit:.1f}; try a smaller data.batch_size"
         ) from error
-    seconds = {n: c.cost_analysis()["optimal_seconds"] for n, c in compiled.items()}
+    try:
+        seconds = {n: c.cost_analysis()["optimal_seconds"] for n, c in compiled.items()}
+        cycles = {n: cycles_by_part(c) for n, c in compiled.items()}
+    except KeyError as error:
+        raise NoEstimateError(f"the compiler's cost analysis has no {error}") from error
+    except UnreadableError as error:
+        raise NoEstimateError(str(error)) from error
     if not 0 < seconds[FEW] < seconds[MORE]:
         raise NoEstimateError(
             f"the compiler's own for {FEW} and {MORE} layers on this machine are "
             f"{seconds[FEW]:.3g} and {seconds[MORE]:.3g} seconds"
         )
-    cycles = {n: cycles_by_part(c) for n, c in compiled.items()}
     parts = {part: at_all_layers(cycles[FEW][part], cycles[MORE][part]) for part in PARTS}
     total = sum(parts.values())
     return Estimate(

@@ -10,13 +10,28 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import jax
+
 _KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|collective-permute"
 _HEAD = re.compile(r"^(ENTRY )?%?(\S+) \(.*\{$")
 _COLLECTIVE = re.compile(rf" = (.+?) ({_KINDS})(-start)?\(")
 _ARRAY = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|called_computations)=\{?%([\w.\-]+)")
 _END = re.compile(r"%async-collective-done\S* = .*calls=%([\w.\-]+)")
+_MESH_GROUPS = re.compile(
+    r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\S+)? \{('\w+'(?:,'\w+')*)\}"
+)
 _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}")
+
+
+class UnreadableError(ValueError):
+    """The compiler's text lacks what every version known here writes."""
+
+    def __init__(self, what: str):
+        super().__init__(
+            f"cannot read what the compiler of jax {jax.__version__} writes: {what}; docs/aot.md "
+            "names the versions that can be read"
+        )
 
 
 class Collective(NamedTuple):
@@ -45,6 +60,9 @@ def collectives(text: str) -> list[Collective]:
     A TPU moves data beside other work: the instruction then stands in the computation that begins
     the transfer, in those that run meanwhile and in the one that waits for its end. The first
     counts.
+
+    Raises:
+      UnreadableError: the text is no program, or has a collective in an unknown form.
     """
     ends = set(_END.findall(text))
     found = []
@@ -55,9 +73,9 @@ def collectives(text: str) -> list[Collective]:
         result, kind, start = match.groups()
         if _group_size(line) == 1:
             continue  # over a mesh axis of one device: nothing moves
-        arrays = [a for a in map(_array, _ARRAY.finditer(result)) if a]
+        arrays = [_array(found) for found in _ARRAY.finditer(result)]
         if not arrays:
-            continue
+            raise UnreadableError(f"no array in the collective {line.strip()[:100]!r}")
         if start and kind != "all-reduce":  # (operands, results, and scalars for the hardware)
             arrays = [a for a in arrays if a[1]]
             half = len(arrays) // 2
@@ -74,13 +92,19 @@ def collectives(text: str) -> list[Collective]:
 
 
 def cycles(text: str) -> dict[str, int]:
-    """JAX operation → clock cycles that a TPU's compiler estimates for it, loops multiplied out."""
+    """JAX operation → clock cycles that a TPU's compiler estimates for it, loops multiplied out.
+
+    Raises:
+      UnreadableError: the text is no program, or states no cycles.
+    """
     sums: dict[str, int] = defaultdict(int)
     for _, line, times in _lines(text):
         match = re.search(r'"estimated_cycles":"(\d+)"', line)
         if match:
             source = re.search(r'op_name="([^"]*)"', line)
             sums[source[1] if source else ""] += times * int(match[1])
+    if not sums:
+        raise UnreadableError("the program states no estimated_cycles")
     return dict(sums)
 
 
@@ -96,6 +120,8 @@ def _lines(text: str) -> Iterator[tuple[str, str, int]]:
             entry = name if head[1] else entry
         elif name is not None:
             bodies[name].append(line)
+    if entry is None:
+        raise UnreadableError("the program has no ENTRY computation")
     runs: dict[str, int] = defaultdict(int)
     _count(entry, 1, bodies, runs)
     for name, times in runs.items():
@@ -119,17 +145,19 @@ def _trips(line: str, bodies: dict[str, list[str]]) -> int:
     known = re.search(r'known_trip_count[^\d]*"?(\d+)', line)
     if known:
         return int(known[1])
-    condition = re.search(r"condition=%([\w.\-]+)", line)[1]
+    condition = re.search(r"condition=%([\w.\-]+)", line)
+    if condition is None or condition[1] not in bodies:
+        raise UnreadableError(f"the loop {line.strip()[:100]!r} has no condition")
     bounds = [
         int(bound)
-        for inner in bodies.get(condition, ())
+        for inner in bodies[condition[1]]
         for bound in re.findall(r" s32\[\]\S* constant\((\d+)\)", inner)
     ]
     return max(bounds, default=1)
 
 
-def _array(match: re.Match) -> tuple[str, tuple[int, ...], int] | None:
-    """(dtype, shape, bytes) of `bf16[4,8]`; None for what is no array of numbers."""
+def _array(match: re.Match) -> tuple[str, tuple[int, ...], int]:
+    """(dtype, shape, bytes) of `bf16[4,8]`."""
     dtype, dimensions = match.groups()
     bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
     shape = tuple(int(d) for d in dimensions.split(",") if d)
@@ -151,8 +179,11 @@ def _group_size(line: str) -> int | None:
     iota = re.search(r"replica_groups=\[\d+,(\d+)\]", line)
     if iota:
         return int(iota[1])
-    mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", line)
-    if mesh is None:
-        return None
-    sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
-    return math.prod(sizes[axis] for axis in re.findall(r"'(\w+)'", mesh[2]))
+    mesh = _MESH_GROUPS.search(line)
+    if mesh:
+        sizes = {axis: int(size) for axis, size in re.findall(r"'(\w+)'=(\d+)", mesh[1])}
+        return math.prod(sizes[axis] for axis in re.findall(r"'(\w+)'", mesh[2]))
+    unknown = re.search(r"replica_groups=(?!\{\}).{,60}", line)
+    if unknown:
+        raise UnreadableError(f"of a collective, {unknown[0]!r}")
+    return None

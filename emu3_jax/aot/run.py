@@ -8,8 +8,12 @@ from ml_collections import ConfigDict
 from emu3_jax.aot import advice, report
 from emu3_jax.aot.compiler import examine
 from emu3_jax.aot.estimate import NoEstimateError, estimate
-from emu3_jax.aot.programs import PROGRAMS
 from emu3_jax.aot.topology import Machine
+from emu3_jax.config import ConfigError
+from emu3_jax.train.program import Program, TrainProgram
+from emu3_jax.train.tasks import registry
+
+TRAIN = "train"
 
 
 def compile_and_report(
@@ -25,13 +29,13 @@ def compile_and_report(
 
     Args:
         config: whose program.
-        name: which program, a key of PROGRAMS.
+        name: which program, see `program_of`.
         target: compiled for this.
         search: look for the cheapest remat policy and the largest batch first.
         with_estimate: estimate the time of a step as well, where it fits.
         plan_only: stop at the compiler's plan, which has no time.
     """
-    program = PROGRAMS[name].of(config)
+    program = program_of(config, name)
     say = functools.partial(print, flush=True)  # a compile takes long
     by_compiler = functools.partial(examine, plan_only=plan_only, say=say)
     if search:
@@ -45,7 +49,7 @@ def compile_and_report(
     except NoEstimateError as error:
         why_not = f"no estimate: {error}"
     found = found.with_estimate(time, target)
-    mesh = " x ".join(f"{axis} {size}" for axis, size in program.mesh(target).shape.items())
+    mesh = " x ".join(f"{axis} {size}" for axis, size in program.mesh(target.devices).shape.items())
     print(report.table(found, f"{name} on {target.chips} chips, mesh {mesh}", time))
     if why_not:
         print(why_not)
@@ -53,3 +57,18 @@ def compile_and_report(
         print(advice.what_to_change(found, program, target))
     print(json.dumps(found.to_json()))
     return found
+
+
+def program_of(config: ConfigDict, name: str = TRAIN) -> Program:
+    """The program `name` of a config's task: its update, or one of `Task.programs`.
+
+    No data is read, but for the size of the vocabulary where the config does not state it.
+    """
+    task = registry.make(registry.resolve(config.to_dict()), read_data=False)
+    programs = {TRAIN: TrainProgram(task), **task.programs()}
+    if name not in programs:
+        raise ConfigError(
+            f"--program={name} is none of the task {task.config.task}, which has "
+            f"{', '.join(programs)}"
+        )
+    return programs[name]

@@ -19,7 +19,7 @@ class Chip:
 
     Attributes:
       dimensions: of the network between chips.
-      hbm_gib: memory of a JAX device.
+      hbm_gib: memory that a program may have on a JAX device.
       devices: JAX devices a chip.
       torus: a side of a slice closes into a ring where its length is a multiple of this.
     """
@@ -30,14 +30,16 @@ class Chip:
     devices: int = 1
 
 
-# Cloud TPU documentation, the page of each version ("System architecture"): memory, shape of the
-# network, and which slices are tori: cubes of 4 x 4 x 4, or whole sides of 16.
+# Cloud TPU documentation, the page of each version ("System architecture"): shape of the network,
+# and which slices are tori: cubes of 4 x 4 x 4, or whole sides of 16. Memory: what each chip's
+# compiler says is available when it refuses a program (the smaller of libtpu 0.0.42 and 0.0.50), so
+# that a plan is judged as the compiler judges it.
 CHIPS = {
-    "v4": Chip(3, 32, 4),
-    "v5e": Chip(2, 16, 16),
-    "v5p": Chip(3, 95, 4),
-    "v6e": Chip(2, 32, 16),
-    "tpu7x": Chip(3, 96, 4, devices=2),
+    "v4": Chip(3, 30.75, 4),
+    "v5e": Chip(2, 15.75, 16),
+    "v5p": Chip(3, 95.73, 4),
+    "v6e": Chip(2, 31.24, 16),
+    "tpu7x": Chip(3, 94.74, 4, devices=2),
 }
 
 

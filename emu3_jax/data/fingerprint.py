@@ -1,4 +1,4 @@
-"""Which vision tokenizer made some codes: the name that datasets and models state."""
+"""Which tokenizers made some ids and codes: the names that datasets and models state."""
 
 import dataclasses
 import hashlib
@@ -52,3 +52,26 @@ def _flat(arrays: Mapping, prefix: str = "") -> list[tuple[str, Any]]:
         else:
             flat.append((f"{prefix}{name}", value))
     return flat
+
+
+def check_same(what: str, stated: Mapping[str, str | None]) -> None:
+    """Checks that all that come together go with one tokenizer, vocabulary or format.
+
+    Args:
+      what: "vision tokenizer", "vocabulary", …
+      stated: the beginning of a sentence ("runs/tokens was made with") → the fingerprint or name
+        that ends it; None or "" where nothing is stated.
+
+    Raises:
+      ValueError: two differ: "runs/tokens was made with the vocabulary 1, but …".
+    """
+    known: dict[str, str] = {}
+    for begin, name in stated.items():
+        if name:
+            known.setdefault(name, begin)
+    if len(known) > 1:
+        (one, here), (other, there), *_ = known.items()
+        raise ValueError(
+            f"{here} the {what} {one}, but {there} {other}; make one of the two anew with the "
+            f"other's {what}"
+        )

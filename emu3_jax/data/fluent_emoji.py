@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from emu3_jax import shipped
 from emu3_jax.data import media
-from emu3_jax.data.media.writers import temporary_name
+from emu3_jax.files import new_folder, write_atomically, write_json
 
-# Where the corpus lies in a clone of the project.
-EMBEDDED = Path(__file__).parents[2] / "assets" / "fluent_emoji.zip"
+EMBEDDED = shipped.ASSETS / "fluent_emoji.zip"
 SPLITS = ("train", "validation", "validation_combination")
 FRAMES = 8  # frames in a film strip, evenly spaced over the loop (the corpus's own README)
 # The columns of captions.jsonl that every row of the folder keeps.
@@ -39,21 +39,14 @@ def prepare(zip_path: str | os.PathLike, out_dir: str | os.PathLike) -> Path:
         return out_dir
     if out_dir.exists() and any(out_dir.iterdir()) and not (out_dir / DONE).exists():
         raise ValueError(f"{out_dir}: is not empty and holds no {DONE}; give an empty folder")
-    building = temporary_name(out_dir)
     try:
-        with zipfile.ZipFile(zip_path) as archive:
-            counts = _unpack(archive, building)
-        (building / DONE).write_text(json.dumps(counts, indent=1) + "\n")
-        if out_dir.exists():
-            out_dir.rmdir()
-        building.rename(out_dir)
+        with zipfile.ZipFile(shipped.asset(zip_path)) as archive, new_folder(out_dir) as building:
+            write_json(building / DONE, _unpack(archive, building))
     except (OSError, zipfile.BadZipFile, zlib.error, KeyError, ValueError) as error:
         if not (out_dir / DONE).exists():  # else another process was faster
             raise ValueError(
                 f"{zip_path}: cannot be unpacked as the emoji corpus ({error})"
             ) from error
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
     # Those of processes that were killed. One that is at work yet finds the corpus to be there.
     for leftover in out_dir.parent.glob(f".{glob.escape(out_dir.name)}.*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
@@ -68,7 +61,7 @@ def _unpack(archive: zipfile.ZipFile, out_dir: Path) -> dict[str, int]:
         attributes = {name: caption[name] for name in ATTRIBUTES}
         row = {"id": caption["id"], "image": caption["still"], "text": caption["caption"]}
         rows[caption["split"]].append(row | attributes)
-        media.write_atomically(out_dir / caption["still"], archive.read(caption["still"]))
+        write_atomically(out_dir / caption["still"], archive.read(caption["still"]))
         if caption["clip"]:
             _write_clip(out_dir / caption["clip"], archive.read(caption["clip"]), caption)
             row = {"id": f"{caption['id']}-clip", "video": caption["clip"]}
@@ -78,7 +71,7 @@ def _unpack(archive: zipfile.ZipFile, out_dir: Path) -> dict[str, int]:
             text.append({"id": f"{caption['id']}-text", "text": sentence(caption)})
     for name, lines in {**rows, "text": text}.items():
         content = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        media.write_atomically(out_dir / f"{name}.jsonl", content.encode())
+        write_atomically(out_dir / f"{name}.jsonl", content)
     return {name: len(lines) for name, lines in {**rows, "text": text}.items()}
 
 

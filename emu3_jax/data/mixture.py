@@ -7,26 +7,37 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
+from emu3_jax.data.fingerprint import check_same
 from emu3_jax.data.records import Record, RecordError, TokenDataset, open_dataset
 from emu3_jax.sequence import Document, Grammar, LossWeights, Segment, Text
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is learnt from a record: the kind it needs, and whether its order is turned around
-    (stored is caption, then picture)."""
+    """What is learnt from a record.
+
+    Attributes:
+      kind: of the records that it needs.
+      reversed: the segments are read in the reversed order (stored is the caption, then the image
+        or the video).
+      has_prompt: a caption comes first, which guidance at generation leaves out.
+    """
 
     kind: str
-    turned: bool = False
+    reversed: bool = False
     has_prompt: bool = False
+
+    def order(self, segments: Sequence[Segment]) -> tuple[Segment, ...]:
+        """The segments of a record in the order in which they are read."""
+        return tuple(segments[::-1] if self.reversed else segments)
 
 
 TASKS = {
     "text": Task("text"),
     "text_to_image": Task("image", has_prompt=True),
-    "image_to_text": Task("image", turned=True),
+    "image_to_text": Task("image", reversed=True),
     "text_to_video": Task("video", has_prompt=True),
-    "video_to_text": Task("video", turned=True),
+    "video_to_text": Task("video", reversed=True),
     "document": Task("document"),
     "chat": Task("chat"),
 }
@@ -95,8 +106,7 @@ class _Build:
         task = TASKS[self.entry.task]
         if self.entry.null_prompt and rng.random() < self.entry.null_prompt:
             segments[0] = Text("", ids=())
-        if task.turned:
-            segments.reverse()
+        segments = list(task.order(segments))
         if not self.entry.train_condition and len(segments) > 1:
             segments[0] = replace(segments[0], loss=False)
         built = self.grammar.build(Document(tuple(segments)), self.loss_weights)
@@ -122,21 +132,15 @@ def check_names(entries: Sequence[MixtureEntry]) -> tuple[str, ...]:
 def vision_tokenizer_of(entries: Sequence[MixtureEntry]) -> str:
     """Fingerprint of the one vision tokenizer whose codes the datasets hold; "" for text alone.
 
-    Raises RecordError naming two datasets that hold codes of two tokenizers: equal numbers would
+    Raises ValueError naming two datasets that hold codes of two tokenizers: equal numbers would
     mean different things.
     """
-    found: dict[str, str] = {}
-    for entry in entries:
-        fingerprint = open_dataset(entry.dataset).info.vision_tokenizer
-        if fingerprint:
-            found.setdefault(fingerprint, entry.dataset)
-    if len(found) > 1:
-        (one, here), (other, there), *_ = found.items()
-        raise RecordError(
-            f"{here} was made with the vision tokenizer {one}, but {there} with {other}; tokenize "
-            "one of the corpora anew with the other's tokenizer"
-        )
-    return next(iter(found), "")
+    stated = {
+        f"{entry.dataset} was made with": open_dataset(entry.dataset).info.vision_tokenizer
+        for entry in entries
+    }
+    check_same("vision tokenizer", stated)
+    return next(filter(None, stated.values()), "")
 
 
 def open_mixture(
@@ -148,7 +152,7 @@ def open_mixture(
 ) -> list[grain.MapDataset]:
     """Each entry as an endless dataset of `Tokens`, shuffled anew each epoch.
 
-    Raises RecordError naming the dataset that does not fit the grammar or the others, has no
+    Raises ValueError naming the dataset that does not fit the grammar or the others, has no
     records for its task, or of whose documents not even the shortest fits into `seq_len`.
     """
     check_names(entries)

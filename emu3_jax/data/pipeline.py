@@ -12,6 +12,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from emu3_jax.data.batches import Batches
 from emu3_jax.data.mixture import (
     MixtureEntry,
     check_names,
@@ -19,7 +20,7 @@ from emu3_jax.data.mixture import (
     row_stream,
     vision_tokenizer_of,
 )
-from emu3_jax.data.packing import PackedRows, Position
+from emu3_jax.data.packing import FIELDS, PackedRows, Position
 from emu3_jax.sequence import Grammar, LossWeights
 
 
@@ -60,19 +61,18 @@ class DataConfig:
         return check_names(self.mixture)
 
 
-class BatchIterator:
+class BatchIterator(Batches):
     """Endless batches: dicts of arrays [rows, sequence_length] for the rows of this host.
 
     "inputs", "targets" int32; "weights" float32, "classes" uint8 (`TokenClass`) and "sources" int32
     (index into the mixture) of each target; "segment_ids" int32 (0: padding; no attention across
     segments); "positions" int32, from 0 in each segment. `dropped` counts documents that were too
-    long. `share` is (first of these rows, rows of the global batch). `close` ends the worker
-    processes.
+    long.
     """
 
     def __init__(self, config: DataConfig, grammar: Grammar, rows: range):
         self._config, self._grammar, self._rows = config, grammar, rows
-        self.share = (rows[0], config.batch_size)
+        self.share = dict.fromkeys(FIELDS, (rows[0], config.batch_size))
         self._datasets = open_mixture(
             config.mixture,
             grammar,
@@ -85,9 +85,6 @@ class BatchIterator:
         self._batch = 0
         self._positions = {row: Position() for row in rows}
         self._iterators: list | None = None
-
-    def __iter__(self) -> "BatchIterator":
-        return self
 
     def __next__(self) -> dict[str, np.ndarray]:
         if self._iterators is None:

@@ -14,6 +14,7 @@ import grain
 import numpy as np
 
 from emu3_jax.data import crops, media
+from emu3_jax.data.batches import Batches
 from emu3_jax.data.decoded import DecodedItems
 
 KINDS = ("stills", "clips", "pans")
@@ -145,7 +146,7 @@ class _Order:
         return int(self._permutation[index])
 
 
-class _Batches:
+class _BatchMaker:
     """Number of a batch -> its arrays, or those rows of them that this process reads."""
 
     def __init__(self, config: PixelConfig, rows: dict[str, range]):
@@ -223,40 +224,28 @@ def _window(
     return clip[start : start + spans[stride] : stride]
 
 
-class PixelIterator:
-    """Endless batches from one on, made ahead in a thread; see `pixel_batches`.
-
-    `share` is {group: (first of the rows of this process, rows of the global batch)}.
-    """
+class PixelIterator(Batches):
+    """Endless batches from one on, made ahead in a thread; see `pixel_batches`."""
 
     def __init__(self, config: PixelConfig, start: int, rows: dict[str, range]):
         self.share = {group.name: (rows[group.name][0], group.count) for group in config.active}
-        dataset = grain.MapDataset.range(ENDLESS).map(_Batches(config, rows))
+        dataset = grain.MapDataset.range(ENDLESS).map(_BatchMaker(config, rows))
         # One thread: decoding is done once while everything fits into the cache.
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=4)
         self._iterator = iter(dataset.to_iter_dataset(options))
         if start:
             self.set_state({"next_index": start})
 
-    def __iter__(self) -> "PixelIterator":
-        return self
-
     def __next__(self) -> dict[str, np.ndarray]:
         return next(self._iterator)
 
     def get_state(self) -> dict:
-        """JSON-able position behind the last batch, the same in every process."""
+        """Position behind the last batch, the same in every process."""
         return self._iterator.get_state()
 
     def set_state(self, state: dict) -> None:
         """Go on behind the batch at which `state` was taken, in however many processes."""
         self._iterator.set_state(state)
-
-    @staticmethod
-    def merge_states(states: list[dict]) -> dict:
-        """The state of the global batch from those of its processes."""
-        assert all(state == states[0] for state in states), f"processes are apart: {states}"
-        return states[0]
 
 
 def pixel_batches(

@@ -7,6 +7,7 @@ made, and reading it with others is an error.
 """
 
 import bisect
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -21,8 +22,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
-from emu3_jax.data.media import write_atomically
-from emu3_jax.data.media.writers import temporary_name
+from emu3_jax.data.fingerprint import check_same
+from emu3_jax.files import write_atomically, written_whole
 from emu3_jax.sequence import EndOfTurn, Grammar, Image, Segment, Text, Video
 from emu3_jax.vocab import Vocab
 
@@ -192,41 +193,35 @@ class DatasetInfo:
 
 
 class ShardWriter:
-    """Writes one ArrayRecord file under a temporary name and gives it its name at the end.
-
-    A context manager: an exception inside leaves neither file.
-    """
+    """Writes one ArrayRecord file; a context manager. An exception inside leaves no file."""
 
     def __init__(self, path: str | os.PathLike):
-        self.path = Path(path)
-        self.records = 0
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = temporary_name(self.path)
+        self.path, self.records = Path(path), 0
+        self._opened = contextlib.ExitStack()
+
+    def __enter__(self) -> "ShardWriter":
+        temporary = self._opened.enter_context(written_whole(self.path))
         # Groups of one record: any record can be read without its neighbours.
-        self._writer = ArrayRecordWriter(str(self._temporary), "group_size:1")
+        self._writer = ArrayRecordWriter(str(temporary), "group_size:1")
+        self._opened.callback(self._close)
+        return self
 
     def write(self, record: Record) -> None:
         """Append one record; OSError where the disk is full."""
         try:
             self._writer.write(record.to_bytes())
         except RuntimeError as error:
-            raise OSError(f"{self.path}: cannot be written ({error})") from error
+            raise OSError(f"{self.path} cannot be written: {error}") from error
         self.records += 1
 
-    def __enter__(self) -> "ShardWriter":
-        return self
+    def __exit__(self, *raised) -> None:
+        self._opened.__exit__(*raised)
 
-    def __exit__(self, kind, error, trace) -> None:
+    def _close(self) -> None:
         try:
-            try:
-                self._writer.close()
-            except RuntimeError as failure:
-                if kind is None:
-                    raise OSError(f"{self.path}: cannot be written ({failure})") from failure
-            if kind is None:
-                os.replace(self._temporary, self.path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
+            self._writer.close()
+        except RuntimeError as error:
+            raise OSError(f"{self.path} cannot be written: {error}") from error
 
 
 class TokenDataset:
@@ -274,7 +269,7 @@ class StoredRecords(Sequence):
 
 def write_dataset_info(path: str | os.PathLike, info: DatasetInfo) -> None:
     """Write dataset.json, which makes the folder a dataset; last, and whole or not at all."""
-    write_atomically(Path(path) / DATASET_FILE, info.to_json().encode())
+    write_atomically(Path(path) / DATASET_FILE, info.to_json())
 
 
 def open_dataset(
@@ -284,9 +279,9 @@ def open_dataset(
 ) -> TokenDataset:
     """Open a dataset and check that it fits the grammar and the vision tokenizer's fingerprint.
 
-    The folder may lie in a bucket (gs://). Raises RecordError naming the folder and both sides: no
-    or unreadable dataset.json, a shard that is missing, another vocabulary, text tokenizer, video
-    format or vision tokenizer.
+    The folder may lie in a bucket (gs://). Raises RecordError naming the folder: no or unreadable
+    dataset.json, a shard that is missing; ValueError naming both sides: another vocabulary, text
+    tokenizer, video format or vision tokenizer.
     """
     path = epath.Path(path)
     file = path / DATASET_FILE
@@ -301,19 +296,13 @@ def open_dataset(
     for shard in info.shards:
         if shard.file not in there:
             raise RecordError(f"{path / shard.file}: is missing, but {DATASET_FILE} lists it")
-    pairs = []
+    checks = [("vision tokenizer", info.vision_tokenizer, vision_tokenizer)]
     if grammar is not None:
-        ours, theirs = grammar.vocab.fingerprint, info.vocabulary.fingerprint
-        pairs.append(("vocabulary", theirs, ours))
-        pairs.append(("text tokenizer", info.text_tokenizer, grammar.tokenizer.fingerprint))
+        theirs, ours = info.vocabulary.fingerprint, grammar.vocab.fingerprint
+        checks.insert(0, ("vocabulary", theirs, ours))
+        checks.insert(1, ("text tokenizer", info.text_tokenizer, grammar.tokenizer.fingerprint))
         if "video" in info.counts:
-            pairs.append(("video format", info.video_format, grammar.video_format))
-    if vision_tokenizer is not None and info.vision_tokenizer:
-        pairs.append(("vision tokenizer", info.vision_tokenizer, vision_tokenizer))
-    for what, theirs, ours in pairs:
-        if theirs != ours:
-            raise RecordError(
-                f"{path}: was made with the {what} {theirs}, but this run uses {ours}; "
-                "tokenize the corpus anew or use the one it was made with"
-            )
+            checks.append(("video format", info.video_format, grammar.video_format))
+    for what, theirs, ours in checks:
+        check_same(what, {f"{path} was made with": theirs, "this run uses": ours})
     return TokenDataset(path, info)

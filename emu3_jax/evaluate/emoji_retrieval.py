@@ -11,7 +11,8 @@ which a space without colour would lose.
 """
 
 import dataclasses
-from collections.abc import Callable, Sequence
+import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
@@ -20,15 +21,14 @@ from emu3_jax.evaluate import items, language_use
 from emu3_jax.evaluate.contact_sheet import contact_sheet
 from emu3_jax.evaluate.evaluator import Result, Subject, Table
 from emu3_jax.evaluate.reconstruction import reconstruct
+from emu3_jax.generate import modalities
 
 SIDE, CELLS, BLUR = 64, 16, 2.0
 RECALLS = (1, 5, 10)
-VALIDATION_SPLITS = ("validation", "validation_combination")
-Artist = Callable[[Subject, Sequence[items.Item]], list[np.ndarray]]
 
 
-@dataclasses.dataclass(frozen=True)
-class EmojiRetrieval:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EmojiRetrieval(language_use.PictureEvaluator):
     """Recall at 1, 5, 10 and median rank of drawn pictures among all validation pictures.
 
     The ceiling queries with the real pictures after the vision tokenizer: what a language model
@@ -36,32 +36,40 @@ class EmojiRetrieval:
 
     Attributes:
       splits: their captions are drawn and their pictures are the gallery, all together.
-      draw: makes one picture an item from the item's caption alone.
+      sampling: how pictures are drawn, the seed included.
+      candidates: pictures drawn for each one that is kept; see `generate.modalities.Options`.
       shown: pairs on the sheet of real pictures above drawn ones.
     """
 
-    splits: tuple[str, ...] = VALIDATION_SPLITS
-    draw: Artist = language_use.draw
-    shown: int = 32
     name: str = "emoji_retrieval"
+    splits: tuple[str, ...] = ("validation", "validation_combination")
+    sampling: language_use.DrawingSampling = language_use.DrawingSampling()
+    candidates: int = 1
+    shown: int = 32
 
-    @property
-    def needs(self) -> dict[str, tuple[str, ...]]:
-        """See Evaluator."""
-        return {"bundle": (), "vision_tokenizer": (), "data": self.splits}
+    def __post_init__(self):
+        super().__post_init__()
+        modalities.check_candidates(self.candidates, self.sampling)
+        self.at_least(shown=1)
 
     def run(self, subject: Subject) -> Result:
-        """See Evaluator."""
-        subject.need(self.name, *self.needs)
+        """Draws a picture for every caption and ranks the real ones by their distance to it."""
+        data = self.use("data", pathlib.Path)
         gallery, split_of = [], []
         for split in self.splits:
-            chosen = items.read_images(subject.data, split, subject.limit)
+            chosen = items.read_images(data, split, self.limit)
             gallery += chosen
             split_of += [split] * len(chosen)
         gallery_ND = features([item.pixels for item in gallery])
-        drawn = self.draw(subject, gallery)
+        options = modalities.Options(
+            sampling=self.sampling,
+            candidates=self.candidates,
+            batch_size=self.batch_size,
+            progress=subject.progress.line,
+        )
+        drawn = language_use.draw(subject.language_model, self.tokenizer, gallery, options)
         ranks = ranks_of_right(features(drawn), gallery_ND)
-        _, rebuilt, _ = reconstruct(subject, gallery)
+        _, rebuilt, _ = reconstruct(self.tokenizer, gallery, self.batch_size, subject.progress)
         ceiling = ranks_of_right(features(rebuilt), gallery_ND)
         metrics = recall_metrics(ranks)
         for split in self.splits:

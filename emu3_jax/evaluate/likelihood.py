@@ -4,48 +4,68 @@ Every figure is (sum of negative log-likelihoods) / (number of targets) over the
 """
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
+from etils import epath
 
-from emu3_jax.evaluate import token_documents
-from emu3_jax.evaluate.evaluator import Result, Subject, Table
+from emu3_jax.data.records import open_dataset
+from emu3_jax.evaluate.evaluator import Result, SplitEvaluator, Subject, Table
+from emu3_jax.evaluate.token_documents import dataset_paths, documents_by_task
 from emu3_jax.generate.scoring import Tally, score_documents
+from emu3_jax.interop.bundle import Bundle, Language
 from emu3_jax.sequence import TokenClass
 
 CLASSES = (TokenClass.TEXT, TokenClass.IMAGE, TokenClass.VIDEO, TokenClass.STRUCTURE)
 
 
-@dataclasses.dataclass(frozen=True)
-class Likelihood:
-    """Nats a token and perplexity on every task that the documents of a split allow.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Likelihood(SplitEvaluator):
+    """Nats a token and perplexity on every task that the documents of the splits allow.
 
     Attributes:
-      split: a sub-folder of the subject's `tokens`.
+      tokens: a token dataset, or a folder of them, one a split; may lie in a bucket (gs://).
       rows: documents are packed into rows of this many tokens; 0 for the longest document.
     """
 
-    split: str = "validation"
-    rows: int = 0
-    name: str = "likelihood"
+    measures: ClassVar[str] = "language_model"
 
-    @property
-    def needs(self) -> dict[str, tuple[str, ...]]:
-        """See Evaluator."""
-        return {"bundle": (), "tokens": (self.split,)}
+    name: str = "likelihood"
+    tokens: str = ""
+    rows: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.at_least(rows=0)
+
+    def check(self, language: Language) -> None:
+        """Opens the datasets; their vocabulary and codes must be those of the model."""
+
+        def open_all(tokens: str) -> None:
+            for path in dataset_paths(tokens, self.splits):
+                open_dataset(path, language.grammar, language.vision_fingerprint)
+
+        self.use("tokens", open_all)
 
     def run(self, subject: Subject) -> Result:
-        """See Evaluator."""
-        subject.need(self.name, *self.needs)
-        documents = token_documents.documents_by_task(
-            token_documents.dataset_path(subject.tokens, self.split),
-            subject.bundle.grammar,
-            subject.bundle.vision_fingerprint,
-            subject.limit,
-        )
+        """Scores every document of the splits."""
+        bundle = subject.language_model
+        documents = self._documents(self.use("tokens", epath.Path), bundle)
         targets = sum(len(one) - 1 for group in documents.values() for one in group)
         done = subject.progress.counter("targets scored", targets)
-        tally = score_documents(subject.bundle, documents, subject.batch_size, self.rows, done=done)
+        tally = score_documents(bundle, documents, self.batch_size, self.rows, done=done)
         return Result(metrics(tally), {"by_task_and_class": table(tally)})
+
+    def _documents(self, tokens: epath.Path, bundle: Bundle) -> dict[str, list]:
+        """Task → sequences of all splits."""
+        found: dict[str, list] = {}
+        for path in dataset_paths(tokens, self.splits):
+            of_split = documents_by_task(
+                path, bundle.grammar, bundle.vision_fingerprint, self.limit
+            )
+            for task, sequences in of_split.items():
+                found.setdefault(task, []).extend(sequences)
+        return found
 
 
 def metrics(tally: Tally) -> dict[str, float]:

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from emu3_jax.data.media import write_atomically
 from emu3_jax.evaluate import chart, report_page, report_tables
 from emu3_jax.evaluate.emoji_names import parse_caption
 from emu3_jax.evaluate.report_tables import MODALITIES, training_key, validation_key
 from emu3_jax.evaluate.runs import points
+from emu3_jax.files import write_atomically
 
 _COLORS = {"text": 0, "image": 1, "video": 2, "structure": 4}
 

@@ -1,10 +1,12 @@
 """From a token dataset to documents to score: each record once for every task it allows."""
 
 import os
+from collections.abc import Sequence
 
 from etils import epath
 
 from emu3_jax import sequence
+from emu3_jax.data.mixture import TASKS
 from emu3_jax.data.records import DATASET_FILE, Record, open_dataset
 from emu3_jax.sequence import Document, Grammar
 
@@ -15,6 +17,11 @@ def dataset_path(tokens: str | os.PathLike, split: str) -> epath.Path:
         if (path / DATASET_FILE).is_file():
             return path
     raise ValueError(f"neither {tokens} nor {tokens}/{split} is a token dataset ({DATASET_FILE})")
+
+
+def dataset_paths(tokens: str | os.PathLike, splits: Sequence[str]) -> list[epath.Path]:
+    """`dataset_path` of each split; `tokens` itself once, where it is a dataset."""
+    return list(dict.fromkeys(dataset_path(tokens, split) for split in splits))
 
 
 def documents_by_task(
@@ -44,9 +51,9 @@ def documents_by_task(
 
 
 def tasks_of(record: Record) -> dict[str, Document]:
-    """The documents a record gives, by task: captioned pictures and clips are read both ways."""
-    stored = Document(record.segments)
-    if record.kind not in ("image", "video"):
-        return {record.kind: stored}
-    turned = Document(tuple(reversed(record.segments)))
-    return {f"text_to_{record.kind}": stored, f"{record.kind}_to_text": turned}
+    """The documents a record gives, by task: captioned images and videos are read both ways."""
+    return {
+        name: Document(task.order(record.segments))
+        for name, task in TASKS.items()
+        if task.kind == record.kind
+    }

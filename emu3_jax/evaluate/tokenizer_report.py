@@ -15,11 +15,11 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from emu3_jax.data.media import write_atomically
 from emu3_jax.evaluate import chart, report_page, tokenizer_verdicts
 from emu3_jax.evaluate.runs import differences, points
 from emu3_jax.evaluate.tokenizer_run import TokenizerRun, read
 from emu3_jax.evaluate.tokenizer_verdicts import BAD, GOOD, UNKNOWN
+from emu3_jax.files import write_atomically
 
 # Heading, metric of the evaluator "reconstruction", digits, better: 1 the higher, -1 the lower.
 FIGURES = (
@@ -72,8 +72,8 @@ def _health(tokenizers: Sequence[TokenizerRun]) -> str:
     limits = tokenizer_verdicts
     lead = (
         f"Wanted: at least {limits.USED_PERCENT:g} % of the codes in use; a PSNR that no longer"
-        f" rises by {limits.RISING_DB:g} dB in the last quarter of the steps; an opponent that is"
-        f" right more often than by chance (50 %) and less often than"
+        f" rises by {limits.RISING_DB:g} dB in the last quarter of the steps; a discriminator that"
+        f" is right more often than by chance (50 %) and less often than"
         f" {100 * limits.WON_ACCURACY:g} %; no more than {100 * limits.DEAD_OF_KIND:g} % of the"
         f" codes dead for stills or for clips alone; a gradient norm under"
         f" {limits.SPIKE_FACTOR:g} medians; no step that is not finite, and no spike;"
@@ -186,13 +186,14 @@ def _panels(tokenizers: Sequence[TokenizerRun]):
         if tokenizer.loss.adversarial.weight:
             groups += [g.name for g in tokenizer.data.active if g.name not in groups]
     kinds = (("stills", "images"), ("clips", "clips"))
-    opponent = [
-        (f"Opponent right on real {g}, dashed: fake", "share",
+    discriminator = [
+        (f"Discriminator right on real {g}, dashed: fake", "share",
          f"adversarial/{g}_accuracy_real", f"adversarial/{g}_accuracy_fake")
         for g in groups
     ]  # fmt: skip
-    opponent += [
-        (f"Weight of the opponent, {g}", "weight", f"adversarial/{g}_weight", "") for g in groups
+    discriminator += [
+        (f"Weight of the discriminator, {g}", "weight", f"adversarial/{g}_weight", "")
+        for g in groups
     ]
     quality = [(f"PSNR, {k}", "dB", f"{_VALIDATION}psnr_{v}", f"psnr/{k}") for k, v in kinds]
     quality += [
@@ -206,10 +207,10 @@ def _panels(tokenizers: Sequence[TokenizerRun]):
          "codebook/dead_stills", "codebook/dead_clips"),
         ("Codes that serve both", "share", "codebook/shared", ""),
     ]  # fmt: skip
-    norm = ("Norm of the tokenizer's gradient before clipping, dashed: opponent's", "norm",
-            "gradient_norm/tokenizer", "gradient_norm/opponent")  # fmt: skip
-    last = "Opponent and gradient" if opponent else "Gradient"
-    return (("Reconstruction", quality), ("Codebook", codebook), (last, [*opponent, norm]))
+    norm = ("Norm of the tokenizer's gradient before clipping, dashed: discriminator's", "norm",
+            "gradient_norm/tokenizer", "gradient_norm/discriminator")  # fmt: skip
+    last = "Discriminator and gradient" if discriminator else "Gradient"
+    return (("Reconstruction", quality), ("Codebook", codebook), (last, [*discriminator, norm]))
 
 
 def _lines(tokenizer: TokenizerRun, color: int, first: str, second: str) -> list[chart.Series]:

@@ -12,10 +12,10 @@ from emu3_jax.data.pixels import PixelConfig
 from emu3_jax.evaluate.during_training import METRICS_PREFIX, PICTURES_FOLDER
 from emu3_jax.evaluate.runs import EVALUATION_FOLDER, Run, read_run
 from emu3_jax.evaluate.tokenizer_verdicts import Verdict, verdicts
+from emu3_jax.files import read_lines
 from emu3_jax.models.vision_config import VisionTokenizerConfig
 from emu3_jax.train import goodput
-from emu3_jax.train.appending import read_lines
-from emu3_jax.train.loop import RunConfig
+from emu3_jax.train.run_config import RunConfig
 from emu3_jax.train.run_directory import STARTS_FILE
 from emu3_jax.train.vision_objective import VisionLossConfig
 
@@ -82,7 +82,7 @@ class TokenizerRun:
             self.run.rows,
             self.plan.steps,
             used_percent=self.figure("codebook_used_corpus")[0],
-            opponent_start=adversarial.start if adversarial.weight else None,
+            discriminator_start=adversarial.start if adversarial.weight else None,
             seam_db=self.figure("seam_db")[0],
         )
 
@@ -102,12 +102,12 @@ class TokenizerRun:
             "compression": factor,
             "pixels": ", ".join(terms) or "no",
             "perceptual": f"{loss.perceptual:g}" if loss.perceptual else "no",
-            "opponent": self._opponent(),
+            "discriminator": self._discriminator(),
             "trained": "decoder" if loss.decoder_only else "all of it",
             "a batch": "; ".join(groups),
         }
 
-    def _opponent(self) -> str:
+    def _discriminator(self) -> str:
         chosen = self.loss.adversarial
         if not chosen.weight:
             return "no"

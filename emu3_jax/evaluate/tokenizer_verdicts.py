@@ -23,8 +23,8 @@ LAST_SHARE = 0.25
 # A gain in PSNR that is worth more steps: 0.1 dB is 2.3 % of the squared error, several times
 # what two validations of averaged weights differ by chance.
 RISING_DB = 0.1
-# Share of patches that the opponent judges rightly, mean of real and fake ones. Above the first
-# hardly a patch fools it, so hinge losses are flat and it teaches nothing; within the second
+# Share of patches that the discriminator judges rightly, mean of real and fake ones. Above the
+# first hardly a patch fools it, so hinge losses are flat and it teaches nothing; within the second
 # distance of one half it guesses.
 WON_ACCURACY, GUESSING = 0.95, 0.02
 # Share of codes dead for stills, or for clips, alone: with a quarter closed to it a kind loses at
@@ -37,7 +37,7 @@ SEAM_DB = 0.5
 
 Rows = Sequence[Mapping[str, Any]]
 KINDS = {"stills": "images", "clips": "clips"}
-_OPPONENT = re.compile(r"adversarial/(\w+)_accuracy_real")
+_DISCRIMINATOR = re.compile(r"adversarial/(\w+)_accuracy_real")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ def verdicts(
     rows: Rows,
     steps: int,
     used_percent: float | None = None,
-    opponent_start: int | None = None,
+    discriminator_start: int | None = None,
     seam_db: float | None = None,
 ) -> list[Verdict]:
     """All verdicts on a run, in the order in which a reader wants them.
@@ -68,7 +68,7 @@ def verdicts(
       rows: lines of metrics.jsonl in step order, see `train.metrics.read_metrics`.
       steps: that the run was to have.
       used_percent: codes in use on held-out data; None: from the counts kept while training.
-      opponent_start: the step the opponent begins at; None: there is no opponent.
+      discriminator_start: the step the discriminator begins at; None: there is no discriminator.
       seam_db: sag of the PSNR where training clips ended; None: not measured.
     """
     found = [
@@ -78,9 +78,9 @@ def verdicts(
         _used(rows, used_percent),
     ]
     found += [_kinds(rows), *(_quality(rows, kind) for kind in KINDS)]
-    if opponent_start is not None:
-        groups = sorted({m[1] for row in rows for m in map(_OPPONENT.fullmatch, row) if m})
-        found += [_opponent(rows, group, opponent_start, steps) for group in groups]
+    if discriminator_start is not None:
+        groups = sorted({m[1] for row in rows for m in map(_DISCRIMINATOR.fullmatch, row) if m})
+        found += [_discriminator(rows, group, discriminator_start, steps) for group in groups]
     found.append(_seam(seam_db))
     return [verdict for verdict in found if verdict is not None]
 
@@ -189,8 +189,8 @@ def change_at_end(found: Sequence[tuple[int, float]]) -> float | None:
     return None
 
 
-def _opponent(rows: Rows, group: str, start: int, steps: int) -> Verdict:
-    subject = f"Opponent, {group}"
+def _discriminator(rows: Rows, group: str, start: int, steps: int) -> Verdict:
+    subject = f"Discriminator, {group}"
     now = rows[-1]["step"]
     if now <= start:
         return Verdict(UNKNOWN, subject, f"not begun yet: it does after step {start:,}")

@@ -8,9 +8,10 @@ python -m emu3_jax.generate --model=DIR --vision_tokenizer=DIR --task=TASK --out
   --task=video_to_text  --video=clip.mp4 [--prompt="What happens?"]
 
 DIR of --model is a run directory of `python -m emu3_jax.train`, a directory that
-`python -m emu3_jax.convert export` wrote, or released weights with emu3.tiktoken beside them; DIR
-of --vision_tokenizer likewise. --prompt, --image and --video may be repeated, and so may --size or
---ratio: one for all prompts, several for one prompt, or one each; they share batches.
+`python -m emu3_jax.convert export` wrote, released weights with emu3.tiktoken beside them, or the
+name of shipped weights (nano). DIR of --vision_tokenizer likewise (nano, photo). --prompt, --image
+and --video may be repeated, and so may --size or --ratio: one for all prompts, several for one
+prompt, or one each; they share batches.
 
 Every PNG holds its settings and its number in a text chunk named "emu3_jax"; clips have them in a
 .json file beside them, texts in their line of captions.jsonl. The same options with --first set to
@@ -24,21 +25,23 @@ import jax
 from absl import flags
 from etils import epath
 
-from emu3_jax import command_line
+from emu3_jax import command_line, shipped
 from emu3_jax.data import vision_codec
-from emu3_jax.evaluate import loading
-from emu3_jax.generate import official, pixels, tasks
-from emu3_jax.generate.job import TASKS, Job, JobError, Runner, sizes_of
+from emu3_jax.generate import codec, modalities, presets
+from emu3_jax.generate.job import GENERATION_TASKS, Job, JobError, Runner, sizes_of
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.interop.bundle import BUNDLE_FILE, with_vision
 from emu3_jax.interop.language_config import read_further
 from emu3_jax.interop.safetensors_io import DTYPES
 from emu3_jax.sequence import VIDEO_FORMATS, Grammar
+from emu3_jax.train import weights
 
-MODEL = flags.DEFINE_string("model", None, "Directory of the language model.")
+MODEL = command_line.define_path("model", shipped.language_model, "The language model.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint of a run directory; the newest if left out.")
-VISION = flags.DEFINE_string("vision_tokenizer", None, "Directory of the vision tokenizer.")
-TASK = flags.DEFINE_string("task", None, f"One of {', '.join(TASKS)}.")
+VISION = command_line.define_path(
+    "vision_tokenizer", shipped.vision_tokenizer, "The vision tokenizer."
+)
+TASK = flags.DEFINE_string("task", None, f"One of {', '.join(GENERATION_TASKS)}.")
 OUTPUT = flags.DEFINE_string("output", None, "Directory for what is made.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "Caption to draw, or question to answer.")
 PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "Text file with one prompt a line.")
@@ -67,10 +70,10 @@ CANDIDATES = flags.DEFINE_integer(
 )
 FIRST = flags.DEFINE_integer("first", 0, "Number of the first answer; see above.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of all draws.")
-SETTINGS = flags.DEFINE_string(
-    "settings",
+PRESET = flags.DEFINE_string(
+    "preset",
     None,
-    f"Published sampling settings, which the flags below change: {', '.join(official.SETTINGS)}. "
+    f"Published sampling settings, which the flags below change: {', '.join(presets.PRESETS)}. "
     "Default: demo for drawing, understanding (greedy) for texts.",
 )
 GUIDANCE = flags.DEFINE_float("guidance", None, "Scale of classifier-free guidance; 1 is off.")
@@ -108,10 +111,10 @@ command_line.define_mesh()
 
 def sampling(draws: bool) -> Sampling:
     """The settings that the flags ask for."""
-    name = SETTINGS.value or ("demo" if draws else "understanding")
-    if name not in official.SETTINGS:
-        raise JobError(f"settings must be one of {', '.join(official.SETTINGS)}, not {name!r}.")
-    chosen = official.SETTINGS[name]
+    name = PRESET.value or ("demo" if draws else "understanding")
+    if name not in presets.PRESETS:
+        raise JobError(f"preset must be one of {', '.join(presets.PRESETS)}, not {name!r}.")
+    chosen = presets.PRESETS[name]
     given = {
         "temperature": TEMPERATURE.value,
         "top_k": TOP_K.value,
@@ -134,7 +137,7 @@ def prompts() -> tuple[str, ...]:
         except UnicodeDecodeError as error:
             raise JobError(f"{PROMPTS_FILE.value} is not UTF-8 text ({error}).") from error
         found += [line for line in text.splitlines() if line.strip()]
-    suffix = official.POSITIVE_SUFFIX if OFFICIAL.value else ""
+    suffix = presets.POSITIVE_SUFFIX if OFFICIAL.value else ""
     return tuple(prompt + suffix for prompt in found)
 
 
@@ -143,8 +146,8 @@ def check_flags() -> None:
     for flag in (MODEL, VISION, TASK, OUTPUT):
         if not flag.value:
             raise JobError(f"--{flag.name} is needed; see --help.")
-    if TASK.value not in TASKS:
-        raise JobError(f"task must be one of {', '.join(TASKS)}, not {TASK.value!r}.")
+    if TASK.value not in GENERATION_TASKS:
+        raise JobError(f"task must be one of {', '.join(GENERATION_TASKS)}, not {TASK.value!r}.")
     if IMAGE.value and "video" in TASK.value:
         raise JobError(f"{TASK.value} takes --video, not --image.")
     if VIDEO.value and "image" in TASK.value:
@@ -168,7 +171,7 @@ def ask(spatial_factor: int) -> Job:
     chosen = sampling(TASK.value.startswith("text_to"))
     negative = NEGATIVE.value
     if OFFICIAL.value and chosen.guided:
-        negative = official.NEGATIVE_PROMPT
+        negative = presets.NEGATIVE_PROMPT
     return Job(
         task=TASK.value,
         prompts=prompts(),
@@ -178,7 +181,7 @@ def ask(spatial_factor: int) -> Job:
             SIZE.value,
             RATIO.value,
             AREA.value,
-            default_area=read_further(MODEL.value).get("image_area", official.GEN_AREA),
+            default_area=read_further(MODEL.value).get("image_area", presets.GEN_AREA),
             spatial_factor=spatial_factor,
         ),
         fps=FPS.value,
@@ -209,11 +212,11 @@ def main() -> None:
     """Reads the flags, loads the models, does the job."""
     check_flags()
     mesh = command_line.mesh()
-    vision, vision_variables = loading.load_vision_tokenizer(VISION.value, mesh=mesh)
+    vision, vision_variables = weights.load_vision_tokenizer(VISION.value, mesh=mesh)
     factor = vision.config.spatial_factor
-    limits = pixels.pixel_limits(VISION.value, factor, MIN_PIXELS.value, MAX_PIXELS.value)
+    limits = codec.pixel_limits(VISION.value, factor, MIN_PIXELS.value, MAX_PIXELS.value)
     job = ask(factor)
-    bundle, label = loading.load_model(MODEL.value, STEP.value, mesh, DTYPE.value)
+    bundle, label = weights.load_language_model(MODEL.value, STEP.value, mesh, DTYPE.value)
     bundle = with_vision(bundle, vision, vision_variables, VISION.value, label)
     bundle = dataclasses.replace(bundle, grammar=grammar(bundle.grammar))
     if MAX_CONTEXT.value:
@@ -222,7 +225,7 @@ def main() -> None:
         bundle,
         pathlib.Path(OUTPUT.value),
         limits,
-        tasks.Options(
+        modalities.Options(
             batch_size=BATCH.value,
             progress=say,
             stream=say_piece if STREAM.value else None,

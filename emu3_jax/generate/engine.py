@@ -1,77 +1,27 @@
-"""Prefill and decoding in one compiled function, for any mix of requests.
+"""Answers to any mix of requests, batch by batch.
 
-A batch reads its left-padded prompts (all but the last token), then a `lax.while_loop` feeds one
-token a step until every row is finished. A guided request takes two neighbouring rows, one for each
-branch; both get the token that is drawn. The rules of `generate.grammar` say what a row may emit,
-so pictures, clips and captions share a batch.
-
-The official order is kept: guidance, constraint, temperature, top-k, top-p, draw.
+Prompts are padded on the left. A guided request takes two neighbouring rows, one for each branch;
+both get the token that is drawn. `constraints` says what a row may emit, so pictures, clips and
+captions share a batch. What runs on the device is in `autoregressive`.
 """
 
-import functools
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
 from emu3_jax import sharding
-from emu3_jax.generate import cache as kv_cache
-from emu3_jax.generate import grammar, guidance, prefill, sampling
+from emu3_jax.generate import autoregressive, constraints
+from emu3_jax.generate.autoregressive import Inputs, Settings, Static
 from emu3_jax.generate.requests import Batch, Request, check, plan
 from emu3_jax.generate.sampling import Sampling
-from emu3_jax.models.attention import KVCache
 from emu3_jax.models.transformer import Transformer, check_mesh
 from emu3_jax.vocab import Vocab
 
 # New tokens between two looks of whoever streams: a look costs a round trip to the device.
 STREAM_EVERY = 8
-
-
-class _Static(NamedTuple):
-    """What is compiled in: a change of any field compiles anew."""
-
-    guided: bool
-    greedy: bool
-    top_k: int
-    use_top_p: bool
-    visual: bool
-    text: bool
-    whole_vocabulary: bool
-
-
-class _Inputs(NamedTuple):
-    """One batch on the device; B requests, R rows (2 B when guided), P prompt columns, N new."""
-
-    prompt_RP: jax.Array
-    valid_RP: jax.Array
-    table_BN: jax.Array
-    lengths_B: jax.Array
-    guided_B: jax.Array
-    numbers_B: jax.Array
-
-
-class _Settings(NamedTuple):
-    """The numbers of `Sampling` that need no new compilation."""
-
-    seed: jax.Array
-    temperature: jax.Array
-    top_p: jax.Array
-    guidance: jax.Array
-
-
-class _State(NamedTuple):
-    """What the loop carries from token to token."""
-
-    step: jax.Array
-    token_R: jax.Array
-    position_R: jax.Array
-    cache: KVCache
-    new_BN: jax.Array
-    finished_B: jax.Array
 
 
 def generate(
@@ -135,16 +85,16 @@ def _run(model, params, requests, batch: Batch, settings: Sampling, vocab, strea
     """The new tokens of one batch, int32 [B, N] on the host."""
     inputs = _inputs(requests, batch, settings, vocab)
     table = inputs.table_BN
-    static = _Static(
+    static = Static(
         guided=len(inputs.prompt_RP) > len(table),
         greedy=settings.greedy,
         top_k=0 if settings.greedy else settings.top_k,
         use_top_p=not settings.greedy and settings.top_p < 1,
-        visual=bool((table == grammar.VISUAL).any()),
-        text=bool(np.isin(table, (grammar.TEXT, grammar.WORD)).any()),
+        visual=bool((table == constraints.VISUAL).any()),
+        text=bool(np.isin(table, (constraints.TEXT, constraints.WORD)).any()),
         whole_vocabulary=settings.whole_vocabulary,
     )
-    numbers = _Settings(
+    numbers = Settings(
         seed=np.uint32(settings.seed),
         temperature=np.float32(settings.temperature),
         top_p=np.float32(settings.top_p),
@@ -153,11 +103,12 @@ def _run(model, params, requests, batch: Batch, settings: Sampling, vocab, strea
     inputs = jax.tree.map(lambda array: sharding.spread(array, "batch"), inputs)
     compiled = dict(model=model, vocab=vocab, static=static)
     if stream is None:
-        return np.asarray(_decode(params, inputs, numbers, **compiled))
-    state, shown, steps = _start(params, inputs, model=model, vocab=vocab), 0, table.shape[1]
+        return np.asarray(autoregressive.decode(params, inputs, numbers, **compiled))
+    state = autoregressive.start(params, inputs, model=model, vocab=vocab)
+    shown, steps = 0, table.shape[1]
     while shown < steps and not np.asarray(state.finished_B).all():
         until = min(shown + STREAM_EVERY, steps)
-        state = _advance(params, inputs, numbers, state, until, **compiled)
+        state = autoregressive.advance(params, inputs, numbers, state, until, **compiled)
         new_BN = np.asarray(state.new_BN)
         for row, member in zip(new_BN, batch.members, strict=False):
             answer = _cut(row[:until], requests[member].new, vocab)
@@ -167,7 +118,7 @@ def _run(model, params, requests, batch: Batch, settings: Sampling, vocab, strea
     return np.asarray(state.new_BN)
 
 
-def _inputs(requests: list[Request], batch: Batch, settings: Sampling, vocab: Vocab) -> _Inputs:
+def _inputs(requests: list[Request], batch: Batch, settings: Sampling, vocab: Vocab) -> Inputs:
     """Lays the members of a batch out as arrays; rows beyond them have nothing to generate."""
     members = [requests[i] for i in batch.members]
     has_negative = np.zeros(batch.rows, bool)
@@ -197,116 +148,11 @@ def _inputs(requests: list[Request], batch: Batch, settings: Sampling, vocab: Vo
         place if r.number is None else r.number
         for place, r in zip(batch.members, members, strict=True)
     ]
-    table = grammar.table([r.rule for r in members], batch.rows, batch.new, vocab.pad)
+    table = constraints.table([r.rule for r in members], batch.rows, batch.new, vocab.pad)
     if guided:
         prompt_BP = np.stack([prompt_BP, negative_BP], axis=1).reshape(-1, prompt_BP.shape[1])
         valid_BP = np.stack([valid_BP, negative_valid_BP], axis=1).reshape(prompt_BP.shape)
-    return _Inputs(prompt_BP, valid_BP, table, lengths, has_negative, numbers)
-
-
-@functools.partial(jax.jit, static_argnames=("model", "vocab", "static"))
-def _decode(
-    params, inputs: _Inputs, settings: _Settings, *, model: Transformer, vocab: Vocab, static
-) -> jax.Array:
-    """Runs one batch to its end; int32 [B, N], PAD behind the end of each row."""
-    state = _prefill(params, inputs, model, vocab)
-    last = inputs.table_BN.shape[1]
-    state = _loop(params, inputs, settings, state, last, model, vocab, static)
-    return _readable(state).new_BN
-
-
-@functools.partial(jax.jit, static_argnames=("model", "vocab"))
-def _start(params, inputs: _Inputs, *, model: Transformer, vocab: Vocab) -> _State:
-    """The first half of `_decode`, for whoever wants to look at tokens as they come."""
-    return _readable(_prefill(params, inputs, model, vocab))
-
-
-@functools.partial(
-    jax.jit, static_argnames=("model", "vocab", "static"), donate_argnames=("state",)
-)
-def _advance(
-    params, inputs: _Inputs, settings: _Settings, state: _State, until, *, model, vocab, static
-) -> _State:
-    """A part of the second half of `_decode`: on to `until` new tokens, or to the end."""
-    state = _loop(params, inputs, settings, state, until, model, vocab, static)
-    return _readable(state)
-
-
-def _loop(params, inputs: _Inputs, settings: _Settings, state: _State, until, model, vocab, static):
-    """Feeds one token a step until `until` are there or every row is finished."""
-    key = jax.random.key(settings.seed)
-
-    def draw(scores_BV, keys_B):
-        return sampling.draw(
-            keys_B,
-            scores_BV,
-            settings.temperature,
-            settings.top_p,
-            greedy=static.greedy,
-            top_k=static.top_k,
-            use_top_p=static.use_top_p,
-        )
-
-    def step(state: _State) -> _State:
-        logits_R1V, cache = model.apply(
-            {"params": params},
-            state.token_R[:, None],
-            state.position_R[:, None],
-            state.cache,
-            method="decode",
-        )
-        scores_BV = logits_R1V[:, 0]
-        if static.guided:
-            scores_BV = guidance.guide_interleaved(scores_BV, inputs.guided_B, settings.guidance)
-        keys_B = sampling.row_keys(key, inputs.numbers_B, state.step)
-        rule_B = jax.lax.dynamic_index_in_dim(inputs.table_BN, state.step, 1, keepdims=False)
-        rule_B = jnp.where(state.finished_B, vocab.pad, rule_B)
-        code_B = draw(grammar.visual_scores(scores_BV, vocab), keys_B) if static.visual else None
-        text_B = None
-        if static.text:
-            whole = static.whole_vocabulary
-            text_B = draw(grammar.text_scores(scores_BV, rule_B, vocab, whole), keys_B)
-            text_B = grammar.text_tokens(text_B, vocab, whole)
-        token_B = grammar.choose(rule_B, code_B, text_B, vocab)
-        ended_B = (token_B == vocab.eos) | (state.step + 1 >= inputs.lengths_B)
-        return _State(
-            step=state.step + 1,
-            token_R=jnp.repeat(token_B, 2) if static.guided else token_B,
-            position_R=state.position_R + 1,
-            cache=cache,
-            new_BN=jax.lax.dynamic_update_index_in_dim(state.new_BN, token_B, state.step, 1),
-            finished_B=state.finished_B | ended_B,
-        )
-
-    def go_on(state: _State) -> jax.Array:
-        return (state.step < until) & ~state.finished_B.all()
-
-    return jax.lax.while_loop(go_on, step, state)
-
-
-def _readable(state: _State) -> _State:
-    """The state with what the host reads of it whole on every device, hence in every process."""
-    return state._replace(
-        new_BN=sharding.gathered(state.new_BN), finished_B=sharding.gathered(state.finished_B)
-    )
-
-
-def _prefill(params, inputs: _Inputs, model: Transformer, vocab: Vocab) -> _State:
-    """Reads every prompt but for its last token, which the loop reads first."""
-    prompt_RP = inputs.prompt_RP
-    rows, columns = prompt_RP.shape
-    positions_RP = jnp.cumsum(inputs.valid_RP, axis=1) - 1
-    cache = kv_cache.allocate(model.config, rows, columns - 1 + inputs.table_BN.shape[1])
-    cache = prefill.read(model, params, prompt_RP[:, :-1], positions_RP[:, :-1], cache)
-    new_BN = jnp.full(inputs.table_BN.shape, vocab.pad, jnp.int32)
-    return _State(
-        step=jnp.zeros((), jnp.int32),
-        token_R=prompt_RP[:, -1],
-        position_R=positions_RP[:, -1],
-        cache=cache,
-        new_BN=sharding.constrain(new_BN, "batch", None),
-        finished_B=inputs.lengths_B == 0,
-    )
+    return Inputs(prompt_BP, valid_BP, table, lengths, has_negative, numbers)
 
 
 def _cut(row: np.ndarray, longest: int, vocab: Vocab) -> np.ndarray:
@@ -321,7 +167,7 @@ def _reporter(model, batch: Batch, settings: Sampling, name: str, progress):
     if progress is None:
         return lambda tokens: None
     branches = 2 if settings.guided else 1
-    size = kv_cache.size_bytes(model.config, batch.rows * branches, batch.capacity)
+    size = autoregressive.cache_bytes(model.config, batch.rows * branches, batch.capacity)
     progress(
         f"{name}: {len(batch.members)} requests in {batch.rows} rows"
         f"{' x 2 branches' if settings.guided else ''}, prompts up to {batch.prefill + 1} tokens, "

@@ -13,12 +13,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from emu3_jax.data import media, vision_codec
-from emu3_jax.generate import official, pixels, tasks
+from emu3_jax.files import write_atomically
+from emu3_jax.generate import codec, modalities, presets
 from emu3_jax.generate.sampling import Sampling
 from emu3_jax.interop.bundle import Bundle
 from emu3_jax.sequence import Image, Turn, Video, image_size
 
-TASKS = ("text_to_image", "image_to_text", "text_to_video", "video_to_text")
+GENERATION_TASKS = ("text_to_image", "image_to_text", "text_to_video", "video_to_text")
 # Key of the PNG text chunk that holds the settings as JSON.
 METADATA_KEY = "emu3_jax"
 
@@ -32,7 +33,7 @@ class Job:
     """What to generate.
 
     Attributes:
-      task: one of TASKS.
+      task: one of GENERATION_TASKS.
       prompts: captions to draw; or questions, one for all media or one each, possibly none.
       media: files to read, for the tasks that end in text.
       sizes: tokens (h, w) of pictures or (t, h, w) of clips, for the tasks that draw: one for all
@@ -40,7 +41,7 @@ class Job:
       fps: rate of a clip: stated in the prompt when drawing, sampled at when reading (0: as is).
       clips: how longer clips are coded, one of `vision_codec.CLIPS`.
       samples: answers for each prompt or file.
-      candidates: pictures or clips drawn for each answer; see `tasks.Options`.
+      candidates: pictures or clips drawn for each answer; see `modalities.Options`.
       first: number of the first answer; answer n depends on the seed and on first + n alone.
       sampling: how tokens are drawn.
       negative_prompt: of the unconditional branch.
@@ -60,16 +61,16 @@ class Job:
     sampling: Sampling = Sampling()
     negative_prompt: str = ""
     chat: bool = False
-    max_new: int = official.UNDERSTANDING_MAX_NEW
+    max_new: int = presets.UNDERSTANDING_MAX_NEW
 
     def __post_init__(self):
-        if self.task not in TASKS:
-            raise JobError(f"task must be one of {', '.join(TASKS)}, not {self.task!r}.")
+        if self.task not in GENERATION_TASKS:
+            raise JobError(f"task must be one of {', '.join(GENERATION_TASKS)}, not {self.task!r}.")
         if self.samples < 1:
             raise JobError(f"samples must be at least 1, not {self.samples}.")
         if self.samples > 1 and self.sampling.greedy:
             raise JobError("With temperature 0 all samples are alike; ask for one.")
-        tasks.check_candidates(self.candidates, self.sampling)
+        modalities.check_candidates(self.candidates, self.sampling)
         if self.first < 0:
             raise JobError(f"first must be at least 0, not {self.first}.")
         if self.clips not in vision_codec.CLIPS:
@@ -164,7 +165,7 @@ def sizes_of(
     ratios: Sequence[str],
     area: int,
     *,
-    default_area: int = official.GEN_AREA,
+    default_area: int = presets.GEN_AREA,
     spatial_factor: int = 8,
 ) -> tuple[tuple[int, ...], ...]:
     """Sizes in tokens from the command's options, of which `sizes` excludes the other two.
@@ -201,7 +202,7 @@ class Runner:
     bundle: Bundle
     output: pathlib.Path
     limits: media.PixelLimits
-    options: tasks.Options
+    options: modalities.Options
     about: dict
 
     def run(self, job: Job, say: Callable[[str], None] = print) -> list[pathlib.Path]:
@@ -232,11 +233,11 @@ class Runner:
         number += job.first
         return {"task": job.task, **rest, **sampling, "first": number, **model, **self.about}
 
-    def _pictures(self, job: Job, options: tasks.Options, say) -> list[pathlib.Path]:
+    def _pictures(self, job: Job, options: modalities.Options, say) -> list[pathlib.Path]:
         captions, sizes = zip(*job.drawings, strict=True)
-        codes = tasks.draw_pictures(self.bundle, captions, sizes, options)
+        codes = modalities.draw_pictures(self.bundle, captions, sizes, options)
         files = []
-        for i, picture in enumerate(pixels.decode(self.bundle, codes)):
+        for i, picture in enumerate(codec.decode(self.bundle, codes)):
             settings = self._settings(
                 job,
                 i,
@@ -253,13 +254,13 @@ class Runner:
             files.append(file)
         return files
 
-    def _clips(self, job: Job, options: tasks.Options, say) -> list[pathlib.Path]:
+    def _clips(self, job: Job, options: modalities.Options, say) -> list[pathlib.Path]:
         captions, sizes = zip(*job.drawings, strict=True)
         factor = self.bundle.vision.config.temporal_downsample_factor
         seconds = {size[0]: size[0] * factor / job.fps for size in sizes}
-        codes = tasks.draw_clips(self.bundle, captions, sizes, job.fps, seconds, options)
+        codes = modalities.draw_clips(self.bundle, captions, sizes, job.fps, seconds, options)
         files = []
-        for i, frames in enumerate(pixels.decode(self.bundle, codes, job.clips)):
+        for i, frames in enumerate(codec.decode(self.bundle, codes, job.clips)):
             settings = self._settings(
                 job,
                 i,
@@ -273,12 +274,12 @@ class Runner:
             media.write_webp(stem.with_suffix(".webp"), frames, job.fps)
             media.write_mp4(stem.with_suffix(".mp4"), frames, job.fps)
             text = json.dumps(settings, ensure_ascii=False, indent=1) + "\n"
-            media.write_atomically(stem.with_suffix(".json"), text.encode())
+            write_atomically(stem.with_suffix(".json"), text.encode())
             say(f"{stem}.webp  {captions[i]}")
             files += [stem.with_suffix(s) for s in (".webp", ".mp4", ".json")]
         return files
 
-    def _texts(self, job: Job, options: tasks.Options, say) -> list[pathlib.Path]:
+    def _texts(self, job: Job, options: modalities.Options, say) -> list[pathlib.Path]:
         blocks = self._read(job)
         questions = job.prompts * len(blocks) if len(job.prompts) == 1 else job.prompts
         prompts = []
@@ -287,10 +288,10 @@ class Runner:
             if job.chat:
                 prompt = self.bundle.grammar.chat_prompt([Turn(question, media=(block,))])
             else:
-                prompt = tasks.question_prompt(self.bundle, block, question)
+                prompt = modalities.question_prompt(self.bundle, block, question)
             prompts += [prompt] * job.samples
         may_be_empty = job.chat or bool(questions)
-        answers = tasks.continue_texts(self.bundle, prompts, options, may_be_empty)
+        answers = modalities.continue_texts(self.bundle, prompts, options, may_be_empty)
         lines = []
         for i, answer in enumerate(answers):
             place = i // job.samples
@@ -310,7 +311,7 @@ class Runner:
             lines.append(json.dumps({"text": answer, **settings}, ensure_ascii=False))
             say(f"{source}  {answer}")
         file = self.output / "captions.jsonl"
-        media.write_atomically(file, ("\n".join(lines) + "\n").encode())
+        write_atomically(file, ("\n".join(lines) + "\n").encode())
         return [file]
 
     def _read(self, job: Job) -> list[Image | Video]:
@@ -330,7 +331,7 @@ class Runner:
         codes = []
         for file, array in zip(job.media, arrays, strict=True):
             try:
-                codes += pixels.encode(self.bundle, [array], self.limits, job.clips)
+                codes += codec.encode(self.bundle, [array], self.limits, job.clips)
             except media.MediaError as error:
                 raise media.MediaError(f"{file}: {error}") from error
         return codes

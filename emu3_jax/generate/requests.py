@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from emu3_jax.generate import grammar
+from emu3_jax.generate import constraints
 from emu3_jax.vocab import Vocab
 
 MIN_PREFILL = 32
@@ -40,9 +40,9 @@ class Request:
 
     @property
     def rule(self) -> np.ndarray:
-        """int32 [N], the request's row of the table in `emu3_jax.generate.grammar`."""
+        """int32 [N], the request's row of the table in `emu3_jax.generate.constraints`."""
         if self.forced is None:
-            return grammar.free_text(self.max_new, self.may_be_empty)
+            return constraints.free_text(self.max_new, self.may_be_empty)
         return np.asarray(self.forced, np.int32)[: self.max_new]
 
     @property

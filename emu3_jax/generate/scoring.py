@@ -16,9 +16,13 @@ import numpy as np
 from flax import linen as nn
 
 from emu3_jax import sequence, sharding
+from emu3_jax.data import packing
+from emu3_jax.data.mixture import Tokens
+from emu3_jax.generate import autoregressive
 from emu3_jax.interop.bundle import Bundle
+from emu3_jax.models.cross_entropy import chunked_cross_entropy
+from emu3_jax.models.transformer import Transformer, TransformerConfig, check_mesh
 from emu3_jax.sequence import TokenClass
-from emu3_jax.train.loss import chunked_cross_entropy
 
 # Rows are a multiple of this, so that few shapes are compiled.
 ROW_MULTIPLE = 64
@@ -94,10 +98,33 @@ def scorer(model: nn.Module):
     return jax.jit(nll)
 
 
+def lower(
+    config: TransformerConfig, mesh: jax.sharding.Mesh, *, batch_size: int, row_length: int
+) -> jax.stages.Lowered:
+    """What `score_documents` runs for one batch, lowered ahead of time, before there are weights.
+
+    Args:
+      config: of the model; weights are in its compute type.
+      mesh: that is set where documents are scored.
+      batch_size, row_length: as `score_documents` takes them.
+
+    Raises:
+      ValueError: the model or the rows do not fit the mesh.
+    """
+    check_mesh(config, mesh)
+    sharding.check_divides(mesh, "sequence", "row_length", row_length)
+    shape = (rows_of_batch(mesh, batch_size), row_length)
+    rows = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding.batch_sharding(mesh))
+    model = Transformer(config)
+    with jax.set_mesh(mesh):
+        variables = {"params": autoregressive.abstract_params(model, mesh)}
+        return scorer(model).lower(variables, *[rows] * len(SCORED))
+
+
 def packed_batches(
     documents: Mapping[Hashable, Sequence[sequence.Sequence]], row_length: int, batch_size: int
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Packs documents, longest first, into rows, and rows into batches of one shape.
+    """Packs documents into rows as training does, and rows into batches of one shape.
 
     Targets that training leaves out (weight 0, such as the questions of a chat) get class PAD.
 
@@ -106,41 +133,32 @@ def packed_batches(
       row_length: tokens a row, 0 for what the longest document needs.
       batch_size: rows a batch; the last one is filled up with empty rows.
 
+    Yields:
+      The arrays [batch_size, row_length] that `packing.FIELDS` names.
+
     Raises:
       ValueError: a document is longer than `row_length`.
     """
-    flat = [(s, index) for index, group in enumerate(documents.values()) for s in group]
-    flat.sort(key=lambda pair: -len(pair[0]))
-    longest = len(flat[0][0]) - 1
-    row_length = row_length or -(-longest // ROW_MULTIPLE) * ROW_MULTIPLE
-    if longest > row_length:
-        raise ValueError(f"a document of {longest} tokens does not fit into rows of {row_length}")
-    rows: list[list] = []
-    room = 0
-    for built, source in flat:
-        if len(built) - 1 > room:
-            rows.append([])
-            room = row_length
-        rows[-1].append((built, source))
-        room -= len(built) - 1
+    flat = [
+        _scored(built, index) for index, group in enumerate(documents.values()) for built in group
+    ]
+    lengths = [len(tokens.ids) - 1 for tokens in flat]
+    row_length = row_length or -(-max(lengths) // ROW_MULTIPLE) * ROW_MULTIPLE
+    if max(lengths) > row_length:
+        raise ValueError(
+            f"a document of {max(lengths)} tokens does not fit into rows of {row_length}"
+        )
+    rows = packing.best_fit(lengths, row_length)
+    rows += [[]] * (-len(rows) % batch_size)
     for start in range(0, len(rows), batch_size):
-        yield _batch(rows[start : start + batch_size], batch_size, row_length)
+        arrays = [
+            packing.assemble([(flat[i], 0, lengths[i]) for i in row], row_length, pad=0)
+            for row in rows[start : start + batch_size]
+        ]
+        yield {name: np.stack([row[name] for row in arrays]) for name in packing.FIELDS}
 
 
-def _batch(rows: Sequence[Sequence], batch_size: int, row_length: int) -> dict[str, np.ndarray]:
-    names = ("inputs", "targets", "classes", "sources", "segment_ids", "positions")
-    batch = {name: np.zeros((batch_size, row_length), np.int32) for name in names}
-    for r, row in enumerate(rows):
-        start = 0
-        for number, (built, source) in enumerate(row, start=1):
-            count = len(built) - 1
-            place = (r, slice(start, start + count))
-            batch["inputs"][place] = built.ids[:-1]
-            batch["targets"][place] = built.ids[1:]
-            scored = built.weights[1:] > 0
-            batch["classes"][place] = np.where(scored, built.classes[1:], TokenClass.PAD)
-            batch["sources"][place] = source
-            batch["segment_ids"][place] = number
-            batch["positions"][place] = np.arange(count)
-            start += count
-    return batch
+def _scored(built: sequence.Sequence, source: int) -> Tokens:
+    """The document with class PAD where training leaves a target out."""
+    classes = np.where(built.weights > 0, built.classes, TokenClass.PAD)
+    return Tokens(built.ids, built.weights, classes, source, whole=True)

@@ -10,7 +10,6 @@ ranks of one of the files that the hub has beside the weights (`RANK_FILES`).
 """
 
 import dataclasses
-import json
 import os
 import pathlib
 from typing import Any
@@ -19,10 +18,10 @@ import jax
 from etils import epath
 
 from emu3_jax import vocab as vocab_lib
-from emu3_jax.data.fingerprint import vision_fingerprint
-from emu3_jax.data.media import write_atomically
+from emu3_jax.data.fingerprint import check_same, vision_fingerprint
+from emu3_jax.files import read_json, write_atomically, write_json
 from emu3_jax.interop import language_config, language_model, vision_tokenizer
-from emu3_jax.interop.replacing import replacing
+from emu3_jax.interop.safetensors_io import replacing_model
 from emu3_jax.models.transformer import Transformer
 from emu3_jax.models.vision_tokenizer import VisionTokenizer
 from emu3_jax.sequence import Grammar
@@ -103,8 +102,8 @@ def save_language(path: str | os.PathLike, language: Language) -> None:
     else:
         name = "text_tokenizer.model"
         write_atomically(path / name, epath.Path(tokenizer.path).read_bytes())
-    _write_json(path / VOCAB_FILE, language.vocab.to_dict())
-    _write_json(
+    write_json(path / VOCAB_FILE, language.vocab.to_dict())
+    write_json(
         path / BUNDLE_FILE,
         {
             "schema": SCHEMA,
@@ -129,7 +128,7 @@ def load_language(path: str | os.PathLike) -> Language:
         raise BundleError(f"{path} is no directory; expected one that holds a model.")
     if not (path / BUNDLE_FILE).exists():
         return _released_language(path)
-    stored = _read_json(path / BUNDLE_FILE)
+    stored = read_json(path / BUNDLE_FILE)
     if stored.get("schema") != SCHEMA:
         raise BundleError(
             f"{path / BUNDLE_FILE} has schema {stored.get('schema')}; expected {SCHEMA}."
@@ -137,11 +136,11 @@ def load_language(path: str | os.PathLike) -> Language:
     vocab = _stored_vocab(path)
     name = stored["text_tokenizer"]
     tokenizer = load_text_tokenizer(name if name == "bytes" else path / name)
-    if tokenizer.fingerprint != stored["text_fingerprint"]:
-        raise BundleError(
-            f"{path / name} has fingerprint {tokenizer.fingerprint}; the model was trained with "
-            f"{stored['text_fingerprint']}."
-        )
+    trained_with = stored["text_fingerprint"]
+    check_same(
+        "text tokenizer",
+        {f"{path / name} is": tokenizer.fingerprint, f"{path} was trained with": trained_with},
+    )
     return Language(
         vocab,
         Grammar(vocab, tokenizer, video_format=stored["video_format"]),
@@ -184,7 +183,7 @@ def read_vocab(path: str | os.PathLike) -> Vocab:
 
 def _stored_vocab(path: pathlib.Path) -> Vocab:
     try:
-        return Vocab.from_dict(_read_json(path / VOCAB_FILE))
+        return Vocab.from_dict(read_json(path / VOCAB_FILE))
     except (TypeError, ValueError) as error:
         raise BundleError(f"{path / VOCAB_FILE} is no vocabulary: {error}") from error
 
@@ -241,25 +240,33 @@ def with_vision(
     bundle: Bundle,
     vision: VisionTokenizer,
     variables: Any,
-    vision_where: str = "given",
+    vision_where: str = "the vision tokenizer given",
     where: str = "the model",
 ) -> Bundle:
-    """The bundle with a vision tokenizer; BundleError if the model was trained with another."""
+    """The bundle with a vision tokenizer; ValueError if the model was trained with another."""
     codes = vision.config.codebook_size
     if codes != bundle.vocab.codebook_size:
         raise BundleError(
-            f"The vision tokenizer {vision_where} has {codes} codes; {where} was trained with "
+            f"{vision_where} has {codes} codes; {where} was trained with "
             f"{bundle.vocab.codebook_size}."
         )
-    expected = bundle.vision_fingerprint
-    if expected is not None:
-        found = vision_fingerprint(vision.config, variables)
-        if found != expected:
-            raise BundleError(
-                f"The vision tokenizer {vision_where} has fingerprint {found}; {where} was "
-                f"trained with {expected}."
-            )
+    check_vision_tokenizer(bundle, vision, variables, vision_where, where)
     return dataclasses.replace(bundle, vision=vision, vision_variables=variables)
+
+
+def check_vision_tokenizer(
+    language: Language | Bundle,
+    vision: VisionTokenizer,
+    variables: Any,
+    vision_where: str,
+    where: str,
+) -> None:
+    """ValueError if the model is known to have been trained with another vision tokenizer."""
+    expected = language.vision_fingerprint
+    if expected:
+        found = vision_fingerprint(vision.config, variables)
+        stated = {f"{vision_where} is": found, f"{where} was trained with": expected}
+        check_same("vision tokenizer", stated)
 
 
 def save_bundle(path: str | os.PathLike, bundle: Bundle, dtype: str = "float32") -> None:
@@ -271,21 +278,8 @@ def save_bundle(path: str | os.PathLike, bundle: Bundle, dtype: str = "float32")
     extra = {f"{role}_token_id": getattr(vocab, role) for role in vocab_lib.ROLES}
     if bundle.max_context is not None:
         extra["max_position_embeddings"] = bundle.max_context
-    with replacing(path) as folder:
+    with replacing_model(path) as folder:
         params = bundle.variables["params"]
         language_model.save(folder, bundle.model.config, params, dtype, extra)
         language = Language(vocab, bundle.grammar, bundle.vision_fingerprint, bundle.max_context)
         save_language(folder, language)
-
-
-def _read_json(path: pathlib.Path) -> dict:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror}).") from error
-    except ValueError as error:
-        raise BundleError(f"{path} is not JSON ({error}).") from error
-
-
-def _write_json(path: epath.Path, value: dict) -> None:
-    write_atomically(path, (json.dumps(value, indent=1) + "\n").encode())

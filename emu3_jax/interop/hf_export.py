@@ -10,8 +10,9 @@ import itertools
 import os
 import pathlib
 
+from emu3_jax.files import write_json
 from emu3_jax.interop import language_config, language_model, vision_config, vision_tokenizer
-from emu3_jax.interop.safetensors_io import CONFIG_FILE, write_json, write_tensors
+from emu3_jax.interop.safetensors_io import CONFIG_FILE, write_tensors
 from emu3_jax.models.transformer import TransformerConfig
 from emu3_jax.models.vision_config import VisionTokenizerConfig
 from emu3_jax.vocab import Vocab

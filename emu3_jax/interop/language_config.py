@@ -9,7 +9,8 @@ import os
 import pathlib
 
 from emu3_jax import vocab
-from emu3_jax.interop.safetensors_io import CONFIG_FILE, read_json, write_json
+from emu3_jax.files import read_json, write_json
+from emu3_jax.interop.safetensors_io import CONFIG_FILE, model_type
 from emu3_jax.models.transformer import TransformerConfig
 
 GENERATION_FILE = "generation_config.json"
@@ -40,8 +41,17 @@ DEFAULTS = {
     "rms_norm_eps": 1e-5,
     "attention_dropout": 0.1,
 }
-# Choices that this model does not have; another value in a config.json is an error.
+# Choices of the Llama family that this model does not have; another value in a config.json is an
+# error.
 CONSTANTS = {
+    "hidden_act": "silu",
+    "rope_scaling": None,
+    "attention_bias": False,
+    "mlp_bias": False,
+    "sliding_window": None,
+}
+# The same that the released config.json states.
+RELEASED = {
     "model_type": "Emu3",
     "hidden_act": "silu",
     "rope_scaling": None,
@@ -67,7 +77,7 @@ RELEASED_CODE = {
 
 def is_hf(path: str | os.PathLike) -> bool:
     """Whether a directory is in the -hf layout."""
-    return read_json(pathlib.Path(path) / CONFIG_FILE).get("model_type") in HF_MODEL_TYPES
+    return model_type(path) in HF_MODEL_TYPES
 
 
 def read_config(path: str | os.PathLike) -> TransformerConfig:
@@ -80,9 +90,9 @@ def read_config(path: str | os.PathLike) -> TransformerConfig:
     stored = DEFAULTS | plain_fields(read_json(file))
     if stored["num_key_value_heads"] is None:
         stored["num_key_value_heads"] = stored["num_attention_heads"]
-    for key, expected in CONSTANTS.items():
-        if stored.get(key, expected) != expected:
-            raise ValueError(f"{file}: {key} is {stored[key]!r}, expected {expected!r}")
+    problems = unsupported(stored, CONSTANTS | RELEASED)
+    if problems:
+        raise ValueError(f"{file}: {'; '.join(problems)}")
     types = {field.name: field.type for field in dataclasses.fields(TransformerConfig)}
     fields = {}
     for key, name in CONFIG_KEYS.items():
@@ -96,6 +106,15 @@ def read_config(path: str | os.PathLike) -> TransformerConfig:
         return TransformerConfig(head_dim=head_dim, **fields)
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from error
+
+
+def unsupported(fields: dict, constants: dict = CONSTANTS) -> list[str]:
+    """Every field that has another value than the one in `constants`, as part of a sentence."""
+    return [
+        f"{key} is {fields[key]!r}, expected {expected!r}"
+        for key, expected in constants.items()
+        if fields.get(key, expected) != expected
+    ]
 
 
 def read_further(path: str | os.PathLike) -> dict:
@@ -116,7 +135,7 @@ def plain_fields(stored: dict) -> dict:
     fields = dict(stored)
     if stored.get("model_type") in HF_MODEL_TYPES:
         default = {} if stored["model_type"] == "emu3" else stored
-        fields = (stored.get("text_config") or default) | {"model_type": CONSTANTS["model_type"]}
+        fields = (stored.get("text_config") or default) | {"model_type": RELEASED["model_type"]}
     scaling, rotation = fields.get("rope_scaling"), fields.get("rope_parameters")
     rotation = (scaling or {}) | (rotation or {})
     if "rope_theta" in rotation:
@@ -129,7 +148,7 @@ def write_released(
     path: str | os.PathLike, config: TransformerConfig, further: dict, dtype: str
 ) -> None:
     """Writes config.json and generation_config.json as the released directories have them."""
-    stored = RELEASED_CODE | CONSTANTS
+    stored = RELEASED_CODE | RELEASED
     stored |= {key: getattr(config, name) for key, name in CONFIG_KEYS.items()}
     stored |= {"initializer_range": FURTHER["initializer_range"], "torch_dtype": dtype}
     if config.head_dim * config.num_heads != config.hidden_size:

@@ -75,6 +75,10 @@ LAYER_KEYS = (
 HF_NAMES = ((r"^", "text_model."), (r"^model\.", "model.text_model."), (r"^", ""))
 
 
+# Tensors that old conversions keep and every loader computes.
+COMPUTED = ".rotary_emb.inv_freq"
+
+
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """One tensor of the file and its place here; the vocabulary is the true one on both sides."""
@@ -155,14 +159,18 @@ def pairs_in(path: str | os.PathLike, config: TransformerConfig, tensors: Tensor
 def named_pairs(
     path: str | os.PathLike, config: TransformerConfig, tensors: Tensors
 ) -> tuple[list[Pair], list[str]]:
-    """The same without checks, and the names of a whole -hf model's other half."""
-    if not is_hf(path):
-        return key_map(config), []
+    """The same without checks, and the names of what may lie beside them in the file.
+
+    That is a whole -hf model's other half, and what every loader computes.
+    """
     names = tensors.shapes()
+    beside = [name for name in names if name.endswith(COMPUTED)]
+    if not is_hf(path):
+        return key_map(config), beside
     # Of the -hf names those by which the file has the embedding.
     candidates = [hf_key_map(config, rename) for rename in HF_NAMES]
     pairs = next((pairs for pairs in candidates if pairs[0].name in names), candidates[0])
-    return pairs, [name for name in names if "vqmodel." in name]
+    return pairs, beside + [name for name in names if "vqmodel." in name]
 
 
 def load(

@@ -6,40 +6,31 @@ is the vocabulary, which is not taken along but for ids that mean the same in bo
 
 import os
 import pathlib
-import re
 
 import flax.linen as nn
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
+from emu3_jax.files import read_json
 from emu3_jax.interop import language_model
 from emu3_jax.interop.language_config import (
     CONFIG_KEYS,
     DEFAULTS,
     HF_MODEL_TYPES,
     plain_fields,
+    unsupported,
 )
 from emu3_jax.interop.onto_mesh import OntoMesh
-from emu3_jax.interop.safetensors_io import CONFIG_FILE, Tensors, read_json
+from emu3_jax.interop.safetensors_io import CONFIG_FILE, Tensors
 from emu3_jax.models.transformer import TransformerConfig
 
 # Emu3's, in BAAI's layout and in the -hf one, and what other models of the family call themselves.
 EMU3_TYPES = ("Emu3", *HF_MODEL_TYPES)
 MODEL_TYPES = (*EMU3_TYPES, "llama", "mistral")
-# Choices of the family that this transformer does not have; another value is an error.
-CONSTANTS = {
-    "hidden_act": "silu",
-    "rope_scaling": None,
-    "attention_bias": False,
-    "mlp_bias": False,
-    "sliding_window": None,
-}
 # Fields of config.json that must be those of the run; the vocabulary and dropout need not.
 SIZES = tuple(key for key in CONFIG_KEYS if key not in ("vocab_size", "attention_dropout"))
 EMBEDDING, HEAD = ("embed", "embedding"), ("lm_head", "kernel")
-# Kept by old conversions; every loader computes them.
-COMPUTED = r".*\.rotary_emb\.inv_freq$"
 
 
 def check(path: str | os.PathLike, config: TransformerConfig, shared_ids: int = 0) -> None:
@@ -97,11 +88,7 @@ def _open(path: pathlib.Path, config: TransformerConfig, shared_ids: int):
             f"{', '.join(MODEL_TYPES)}"
         )
     found = _fields(stored)
-    problems = [
-        f"{key} is {found[key]!r}, expected {wanted!r}"
-        for key, wanted in CONSTANTS.items()
-        if found.get(key, wanted) != wanted
-    ]
+    problems = unsupported(found)
     for key in SIZES:
         wanted = getattr(config, CONFIG_KEYS[key])
         if found.get(key) != wanted:
@@ -121,8 +108,7 @@ def _open(path: pathlib.Path, config: TransformerConfig, shared_ids: int):
         for pair in pairs
         if pair.path != HEAD or not found.get("tie_word_embeddings")
     }
-    computed = [name for name in tensors.shapes() if re.match(COMPUTED, name)]
-    tensors.check(expected, [*beside, *computed])
+    tensors.check(expected, optional=beside)
     return tensors, pairs
 
 

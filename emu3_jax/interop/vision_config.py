@@ -4,7 +4,8 @@ import dataclasses
 import os
 import pathlib
 
-from emu3_jax.interop.safetensors_io import CONFIG_FILE, read_json, write_json
+from emu3_jax.files import read_json, write_json
+from emu3_jax.interop.safetensors_io import CONFIG_FILE, model_type
 from emu3_jax.models.vision_config import COMPUTATION, VisionTokenizerConfig
 
 HF_MODEL_TYPES = ("emu3", "emu3_vqgan")
@@ -43,7 +44,7 @@ _RELEASED = {
 
 def is_hf(path: str | os.PathLike) -> bool:
     """Whether a directory is in the -hf layout, of a whole model or of a vision tokenizer."""
-    return read_json(pathlib.Path(path) / CONFIG_FILE).get("model_type") in HF_MODEL_TYPES
+    return model_type(path) in HF_MODEL_TYPES
 
 
 def read_config(path: str | os.PathLike) -> VisionTokenizerConfig:
@@ -53,14 +54,14 @@ def read_config(path: str | os.PathLike) -> VisionTokenizerConfig:
     """
     file = pathlib.Path(path) / CONFIG_FILE
     stored = read_json(file)
-    model_type = stored.get("model_type")
-    if model_type in HF_MODEL_TYPES:
-        stored = (stored.get("vq_config") or {}) if model_type == "emu3" else stored
+    kind = stored.get("model_type")
+    if kind in HF_MODEL_TYPES:
+        stored = (stored.get("vq_config") or {}) if kind == "emu3" else stored
         stored = {HF_CONFIG_KEYS.get(key, key): value for key, value in stored.items()}
-    elif model_type != "Emu3VisionVQ":
+    elif kind != "Emu3VisionVQ":
         raise ValueError(
             f'{file}: expected model_type "Emu3VisionVQ", or "emu3" or "emu3_vqgan" of an -hf '
-            f"conversion, found {model_type!r}."
+            f"conversion, found {kind!r}."
         )
     for name, (expected, reason) in CONSTANTS.items():
         if stored.get(name, expected) != expected:

@@ -8,6 +8,7 @@ Cache: prompts are padded on the left so that all rows write the same slots at t
 The implementations for whole rows are in attention_kernels/.
 """
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from emu3_jax.models import layers, rope
+from emu3_jax.models import rope
 from emu3_jax.models.attention_kernels.choice import IMPLEMENTATIONS, choose
 from emu3_jax.models.attention_kernels.reference import (
     MASKED,
@@ -23,6 +24,8 @@ from emu3_jax.models.attention_kernels.reference import (
     weighted_sum,
     zero_blind_rows,
 )
+from emu3_jax.models.layers import Linear
+from emu3_jax.models.transformer_config import TransformerConfig
 from emu3_jax.sharding import constrain
 
 
@@ -91,33 +94,17 @@ def cached(q_BSNH, k_BTKH, v_BTKH, k_BCKH, v_BCKH, context: Context):
 
 
 class Attention(nn.Module):
-    """Projections, rotation, attention, output projection.
+    """Projections, rotation, attention, output projection."""
 
-    Attributes are those of TransformerConfig, which see; `dropout` is the rate on probabilities.
-    """
-
-    hidden_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    implementation: str
-    dropout: float
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
-
-    def _project(self, name, heads, logical, x_BSD):
-        shape = (self.hidden_size, heads, self.head_dim)
-        axes = ("embed", logical, "head_dim")
-        x = layers.Linear(shape, axes, 1, self.dtype, self.param_dtype, name=name)(x_BSD)
-        x = constrain(x, "batch", "sequence", logical, "head_dim")
-        return checkpoint_name(x, name)
+    config: TransformerConfig
 
     def _whole_rows(self, q, k, v, segment_ids_BS, deterministic):
         if self.is_initializing():
             return q  # initial weights depend neither on attention nor on the machine it needs
-        rate = 0.0 if deterministic else self.dropout
+        c = self.config
+        rate = 0.0 if deterministic else c.probability_dropout
         key = self.make_rng("dropout") if rate > 0.0 else None
-        name = choose(self.implementation, q.shape[1], rate, self.dtype)
+        name = choose(c.attention, q.shape[1], rate, c.dtype)
         return IMPLEMENTATIONS[name](q, k, v, segment_ids_BS, rate, key)
 
     @nn.compact
@@ -133,9 +120,17 @@ class Attention(nn.Module):
         Returns:
             y_BSD, and the new (k, v) [B, S, K, H] where a cache was given, else None.
         """
-        q = self._project("query", self.num_heads, "heads", x_BSD)
-        k = self._project("key", self.num_kv_heads, "kv_heads", x_BSD)
-        v = self._project("value", self.num_kv_heads, "kv_heads", x_BSD)
+        c = self.config
+        linear = functools.partial(Linear, dtype=c.dtype, param_dtype=c.param_dtype)
+
+        def project(name, heads, logical):
+            shape, axes = (c.hidden_size, heads, c.head_dim), ("embed", logical, "head_dim")
+            x = linear(shape=shape, logical=axes, name=name)(x_BSD)
+            return checkpoint_name(constrain(x, "batch", "sequence", *axes[1:]), name)
+
+        q = project("query", c.num_heads, "heads")
+        k = project("key", c.num_kv_heads, "kv_heads")
+        v = project("value", c.num_kv_heads, "kv_heads")
         q = rope.rotate(q, context.cos, context.sin)
         k = rope.rotate(k, context.cos, context.sin)
         if cache is None:
@@ -144,7 +139,10 @@ class Attention(nn.Module):
             new = (k.astype(cache[0].dtype), v.astype(cache[1].dtype))
             out = cached(q, k, v, cache[0].astype(q.dtype), cache[1].astype(q.dtype), context)
         out = constrain(out, "batch", "sequence", "heads", "head_dim")
-        shape = (self.num_heads, self.head_dim, self.hidden_size)
-        axes = ("heads", "head_dim", "embed")
-        y_BSD = layers.Linear(shape, axes, 2, self.dtype, self.param_dtype, name="output")(out)
-        return y_BSD, new
+        output = linear(
+            shape=(c.num_heads, c.head_dim, c.hidden_size),
+            logical=("heads", "head_dim", "embed"),
+            num_in=2,
+            name="output",
+        )
+        return output(out), new

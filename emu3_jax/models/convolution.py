@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from emu3_jax import sharding
-from emu3_jax.models import strips, winograd
+from emu3_jax.models import cpu, strips, winograd
 from emu3_jax.models.initial_kernels import FAN_IN, ZEROS, identity_in_time
 from emu3_jax.models.layers import precision
 
@@ -23,7 +23,7 @@ def conv_2d(x, kernel, stride: int, padding):
     if kernel.shape[:2] == (1, 1) and stride == 1:
         # A matmul; with its gradient it takes a half to four fifths of the time on a CPU.
         return jnp.einsum("bhwi,io->bhwo", x, kernel[0, 0], precision=precision(x.dtype))
-    if winograd.pays(x, kernel, stride):
+    if cpu.winograd_pays(x, kernel, stride):
         return conv_3x3(x, kernel, padding)
     return direct(x, kernel, stride, padding)
 

@@ -10,6 +10,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from emu3_jax.models.lookup import lookup
 
@@ -33,16 +34,21 @@ def weight_init(*logical: str):
 class Linear(nn.Module):
     """Matmul of the last dimensions of x with a kernel of the given shape; no bias.
 
-    `num_in` dimensions of the kernel are summed over. Inputs and kernel are rounded to `dtype`;
-    the result has `out_dtype` (default: `dtype`).
+    Attributes:
+      shape: of the kernel: dimensions in, then dimensions out.
+      logical: its logical axes.
+      dtype: to which inputs and kernel are rounded.
+      param_dtype: in which the kernel is stored.
+      num_in: dimensions in, which are summed over.
+      out_dtype: of the result; None: `dtype`.
     """
 
     shape: tuple[int, ...]
     logical: tuple[str, ...]
-    num_in: int
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
-    out_dtype: jnp.dtype | None = None
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+    num_in: int = 1
+    out_dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -55,7 +61,7 @@ class Linear(nn.Module):
             kernel.astype(self.dtype),
             contract,
             precision=precision(self.dtype),
-            preferred_element_type=self.out_dtype or self.dtype,
+            preferred_element_type=jnp.dtype(self.out_dtype or self.dtype),
         )
 
 
@@ -64,8 +70,8 @@ class Embedding(nn.Module):
 
     rows: int
     features: int
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
+    dtype: DTypeLike
+    param_dtype: DTypeLike
 
     @nn.compact
     def __call__(self, tokens_BS: jax.Array) -> jax.Array:
@@ -83,7 +89,7 @@ class RMSNorm(nn.Module):
     """x / sqrt(mean(x^2) + eps) in float32, rounded to the type of x, then times the scale."""
 
     eps: float
-    param_dtype: jnp.dtype
+    param_dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:

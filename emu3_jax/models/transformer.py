@@ -5,7 +5,7 @@ positions and a gated MLP, untied embeddings, no biases. All layers share one tr
 (`nn.scan`), so that compile time does not grow with depth.
 """
 
-import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -14,111 +14,9 @@ import jax.numpy as jnp
 from emu3_jax.models import rope, zigzag
 from emu3_jax.models.attention import Attention, Context, KVCache
 from emu3_jax.models.attention_kernels import choice
-from emu3_jax.models.layers import Dropout, Embedding, Linear, RMSNorm, padded_rows
+from emu3_jax.models.layers import Dropout, Embedding, Linear, RMSNorm
+from emu3_jax.models.transformer_config import REMAT, TransformerConfig
 from emu3_jax.sharding import check_divides, constrain
-
-_POLICIES = jax.checkpoint_policies
-
-REMAT = {
-    "none": None,
-    "full": _POLICIES.nothing_saveable,
-    "dots": _POLICIES.dots_with_no_batch_dims_saveable,
-    "attention": _POLICIES.save_only_these_names("query", "key", "value", "attention"),
-}
-"""What the backward pass finds stored, per token and layer, and what it computes again.
-
-With D hidden, N/K heads/key heads of H, F intermediate:
-
-none       everything, also float32 scores and probabilities (2 N S): the fastest, the most memory.
-full       the D numbers of the layer's input; the whole forward pass again: +1/3 FLOPs.
-dots       the results of weight matmuls, 2 (N + K) H + 2 F + 2 D; norms, activations and
-           attention again: a few per cent more FLOPs at short rows, more where S is large.
-attention  queries, keys, values and the attention's output, 2 (N + K) H + D, and N sums; the MLP
-           again, but neither the projections nor attention: for long rows, with an attention
-           that stores no scores.
-"""
-
-
-@dataclasses.dataclass(frozen=True)
-class TransformerConfig:
-    """Sizes and choices of a Transformer.
-
-    Attributes:
-        vocab_size: true number of token ids.
-        dropout: rate at four sites: embedding, attention probabilities, attention output, MLP
-            output (0.1 in the released config.json and in the paper's pretraining).
-        rope_theta, norm_eps: released config.json.
-        vocab_multiple: both vocabulary matrices have vocab_size rounded up to this many rows, so
-            that they can be cut (184,622 is 2 x 92,311). The rows above vocab_size start as
-            random as the rest, are never looked up, and never get probability.
-        dtype: type of activations and matmuls; norms, scores, softmax and logits are float32.
-        param_dtype: type the weights are stored in.
-        remat: a name in REMAT.
-        attention: a name in attention_kernels.choice.IMPLEMENTATIONS, or "auto": the fastest that
-            does what is asked on the machine at hand.
-        attention_dropout: rate on attention probabilities alone; None: `dropout`. The kernels for
-            accelerators (splash, cudnn) have none: they need 0.
-        scan_layers: True: one body, weights stacked [num_layers, ...]; False: layers_0, layers_1…
-
-    Raises:
-        ValueError: a size or name that cannot be, named as `model.<field>`.
-    """
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    rope_theta: float = 1e6
-    norm_eps: float = 1e-5
-    dropout: float = 0.1
-    vocab_multiple: int = 256
-    dtype: str = "float32"
-    param_dtype: str = "float32"
-    remat: str = "none"
-    attention: str = "auto"
-    attention_dropout: float | None = None
-    scan_layers: bool = True
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type is int and value < 1:
-                raise ValueError(f"model.{field.name}={value} must be positive")
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"model.num_heads={self.num_heads} must be a multiple of "
-                f"model.num_kv_heads={self.num_kv_heads}"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"model.head_dim={self.head_dim} must be even: rotation takes pairs")
-        for name in ("dropout", "attention_dropout"):
-            if not 0.0 <= (getattr(self, name) or 0.0) < 1.0:
-                raise ValueError(f"model.{name}={getattr(self, name)} must be in [0, 1)")
-        dtypes = ("float32", "bfloat16", "float16")
-        for name, known in (
-            ("remat", REMAT),
-            ("attention", ("auto", *choice.IMPLEMENTATIONS)),
-            ("dtype", dtypes),
-            ("param_dtype", dtypes),
-        ):
-            if getattr(self, name) not in known:
-                raise ValueError(
-                    f"model.{name}={getattr(self, name)!r} is not one of {', '.join(known)}"
-                )
-        choice.check(self.attention, self.probability_dropout, self.dtype)
-
-    @property
-    def probability_dropout(self) -> float:
-        """Rate of dropout on attention probabilities."""
-        return self.dropout if self.attention_dropout is None else self.attention_dropout
-
-    @property
-    def padded_vocab_size(self) -> int:
-        """Rows of the vocabulary matrices."""
-        return padded_rows(self.vocab_size, self.vocab_multiple)
 
 
 def released(**changes) -> TransformerConfig:
@@ -162,30 +60,26 @@ class Block(nn.Module):
     def __call__(self, x_BSD, cache, context: Context, deterministic: bool):
         """x_BSD -> (x_BSD, new keys and values or None); see Attention for the arguments."""
         c = self.config
-        dtypes = (jnp.dtype(c.dtype), jnp.dtype(c.param_dtype))
-        attention = Attention(
-            c.hidden_size,
-            c.num_heads,
-            c.num_kv_heads,
-            c.head_dim,
-            c.attention,
-            c.probability_dropout,
-            *dtypes,
-            name="attention",
-        )
-        h_BSD = RMSNorm(c.norm_eps, dtypes[1], name="attention_norm")(x_BSD)
-        h_BSD, new = attention(h_BSD, cache, context, deterministic)
-        x_BSD = x_BSD + Dropout(c.dropout)(h_BSD, deterministic, context.places_S)
-        x_BSD = constrain(x_BSD, "batch", "sequence", "embed")
+        D, F = c.hidden_size, c.intermediate_size
+        norm = functools.partial(RMSNorm, eps=c.norm_eps, param_dtype=c.param_dtype)
+        linear = functools.partial(Linear, dtype=c.dtype, param_dtype=c.param_dtype)
+        attention = Attention(c, name="attention")
+        gate = linear(shape=(D, F), logical=("embed", "mlp"), name="gate")
+        up = linear(shape=(D, F), logical=("embed", "mlp"), name="up")
+        down = linear(shape=(F, D), logical=("mlp", "embed"), name="down")
 
-        h_BSD = RMSNorm(c.norm_eps, dtypes[1], name="mlp_norm")(x_BSD)
-        wide = ((c.hidden_size, c.intermediate_size), ("embed", "mlp"), 1, *dtypes)
-        narrow = ((c.intermediate_size, c.hidden_size), ("mlp", "embed"), 1, *dtypes)
-        h_BSF = nn.silu(Linear(*wide, name="gate")(h_BSD)) * Linear(*wide, name="up")(h_BSD)
+        def dropout(h_BSD):
+            return Dropout(c.dropout)(h_BSD, deterministic, context.places_S)
+
+        h_BSD = norm(name="attention_norm")(x_BSD)
+        h_BSD, new = attention(h_BSD, cache, context, deterministic)
+        x_BSD = constrain(x_BSD + dropout(h_BSD), "batch", "sequence", "embed")
+
+        h_BSD = norm(name="mlp_norm")(x_BSD)
+        h_BSF = nn.silu(gate(h_BSD)) * up(h_BSD)
         h_BSF = constrain(h_BSF, "batch", "sequence", "mlp")
-        h_BSD = Linear(*narrow, name="down")(h_BSF)
-        x_BSD = x_BSD + Dropout(c.dropout)(h_BSD, deterministic, context.places_S)
-        return constrain(x_BSD, "batch", "sequence", "embed"), new
+        x_BSD = constrain(x_BSD + dropout(down(h_BSF)), "batch", "sequence", "embed")
+        return x_BSD, new
 
 
 def _scanned(block, num_layers: int):
@@ -208,8 +102,8 @@ class Transformer(nn.Module):
     def setup(self):
         """Submodules; the names are the keys of the params tree."""
         c = self.config
-        dtypes = (jnp.dtype(c.dtype), jnp.dtype(c.param_dtype))
-        self.embed = Embedding(c.padded_vocab_size, c.hidden_size, *dtypes)
+        dtypes = {"dtype": c.dtype, "param_dtype": c.param_dtype}
+        self.embed = Embedding(c.padded_vocab_size, c.hidden_size, **dtypes)
         self.embed_dropout = Dropout(c.dropout)
         block = Block
         if c.remat != "none":
@@ -221,9 +115,9 @@ class Transformer(nn.Module):
             self.layers = _scanned(block, c.num_layers)(c)
         else:
             self.layers = [block(c) for _ in range(c.num_layers)]
-        self.final_norm = RMSNorm(c.norm_eps, dtypes[1])
+        self.final_norm = RMSNorm(c.norm_eps, c.param_dtype)
         shape = (c.hidden_size, c.padded_vocab_size)
-        self.lm_head = Linear(shape, ("embed", "vocab"), 1, *dtypes, out_dtype=jnp.float32)
+        self.lm_head = Linear(shape, ("embed", "vocab"), **dtypes, out_dtype="float32")
 
     def __call__(self, tokens, positions=None, segment_ids=None, deterministic=True):
         """Logits of the next token at every place.

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from emu3_jax.models import strips
+from emu3_jax.models import cpu, strips
 from emu3_jax.models.convolution import CausalConv, Downsample, Upsample, conv3x3
 from emu3_jax.models.quantizers import make_quantizer
 from emu3_jax.models.vision_blocks import (
@@ -25,13 +25,8 @@ from emu3_jax.models.vision_blocks import (
     frame_norm,
 )
 from emu3_jax.models.vision_config import VisionTokenizerConfig
-from emu3_jax.sharding import is_single_cpu
 
 __all__ = ["VisionOutput", "VisionTokenizer", "VisionTokenizerConfig"]
-
-
-# Positions times channels of a frame from which `one_at_a_time` holds: 256 x 256 of 256.
-LARGE_ON_CPU = 2**24
 
 
 class VisionOutput(NamedTuple):
@@ -51,16 +46,6 @@ class VisionOutput(NamedTuple):
     latents: jax.Array
     vectors: jax.Array
     losses: dict[str, jax.Array]
-
-
-def one_at_a_time(frames: int, H: int, W: int, channels: int) -> bool:
-    """Whether a batch of frames is better passed through 2-D layers frame by frame.
-
-    On a CPU that works alone it is where a frame is large: four frames of 256 x 256 took 1.27 times
-    as long together as one by one, of 128 x 128 0.92 times (by direct convolutions). On a mesh a
-    batch is cut instead.
-    """
-    return is_single_cpu() and frames > 1 and H * W * channels >= LARGE_ON_CPU
 
 
 def res_block(features: int, config: VisionTokenizerConfig, name: str, x, entries, train: bool):
@@ -119,7 +104,7 @@ class Encoder(nn.Module):
         config = self.config
         B, T, H, W, C = pixels.shape
         x = pixels.reshape(B * T, H, W, C).astype(config.dtype)
-        if not train and one_at_a_time(B * T, H, W, config.ch):
+        if not train and cpu.one_at_a_time(B * T, H, W, config.ch):
             alone = nn.scan(
                 lambda self, _, frame: (None, self.frames(frame[None], train)[0]),
                 variable_broadcast="params",

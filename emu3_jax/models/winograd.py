@@ -2,33 +2,17 @@
 
 Lavin & Gray 2016, "Fast Algorithms for Convolutional Neural Networks", F(2x2, 3x3): a tile of 2 x 2
 results needs 16 products for each pair of channels instead of 36, between 4 x 4 sums of inputs and
-4 x 4 sums of weights; sums of these products are the results. With 256 channels or more a CPU is
-1.4 to 2.1 times as fast so; accelerators have convolutions of their own. Sums are in another order,
-and as exact as the direct ones.
+4 x 4 sums of weights; sums of these products are the results. Sums are in another order, and as
+exact as the direct ones. Where it is used: `cpu.winograd_pays`.
 """
 
 import jax
 import jax.numpy as jnp
 
 from emu3_jax.models.layers import precision
-from emu3_jax.sharding import is_single_cpu
 
-# Below either the sums around the products cost more than fewer products save.
-CHANNELS, FRAME = 256, 32 * 32
-# Above both, the sixteen transforms of a kernel, 64 MiB, would take what a picture of 1024 x 1024
-# needs to be decoded within 4 GB.
-KERNEL, PICTURE = 1024 * 1024, 64 * 64
 # Places of a strip, whose sixteen transforms then lie in the cache: measured at 32 to 256 columns.
 STRIP = 4096
-
-
-def pays(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
-    """Whether `conv_3x3` is the faster way for float [F, H, W, I] and [kh, kw, I, O] here."""
-    (_, H, W, _), (kh, kw, inputs, outputs) = x.shape, kernel.shape
-    possible = (kh, kw, stride) == (3, 3, 1) and x.dtype == jnp.float32
-    faster = H * W >= FRAME and min(inputs, outputs) >= CHANNELS
-    too_much = H * W > PICTURE and inputs * outputs >= KERNEL
-    return possible and faster and not too_much and is_single_cpu()
 
 
 def conv_3x3(x: jax.Array, kernel: jax.Array, padding) -> jax.Array:

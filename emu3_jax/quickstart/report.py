@@ -13,10 +13,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from emu3_jax import shipped
 from emu3_jax import vocab as vocab_lib
 from emu3_jax.data import media, vision_codec
 from emu3_jax.data.records import DATASET_FILE, DatasetInfo
-from emu3_jax.evaluate import items, loading
+from emu3_jax.evaluate import items
 from emu3_jax.evaluate.contact_sheet import contact_sheet, film_strip
 from emu3_jax.evaluate.evaluator import read_results
 from emu3_jax.evaluate.report import (
@@ -33,6 +34,7 @@ from emu3_jax.models.transformer import TransformerConfig, count_parameters
 from emu3_jax.quickstart import runner
 from emu3_jax.quickstart.stages import CHOOSING, DRAWING, Plan
 from emu3_jax.text import load_text_tokenizer
+from emu3_jax.train import weights
 from emu3_jax.train.metrics import read_metrics
 
 SAMPLES_FILE = "samples.png"
@@ -71,7 +73,7 @@ class Gathered:
         self.by_key = {item.key: item for item in held_out}
         self.chosen = runner.read_json(plan.items)
         self.models = [m for m in plan.models() if plan.samples(m, "pictures").is_dir()]
-        self.vision = loading.load_vision_tokenizer(plan.vision_tokenizer)
+        self.vision = weights.load_vision_tokenizer(plan.vision_tokenizer)
 
     def item(self, row: dict) -> items.Item:
         """The held-out item of a row of `choose_items`."""
@@ -152,7 +154,7 @@ class Gathered:
         tokens = sum(counts.tokens for counts in info.counts.values())
         facts = [(f"{tokens / 1e3:,.0f} k", "training tokens in the shards")]
         if "shipped" in self.models:
-            config = language_model.read_config(self.plan.shipped)
+            config = language_model.read_config(shipped.asset(self.plan.shipped))
             facts.insert(0, (_millions(config), "parameters of the shipped model"))
         facts.append((_millions(self._trained_config(info.vocabulary)), "parameters of this run"))
         facts.append((f"{rows[-1]['step']:,}", "training steps, interrupted once and resumed"))

@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
+from emu3_jax.files import write_json
 from emu3_jax.quickstart.stages import Stage
 
 STAGES_FOLDER = "stages"
@@ -40,14 +41,6 @@ class StageError(ValueError):
 
 class Stopped(Exception):  # noqa: N818 (not an error)
     """The user stopped the quickstart; running it again goes on."""
-
-
-def write_json(path: pathlib.Path, value) -> None:
-    """Writes a JSON file, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
 
 
 def read_json(path: pathlib.Path, default=None):

@@ -9,6 +9,8 @@ import pathlib
 from collections import Counter
 from collections.abc import Sequence
 
+from emu3_jax import shipped
+
 # Latent frames, height and width of the corpus under the nano tokenizer: 64 px stills and clips of
 # eight frames, 8 x 8 pixels and 2 frames to a code.
 STILL_SIZE = "8x8"
@@ -74,7 +76,7 @@ class Plan:
       config: training config; gets the directory as its argument.
       steps: of training; 0 takes the config's.
       train_options: further options of the training command.
-      corpus_zip, text_tokenizer, vision_tokenizer: inputs that lie in the project.
+      corpus_zip, text_tokenizer, vision_tokenizer: inputs that are part of the project.
       tokenize_config, tokenize_options: how the corpus is tokenized.
       shipped: directory of the shipped model; its stages are left out where it does not exist.
       limit: items of a validation split that the language models are evaluated on.
@@ -100,10 +102,12 @@ class Plan:
 
     def check(self) -> None:
         """Raises ValueError for an input that is not there."""
-        for path in (self.config, self.corpus_zip, self.text_tokenizer, self.tokenize_config):
+        shipped.config_file(self.config)
+        shipped.config_file(self.tokenize_config)
+        for path in _found(self.corpus_zip, self.text_tokenizer):
             if not path.is_file():
-                raise ValueError(f"{path} does not exist; is this the folder of the project?")
-        if not (self.vision_tokenizer / "config.json").is_file():
+                raise ValueError(f"{path} does not exist; it is part of the project")
+        if not (_found(self.vision_tokenizer)[0] / "config.json").is_file():
             raise ValueError(
                 f"{self.vision_tokenizer} holds no vision tokenizer; it is part of the project"
             )
@@ -150,7 +154,12 @@ class Plan:
 
     def has_shipped(self) -> bool:
         """Whether the shipped model is there."""
-        return (self.shipped / "config.json").is_file()
+        return (_found(self.shipped)[0] / "config.json").is_file()
+
+
+def _found(*assets: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """Where they are; those that do not exist as they are."""
+    return tuple(pathlib.Path(shipped.asset(path)) for path in assets)
 
 
 def preparation(plan: Plan) -> list[Stage]:
@@ -159,7 +168,7 @@ def preparation(plan: Plan) -> list[Stage]:
         "corpus",
         "Unpack the corpus: pictures, clips, captions",
         ("-m", "emu3_jax.data.fluent_emoji", f"--zip={plan.corpus_zip}", f"--output={plan.corpus}"),
-        inputs=(plan.corpus_zip,),
+        inputs=_found(plan.corpus_zip),
         outputs=(plan.corpus,),
     )
     tokenize = Stage(
@@ -170,7 +179,10 @@ def preparation(plan: Plan) -> list[Stage]:
          f"--config.output={plan.tokens}", f"--config.vision_tokenizer={plan.vision_tokenizer}",
          f"--config.text_tokenizer={plan.text_tokenizer}", *plan.tokenize_options),
         after=("corpus",),
-        inputs=(plan.tokenize_config, plan.vision_tokenizer, plan.text_tokenizer),
+        inputs=(
+            shipped.config_file(plan.tokenize_config),
+            *_found(plan.vision_tokenizer, plan.text_tokenizer),
+        ),
         outputs=(plan.tokens,),
     )  # fmt: skip
     return [unpack, tokenize]
@@ -193,7 +205,7 @@ def training(plan: Plan, interrupt_at: int, resolved: str = "") -> list[Stage]:
         f"Pretrain from scratch; interrupted by SIGTERM after step {interrupt_at}",
         command,
         after=("tokens",),
-        inputs=(plan.text_tokenizer,),
+        inputs=_found(plan.text_tokenizer),
         settings=resolved,
         outputs=(plan.model,),
         interrupt_at=interrupt_at,
@@ -219,7 +231,7 @@ def evaluation(plan: Plan) -> list[Stage]:
             ("-m", "emu3_jax.evaluate", "--evaluators=reconstruction", *common, "--batch_size=16",
              f"--output={plan.evaluation('vision_tokenizer')}"),
             after=("corpus",),
-            inputs=(plan.vision_tokenizer,),
+            inputs=_found(plan.vision_tokenizer),
             outputs=(plan.evaluation("vision_tokenizer"),),
         )
     ]  # fmt: skip
@@ -275,8 +287,8 @@ def sampling(plan: Plan, items: dict) -> list[Stage]:
 def _reads(plan: Plan, name: str, path: pathlib.Path) -> dict:
     """What a stage that uses a language model depends on."""
     if name == "trained":
-        return {"after": ("tokens", "train_2"), "inputs": (plan.vision_tokenizer,)}
-    return {"after": ("tokens",), "inputs": (plan.vision_tokenizer, path)}
+        return {"after": ("tokens", "train_2"), "inputs": _found(plan.vision_tokenizer)}
+    return {"after": ("tokens",), "inputs": _found(plan.vision_tokenizer, path)}
 
 
 def reporting(plan: Plan, stages: Sequence[Stage]) -> Stage:

@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Iterable
 from typing import Protocol, runtime_checkable
 
+from emu3_jax import shipped
 from emu3_jax.text.bytes import ByteTokenizer
 from emu3_jax.text.sentencepiece import SentencePieceTokenizer
 from emu3_jax.text.stream import StreamDecoder
@@ -48,11 +49,14 @@ class TextTokenizer(Protocol):
 def load_text_tokenizer(path: str | pathlib.Path) -> TextTokenizer:
     """The tokenizer a path stands for: "bytes", `*.model` (SentencePiece) or `*.tiktoken` (ranks).
 
-    Raises ValueError where the file is missing, of another kind or not readable as that kind.
+    Also the name of a shipped one, "nano". Raises ValueError where the file is missing, of another
+    kind or not readable as that kind.
     """
     name = str(path)
     if name == "bytes":
         return ByteTokenizer()
+    path = shipped.text_tokenizer(path)
+    name = str(path)
     if name.endswith(".model"):
         return SentencePieceTokenizer(path)
     if name.endswith(".tiktoken"):

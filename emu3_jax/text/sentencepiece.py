@@ -9,13 +9,14 @@ from __future__ import annotations
 import collections
 import hashlib
 import io
-import os
 import pathlib
 import re
 from collections.abc import Iterable
 
 import sentencepiece
 from etils import epath
+
+from emu3_jax.files import write_atomically
 
 # SentencePiece writes a space as U+2581 inside its pieces, so a real U+2581 would come back as a
 # space. It is encoded as its UTF-8 bytes instead.
@@ -118,11 +119,7 @@ def train(sentences: Iterable[str], size: int, path: str | pathlib.Path) -> None
             break
     else:
         raise ValueError(f"The size {size} is too large for this corpus; at most {model} works.")
-    target = pathlib.Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.tmp{os.getpid()}")
-    temporary.write_bytes(model)
-    temporary.replace(target)
+    write_atomically(path, model)
 
 
 def _common_characters(counts: collections.Counter, most: int, rare_ones_fall_back: bool) -> str:

@@ -9,8 +9,9 @@ import json
 import pathlib
 from collections.abc import Iterator
 
-from absl import app, flags
+from absl import flags
 
+from emu3_jax import command_line
 from emu3_jax.text import sentencepiece
 
 _INPUT = flags.DEFINE_string(
@@ -69,15 +70,12 @@ def _texts(line: str, fields: list[str], seen: set[str], where: str) -> Iterator
         yield ", ".join(texts)
 
 
-def main(_) -> None:
-    """Read, train, write; one sentence on standard error and exit status 1 for bad input."""
+def main() -> None:
+    """Read, train, write."""
     if not _OUTPUT.value.endswith(".model"):
-        raise SystemExit(f"--output is {_OUTPUT.value}, expected a file name ending in .model.")
-    try:
-        sentences = list(read_sentences(_INPUT.value, _FIELD.value))
-        sentencepiece.train(sentences, _SIZE.value, _OUTPUT.value)
-    except ValueError as error:
-        raise SystemExit(f"{error}") from None
+        raise ValueError(f"--output is {_OUTPUT.value}, expected a file name ending in .model.")
+    sentences = list(read_sentences(_INPUT.value, _FIELD.value))
+    sentencepiece.train(sentences, _SIZE.value, _OUTPUT.value)
     tokenizer = sentencepiece.SentencePieceTokenizer(_OUTPUT.value)
     tokens = sum(len(tokenizer.encode(sentence)) for sentence in sentences)
     print(
@@ -87,4 +85,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main, __doc__)

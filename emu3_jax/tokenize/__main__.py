@@ -1,6 +1,6 @@
 """Make token datasets of a raw corpus (pictures, clips, captions, text).
 
-  python -m emu3_jax.tokenize --config=configs/tokenize_nano.py --config.output=runs/tokens
+  python -m emu3_jax.tokenize --config=tokenize_nano --config.output=runs/tokens
 
 Each split becomes a folder with ArrayRecord shards and a dataset.json. Run the same command again
 after a stop: finished shards are kept. What was skipped, and why, stands in skipped.jsonl. On
@@ -22,9 +22,7 @@ def _main() -> None:
     logging.getLogger().setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.INFO)
     if flags.FLAGS.config is None:
-        raise ValueError(
-            "--config=FILE is needed, as --config=configs/tokenize_nano.py; see --help"
-        )
+        raise ValueError("--config is needed, such as --config=tokenize_nano; see --help")
     tokenize(to_dataclass(TokenizeConfig, flags.FLAGS.config))
 
 

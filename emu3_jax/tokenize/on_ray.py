@@ -100,9 +100,7 @@ def tokenize_on_ray(
 def _main() -> None:
     logging.getLogger().setLevel(logging.INFO)
     if flags.FLAGS.config is None:
-        raise ValueError(
-            "--config=FILE is needed, as --config=configs/tokenize_nano.py; see --help"
-        )
+        raise ValueError("--config is needed, such as --config=tokenize_nano; see --help")
     config = to_dataclass(TokenizeConfig, flags.FLAGS.config)
     tokenize_on_ray(config, WORKERS.value, CPUS.value, GPUS.value, TPUS.value)
 

@@ -1,4 +1,4 @@
-"""What has become of each raw shard of a split that is being made: one small file a shard.
+"""How far a split is: what has become of each raw shard, one small file a shard, and what is said.
 
 Several workers, on several machines, share the folder. Any of them may remove it once the dataset
 is complete, so a file that is gone is no error here; whoever reads asks for every shard's result.
@@ -6,15 +6,20 @@ is complete, so a file that is gone is no error here; whoever reads asks for eve
 
 import dataclasses
 import json
+import logging
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
-from emu3_jax.data.media import write_atomically
 from emu3_jax.data.records import Counts, Shard
+from emu3_jax.files import write_atomically
+
+log = logging.getLogger(__name__)
 
 PLAN_FILE = "plan.json"
 PROGRESS_FOLDER = "progress"
+REPORT_SECONDS = 10.0
 
 
 @dataclasses.dataclass
@@ -39,7 +44,7 @@ class ShardResult:
         return cls(plain["items"], shards, counts, plain["skipped"])
 
 
-class Progress:
+class ShardResults:
     """The plan of a split and the results of its `shards` raw shards, in a folder of their own."""
 
     def __init__(self, folder: Path, shards: int):
@@ -72,6 +77,43 @@ class Progress:
 
     def _file(self, index: int) -> Path:
         return self.folder / f"{index:05d}.json"
+
+
+class Meter:
+    """Says now and then how far a split is and when it will be done."""
+
+    def __init__(self, split: str, shards: int, items_per_shard: int):
+        self.split, self.shards, self.per_shard = split, shards, items_per_shard
+        self.items = self.in_shard = self.done = self.skipped = 0
+        self.start = self.last = time.monotonic()
+
+    def item_done(self) -> None:
+        """Count one item; say something if that was long ago."""
+        self.items += 1
+        self.in_shard += 1
+        if time.monotonic() - self.last > REPORT_SECONDS:
+            self.say()
+
+    def shard_done(self, items: int, skipped: int) -> None:
+        """Count one shard: its items, counted one by one before or not, and those skipped."""
+        self.done += 1
+        self.items += items - self.in_shard
+        self.skipped += skipped
+        # What shards really hold: tars do not keep to items_per_shard.
+        self.per_shard, self.in_shard = max(1, self.items / self.done), 0
+        self.say()
+
+    def say(self) -> None:
+        """Log shards, items, their rate, skips and the time left."""
+        self.last = time.monotonic()
+        spent = self.last - self.start
+        share = (self.done + min(1.0, self.in_shard / self.per_shard)) / self.shards
+        left = spent / share - spent if share else float("nan")
+        log.info(
+            "%s: shard %d of %d, %d items, %.1f items/s, %d skipped, about %.0f s left",
+            *(self.split, self.done, self.shards, self.items, self.items / max(spent, 1e-9)),
+            *(self.skipped, left),
+        )
 
 
 def json_bytes(value: Any) -> bytes:

@@ -13,12 +13,16 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from emu3_jax import command_line
+from emu3_jax import command_line, shipped
 from emu3_jax.data import media, tiling, vision_codec
-from emu3_jax.evaluate import loading, picture_quality
-from emu3_jax.generate.pixels import pixel_limits
+from emu3_jax.evaluate import picture_quality
+from emu3_jax.files import write_atomically
+from emu3_jax.generate.codec import pixel_limits
+from emu3_jax.train import weights
 
-VISION = flags.DEFINE_string("vision_tokenizer", None, "Directory of weights, or run directory.")
+VISION = command_line.define_path(
+    "vision_tokenizer", shipped.vision_tokenizer, "Weights, run directory, nano or photo."
+)
 OUTPUT = flags.DEFINE_string("output", None, "Directory to write.")
 INPUT = flags.DEFINE_multi_string("input", [], "Picture or clip; give as many as you like.")
 CLIPS = flags.DEFINE_enum(
@@ -43,7 +47,7 @@ def main() -> None:
     stems = [pathlib.Path(path).stem for path in INPUT.value]
     if len(set(stems)) < len(stems):
         raise ValueError("two inputs have the same name without its ending; the outputs would too")
-    tokenizer = loading.load_vision_tokenizer(VISION.value)
+    tokenizer = weights.load_vision_tokenizer(VISION.value)
     factor = tokenizer[0].config.spatial_factor
     limits = pixel_limits(VISION.value, factor, MIN_PIXELS.value, MAX_PIXELS.value)
     shown = [_read(path, limits, tokenizer[0].config) for path in INPUT.value]
@@ -52,7 +56,7 @@ def main() -> None:
     for path, stem, (pixels, fps) in zip(INPUT.value, stems, shown, strict=True):
         codes, rebuilt = _there_and_back(tokenizer, pixels)
         both = np.concatenate([pixels, rebuilt], axis=-2)
-        media.write_atomically(folder / f"{stem}.npy", _npy(codes))
+        write_atomically(folder / f"{stem}.npy", _npy(codes))
         if pixels.ndim == 3:
             media.write_png(folder / f"{stem}.png", both)
         else:

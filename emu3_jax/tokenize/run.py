@@ -14,7 +14,6 @@ from pathlib import Path
 
 from emu3_jax import vocab
 from emu3_jax.data import fluent_emoji
-from emu3_jax.data.media import write_atomically
 from emu3_jax.data.records import (
     DATASET_FILE,
     KINDS,
@@ -23,13 +22,14 @@ from emu3_jax.data.records import (
     write_dataset_info,
 )
 from emu3_jax.data.sources import open_source
+from emu3_jax.data.vision_encoder import VisionEncoder
+from emu3_jax.files import write_atomically
 from emu3_jax.sequence import Grammar
 from emu3_jax.text import load_text_tokenizer
 from emu3_jax.tokenize.config import TokenizeConfig
-from emu3_jax.tokenize.encoder import VisionEncoder
-from emu3_jax.tokenize.meter import Meter
-from emu3_jax.tokenize.progress import Progress, ShardResult, json_bytes, read_json
+from emu3_jax.tokenize.progress import Meter, ShardResult, ShardResults, json_bytes, read_json
 from emu3_jax.tokenize.shard import ShardMaker
+from emu3_jax.train import weights
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ def open_splits(
         for split, specs in config.splits.items()
     }
     if encoder is None and config.vision_tokenizer:
-        encoder = VisionEncoder.load(config.vision_tokenizer)
+        encoder = VisionEncoder(*weights.load_vision_tokenizer(config.vision_tokenizer))
     grammar = make_grammar(config, encoder)
     return {
         split: SplitJob(split, ShardMaker(config, split, sources[split], encoder, grammar))
@@ -97,7 +97,7 @@ class SplitJob:
     def __init__(self, split: str, maker: ShardMaker):
         self.split, self.maker, self.config = split, maker, maker.config
         self.folder, self.grammar = maker.folder, maker.grammar
-        self.progress = Progress(self.folder, len(maker))
+        self.progress = ShardResults(self.folder, len(maker))
         self.plan = {
             "vocabulary": self.grammar.vocab.fingerprint,
             "text_tokenizer": self.grammar.tokenizer.fingerprint,

@@ -1,8 +1,8 @@
-"""Train: python -m emu3_jax.train --config=configs/FILE.py --workdir=DIR [--config.KEY=VALUE ...]
+"""Train: python -m emu3_jax.train --config=NAME|FILE.py --workdir=DIR [--config.KEY=VALUE ...]
 
 Trains the task that the config names (task: pretrain or vision_tokenizer) on every device that
 JAX sees, and writes into the run directory:
-  config.json        the resolved config
+  config.json        the resolved config: every field, defaults included
   starts.jsonl       one line a start: command, code revision, package versions, devices
   metrics.jsonl      one line a log step (also TensorBoard; Weights & Biases by config.log)
   goodput.jsonl      where the time went
@@ -12,31 +12,34 @@ Running the same command again goes on from the newest checkpoint. SIGTERM and C
 end with 143 and 130; a finished run ends with 0.
 A command that is refused leaves the run directory as it was.
 
+--print_config prints the resolved config and ends.
+
 On a pod every host runs this command with --coordinator=auto; elsewhere each process gets
 --coordinator=HOST:PORT --processes=N --process=I. The run directory is one that all can see.
 """
 
+import dataclasses
+import json
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict
 
 from emu3_jax import command_line, sharding
-from emu3_jax.config import ConfigError, to_dataclass
-from emu3_jax.evaluate.during_training import (
-    EvaluationCallback,
-    EvaluationConfig,
-    check_data,
-)
-from emu3_jax.evaluate.loading import load_vision_tokenizer
-from emu3_jax.interop.bundle import assemble, save_language
-from emu3_jax.train import distributed, run_directory, start, tasks
+from emu3_jax.config import ConfigError, to_values
+from emu3_jax.evaluate import registry
+from emu3_jax.evaluate.during_training import EvaluationCallback, check_data
+from emu3_jax.evaluate.evaluator import Evaluator, Subject
+from emu3_jax.interop.exporting import LANGUAGE_MODEL
+from emu3_jax.train import distributed, run_directory
 from emu3_jax.train.goodput import Ledger
 from emu3_jax.train.interruption import Interruption
-from emu3_jax.train.loop import RunConfig, train
-from emu3_jax.train.state import TrainState
-from emu3_jax.train.vision_objective import tokenizer_params
+from emu3_jax.train.loop import Callback, train
+from emu3_jax.train.task import Task, TrainState
+from emu3_jax.train.tasks import registry as tasks
 
 command_line.define_config(help_text="What to train; see configs/. Override: --config.a.b=value.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Run directory, made if it does not exist.")
@@ -44,47 +47,29 @@ distributed.define_flags()
 ALLOW_CHANGES = flags.DEFINE_bool(
     "allow_changes", False, "Resume although the config differs from the one the run began with."
 )
+PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resolved config and end.")
+
+
+def resolve(values: dict) -> tuple[Any, tuple[Evaluator, ...]]:
+    """Stated values → the resolved config, and the evaluators of its entries."""
+    config = tasks.resolve(values)
+    evaluators = registry.make(config.evaluation)
+    return dataclasses.replace(config, evaluation=registry.resolved(evaluators)), evaluators
 
 
 def evaluation_callbacks(
-    config, task, workdir: str, mesh: jax.sharding.Mesh
-) -> list[EvaluationCallback]:
-    """What `config.evaluation` asks for, to run on `mesh`; without a section or evaluators none."""
-    if "evaluation" not in config:
-        return []
-    evaluation = to_dataclass(EvaluationConfig, config.evaluation, "evaluation")
-    if not evaluation.evaluators:
-        return []
-    language = task.language() if config.task == "pretrain" else None
-    check_data(evaluation, language)
-    if config.task == "vision_tokenizer":
+    task: Task, evaluators: Sequence[Evaluator], workdir: str
+) -> list[Callback]:
+    """One callback for each evaluator."""
+    language = task.language if task.kind == LANGUAGE_MODEL else None
+    check_data(evaluators, task.kind, language)
 
-        def subject_of(state, label):
-            variables = {
-                "params": tokenizer_params(state.evaluation_params()),
-                "batch_stats": state.model_state["batch_stats"],
-            }
-            return evaluation.subject((task.model, variables), None, label)
+    def subject_of(state, label):
+        variables = {"params": state.evaluation_params(), **state.model_state}
+        variables = task.model_variables(task.model_parts(variables))
+        return Subject(**{task.kind: task.trained_model(variables, label)}, label=label)
 
-    else:
-        vision = _vision_tokenizer(evaluation.vision_tokenizer, mesh)
-
-        def subject_of(state, label):
-            variables = {"params": state.evaluation_params()}
-            bundle = assemble(task.model, variables, language, where=label)
-            return evaluation.subject(vision, bundle, label)
-
-    return [EvaluationCallback(evaluation, subject_of, workdir)]
-
-
-def _vision_tokenizer(path: str, mesh: jax.sharding.Mesh):
-    if not path:
-        return None
-    try:
-        return load_vision_tokenizer(path, mesh=mesh)
-    except (ValueError, OSError) as error:
-        message = f"evaluation.vision_tokenizer={path!r} cannot be used: {error}"
-        raise ConfigError(message) from error
+    return [EvaluationCallback(evaluator, subject_of, workdir) for evaluator in evaluators]
 
 
 def train_config(
@@ -99,28 +84,25 @@ def train_config(
     Returns:
       As `loop.train`: the last state, None if the run was interrupted.
     """
-    if "run" not in config:
-        raise ConfigError("the config has no section run; see configs/ for examples")
-    run = to_dataclass(RunConfig, config.run, "run")
-    task = tasks.make_task(config, run)
-    begin = start.make_start(config, task)
+    config, evaluators = resolve(config.to_dict())
     run_directory.check(config, workdir, allow_changes)
+    task = tasks.make(config)
+    with jax.set_mesh(sharding.make_mesh(config.run.mesh)):  # other weights go there as well
+        callbacks = evaluation_callbacks(task, evaluators, workdir)
 
     def write_run_directory():
         if not distributed.is_first():
             return
         run_directory.claim(config, workdir, allow_changes)
         run_directory.record_start(workdir)
-        if config.task == "pretrain":
-            save_language(workdir, task.language())
+        task.save_beside(workdir)
 
     return train(
         task,
-        run,
+        config.run,
         workdir,
-        callbacks=evaluation_callbacks(config, task, workdir, sharding.make_mesh(run.mesh)),
-        start=begin,
-        run_config=config.to_dict(),
+        callbacks=callbacks,
+        run_config=to_values(config),
         on_begin=write_run_directory,
         ledger=ledger,
         interruption=interruption,
@@ -132,6 +114,9 @@ def main() -> None:
     """Resolves the config, joins the other processes if there are any, and trains."""
     ledger = Ledger()
     config, workdir = flags.FLAGS.config, WORKDIR.value
+    if config is not None and PRINT_CONFIG.value:
+        print(json.dumps(to_values(resolve(config.to_dict())[0]), indent=1))
+        return
     if config is None or workdir is None:
         raise ConfigError("--config and --workdir are needed; see --help")
     with distributed.joined():

@@ -203,6 +203,11 @@ def _is_no_orbax_traceback(record: logging.LogRecord) -> bool:
     return not (record.exc_info and "orbax" in record.pathname)
 
 
+def is_run_directory(path: str | os.PathLike) -> bool:
+    """Whether a run keeps its checkpoints at `path`."""
+    return (epath.Path(path) / CHECKPOINT_FOLDER).is_dir()
+
+
 def has_checkpoints(workdir: str | os.PathLike) -> bool:
     """True if the run directory holds at least one complete checkpoint."""
     return bool(_complete_steps(_folder(workdir)))
@@ -287,7 +292,7 @@ def restore_variables(
     directory = _folder(workdir)
     steps = _complete_steps(directory)
     if not steps:
-        raise CheckpointError(f"{workdir} has a config but no checkpoint yet")
+        raise CheckpointError(f"{workdir} has no checkpoint yet")
     step = steps[-1] if step is None else step
     if step not in steps:
         known = ", ".join(map(str, steps))

@@ -12,11 +12,16 @@ import jax
 import jax.numpy as jnp
 
 from emu3_jax.models.quantizers import care
-from emu3_jax.train.state import TrainState
+from emu3_jax.train.task import TrainState
 
 USAGE, AVERAGE = "codebook_usage", "codebook_average"
 KINDS = ("stills", "clips")
 STARTS = ("as_is", "latents", "kmeans")
+# Lloyd steps of the start "kmeans", which only has to be near: training moves the entries on.
+KMEANS_ITERATIONS = 10
+# Of the moving count of how often a code is chosen, per step: the last 33 steps weigh in it, fewer
+# than the 50 that lie by default between two revivals.
+USAGE_DECAY = 0.97
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,8 +32,6 @@ class CodebookConfig:
       start: what happens after the first step, when hardly an entry has been used: "latents" puts
         those that were not on latents of the batch, "kmeans" all of them on means of these, "as_is"
         nothing, so that a codebook that `start` loaded keeps what it has.
-      kmeans_iterations: of that start.
-      usage_decay: per step, of the moving count of how often each code is chosen.
       revive_every: steps between revivals of dead codes; 0 turns revival off.
       revive_below: a code is dead when its moving count is under this share of the mean count.
       revive_until: share of the run after which codes are left alone, so that they settle.
@@ -37,8 +40,6 @@ class CodebookConfig:
     """
 
     start: str = "latents"
-    kmeans_iterations: int = 10
-    usage_decay: float = 0.97
     revive_every: int = 50
     revive_below: float = 0.05
     revive_until: float = 0.7
@@ -47,10 +48,9 @@ class CodebookConfig:
     def __post_init__(self):
         if self.start not in STARTS:
             raise ValueError(f"start must be one of {', '.join(STARTS)}, got {self.start!r}")
-        for name in ("usage_decay", "average_decay"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
-        for name in ("kmeans_iterations", "revive_every", "revive_below", "revive_until"):
+        if not 0 <= self.average_decay < 1:
+            raise ValueError(f"average_decay must be in [0, 1), got {self.average_decay}")
+        for name in ("revive_every", "revive_below", "revive_until"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
@@ -89,7 +89,7 @@ def count(model_state: Any, latents: dict, codes: dict, config: CodebookConfig) 
     usage = dict(model_state[USAGE])
     for kind, found in codes.items():
         joined = jnp.concatenate([x.reshape(-1) for x in found])
-        usage[kind] = care.update_usage(usage[kind], joined, config.usage_decay)
+        usage[kind] = care.update_usage(usage[kind], joined, USAGE_DECAY)
     model_state = {**model_state, USAGE: usage}
     if AVERAGE in model_state:
         assert latents.keys() == codes.keys(), "averages need the latents of all codes"
@@ -167,7 +167,7 @@ def after_update(
 
 def _restart(state: TrainState, config: CodebookConfig, latents_MD, key) -> TrainState:
     size = codebook(state.params).shape[0]
-    entries = care.kmeans(latents_MD, key, size, config.kmeans_iterations)
+    entries = care.kmeans(latents_MD, key, size, KMEANS_ITERATIONS)
     return _moved(state, entries, jnp.ones((size,), bool))
 
 

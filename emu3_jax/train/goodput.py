@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from emu3_jax.files import AppendedLines, read_lines
 from emu3_jax.train import distributed
-from emu3_jax.train.appending import AppendedLines, read_lines
 
 GOODPUT_FILE = "goodput.jsonl"
 CATEGORIES = ("initialise", "compile", "data", "step", "save", "evaluate", "lost")

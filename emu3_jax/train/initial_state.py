@@ -1,58 +1,119 @@
-"""What a run begins from: its newest checkpoint, else the seed and what `start` makes of it."""
+"""What a run begins from: its newest checkpoint, else the seed and the task's initial weights."""
 
+import os
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
+import flax.linen as nn
 import jax
+import optax
+from jax.sharding import Mesh
 
-from emu3_jax.train.checkpoint import Checkpoints, check_same_tree
+from emu3_jax.models.cpu import options_to_run_once
+from emu3_jax.train.checkpoint import Checkpoints, check_same_tree, has_checkpoints
 from emu3_jax.train.distributed import say
-from emu3_jax.train.state import TrainState, average_start
+from emu3_jax.train.step import abstract_state, average_start, init_state
+from emu3_jax.train.task import Task, TrainState
 
 
-class Start(Protocol):
-    """What a fresh run begins from instead of random weights."""
+class InitialState:
+    """How a run gets its state: fresh, or from a checkpoint.
 
-    def __call__(self, variables: dict) -> dict:
-        """Returns the same tree with other values.
+    Attributes:
+      mesh: where it is.
+      abstract: shapes, dtypes and shardings of the whole state.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        optimizer: optax.GradientTransformation,
+        key: jax.Array,
+        mesh: Mesh,
+        ema: bool,
+    ):
+        self.mesh, self._task = mesh, task
+        self._how = (task, optimizer, key, mesh, ema)
+        self.abstract = abstract_state(*self._how)
+        self._key, self._replace = key, None
+
+    def check(self, workdir: str | os.PathLike) -> None:
+        """Refuses initial weights that cannot be used, where the run would begin with them."""
+        if self._task.unsaved or not has_checkpoints(workdir):
+            self._replace = self._task.initial_weights()
+
+    def first(self, checkpoints: Checkpoints) -> tuple[TrainState, Any]:
+        """Returns the state, and what was saved beside it (None for a fresh run)."""
+        if checkpoints.latest_step() is not None:
+            layout = {"params": self.abstract.params, **self.abstract.model_state}
+            unsaved = unsaved_collections(self._task, self._key, layout, self._replace)
+            state, saved = self.restored(checkpoints, unsaved)
+            say(f"resumed from step {int(state.step)}")
+            return state, saved
+        state = init_state(*self._how)
+        if self._replace is not None:
+            variables = replaced(
+                {"params": state.params, **state.model_state}, self._replace
+            )
+            params = variables.pop("params")
+            averaged = None if state.ema is None else average_start(params)
+            state = state.replace(params=params, model_state=variables, ema=averaged)
+        count = sum(p.size for p in jax.tree.leaves(state.params))
+        say(f"{count:,} parameters on mesh {dict(self.mesh.shape)}")
+        return state, None
+
+    def restored(self, checkpoints: Checkpoints, unsaved: dict) -> tuple[TrainState, Any]:
+        """The newest checkpoint, and what was saved beside it.
 
         Args:
-          variables: {"params": …, other collections} as initialised, jax arrays on the mesh. Leaves
-            of the result may be these, jax arrays laid out in any way, or numpy arrays.
+          checkpoints: of the run.
+          unsaved: has the collections that a checkpoint leaves out.
         """
+        state, saved = checkpoints.restore(self.saved_part(self.abstract))
+        kept = {name: unsaved[name] for name in self._task.unsaved}
+        return state.replace(model_state={**state.model_state, **kept}), saved
+
+    def saved_part(self, state: TrainState) -> TrainState:
+        """The state without what `Task.unsaved` names."""
+        left = self._task.unsaved
+        return state.replace(
+            model_state={n: x for n, x in state.model_state.items() if n not in left}
+        )
 
 
-def initial_state(
-    checkpoints: Checkpoints,
-    abstract: TrainState,
-    create: Callable[[], TrainState],
-    start: Start | None,
-) -> tuple[TrainState, Any]:
-    """Returns the state, and what was saved beside it (None for a fresh run).
+def unsaved_collections(
+    task: Task,
+    key: jax.Array,
+    layout: dict,
+    replace: Callable[[dict], dict] | None,
+) -> dict:
+    """The collections that checkpoints leave out, as a fresh run has them.
 
     Args:
-      checkpoints: of the run directory.
-      abstract: shapes, dtypes and shardings of the state.
-      create: makes the state from the seed.
-      start: of a fresh run.
+      task: whose.
+      key: of the initialisation.
+      layout: variables, abstract with shardings.
+      replace: `Task.initial_weights`.
     """
-    if checkpoints.latest_step() is not None:
-        state, saved = checkpoints.restore(abstract)
-        say(f"resumed from step {int(state.step)}")
-        return state, saved
-    state = create()
-    if start is not None:
-        state = _started(state, start)
-    count = sum(p.size for p in jax.tree.leaves(state.params))
-    say(f"{count:,} parameters on mesh {dict(state.step.sharding.mesh.shape)}")
-    return state, None
+    if not task.unsaved:
+        return {}
+    mesh = jax.tree.leaves(layout)[0].sharding.mesh
+    create = jax.jit(
+        lambda key: nn.unbox(dict(task.init(key))),
+        out_shardings=jax.tree.map(lambda x: x.sharding, layout),
+        compiler_options=options_to_run_once(mesh),
+    )
+    variables = create(key)
+    variables = variables if replace is None else replaced(variables, replace)
+    return {name: variables[name] for name in task.unsaved}
 
 
-def _started(state: TrainState, start: Start) -> TrainState:
-    old = {"params": state.params, **state.model_state}
-    new = start(old)
+def replaced(old: dict, replace: Callable[[dict], dict]) -> dict:
+    """The variables that `Task.initial_weights` makes of `old`, laid out as these.
+
+    Raises:
+      CheckpointError: names arrays that are of other shapes.
+    """
+    new = replace(old)
     check_same_tree(new, old, "start", types=False)
-    new = jax.tree.map(lambda n, o: jax.device_put(n.astype(o.dtype), o.sharding), new, old)
-    params = new.pop("params")
-    averaged = None if state.ema is None else average_start(params)
-    return state.replace(params=params, model_state=new, ema=averaged)
+    return jax.tree.map(lambda n, o: jax.device_put(n.astype(o.dtype), o.sharding), new, old)

@@ -3,78 +3,62 @@
 Order of one step: draw batch n, dispatch update n, then look at the metrics of update n-1, so the
 host never makes the device wait. A run starts from the first of these that exists:
   1. the newest complete checkpoint in its own directory (state and data position),
-  2. a fresh initialisation from the seed, of which `start` may replace what it likes.
+  2. a fresh initialisation from the seed, with the task's own initial weights where it has any.
 Nothing else decides where a run begins. With several processes each runs this same loop on its own
 rows of the batch, and the first one speaks and writes for all.
 """
 
+import abc
 import contextlib
 import dataclasses
 import os
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import jax
 
 from emu3_jax import sharding
-from emu3_jax.sharding import MeshConfig
-from emu3_jax.train.callbacks import Callback
-from emu3_jax.train.checkpoint import CheckpointConfig, Checkpoints
+from emu3_jax.data.batches import Batches
+from emu3_jax.train.checkpoint import Checkpoints
 from emu3_jax.train.distributed import gather, global_array, say
-from emu3_jax.train.divergence import DivergenceConfig, Guard
+from emu3_jax.train.divergence import Guard
 from emu3_jax.train.goodput import Ledger
-from emu3_jax.train.initial_state import Start, initial_state
+from emu3_jax.train.initial_state import InitialState
 from emu3_jax.train.interruption import Interruption
-from emu3_jax.train.metrics import LogConfig
-from emu3_jax.train.optimizer import OptimizerConfig
+from emu3_jax.train.metrics import MetricsWriter
 from emu3_jax.train.report import Report
-from emu3_jax.train.state import (
-    Task,
-    TrainState,
-    abstract_state,
-    init_state,
-    jitted_train_step,
-)
-from emu3_jax.train.watch import Watch, WatchConfig
+from emu3_jax.train.run_config import RunConfig
+from emu3_jax.train.step import jitted_train_step
+from emu3_jax.train.task import Task, TrainState
+from emu3_jax.train.watch import Watch
 
 
-@dataclasses.dataclass(frozen=True)
-class RunConfig:
-    """How a task is trained.
+class Callback(abc.ABC):
+    """Something that happens at intervals: evaluation, pictures.
 
     Attributes:
-      steps: updates of the whole run; the schedule ends there.
-      seed: of initialisation, dropout and everything else random in the step.
-      accumulation: micro-batches per update; the batch must be a multiple of it.
-      ema_decay: of the averaged weights used for evaluation; 0 keeps none.
-      nonfinite: "halt" stops at the first loss or gradient that is not finite; "skip" leaves
-        the state as it was and goes on, up to `max_skipped` times in a row.
-      max_skipped: see `nonfinite`.
-      divergence: what happens at a loss spike.
+      every: steps between calls; 0 for after the last step only.
     """
 
-    steps: int
-    seed: int = 0
-    accumulation: int = 1
-    ema_decay: float = 0.0
-    nonfinite: str = "halt"
-    max_skipped: int = 20
-    mesh: MeshConfig = MeshConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    divergence: DivergenceConfig = DivergenceConfig()
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    log: LogConfig = LogConfig()
-    watch: WatchConfig = WatchConfig()
+    every: int
 
-    def __post_init__(self):
-        for name, least in (("steps", 1), ("accumulation", 1), ("max_skipped", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
-        if self.nonfinite not in ("halt", "skip"):
-            raise ValueError(f"nonfinite must be halt or skip, got {self.nonfinite!r}")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")
+    @abc.abstractmethod
+    def __call__(self, step: int, state: TrainState, writer: MetricsWriter) -> dict[str, float]:
+        """Returns metrics to log. Every process calls it, and the first one logs.
+
+        Args:
+          step: number of updates done.
+          state: after these updates; its arrays are gone with the next update, so keep none.
+          writer: for pictures.
+        """
+
+    def done(self, step: int) -> bool:
+        """Whether the results of the call after `step` are stored already.
+
+        Asked when a run resumes at a step that was due; the call is made if they are not.
+        """
+        del step
+        return True
 
 
 def train(
@@ -83,7 +67,6 @@ def train(
     workdir: str | os.PathLike,
     *,
     callbacks: Sequence[Callback] = (),
-    start: Start | None = None,
     run_config: dict | None = None,
     on_begin: Callable[[], None] = lambda: None,
     ledger: Ledger | None = None,
@@ -96,7 +79,6 @@ def train(
       task, run: what is trained, and how.
       workdir: run directory; holds checkpoints/, metrics.jsonl, goodput.jsonl, tensorboard/.
       callbacks: called at their interval and after the last step.
-      start: what the weights begin as, see Start; not asked where the directory has a checkpoint.
       run_config: the resolved config, for Weights & Biases.
       on_begin: called when the first update is dispatched, and nothing can be refused any more.
       ledger: of the time since the command began; a new one counts from here.
@@ -113,41 +95,38 @@ def train(
     """
     mesh = sharding.make_mesh(run.mesh)
     with jax.set_mesh(mesh), contextlib.ExitStack() as resources:
-        # Checks mesh and data, so it comes before the directory is made.
+        # Checks mesh, data and initial weights, so these come before the directory is made.
         batches = task.batches(mesh)
-        resources.callback(getattr(batches, "close", lambda: None))
-        checkpoints = Checkpoints(workdir, run.checkpoint)
-        resources.callback(checkpoints.close)
+        resources.callback(batches.close)
         optimizer, schedule = task.optimizer(run.optimizer, run.steps)
         key = jax.random.key(run.seed)
-        how = (task, optimizer, key, mesh, run.ema_decay > 0)
-        abstract = abstract_state(*how)
-        state, saved = initial_state(checkpoints, abstract, lambda: init_state(*how), start)
+        initial = InitialState(task, optimizer, key, mesh, run.ema_decay > 0)
+        initial.check(workdir)
+        checkpoints = Checkpoints(workdir, run.checkpoint)
+        resources.callback(checkpoints.close)
+        state, saved = initial.first(checkpoints)
         guard = Guard(run.divergence, run.nonfinite, run.max_skipped, checkpoints.latest_when_idle)
         _go_on(saved, batches, guard, allow_changes)
         report = Report(
-            workdir, task, run, schedule, int(state.step), ledger=ledger or Ledger(),
-            note=checkpoints.note, run_config=run_config or {},
+            workdir, task, run, schedule, int(state.step),
+            ledger=ledger or Ledger(), note=checkpoints.note, run_config=run_config or {},
         )  # fmt: skip
         resources.callback(report.close)
         watch = resources.enter_context(Watch(workdir, run.watch))
-        loop = _Loop(task, run, batches, checkpoints, abstract, guard, report, watch, callbacks)
+        loop = _Loop(task, run, batches, checkpoints, initial, guard, report, watch, callbacks)
         step_function = jitted_train_step(
-            task, optimizer, abstract, mesh, key=jax.random.fold_in(key, 1),
+            task, optimizer, initial.abstract, mesh, key=jax.random.fold_in(key, 1),
             accumulation=run.accumulation, ema_decay=run.ema_decay,
         )  # fmt: skip
         return loop.run_steps(state, step_function, on_begin, interruption or Interruption())
 
 
-def _go_on(saved: dict | None, batches, guard: Guard, allow_changes: bool) -> None:
+def _go_on(saved: dict | None, batches: Batches, guard: Guard, allow_changes: bool) -> None:
     """Puts data and guard where they were at a checkpoint, if there is one."""
-    if saved is None:
-        return
-    position = saved["position"]
-    if allow_changes and hasattr(batches, "adapt_state"):
-        position = batches.adapt_state(position)
-    batches.set_state(position)
-    guard.set_state(saved.get("guard", []))
+    if saved is not None:
+        position = saved["position"]
+        batches.set_state(batches.adapt_state(position) if allow_changes else position)
+        guard.set_state(saved.get("guard", []))
 
 
 @dataclasses.dataclass
@@ -156,9 +135,9 @@ class _Loop:
 
     task: Task
     run: RunConfig
-    batches: Any
+    batches: Batches
     checkpoints: Checkpoints
-    abstract: TrainState
+    initial: InitialState
     guard: Guard
     report: Report
     watch: Watch
@@ -167,8 +146,8 @@ class _Loop:
 
     def __post_init__(self):
         self.ledger = self.report.ledger
-        mesh = self.abstract.step.sharding.mesh
-        self.batch_shardings = self.task.batch_shardings(mesh)
+        mesh = self.initial.mesh
+        self.layout = self.task.batch_shardings(mesh)
         self.replicated = sharding.replicated(mesh)
 
     def run_steps(self, state, step_function, on_begin, interruption) -> TrainState | None:
@@ -198,7 +177,7 @@ class _Loop:
                     begun = True
                 stop = interruption.requested(step) and step < total
                 if not self._settle(step, state, metrics, stop):
-                    state, step = self._go_back(step)
+                    state, step = self._go_back(step, state)
                     continue
                 if stop:
                     say(f"interrupted: saved step {step}; run the same command again to go on")
@@ -216,13 +195,8 @@ class _Loop:
         if self.running is not None and not self.running.is_ready():
             # The device still works on the step before: nobody has waited for this batch.
             self.ledger.move("data", "step", self.ledger.seconds()["data"] - before)
-        share, layout = getattr(self.batches, "share", None), self.batch_shardings
         batch = {
-            name: global_array(
-                rows,
-                layout[name] if isinstance(layout, dict) else layout,
-                share[name] if isinstance(share, dict) else share,
-            )
+            name: global_array(rows, self.layout[name], self.batches.share.get(name))
             for name, rows in host.items()
         }
         if not self.guard.active:
@@ -253,15 +227,15 @@ class _Loop:
             states = gather(self.batches.get_state())
             position = states[0] if len(states) == 1 else self.batches.merge_states(states)
             beside = {"position": position, "guard": self.guard.get_state()}
-            self.checkpoints.save(step, state, beside, wait=wait)
+            self.checkpoints.save(step, self.initial.saved_part(state), beside, wait=wait)
         self.ledger.mark(step)
         self.report.book(step)
         return True
 
-    def _go_back(self, step: int) -> tuple[TrainState, int]:
+    def _go_back(self, step: int, state: TrainState) -> tuple[TrainState, int]:
         """After a spike: the last checkpoint, with the data that comes next."""
         with self._meanwhile("lost"):
-            state, beside = self.checkpoints.restore(self.abstract)
+            state, beside = self.initial.restored(self.checkpoints, state.model_state)
         saved = int(state.step)
         self.guard.went_back(saved, beside.get("guard", []))
         self.ledger.lose_since(saved)
@@ -275,8 +249,7 @@ class _Loop:
         last = step >= self.run.steps
         for callback in self.callbacks:
             due = last or (callback.every and step % callback.every == 0)
-            done = resumed and getattr(callback, "done", lambda step: True)(step)
-            if due and not done:
+            if due and not (resumed and callback.done(step)):
                 with self._meanwhile("evaluate"):
                     values = callback(step, state, self.report.writer)
                 if values:

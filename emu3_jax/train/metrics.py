@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from emu3_jax.files import AppendedLines, read_lines, write_atomically
 from emu3_jax.train import distributed
-from emu3_jax.train.appending import AppendedLines, read_lines
 
 METRICS_FILE = "metrics.jsonl"
 # Key of the lines that say behind which step the run went on.
@@ -142,11 +142,9 @@ def _start_wandb(workdir: str | os.PathLike, project: str, run_config: dict):
         raise ValueError(
             f"log.wandb_project={project!r} needs the wandb package: pip install wandb"
         ) from error
-    workdir = epath.Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
-    id_file = workdir / "wandb_id"
+    id_file = epath.Path(workdir) / "wandb_id"
     if not id_file.exists():
-        id_file.write_text(uuid.uuid4().hex)
+        write_atomically(id_file, uuid.uuid4().hex)
     return wandb.init(
         project=project,
         dir=os.fspath(workdir),

@@ -19,7 +19,7 @@ def of_call(function: Callable, *args) -> float:
 
     Args:
       function: traced for the mesh that is set, else as for two devices: one CPU alone would
-        convolve with fewer products (models/winograd.py).
+        convolve with fewer products (models/cpu.py).
       args: arrays or ShapeDtypeStructs.
 
     Raises:

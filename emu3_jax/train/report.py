@@ -53,7 +53,7 @@ class Report:
         self._measure_from(start_step)
 
     def _measure_from(self, step: int) -> None:
-        units = self._task.tokens_per_batch()
+        units = self._task.units_per_batch()
         self._progress = metrics_lib.Progress(step, self._run.steps, units)
 
     def keep(self, step: int, metrics: dict) -> None:

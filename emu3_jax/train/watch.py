@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import faulthandler
-import json
 import os
 import sys
 import time
@@ -11,6 +10,7 @@ import time
 import jax
 from etils import epath
 
+from emu3_jax.files import write_json
 from emu3_jax.train import distributed
 
 HEARTBEAT_FILE = "heartbeat.json"
@@ -72,12 +72,9 @@ class Watch:
         now = time.monotonic()
         if distributed.is_first() and now - self._written >= self._config.heartbeat_seconds:
             self._written = now
-            path = self._workdir / HEARTBEAT_FILE
-            temporary = path.with_suffix(".tmp")
             # A full disk ends the run where it matters, in a log or a checkpoint.
             with contextlib.suppress(OSError):
-                temporary.write_text(json.dumps({"step": step, "time": time.time()}) + "\n")
-                temporary.replace(path)
+                write_json(self._workdir / HEARTBEAT_FILE, {"step": step, "time": time.time()})
 
     def before(self, step: int) -> None:
         """Opens the profiler's window before its first step and closes it behind its last.

@@ -1,7 +1,7 @@
 """Pictures and clips: from files to uint8 arrays, to the numbers a model reads, and back to files.
 
 Every reader takes a path or the file's bytes and ends in an array or in a `MediaError` whose one
-sentence names the file. Every writer writes a temporary name first and renames it.
+sentence names the file. Files are written whole or not at all.
 """
 
 from emu3_jax.data.media.clips import MAX_CLIP_PIXELS, read_video
@@ -15,7 +15,7 @@ from emu3_jax.data.media.sizes import (
     to_model,
     to_uint8,
 )
-from emu3_jax.data.media.writers import write_atomically, write_mp4, write_png, write_webp
+from emu3_jax.data.media.writers import write_mp4, write_png, write_webp
 
 __all__ = [
     "MAX_CLIP_PIXELS",
@@ -30,7 +30,6 @@ __all__ = [
     "smart_resize",
     "to_model",
     "to_uint8",
-    "write_atomically",
     "write_mp4",
     "write_png",
     "write_webp",

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+MAX_ASPECT = 5.0  # long side over short side; a constant of the released image processor
+
 
 class MediaError(ValueError):
     """A picture or clip that cannot be used; the sentence names the file and the reason."""
@@ -14,14 +16,13 @@ class MediaError(ValueError):
 class PixelLimits:
     """How large a picture may be when it reaches the vision tokenizer.
 
-    The defaults are the released preprocessor_config.json; `max_aspect` is a constant of the
-    released image processor. `spatial_factor` is the vision tokenizer's downsampling.
+    The defaults are the released preprocessor_config.json. `spatial_factor` is the vision
+    tokenizer's downsampling.
     """
 
     min_pixels: int = 512 * 512
     max_pixels: int = 1024 * 1024
     spatial_factor: int = 8
-    max_aspect: float = 5.0
 
     def __post_init__(self):
         if not 0 < self.min_pixels <= self.max_pixels:
@@ -36,7 +37,7 @@ def smart_resize(height: int, width: int, limits: PixelLimits = PixelLimits()) -
 
     Each side goes to its nearest multiple (half to even); an area above `max_pixels` is scaled down
     (sides floored), one below `min_pixels` is scaled up (sides rounded up). Raises MediaError for a
-    side below the factor or an aspect ratio above `max_aspect`.
+    side below the factor or an aspect ratio above `MAX_ASPECT`.
     """
     factor = limits.spatial_factor
     if height < factor or width < factor:
@@ -44,10 +45,10 @@ def smart_resize(height: int, width: int, limits: PixelLimits = PixelLimits()) -
             f"a picture of {width}x{height} pixels is too small: each side needs at least {factor}"
         )
     aspect = max(height, width) / min(height, width)
-    if aspect > limits.max_aspect:
+    if aspect > MAX_ASPECT:
         raise MediaError(
             f"a picture of {width}x{height} pixels has the aspect ratio {aspect:.2f}; "
-            f"at most {limits.max_aspect:g} is allowed"
+            f"at most {MAX_ASPECT:g} is allowed"
         )
     new_height = round(height / factor) * factor
     new_width = round(width / factor) * factor

@@ -4,35 +4,13 @@ Paths are those of a disk or of a bucket (gs://…).
 """
 
 import io
-import os
 import struct
-import uuid
 from fractions import Fraction
-from pathlib import PurePath
-from typing import TypeVar
 
 import numpy as np
-from etils import epath
 from PIL import Image, PngImagePlugin
 
-AnyPath = TypeVar("AnyPath", bound=PurePath)
-
-
-def temporary_name(path: AnyPath) -> AnyPath:
-    """A hidden name beside `path` that no other process takes, on whatever machine it runs."""
-    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-
-
-def write_atomically(path: str | os.PathLike, content: bytes) -> None:
-    """Write bytes under a temporary name beside `path`, then rename: never a half-written file."""
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_name(path)
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+from emu3_jax.files import write_atomically
 
 
 def write_png(path, pixels: np.ndarray, metadata: dict[str, str] | None = None) -> None:

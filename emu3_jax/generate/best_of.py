@@ -1,0 +1,46 @@
+"""Best-of-n: of several pictures or clips, keep the one whose caption the model finds likeliest.
+
+One model draws and reads, so it can judge what it drew: how likely is the caption behind the
+picture? That shows what drawing ignored or confused. docs/measurements.md has what it gains.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from emu3_jax.generate import scoring
+from emu3_jax.interop.bundle import Bundle
+from emu3_jax.sequence import Document, Image, Text, TokenClass, Video
+
+
+def caption_nats(
+    bundle: Bundle, blocks: Sequence[Image | Video], captions: Sequence[str], batch_size: int = 16
+) -> np.ndarray:
+    """-log p(caption and its end | block), float64 [N], for each block and its caption.
+
+    Under an active mesh the weights are used where they lie.
+    """
+    pairs = zip(blocks, captions, strict=True)
+    built = [bundle.grammar.build(Document((block, Text(caption)))) for block, caption in pairs]
+    # Each a task of its own, so that its sum is kept apart however they are packed.
+    tally = scoring.score_documents(bundle, {i: [b] for i, b in enumerate(built)}, batch_size)
+    return tally.nll[:, TokenClass.TEXT]
+
+
+def best(
+    bundle: Bundle,
+    blocks: Sequence[Image | Video],
+    captions: Sequence[str],
+    candidates: int,
+    batch_size: int = 16,
+    progress: Callable[[str], None] | None = None,
+) -> list[int]:
+    """Of every `candidates` neighbouring blocks, which share a caption, the best one's place."""
+    nats_NC = caption_nats(bundle, blocks, captions, batch_size).reshape(-1, candidates)
+    chosen_N = np.argmin(nats_NC, axis=1)
+    if progress:
+        progress(
+            f"{candidates} candidates each, read back: their captions at {nats_NC.mean():.1f} nats "
+            f"on average, behind those kept {nats_NC.min(axis=1).mean():.1f}"
+        )
+    return (np.arange(len(chosen_N)) * candidates + chosen_N).tolist()

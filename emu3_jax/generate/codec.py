@@ -1,0 +1,69 @@
+"""Pixels to codes and back: the vision tokenizer of a bundle, one picture size at a time."""
+
+import json
+import os
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from emu3_jax.data import media, vision_codec
+from emu3_jax.interop.bundle import Bundle
+from emu3_jax.interop.relayout import PREPROCESSOR_FILE
+
+BATCH_SIZE = 8
+
+
+def pixel_limits(
+    vision_tokenizer: str | os.PathLike,
+    spatial_factor: int,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
+) -> media.PixelLimits:
+    """The given limits, else those of the tokenizer's preprocessor_config.json, else released."""
+    file = pathlib.Path(vision_tokenizer) / PREPROCESSOR_FILE
+    stored = {}
+    if file.exists():
+        try:
+            stored = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise ValueError(f"{file} is not JSON ({error}).") from error
+    default = media.PixelLimits()
+    least = min_pixels if min_pixels is not None else stored.get("min_pixels", default.min_pixels)
+    most = max_pixels if max_pixels is not None else stored.get("max_pixels", default.max_pixels)
+    return media.PixelLimits(least, most, spatial_factor)
+
+
+def encode(
+    bundle: Bundle,
+    pixels: Sequence[np.ndarray],
+    limits: media.PixelLimits,
+    clips: str = vision_codec.CAUSAL,
+) -> list[np.ndarray]:
+    """Codes of pictures uint8 [H, W, 3] and clips uint8 [T, H, W, 3], resized by the released rule.
+
+    Frames behind the last whole latent frame are dropped. `clips`: see `vision_codec`.
+
+    Returns:
+      int32 [h, w] or [t, h, w] each.
+
+    Raises:
+      MediaError: a size outside the limits, or a clip shorter than one latent frame.
+    """
+    factor = bundle.vision.config.temporal_downsample_factor
+    resized = []
+    for array in pixels:
+        if array.ndim == 4 and len(array) < factor:
+            raise media.MediaError(
+                f"A clip of {len(array)} frames is shorter than one latent frame of {factor}."
+            )
+        size = media.smart_resize(*array.shape[-3:-1], limits)
+        resized.append(media.resize(array, *size))
+    return vision_codec.encode((bundle.vision, bundle.vision_variables), resized, BATCH_SIZE, clips)
+
+
+def decode(
+    bundle: Bundle, codes: Sequence[np.ndarray], clips: str = vision_codec.CAUSAL
+) -> list[np.ndarray]:
+    """Pictures of codes: int32 [h, w] -> uint8 [H, W, 3], [t, h, w] -> uint8 [T, H, W, 3]."""
+    return vision_codec.decode((bundle.vision, bundle.vision_variables), codes, BATCH_SIZE, clips)

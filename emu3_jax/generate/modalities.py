@@ -1,0 +1,268 @@
+"""From one modality to another, as plain functions: captions to pictures and clips, and back.
+
+Evaluators and the command call these; what they share is a `Bundle` (model, weights, grammar) and
+`Options` (how to sample and how much at once). They run on the mesh that is set, where the bundle's
+weights must lie; every process of several makes the same calls and gets the same answers.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from emu3_jax.generate import best_of
+from emu3_jax.generate.engine import generate
+from emu3_jax.generate.requests import Request
+from emu3_jax.generate.sampling import Sampling
+from emu3_jax.interop.bundle import Bundle
+from emu3_jax.sequence import Image, Text, Video
+from emu3_jax.text import StreamDecoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """How to sample, and how much at once.
+
+    Attributes:
+      sampling: temperature, filters, guidance, seed.
+      negative_prompt: text of the unconditional branch, used where `sampling.guidance` is not 1.
+      max_new: the longest caption or answer in tokens.
+      candidates: pictures or clips drawn for each one that is kept: the one behind which the model,
+        reading it, finds the caption likeliest (`best_of`).
+      first: number of the first answer; its draws depend on the seed, this number and `candidates`.
+      batch_size: the most requests that run together.
+      progress: called with a line before and after each batch.
+      stream: for texts: called as stream(number of the answer in the list, next piece of it) while
+        they are written; the pieces of an answer together are that answer.
+    """
+
+    sampling: Sampling = Sampling()
+    negative_prompt: str = ""
+    max_new: int = 128
+    candidates: int = 1
+    first: int = 0
+    batch_size: int = 16
+    progress: Callable[[str], None] | None = None
+    stream: Callable[[int, str], None] | None = None
+
+    def __post_init__(self):
+        check_candidates(self.candidates, self.sampling)
+
+
+def check_candidates(candidates: int, sampling: Sampling) -> None:
+    """ValueError if so many candidates cannot be drawn, or would be alike."""
+    if candidates < 1:
+        raise ValueError(f"candidates must be at least 1, not {candidates}.")
+    if candidates > 1 and sampling.greedy:
+        raise ValueError("With temperature 0 all candidates are alike; ask for one.")
+
+
+def text_to_image(
+    bundle: Bundle, captions: Sequence[str], h: int, w: int, options: Options = Options()
+) -> np.ndarray:
+    """Draws one picture a caption: codes int32 [N, h, w]. Repeat a caption for more samples."""
+    codes = draw_pictures(bundle, captions, [(h, w)] * len(captions), options)
+    return np.stack(codes) if codes else np.zeros((0, h, w), np.int32)
+
+
+def draw_pictures(
+    bundle: Bundle,
+    captions: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    options: Options = Options(),
+) -> list[np.ndarray]:
+    """As `text_to_image`, each picture of its own size (h, w): codes int32 [h, w] each."""
+
+    def prompt(text: str, size: tuple[int, int]) -> np.ndarray:
+        return bundle.grammar.image_prompt(text, *size)
+
+    def layout(size: tuple[int, int]) -> np.ndarray:
+        return bundle.grammar.visual_layout("image", 1, *size)
+
+    return _visual(bundle, captions, sizes, prompt, layout, Image, options)
+
+
+def text_to_video(
+    bundle: Bundle,
+    captions: Sequence[str],
+    t: int,
+    h: int,
+    w: int,
+    fps: float,
+    seconds: float,
+    options: Options = Options(),
+) -> np.ndarray:
+    """Draws one clip a caption: codes int32 [N, t, h, w].
+
+    `fps` and `seconds` are of the decoded clip; the prompt states them as training documents do.
+    """
+    sizes = [(t, h, w)] * len(captions)
+    codes = draw_clips(bundle, captions, sizes, fps, {t: seconds}, options)
+    return np.stack(codes) if codes else np.zeros((0, t, h, w), np.int32)
+
+
+def draw_clips(
+    bundle: Bundle,
+    captions: Sequence[str],
+    sizes: Sequence[tuple[int, int, int]],
+    fps: float,
+    seconds: Mapping[int, float],
+    options: Options = Options(),
+) -> list[np.ndarray]:
+    """As `text_to_video`, each clip of its own size (t, h, w): codes int32 [t, h, w] each.
+
+    `seconds` says how long a clip of t latent frames is.
+    """
+
+    def prompt(text: str, size: tuple[int, int, int]) -> np.ndarray:
+        return bundle.grammar.video_prompt(text, *size, fps, seconds[size[0]])
+
+    def layout(size: tuple[int, int, int]) -> np.ndarray:
+        return bundle.grammar.visual_layout("video", *size)
+
+    def block(codes: np.ndarray) -> Video:
+        return Video(codes, fps, seconds[len(codes)])
+
+    return _visual(bundle, captions, sizes, prompt, layout, block, options)
+
+
+def caption_images(
+    bundle: Bundle,
+    codes: Sequence[np.ndarray],
+    options: Options = Options(),
+    questions: Sequence[str] | None = None,
+) -> list[str]:
+    """Texts that the model writes behind pictures; a caption has at least one token.
+
+    In pretraining EOS follows a picture drawn without a prompt (`null_prompt`), and so would be the
+    best guess of a model that is in doubt about the first word.
+
+    Args:
+      bundle: the model.
+      codes: int32 [h, w] each; sizes may differ.
+      options: how to sample; guidance is not used.
+      questions: text behind each picture, which the answer continues; None for captions.
+
+    Returns:
+      One text a picture, without EOS.
+    """
+    return _texts(bundle, [Image(c) for c in codes], questions, options)
+
+
+def caption_videos(
+    bundle: Bundle,
+    codes: Sequence[np.ndarray],
+    fps: float,
+    seconds: float,
+    options: Options = Options(),
+    questions: Sequence[str] | None = None,
+) -> list[str]:
+    """As `caption_images`, for clips: codes int32 [t, h, w] each, all of one rate and length."""
+    return _texts(bundle, [Video(c, fps, seconds) for c in codes], questions, options)
+
+
+def _visual(
+    bundle: Bundle, captions, sizes, prompt, layout, block, options: Options
+) -> list[np.ndarray]:
+    """Codes of each size, drawn behind prompt(caption, size) by the rules of layout(size).
+
+    block(codes) is what such codes are in a document.
+    """
+    layout = functools.cache(layout)
+
+    @functools.cache
+    def negative(size) -> np.ndarray | None:
+        """The prompt of the second branch, formatted as the first; None where there is none."""
+        return prompt(options.negative_prompt, size) if options.sampling.guided else None
+
+    n = options.candidates
+    asked = [pair for pair in zip(captions, sizes, strict=True) for _ in range(n)]
+    requests = [Request(prompt(c, size), negative(size), layout(size)) for c, size in asked]
+    answers = _generate(bundle, requests, dataclasses.replace(options, first=options.first * n))
+    codes = [
+        bundle.vocab.codes(answer[layout(size) < 0]).reshape(size)
+        for answer, (_, size) in zip(answers, asked, strict=True)
+    ]
+    if n == 1 or not codes:
+        return codes
+    kept = best_of.best(
+        bundle,
+        [block(c) for c in codes],
+        [caption for caption, _ in asked],
+        n,
+        options.batch_size,
+        options.progress,
+    )
+    return [codes[i] for i in kept]
+
+
+def _texts(bundle: Bundle, blocks, questions, options: Options) -> list[str]:
+    """What the model writes behind each block and, if there are questions, its question."""
+    if questions is None:
+        questions = [None] * len(blocks)
+    if len(questions) != len(blocks):
+        raise ValueError(
+            f"There are {len(blocks)} pictures or clips and {len(questions)} questions."
+        )
+    pairs = zip(blocks, questions, strict=True)
+    prompts = [question_prompt(bundle, b, q) for b, q in pairs]
+    return continue_texts(bundle, prompts, options, may_be_empty=questions[:1] != [None])
+
+
+def question_prompt(bundle: Bundle, block: Image | Video, question: str | None) -> np.ndarray:
+    """Ids of the block and, if there is one, the question behind it (the Stage1 template)."""
+    segments = (block,) if question is None else (block, Text(question))
+    return bundle.grammar.understanding_prompt(segments)
+
+
+def continue_texts(
+    bundle: Bundle, prompts: Sequence[np.ndarray], options: Options, may_be_empty: bool = True
+) -> list[str]:
+    """The text that the model writes behind each prompt int32 [P], without EOS.
+
+    An answer ends where the model's context does, if that is before `options.max_new`.
+    """
+
+    def longest(prompt: np.ndarray) -> int:
+        if bundle.max_context is None:
+            return options.max_new
+        # A prompt that leaves no room at all is refused by the engine, which says so.
+        return min(options.max_new, max(1, bundle.max_context - len(prompt)))
+
+    requests = [
+        Request(prompt, max_new=longest(prompt), may_be_empty=may_be_empty) for prompt in prompts
+    ]
+    tokenizer = bundle.grammar.tokenizer
+    decoders = [StreamDecoder(tokenizer) for _ in prompts]
+
+    def show(place: int, ids: np.ndarray) -> None:
+        piece = decoders[place].feed(ids[bundle.vocab.is_text(ids)].tolist())
+        if piece:
+            options.stream(place, piece)
+
+    answers = _generate(bundle, requests, options, show if options.stream else None)
+    for place, decoder in enumerate(decoders if options.stream else ()):
+        if rest := decoder.finish():
+            options.stream(place, rest)
+    decode = tokenizer.decode
+    return [decode(answer[bundle.vocab.is_text(answer)].tolist()) for answer in answers]
+
+
+def _generate(
+    bundle: Bundle, requests: list[Request], options: Options, stream=None
+) -> list[np.ndarray]:
+    if options.first:
+        numbered = enumerate(requests, options.first)
+        requests = [dataclasses.replace(request, number=n) for n, request in numbered]
+    return generate(
+        bundle.model,
+        bundle.variables["params"],
+        requests,
+        options.sampling,
+        bundle.vocab,
+        batch_size=options.batch_size,
+        max_context=bundle.max_context,
+        progress=options.progress,
+        stream=stream,
+    )

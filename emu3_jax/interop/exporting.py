@@ -1,0 +1,78 @@
+"""A trained model, in memory, as a directory of weights in one of the released layouts."""
+
+import dataclasses
+import os
+import pathlib
+from typing import Any
+
+from emu3_jax.files import write_json
+from emu3_jax.interop import hf_export, vision_tokenizer
+from emu3_jax.interop.bundle import Bundle, save_bundle
+from emu3_jax.interop.relayout import PREPROCESSOR_FILE
+from emu3_jax.models.vision_tokenizer import VisionTokenizer
+
+LANGUAGE_MODEL, VISION_TOKENIZER = PARTS = ("language_model", "vision_tokenizer")
+BAAI, HF = LAYOUTS = ("baai", "hf")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportOptions:
+    """How a model is written.
+
+    Attributes:
+      layout: one of LAYOUTS.
+      dtype: of the file, a name in interop.safetensors_io.DTYPES, or SAME for the arrays' own.
+      vision_tokenizer: (module, variables) that a language model is written with as one -hf model.
+    """
+
+    layout: str
+    dtype: str
+    vision_tokenizer: tuple[VisionTokenizer, Any] | None = None
+
+
+def write_language_model(folder: os.PathLike, model: Bundle, options: ExportOptions) -> None:
+    """Writes a language model, in BAAI's layout with its vocabulary and text tokenizer."""
+    if options.layout == BAAI:
+        save_bundle(folder, model, options.dtype)
+        return
+    language = (model.model.config, model.variables["params"])
+    if options.vision_tokenizer is None:
+        hf_export.save_language_model(
+            folder, language, model.vocab, model.max_context, options.dtype
+        )
+        return
+    vision, variables = options.vision_tokenizer
+    hf_export.save_model(
+        folder,
+        language,
+        (vision.config, variables),
+        model.vocab,
+        model.max_context,
+        model.vocab.placeholder(),
+        options.dtype,
+    )
+
+
+def write_vision_tokenizer(
+    folder: os.PathLike,
+    module: VisionTokenizer,
+    variables: Any,
+    limits: tuple[int, int],
+    options: ExportOptions,
+) -> None:
+    """Writes a vision tokenizer and the pixel limits to which images are brought for it.
+
+    Args:
+      folder: exists.
+      module, variables: the tokenizer.
+      limits: least and most pixels of an image.
+      options: how.
+    """
+    if options.layout == HF:
+        hf_export.save_vision_tokenizer(folder, (module.config, variables), options.dtype)
+    else:
+        vision_tokenizer.save(folder, module.config, variables, options.dtype)
+    least, most = limits
+    write_json(
+        pathlib.Path(folder) / PREPROCESSOR_FILE, {"min_pixels": least, "max_pixels": most}
+    )

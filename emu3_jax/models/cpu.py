@@ -1,0 +1,63 @@
+"""Everything that is done differently on a CPU, and why; no other file asks for one.
+
+Results are the same to rounding. What is faster on a CPU and no slower elsewhere is done everywhere
+and stands where it is used: 1x1 convolutions as matmuls, 3-D convolutions as 2-D ones over stacked
+frames, pooling as maxima of slices. Which attention kernel a machine gets, and so what is left for
+a CPU, is in attention_kernels/choice.py.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from emu3_jax.sharding import platform
+
+# Winograd: below either, the sums around the products cost more than fewer products save.
+WINOGRAD_CHANNELS, WINOGRAD_FRAME = 256, 32 * 32
+# Above both, the sixteen transforms of a kernel, 64 MiB, would take the memory that lets an image
+# of 1024 x 1024 be decoded within 4 GB.
+LARGE_KERNEL, LARGE_IMAGE = 1024 * 1024, 64 * 64
+
+LARGE_FRAME = 2**24
+"""Positions times channels from which frames go one at a time: 256 x 256 of 256."""
+
+
+def is_single_cpu() -> bool:
+    """Whether programs run on one CPU device alone: the mesh that is set, else the default device.
+
+    On a mesh of CPU devices, which stands in for accelerators, nothing below but `compiler_options`
+    holds: a batch is cut there, not taken frame by frame.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return (mesh.empty or mesh.size == 1) and platform() == "cpu"
+
+
+def winograd_pays(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
+    """Whether `winograd.conv_3x3` is the faster way for float [F, H, W, I] and [kh, kw, I, O].
+
+    With 256 channels or more a CPU is 1.4 to 2.1 times as fast with it; accelerators have
+    convolutions of their own.
+    """
+    (_, H, W, _), (kh, kw, inputs, outputs) = x.shape, kernel.shape
+    possible = (kh, kw, stride) == (3, 3, 1) and x.dtype == jnp.float32
+    faster = H * W >= WINOGRAD_FRAME and min(inputs, outputs) >= WINOGRAD_CHANNELS
+    too_much = H * W > LARGE_IMAGE and inputs * outputs >= LARGE_KERNEL
+    return possible and faster and not too_much and is_single_cpu()
+
+
+def one_at_a_time(frames: int, H: int, W: int, channels: int) -> bool:
+    """Whether a batch of frames is better passed through 2-D layers frame by frame.
+
+    It is where a frame is large: four frames of 256 x 256 took 1.27 times as long together as one
+    by one, of 128 x 128 0.92 times (by direct convolutions).
+    """
+    return is_single_cpu() and frames > 1 and H * W * channels >= LARGE_FRAME
+
+
+def options_to_run_once(mesh: Mesh) -> dict | None:
+    """`compiler_options` of `jax.jit` for a program that runs once, such as an initialisation.
+
+    XLA's CPU compiler takes minutes to optimise what then runs for a second.
+    """
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    return {"xla_backend_optimization_level": 0} if on_cpu else None

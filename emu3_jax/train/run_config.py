@@ -1,0 +1,48 @@
+"""The section `run` of a config: how a task is trained, whatever the task."""
+
+import dataclasses
+
+from emu3_jax.sharding import MeshConfig
+from emu3_jax.train.divergence import DivergenceConfig
+from emu3_jax.train.metrics import LogConfig
+from emu3_jax.train.optimizer import OptimizerConfig
+from emu3_jax.train.retention import CheckpointConfig
+from emu3_jax.train.watch import WatchConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """How a task is trained.
+
+    Attributes:
+      steps: updates of the whole run; the schedule ends there.
+      seed: of initialisation, dropout and everything else random in the step.
+      accumulation: micro-batches per update; the batch must be a multiple of it.
+      ema_decay: of the averaged weights used for evaluation; 0 keeps none.
+      nonfinite: "halt" stops at the first loss or gradient that is not finite; "skip" leaves
+        the state as it was and goes on, up to `max_skipped` times in a row.
+      max_skipped: see `nonfinite`.
+      divergence: what happens at a loss spike.
+    """
+
+    steps: int
+    seed: int = 0
+    accumulation: int = 1
+    ema_decay: float = 0.0
+    nonfinite: str = "halt"
+    max_skipped: int = 20
+    mesh: MeshConfig = MeshConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    divergence: DivergenceConfig = DivergenceConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+    watch: WatchConfig = WatchConfig()
+
+    def __post_init__(self):
+        for name, least in (("steps", 1), ("accumulation", 1), ("max_skipped", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+        if self.nonfinite not in ("halt", "skip"):
+            raise ValueError(f"nonfinite must be halt or skip, got {self.nonfinite!r}")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay must be in [0, 1), got {self.ema_decay}")

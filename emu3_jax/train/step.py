@@ -1,0 +1,188 @@
+"""The one function that advances the training state, and how the state is made and laid out."""
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from emu3_jax import sharding
+from emu3_jax.models.cpu import options_to_run_once
+from emu3_jax.train.task import Loss, Task, TrainState, Tree
+
+
+def init_state(
+    task: Task, optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh, ema: bool
+) -> TrainState:
+    """Creates the state directly in its shards: no device ever holds a whole large tensor."""
+    create = jax.jit(
+        lambda k: nn.unbox(_create(task, optimizer, k, ema)),
+        out_shardings=state_shardings(task, optimizer, key, mesh, ema),
+        compiler_options=options_to_run_once(mesh),
+    )
+    return create(key)
+
+
+def _create(task: Task, optimizer: optax.GradientTransformation, key, ema: bool) -> TrainState:
+    variables = dict(task.init(key))
+    params = variables.pop("params")
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        model_state=variables,
+        opt_state=optimizer.init(params),
+        ema=average_start(params) if ema else None,
+    )
+
+
+def average_start(params: Tree) -> Tree:
+    """The moving average before the first step: a float32 copy, since small steps would be lost
+    in fewer digits."""
+    return jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
+
+
+def state_shardings(
+    task: Task, optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh, ema: bool
+) -> TrainState:
+    """The NamedSharding of every leaf; moments follow their parameter by its axis names."""
+    abstract = jax.eval_shape(lambda k: _create(task, optimizer, k, ema), key)
+    return sharding.state_shardings(abstract, mesh)
+
+
+def abstract_state(
+    task: Task, optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh, ema: bool
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state, without creating it."""
+    boxed = jax.eval_shape(lambda k: _create(task, optimizer, k, ema), key)
+    return sharding.abstract_arrays(boxed, mesh)
+
+
+def make_train_step(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    *,
+    accumulation: int = 1,
+    ema_decay: float = 0.0,
+    key: jax.Array,
+) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+    """Returns the pure function (state, batch[, limits]) → (state, metrics) that `train` jits.
+
+    A step whose loss or gradient is not finite changes nothing but the step counter, reports
+    `nonfinite` = 1 and counts in no other metric; what happens then is the loop's policy.
+    With `limits`, float32 [2], a finite step whose loss is above the first or whose gradient norm
+    is above the second changes nothing either; it reports `spike` = 1, and counts.
+
+    Metrics are (sum, count) pairs, as in Loss.
+    """
+
+    def train_step(
+        state: TrainState, batch: dict, limits: jax.Array | None = None
+    ) -> tuple[TrainState, dict]:
+        step_key = jax.random.fold_in(key, state.step)
+        grads, loss = _gradients(task, state, batch, step_key, accumulation)
+        grads = jax.tree.map(lambda g: g / loss.weight, grads)
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(norm) & jnp.isfinite(loss.total)
+        good = finite
+        if limits is not None:
+            good &= (loss.total / loss.weight <= limits[0]) & (norm <= limits[1])
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            # The average follows quickly at first, or it would remember the initial noise.
+            count = state.step.astype(jnp.float32)
+            decay = jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count))
+            ema = jax.tree.map(lambda e, p: e * decay + p * (1.0 - decay), ema, params)
+        new = TrainState(
+            step=state.step,
+            params=params,
+            model_state=loss.model_state,
+            opt_state=opt_state,
+            ema=ema,
+        )
+        new = task.after_update(new, batch, jax.random.fold_in(step_key, 1))
+        new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, state)
+        new = new.replace(step=state.step + 1)
+
+        one = jnp.ones((), jnp.float32)
+        metrics = dict(loss.metrics, loss=(loss.total, loss.weight), gradient_norm=(norm, one))
+        for name, part in task.gradient_parts(grads).items():
+            metrics[f"gradient_norm/{name}"] = (optax.tree.norm(part), one)
+        metrics = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), metrics)
+        metrics["nonfinite"] = (1.0 - finite.astype(jnp.float32), one)
+        if limits is not None:
+            metrics["spike"] = ((finite & ~good).astype(jnp.float32), one)
+        return new, metrics
+
+    return train_step
+
+
+def jitted_train_step(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    state: TrainState,
+    mesh: Mesh,
+    *,
+    accumulation: int = 1,
+    ema_decay: float = 0.0,
+    key: jax.Array,
+) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
+    """`make_train_step` as it runs on a mesh; what `train` calls and `emu3_jax.aot` compiles.
+
+    The new state takes the memory of the old one and stays laid out as it came, whatever the
+    compiler would choose. Metrics are whole on every process, so that each can read them.
+
+    Args:
+      task, optimizer, accumulation, ema_decay, key: see make_train_step.
+      state: the state or its `abstract_state`; only the shardings of its leaves are read.
+      mesh: where the state is.
+    """
+    step = make_train_step(task, optimizer, accumulation=accumulation, ema_decay=ema_decay, key=key)
+    layout = jax.tree.map(lambda x: x.sharding, state)
+    return jax.jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)))
+
+
+def _gradients(task: Task, state: TrainState, batch: dict, key, accumulation: int):
+    """Summed gradients of `total` and the summed Loss over `accumulation` micro-batches."""
+
+    def total(params, model_state, microbatch, micro_key):
+        loss = task.loss(params, model_state, microbatch, micro_key, state.step)
+        return loss.total, loss
+
+    if accumulation == 1:
+        return jax.grad(total, has_aux=True)(state.params, state.model_state, batch, key)
+
+    def split(x):
+        if x.shape[0] % accumulation:
+            raise ValueError(
+                f"run.accumulation={accumulation} micro-batches cannot be made of "
+                f"{x.shape[0]} rows: the batch must be a multiple of it"
+            )
+        # Rows are dealt out in turn, so every device keeps a share of every micro-batch.
+        return jnp.moveaxis(x.reshape(x.shape[0] // accumulation, accumulation, *x.shape[1:]), 1, 0)
+
+    # The backward pass adds to these where they lie, layer by layer: no micro-batch's gradient is
+    # ever held whole beside the sum.
+    sums = jax.tree.map(lambda p: jax.new_ref(jnp.zeros_like(p)), state.params)
+
+    def body(loss, inputs):
+        microbatch, index = inputs
+        rest = (loss.model_state, microbatch, jax.random.fold_in(key, index))
+        value, backward, new = jax.vjp(lambda p: total(p, *rest), state.params, has_aux=True)
+        backward.with_refs(sums)(jnp.ones_like(value))
+        added = jax.tree.map(jnp.add, loss[:3], new[:3])
+        return Loss(*added, new.model_state), None
+
+    microbatches = jax.tree.map(split, batch)
+    first = jax.tree.map(lambda x: x[0], microbatches)
+    abstract = jax.eval_shape(
+        lambda p, m, b: task.loss(p, m, b, key, state.step), state.params, state.model_state, first
+    )
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), abstract[:3])
+    start = Loss(*zeros, state.model_state)
+    loss, _ = jax.lax.scan(body, start, (microbatches, jnp.arange(accumulation)))
+    return jax.tree.map(jax.freeze, sums), loss

@@ -1,0 +1,39 @@
+"""Tasks by name: the only place that knows all of them."""
+
+import importlib
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from emu3_jax.config import ConfigError
+from emu3_jax.train.task import Task
+
+# Name → import path. A config may also name a class of its own by its path, "module:Class".
+TASKS = {
+    "pretrain": "emu3_jax.train.tasks.pretrain:PretrainTask",
+    "vision_tokenizer": "emu3_jax.train.tasks.vision_tokenizer:VisionTokenizerTask",
+}
+
+
+def find(name: Any) -> type[Task]:
+    """The task of a name or an import path; ConfigError for what is neither."""
+    known = f"{', '.join(TASKS)}, or the import path of a class of your own, module:Class"
+    if not isinstance(name, str) or (name not in TASKS and ":" not in name):
+        raise ConfigError(f"config.task must be one of {known}; got {name!r}")
+    module, _, attribute = TASKS.get(name, name).partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"config.task={name!r} cannot be imported: {error}") from error
+
+
+def resolve(values: Mapping[str, Any], run_directory: os.PathLike | None = None) -> Any:
+    """Stated values → the config of the task they name; see `Task.resolve`."""
+    if "task" not in values:
+        raise ConfigError(f"config.task is missing; it is one of {', '.join(TASKS)}")
+    return find(values["task"]).resolve(values, run_directory)
+
+
+def make(config: Any, read_data: bool = True) -> Task:
+    """The task of a resolved config."""
+    return find(config.task)(config, read_data)
