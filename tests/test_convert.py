@@ -122,9 +122,9 @@ def test_an_import_of_a_conversion_is_a_whole_model_of_ours(conversion, tmp_path
     ("words", "message"),
     [
         (["export"], "--model and --output are needed"),
-        (["export", "--model=nowhere", "--output=x"], "nowhere/config.json cannot be read"),
+        (["export", "--model=./nowhere", "--output=x"], "nowhere/config.json cannot be read"),
         (
-            ["export", f"--model={VISION}", "--output=x", "--vision_tokenizer=y"],
+            ["export", f"--model={VISION}", "--output=x", "--vision_tokenizer=./y"],
             "--vision_tokenizer goes with a language model and --layout=hf only",
         ),
         (
