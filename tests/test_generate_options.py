@@ -171,7 +171,7 @@ def test_a_run_is_loaded_in_its_own_type_or_the_one_asked_for(
 def command(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "emu3_jax.generate", *arguments],
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
 
 

@@ -31,7 +31,7 @@ UNTIL_TOLD = 'until grep -q "$1" "$2"; do sleep 0.1; done; sleep 0.5'
 
 def test_a_hang_shows_the_stacks_of_all_threads(tmp_path, monkeypatch):
     def where_it_hangs():
-        subprocess.run(["sh", "-c", UNTIL_TOLD, "sh", "where_it_hangs", path], timeout=120)
+        subprocess.run(["sh", "-c", UNTIL_TOLD, "sh", "where_it_hangs", path], timeout=1800)
 
     path = tmp_path / "stderr"
     with open(path, "w") as file:
