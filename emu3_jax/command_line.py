@@ -62,8 +62,7 @@ def mesh() -> jax.sharding.Mesh:
     """
     text = flags.FLAGS.mesh
     if not text:
-        devices = jax.devices() if jax.process_count() > 1 else jax.devices()[:1]
-        return sharding.make_mesh(sharding.MeshConfig(), devices)
+        return sharding.make_mesh() if jax.process_count() > 1 else sharding.one_device()
     sizes = dict.fromkeys(sharding.AXES, 1)
     for part in text.split(","):
         axis, _, size = part.partition("=")

@@ -117,6 +117,11 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def one_device() -> Mesh:
+    """Mesh of the first device, where weights go that nobody asks to be spread."""
+    return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
 def mesh_axes(logical: str) -> tuple[str, ...]:
     """Mesh axes that the rules give to one logical axis; () if it stays whole."""
     table = dict(RULES)
@@ -263,9 +268,12 @@ def to_host(array: jax.Array | np.ndarray) -> np.ndarray:
     if isinstance(array, jax.Array) and not (
         array.is_fully_addressable or array.is_fully_replicated
     ):
-        whole = replicated(array.sharding.mesh)
-        array = jax.jit(lambda x: x, out_shardings=whole)(array)
+        array = jax.jit(_itself, out_shardings=replicated(array.sharding.mesh))(array)
     return np.asarray(array)
+
+
+def _itself(array):  # one function, so that each shape is compiled once
+    return array
 
 
 def platform() -> str:

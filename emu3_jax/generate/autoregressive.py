@@ -84,13 +84,14 @@ def decode(
     """
     state = prefill(params, inputs, model, vocab)
     last = inputs.table_BN.shape[1]
-    return _loop(params, inputs, settings, state, last, model, vocab, static).new_BN
+    state = _loop(params, inputs, settings, state, last, model, vocab, static)
+    return _readable(state).new_BN
 
 
 @functools.partial(jax.jit, static_argnames=("model", "vocab"))
 def start(params, inputs: Inputs, *, model: Transformer, vocab: Vocab) -> State:
     """The first half of `decode`, for callers that look at tokens as they come."""
-    return prefill(params, inputs, model, vocab)
+    return _readable(prefill(params, inputs, model, vocab))
 
 
 @functools.partial(
@@ -100,7 +101,8 @@ def advance(
     params, inputs: Inputs, settings: Settings, state: State, until, *, model, vocab, static
 ) -> State:
     """A part of the second half of `decode`: on to `until` new tokens, or to the end."""
-    return _loop(params, inputs, settings, state, until, model, vocab, static)
+    state = _loop(params, inputs, settings, state, until, model, vocab, static)
+    return _readable(state)
 
 
 def _loop(params, inputs: Inputs, settings: Settings, state: State, until, model, vocab, static):
@@ -154,7 +156,7 @@ def _loop(params, inputs: Inputs, settings: Settings, state: State, until, model
     def go_on(state: State) -> jax.Array:
         return (state.step < until) & ~state.finished_B.all()
 
-    return _readable(jax.lax.while_loop(go_on, step, state))
+    return jax.lax.while_loop(go_on, step, state)
 
 
 def _readable(state: State) -> State:
@@ -171,15 +173,15 @@ def prefill(params, inputs: Inputs, model: Transformer, vocab: Vocab) -> State:
     positions_RP = jnp.cumsum(inputs.valid_RP, axis=1) - 1
     cache = allocate_cache(model.config, rows, columns - 1 + inputs.table_BN.shape[1])
     cache = read_prompts(model, params, prompt_RP[:, :-1], positions_RP[:, :-1], cache)
-    state = State(
+    new_BN = jnp.full(inputs.table_BN.shape, vocab.pad, jnp.int32)
+    return State(
         step=jnp.zeros((), jnp.int32),
         token_R=prompt_RP[:, -1],
         position_R=positions_RP[:, -1],
         cache=cache,
-        new_BN=jnp.full(inputs.table_BN.shape, vocab.pad, jnp.int32),
+        new_BN=sharding.constrain(new_BN, "batch", None),
         finished_B=inputs.lengths_B == 0,
     )
-    return _readable(state)
 
 
 def read_prompts(

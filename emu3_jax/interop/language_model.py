@@ -271,7 +271,7 @@ def load_language_model(
     path: str | os.PathLike, mesh: jax.sharding.Mesh | None = None
 ) -> tuple[Transformer, dict]:
     """(module, {"params": …}) of a directory, on `mesh` or the default device; errors as `load`."""
-    mesh = mesh or sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1])
+    mesh = mesh or sharding.one_device()
     config, params = load(path, mesh=mesh)
     return Transformer(config), {"params": params}
 

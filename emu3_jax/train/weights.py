@@ -84,7 +84,7 @@ def _place(mesh: jax.sharding.Mesh | None) -> jax.sharding.Mesh:
     if mesh is not None:
         return mesh
     mesh = jax.sharding.get_mesh()
-    return sharding.make_mesh(sharding.MeshConfig(), jax.devices()[:1]) if mesh.empty else mesh
+    return sharding.one_device() if mesh.empty else mesh
 
 
 def load_language_model(
