@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import safetensors.numpy
 from conftest import GOLDEN
+from emu3_jax.interop.replacing import replacing
 
 import emu3_jax
 from emu3_jax import vocab
 from emu3_jax.interop import hf_export, language_model, vision_tokenizer
 from emu3_jax.interop.bundle import UnknownVocabularyError, load_language
-from emu3_jax.interop.replacing import replacing
 from emu3_jax.interop.safetensors_io import WEIGHTS_FILE
 from emu3_jax.models.transformer import Transformer, TransformerConfig
 
