@@ -6,6 +6,7 @@ Configs name it by its import path, "line_task:LineTask".
 import dataclasses
 import json
 import pathlib
+from typing import ClassVar
 
 import flax.linen as nn
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 from toy_task import FEATURES, Numbered
 
 from emu3_jax import sharding
+from emu3_jax.evaluate.evaluator import Evaluator, Result
 from emu3_jax.train.run_config import RunConfig
 from emu3_jax.train.task import Loss, Task
 
@@ -97,8 +99,20 @@ def get_config(arg=""):
         run=dict(steps=6, mesh=dict(data=1, fsdp=1), checkpoint=dict(every=2),
                  optimizer=dict(schedule="constant", learning_rate=0.01),
                  log=dict(every=1, tensorboard=False)),
+        evaluation=(dict(evaluator="line_task:Kernel", every=3),),
     ))
     config.update_from_flattened_dict({changes!r})
     return config
 """)
     return path
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Kernel(Evaluator):
+    """The sum of a line's kernel."""
+
+    measures: ClassVar[str] = "line"
+    name: str = "kernel"
+
+    def run(self, subject):
+        return Result({"sum": float(np.sum(subject.models["line"]))})

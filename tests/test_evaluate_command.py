@@ -166,7 +166,7 @@ def test_a_run_is_evaluated_as_it_was_while_it_trained(folder, attempts):
     del trained["seconds"], metrics["likelihood"]["seconds"]
     assert metrics["likelihood"] == pytest.approx(trained, rel=1e-6)
     assert record["subject"]["label"] == "run at step 3"
-    entries = read_config(folder / "run").evaluation
+    entries = read_config(folder / "run")["evaluation"]
     assert registry.make(record["evaluation"]) == registry.make(entries)
 
 
@@ -199,7 +199,7 @@ def test_flags_alone_evaluate_weights_on_a_folder(folder, attempts):
 def test_every_flag_sets_a_field_that_some_evaluator_has():
     """And every field that every evaluator shares has its flag."""
     source = (ROOT / "emu3_jax/evaluate/__main__.py").read_text()
-    settings = source[source.index("SETTINGS = ") : source.index("def main")]
+    settings = source[source.index("SETTINGS = ") : source.index("DTYPE = ")]
     names = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', settings))
     entries = registry.resolved(
         registry.make([dict(evaluator=name) for name in registry.EVALUATORS])

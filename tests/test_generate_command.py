@@ -178,7 +178,7 @@ def test_pixel_limits_come_from_flags_then_file_then_release(tmp_path):
 def command(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "emu3_jax.generate", *arguments],
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
 
 

@@ -156,7 +156,7 @@ def test_a_directory_is_loaded_in_the_type_asked_for(tiny_directories, monkeypat
 def command(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "emu3_jax.generate", *arguments],
-        capture_output=True, text=True, timeout=300,
+        capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
 
 

@@ -50,6 +50,13 @@ def test_no_secrets(path):
     assert not [word for word in ("api_key", "password", "secret", "key-file") if word in text]
 
 
+def _path_without_python(folder):
+    folder.mkdir()
+    for name in "bash cat cksum cp cut dirname mkdir sort tail touch".split():
+        (folder / name).symlink_to(shutil.which(name))
+    return folder
+
+
 @pytest.mark.parametrize(
     "found, expected",
     [
@@ -64,10 +71,7 @@ def test_no_secrets(path):
 )  # fmt: skip
 def test_the_newest_python_is_one_that_runs(tmp_path, found, expected):
     """On a path with the stand-ins alone: each says its minor version and its name, or fails."""
-    tools = tmp_path / "path"
-    tools.mkdir()
-    for name in ("dirname", "sort", "tail"):
-        (tools / name).symlink_to(shutil.which(name))
+    tools = _path_without_python(tmp_path / "path")
     for name, minor in found.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         answer = {None: "exit 127", "": ""}.get(minor, f"echo {minor} of {name}")
@@ -80,6 +84,50 @@ def test_the_newest_python_is_one_that_runs(tmp_path, found, expected):
         env={"PATH": str(tools), "VENV": sys.prefix, "PYENV_ROOT": str(tmp_path / "pyenv")},
     )  # fmt: skip
     assert result.stdout.strip() == expected
+
+
+# A Python 3.MINOR in which nothing but environments and pytest exists; its tests end with CODE.
+FAKE_PYTHON_3 = r"""#!/usr/bin/env bash
+case "$*" in
+    *ensurepip*) echo "MINOR $0" ;;
+    *version_info\[:2\]*) echo 3.MINOR ;;
+    *version_info\[1\]*) echo MINOR ;;
+    "-m venv"*) mkdir -p "${@: -1}/bin" && cp "$0" "${@: -1}/bin/python" ;;
+    "-m pytest"*) echo "MINOR: ${@: -1}" && exit CODE ;;
+esac
+"""
+
+
+@pytest.mark.parametrize(
+    "pythons, code, lines",
+    [
+        ({"11": 0}, 0, ["11: --own"]),
+        ({"11": 3}, 3, ["11: --own"]),
+        ({"11": 0, "39": 0}, 0, ["11: --own", "39: tests/test_torch_pickle.py"]),
+        ({"11": 0, "39": 4}, 4, ["11: --own", "39: tests/test_torch_pickle.py"]),
+        ({"11": 3, "39": 0}, 3, ["11: --own"]),
+    ],
+)
+def test_ci_runs_all_tests_and_a_part_on_the_newest_python(tmp_path, pythons, code, lines):
+    """The exit code and the last line are those of the part that failed, where one did."""
+    for folder in ("launch", ".ci"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    (tmp_path / "requirements-test.txt").touch()
+    tools = _path_without_python(tmp_path / "path")
+    for minor, ends in pythons.items():
+        python = tools / ("python3" if minor == "11" else f"python3.{minor}")
+        python.write_text(FAKE_PYTHON_3.replace("MINOR", minor).replace("CODE", str(ends)))
+        python.chmod(0o755)
+    environment = {"PATH": str(tools), "PYENV_ROOT": str(tmp_path)}
+    result = subprocess.run(
+        [shutil.which("bash"), str(tmp_path / ".ci/run"), "--own"],
+        capture_output=True, text=True, env=environment,
+    )  # fmt: skip
+    said = result.stdout.splitlines()
+    assert [line for line in said if ": " in line] == lines and said[-1] == lines[-1]
+    assert result.returncode == code, result.stderr
+    assert any("No Python newer" in line for line in said) == ("39" not in pythons)
+    assert (tmp_path / ".venv-newest/3.39/bin/python").exists() == (len(lines) == 2)
 
 
 def test_local_pod_tells_each_process_its_part():
@@ -239,7 +287,7 @@ def test_the_words_arrive_on_the_host(command, repository, tmp_path):
         own = ["--config.worker=1", "--config.workers=4"]
     expected = ["-m", f"emu3_jax.{command}", *words[1:], *own]
     expected = "".join(f"<{word}>" for word in expected)
-    give_up = time.monotonic() + 60
+    give_up = time.monotonic() + 600
     while (said := (host / "run.log").read_text()) != expected and time.monotonic() < give_up:
         time.sleep(0.01)  # the command runs on after the script has ended
     assert said == expected

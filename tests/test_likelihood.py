@@ -111,7 +111,7 @@ def test_any_batch_and_packing_gives_the_mean_over_targets(
 ):
     said = []
     subject = Subject(
-        bundle=bundle,
+        language_model=bundle,
         progress=Progress(said.append, every_s=0.0),
     )
     evaluator = likelihood.Likelihood(tokens=str(tokens), batch_size=batch_size, rows=rows)
@@ -142,7 +142,7 @@ def test_weights_spread_over_a_mesh_are_used_where_they_lie(bundle, tokens, mesh
     with jax.set_mesh(over):
         variables = jax.device_put(nn.meta.unbox(bundle.variables), layout)
         subject = dataclasses.replace(
-            subject, bundle=dataclasses.replace(bundle, variables=variables)
+            subject, language_model=dataclasses.replace(bundle, variables=variables)
         )
         found = evaluator.run(subject).metrics
     assert found == pytest.approx(expected, rel=2e-5)

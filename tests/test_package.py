@@ -187,11 +187,12 @@ def test_installed_into_a_fresh_environment(tmp_path):
         ("tokenize.reconstruct", "--vision_tokenizer=photo", "--output=rebuilt",
          "--input=drawn/image_00000.png"),
         ("aot", "--config=ablations/no_dropout", "--topology=cpu:1", "--noestimate",
-         "--config.model.vocab_size=4096"),
+         "--config.model.vocab_size=4096", "--config.model.num_layers=1"),
         ("tokenize", "--config=tokenize_nano", "--config.output=tokens",
          "--config.splits.train=('validation.jsonl',)"),
         ("train", "--config=ablations/text_to_image_only:tokens", "--workdir=run",
-         "--config.run.steps=2", "--config.evaluation.every=0"),
+         "--config.run.steps=2", "--config.model.num_layers=1", "--config.text_tokenizer=nano",
+         "--config.start.codebook=nano", "--config.evaluation.evaluators=()"),
     ):  # fmt: skip
         done = run(where, python, None, "-m", f"emu3_jax.{words[0]}", *words[1:])
         assert done.returncode == 0, f"{words}: {done.stderr}"

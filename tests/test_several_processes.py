@@ -97,7 +97,7 @@ class Job:
     def err(self, index):
         return pathlib.Path(f"{self.logs[index]}.err").read_text()
 
-    def wait_for(self, text, seconds=300):
+    def wait_for(self, text, seconds=1800):
         """Until the first process has printed `text`."""
         until = time.monotonic() + seconds
         while text not in self.out(0):
@@ -105,7 +105,7 @@ class Job:
             assert time.monotonic() < until, self.out(0)
             time.sleep(0.05)
 
-    def end(self, seconds=400):
+    def end(self, seconds=1800):
         """Exit codes."""
         try:
             return [process.wait(seconds) for process in self.processes]

@@ -132,7 +132,7 @@ def _work(worker, corpus, together, errors):
 
 def test_processes_that_start_and_end_together(corpus):
     spawn = multiprocessing.get_context("spawn")
-    together, errors = spawn.Barrier(2, timeout=120), spawn.SimpleQueue()
+    together, errors = spawn.Barrier(2, timeout=1800), spawn.SimpleQueue()
     workers = [spawn.Process(target=_work, args=(i, corpus, together, errors)) for i in (0, 1)]
     for worker in workers:
         worker.start()

@@ -39,9 +39,10 @@ from absl import flags
 from emu3_jax import command_line, shipped
 from emu3_jax.config import ConfigError
 from emu3_jax.evaluate import evaluator, registry
-from emu3_jax.evaluate.evaluator import MEASURED, Evaluator, Subject
+from emu3_jax.evaluate.evaluator import Evaluator, Subject, described
 from emu3_jax.evaluate.progress import Progress
 from emu3_jax.interop.bundle import load_language
+from emu3_jax.interop.exporting import LANGUAGE_MODEL, VISION_TOKENIZER
 from emu3_jax.interop.safetensors_io import DTYPES
 from emu3_jax.train import distributed, run_directory, weights
 
@@ -110,12 +111,14 @@ def main() -> None:
         flag = _measured(one)
         if not flag.value:
             raise ValueError(
-                f"--{flag.name} is not set; {one.name} measures {MEASURED[one.measures]}"
+                f"--{flag.name} is not set; {one.name} measures {described(one.measures)}"
             )
     evaluators = with_flags(evaluators)
     with distributed.joined():
         with jax.set_mesh(command_line.mesh()):
-            language = load_language(MODEL.value) if MODEL.value else None
+            language = None
+            if any(one.measures == LANGUAGE_MODEL for one in evaluators):
+                language = load_language(MODEL.value)
             registry.check(evaluators, language, key)
             subject = load_subject(evaluators)
             results = evaluator.run_all(subject, evaluators, distributed.say)
@@ -185,17 +188,21 @@ def with_flags(evaluators: Sequence[Evaluator]) -> tuple[Evaluator, ...]:
 
 def load_subject(evaluators: Sequence[Evaluator]) -> Subject:
     """What the evaluators measure, of what the flags name."""
-    measured = {one.measures for one in evaluators}
-    bundle, label, vision = None, str(VISION.value), None
-    if "language_model" in measured:
-        bundle, label = weights.load_language_model(MODEL.value, STEP.value, dtype=DTYPE.value)
-    if "vision_tokenizer" in measured:
-        vision = weights.load_vision_tokenizer(VISION.value, STEP.value)
-    return Subject(bundle, vision, label, Progress(distributed.say))
+    models, label = {}, str(VISION.value)
+    for kind in {one.measures for one in evaluators}:
+        if kind == VISION_TOKENIZER:
+            models[kind] = weights.load_vision_tokenizer(VISION.value, STEP.value)
+        elif kind == LANGUAGE_MODEL:
+            found = weights.load_language_model(MODEL.value, STEP.value, dtype=DTYPE.value)
+            models[kind], label = found
+        else:
+            run = weights.open_run(MODEL.value, STEP.value)
+            models[kind], label = run.trained_model(kind), run.label
+    return Subject(label, Progress(distributed.say), **models)
 
 
 def _measured(one: Evaluator) -> flags.FlagHolder:
-    return {"language_model": MODEL, "vision_tokenizer": VISION}[one.measures]
+    return VISION if one.measures == VISION_TOKENIZER else MODEL
 
 
 if __name__ == "__main__":

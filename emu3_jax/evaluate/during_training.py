@@ -13,7 +13,7 @@ from etils import epath
 from emu3_jax.config import ConfigError
 from emu3_jax.data import media
 from emu3_jax.evaluate import registry
-from emu3_jax.evaluate.evaluator import MEASURED, Evaluator, Subject, flat_metrics, run_all
+from emu3_jax.evaluate.evaluator import Evaluator, Subject, described, flat_metrics, run_all
 from emu3_jax.interop.bundle import Language
 from emu3_jax.train.loop import Callback
 from emu3_jax.train.metrics import MetricsWriter, read_metrics
@@ -38,7 +38,7 @@ def check_data(evaluators: Sequence[Evaluator], trained: str, language: Language
         if evaluator.measures != trained:
             raise ConfigError(
                 f"evaluation[{index}].evaluator: {evaluator.name} measures "
-                f"{MEASURED[evaluator.measures]}, and this run trains {MEASURED[trained]}"
+                f"{described(evaluator.measures)}, and this run trains {described(trained)}"
             )
     registry.check(evaluators, language)
 

@@ -24,31 +24,42 @@ from emu3_jax.data import media
 from emu3_jax.evaluate.progress import Progress
 from emu3_jax.files import write_atomically, write_json
 from emu3_jax.interop.bundle import Bundle, Language
+from emu3_jax.models.vision_tokenizer import VisionTokenizer
 
 T = TypeVar("T")
 
 RESULTS_FILE = "results.json"
 # Slow enough to look at; stored clips of any rate are shown at it.
 CLIP_FPS = 8.0
-# What an evaluator can measure, by field of the subject.
-MEASURED = {"language_model": "a language model", "vision_tokenizer": "a vision tokenizer"}
 
 
-@dataclasses.dataclass(frozen=True)
 class Subject:
     """What is evaluated; the settings are the evaluator's own.
 
     Attributes:
-      language_model: a Bundle, or None.
-      vision_tokenizer: (module, variables), or None.
+      models: kind of model (`Task.kind`) → the model, as `Task.trained_model` returns it.
       label: where the weights came from, written into the results.
       progress: told how far long work is.
     """
 
-    language_model: Bundle | None = None
-    vision_tokenizer: tuple[Any, Any] | None = None
-    label: str = ""
-    progress: Progress = dataclasses.field(default_factory=Progress)
+    def __init__(self, label: str = "", progress: Progress | None = None, **models: Any):
+        self.label, self.progress = label, progress or Progress()
+        self.models = {kind: model for kind, model in models.items() if model is not None}
+
+    @property
+    def language_model(self) -> Bundle:
+        """The model of this kind."""
+        return self.models["language_model"]
+
+    @property
+    def vision_tokenizer(self) -> tuple[VisionTokenizer, Any]:
+        """(module, variables)."""
+        return self.models["vision_tokenizer"]
+
+
+def described(kind: str) -> str:
+    """A kind of model in words: "a language model"."""
+    return f"a {kind.replace('_', ' ')}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +100,7 @@ class Evaluator:
       batch_size: items at a time; results do not depend on it.
     """
 
-    measures: ClassVar[str]  # a key of MEASURED
+    measures: ClassVar[str]  # a kind of model, see Subject
 
     name: str
     every: int = 1000
@@ -157,8 +168,8 @@ def run_all(
       ValueError: the subject lacks what one of them measures; none was run.
     """
     for evaluator in evaluators:
-        if getattr(subject, evaluator.measures) is None:
-            what = MEASURED[evaluator.measures]
+        if evaluator.measures not in subject.models:
+            what = described(evaluator.measures)
             raise ValueError(f"{evaluator.name} measures {what}, and there is none")
     results = {}
     for evaluator in evaluators:
