@@ -1,14 +1,13 @@
 """Named configs made small: the same choices (layers, remat, loss, mixture), sizes for a test."""
 
-import pathlib
 
 import jax
 import numpy as np
+from paths import ROOT
 
 from emu3_jax.config import load_config
 from emu3_jax.train.task import Task
 
-ROOT = pathlib.Path(__file__).parents[1]
 ROWS, LENGTH, VOCAB = 8, 64, 250
 
 SIZES = {

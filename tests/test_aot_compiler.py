@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import jax
 import pytest
+from paths import GOLDEN
 from shrunken_twins import twin
 
 from emu3_jax.aot import compiler, estimate, report
@@ -17,7 +18,6 @@ from emu3_jax.aot.run import program_of
 from emu3_jax.aot.topology import machine
 
 STAGE1 = "configs/emu3_8b_stage1.py"
-GOLDEN = pathlib.Path(__file__).parent / "golden/compilers"
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def _saying(monkeypatch, said, plan):
     def compiling(program, target, folder):
         receiver, sender = multiprocessing.Pipe(duplex=False)
         for kind, ending in plan.items():
-            text = (GOLDEN / f"libtpu-0.0.50-{kind}.txt").read_text()
+            text = (GOLDEN / "compilers" / f"libtpu-0.0.50-{kind}.txt").read_text()
             (pathlib.Path(folder) / f"module.after_optimizations{ending}.txt").write_text(text)
         sender.send(said)
         yield receiver

@@ -1,14 +1,13 @@
 """What compilers write is read, in every version known; what is not understood is never nothing."""
 
-import pathlib
 import re
 
 import pytest
+from paths import GOLDEN
 
 from emu3_jax.aot import compiler, hlo
 from emu3_jax.aot.hlo import UnreadableError
 
-GOLDEN = pathlib.Path(__file__).parent / "golden/compilers"
 # Bytes of the temporaries and of a gathered matrix; a TPU gathers in bfloat16.
 COMPILERS = {
     "jaxlib-0.10.2": (917572 + 4 * 4, 4 * 256 * 256),
@@ -21,7 +20,7 @@ MATRICES, ROWS = 4 * 3 * 128 * 256, 4 * 16 * 256
 
 
 def _text(name: str, kind: str) -> str:
-    return (GOLDEN / f"{name}-{kind}.txt").read_text()
+    return (GOLDEN / "compilers" / f"{name}-{kind}.txt").read_text()
 
 
 @pytest.mark.parametrize("name", COMPILERS)

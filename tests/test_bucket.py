@@ -1,7 +1,6 @@
 """What a run writes beside its checkpoints into a bucket: objects in memory behind gs://."""
 
 import dataclasses
-import pathlib
 from typing import ClassVar
 
 import numpy as np
@@ -9,7 +8,8 @@ import pytest
 from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 from line_task import LineConfig
-from test_records import GRAMMAR, image_record, write_dataset
+from paths import ROOT
+from token_records import GRAMMAR, image_record, write_dataset
 
 from emu3_jax import files, vocab
 from emu3_jax.config import ConfigError
@@ -25,7 +25,7 @@ from emu3_jax.train import checkpoint, run_directory
 from emu3_jax.train.run_config import RunConfig
 
 RUN = "gs://bucket/run"
-TEXT_MODEL = pathlib.Path(__file__).parents[1] / "assets" / "text_nano.model"
+TEXT_MODEL = ROOT / "assets" / "text_nano.model"
 
 
 class Bucket(MemoryFileSystem):

@@ -1,14 +1,12 @@
 """Commands: a user's mistake is one sentence on stderr and exit 2; a bug keeps its traceback."""
 
 import os
-import pathlib
 import signal
 import subprocess
 import sys
 
 import pytest
-
-ROOT = pathlib.Path(__file__).parents[1]
+from paths import ROOT
 
 COMMAND = '''
 import dataclasses, signal, os

@@ -1,8 +1,6 @@
 """The command that brings models from one layout to the other, and into this package."""
 
-import base64
 import importlib.resources
-import json
 import pathlib
 import subprocess
 import sys
@@ -11,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import GOLDEN
 from emu3_jax.interop.replacing import replacing
+from hf_vocabulary import write_vocab_json
+from paths import GOLDEN, ROOT
 
 import emu3_jax
 from emu3_jax import vocab
@@ -22,7 +21,6 @@ from emu3_jax.interop.safetensors_io import WEIGHTS_FILE
 from emu3_jax.models.transformer import Transformer, TransformerConfig
 
 VISION, LANGUAGE, HF = (GOLDEN / name for name in ("vision_tokenizer", "language_model", "hf"))
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 def _convert(*words):
@@ -90,24 +88,11 @@ def conversion(tmp_path_factory):
     return folder, pathlib.Path(str(ranks)).read_bytes()
 
 
-def _write_vocab_json(folder, ranks):
-    """As the script of the conversions does; the characters that stand for bytes are GPT-2's."""
-    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    rest = [byte for byte in range(256) if byte not in plain]
-    characters = {byte: chr(byte) for byte in plain}
-    characters |= {byte: chr(256 + i) for i, byte in enumerate(rest)}
-    words = {}
-    for line in ranks.splitlines():
-        token, rank = line.split()
-        words["".join(characters[byte] for byte in base64.b64decode(token))] = int(rank)
-    (folder / "vocab.json").write_text(json.dumps(words), encoding="utf-8")
-
-
 def test_an_import_of_a_conversion_is_a_whole_model_of_ours(conversion, tmp_path):
     source, ranks = conversion
     with pytest.raises(UnknownVocabularyError, match="put emu3.tiktoken there"):
         load_language(source)
-    _write_vocab_json(source, ranks)
+    write_vocab_json(source, ranks)
     assert load_language(source).max_context == 9216
     ours = tmp_path / "ours"
     _done("import", f"--model={source}", f"--output={ours}", "--dtype=bfloat16")

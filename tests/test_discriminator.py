@@ -1,6 +1,5 @@
 """Discriminators: torch's figures, lengths of clips, errors, layout over a mesh."""
 
-import pathlib
 
 import flax.linen as nn
 import jax
@@ -8,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from paths import GOLDEN
 
 from emu3_jax import sharding
 from emu3_jax.aot import hlo
@@ -18,7 +18,7 @@ from emu3_jax.models.discriminator import (
 )
 from emu3_jax.sharding import MeshConfig
 
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "discriminator.npz"
+FIGURES = GOLDEN / "discriminator.npz"
 TINY = DiscriminatorConfig(width=4, layers=2, norm_groups=2)
 
 
@@ -28,7 +28,7 @@ def _params(config, shape):
 
 
 def test_frames_against_torch_on_the_same_weights():
-    golden = dict(np.load(GOLDEN))
+    golden = dict(np.load(FIGURES))
     pixels, logits = golden.pop("pixels"), golden.pop("logits")
     params = {}
     for name, value in golden.items():

@@ -10,7 +10,7 @@ import evaluation_stand_ins as parts
 import numpy as np
 import pytest
 import tiny_models
-from test_records import GRAMMAR, image_record, write_dataset
+from token_records import GRAMMAR, image_record, write_dataset
 from toy_task import ToyTask, run_config
 
 from emu3_jax import vocab

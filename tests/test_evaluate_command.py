@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -12,13 +11,12 @@ import evaluation_stand_ins as parts
 import jax
 import pytest
 import tiny_models
+from paths import ROOT
 from tiny_pretraining import write_run
 
 from emu3_jax.config import read_config
 from emu3_jax.evaluate import evaluator, registry
 from emu3_jax.train.metrics import read_metrics
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 # One process that has imported everything; each command is a fork of it (tests/command_runner.py).
 ATTEMPTS = """

@@ -4,8 +4,9 @@ import ast
 import pathlib
 
 import pytest
+from paths import ROOT
 
-PACKAGE = pathlib.Path(__file__).parents[1] / "emu3_jax"
+PACKAGE = ROOT / "emu3_jax"
 
 # Rooms are folders or single files of the package.
 FLOORS = {

@@ -3,7 +3,7 @@
 import os
 
 import pytest
-from test_sources import small_zip
+from small_corpora import small_zip
 
 from emu3_jax.data import fluent_emoji
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import vision_tokenizer_tensors
-from conftest import GOLDEN
+from paths import GOLDEN
 
 from emu3_jax.interop import hf_export, language_config, language_model, vision_tokenizer
 from emu3_jax.interop.safetensors_io import WEIGHTS_FILE

@@ -1,7 +1,6 @@
 """Runs that are killed, in the middle of a save as well, resume to the unbroken run bit for bit."""
 
 import os
-import pathlib
 import random
 import signal
 import subprocess
@@ -9,6 +8,7 @@ import sys
 import time
 
 import pytest
+from paths import ROOT
 from toy_task import ToyTask, assert_same_trees, losses, run_config
 
 from emu3_jax.train.loop import train
@@ -57,16 +57,16 @@ def _stop_in_a_save(workdir, process, delays):
 def _kill_and_resume(workdir, moments, seed, cache, expected):
     """Kills the run at each of the moments ("any" or "save"), then lets it come through."""
     rng, unfinished = random.Random(seed), 0
-    here = pathlib.Path(__file__).parent
-    command = [sys.executable, "-c", RUN, str(workdir), str(here), str(cache)]
+    support = ROOT / "tests" / "support"
+    command = [sys.executable, "-c", RUN, str(workdir), str(support), str(cache)]
     for moment in [*moments, None]:
         process = subprocess.Popen(
             command,
-            cwd=here.parent,
+            cwd=ROOT,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(here.parent)},
+            env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
         )
         if moment is not None:
             for line in process.stdout:

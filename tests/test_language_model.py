@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import GOLDEN
+from paths import GOLDEN
 
 from emu3_jax import sharding
 from emu3_jax.interop import language_model, safetensors_io

@@ -1,7 +1,6 @@
 """The scripts in launch/: what they would run, word for word, and that the words arrive."""
 
 import os
-import pathlib
 import re
 import shlex
 import shutil
@@ -10,11 +9,11 @@ import sys
 import time
 
 import pytest
+from paths import ROOT
 from tiny_pretraining import write_run
 
 from emu3_jax.data.records import open_dataset
 
-ROOT = pathlib.Path(__file__).parents[1]
 SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
 NODE = ["--name=emu3", "--zone=us-east5-a"]
 TRAIN = ["train", "--config=configs/a.py", "--workdir=gs://bucket/a run"]

@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from paths import GOLDEN
 from PIL import Image
 
 from emu3_jax.data import media

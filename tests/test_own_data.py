@@ -1,16 +1,15 @@
 """The README's way with one's own data, on a folder of a few pictures."""
 
 import json
-import pathlib
 import re
 import subprocess
 import sys
 
 import numpy as np
+from paths import ROOT
 
 from emu3_jax.data import media
 
-ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SECTION = re.search(r"## On your own data\n(.*?)\n\*\*On one GPU", README, re.DOTALL)
 # So small that compiling takes most of the time; everything else as the README has it.

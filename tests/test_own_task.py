@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -10,12 +9,11 @@ import jax
 import numpy as np
 import pytest
 from line_task import write_config
+from paths import ROOT
 from toy_task import FEATURES
 
 from emu3_jax.evaluate.evaluator import read_results
 from emu3_jax.train.metrics import read_metrics
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 def _run(*words, code=0):
@@ -26,7 +24,8 @@ def _run(*words, code=0):
         text=True,
         check=False,
         env=os.environ
-        | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "JAX_NUM_CPU_DEVICES": "1"}
+        | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"}
+        | {"JAX_NUM_CPU_DEVICES": "1"}
         | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir},
     )
     assert done.returncode == code, done.stderr

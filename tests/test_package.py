@@ -1,7 +1,6 @@
 """The package as pip installs it: what is in it, and that it works far from the project."""
 
 import os
-import pathlib
 import re
 import shutil
 import subprocess
@@ -9,13 +8,13 @@ import sys
 import venv
 
 import pytest
+from paths import ROOT
 
 import emu3_jax
 from emu3_jax import shipped
 
 pytest.importorskip("setuptools", "77")  # what pyproject.toml asks for
 
-ROOT = pathlib.Path(__file__).parents[1]
 PACKAGE = ROOT / "emu3_jax"
 EXTRAS = {"gpu", "tpu", "aot", "ray", "tfds", "test", "perceptual"}
 COMMANDS = sorted(

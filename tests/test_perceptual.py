@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import GOLDEN
+from paths import GOLDEN
 
 from emu3_jax.interop import perceptual_weights
 from emu3_jax.models import perceptual

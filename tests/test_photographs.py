@@ -10,12 +10,13 @@ import sys
 import numpy as np
 import pytest
 import skimage
+from paths import ROOT
 
 from emu3_jax.data import media
 from emu3_jax.data.pixels import PixelConfig, PixelGroup, pixel_batches
 from emu3_jax.files import write_atomically
 
-EXAMPLE = pathlib.Path(__file__).parents[1] / "examples" / "photographs"
+EXAMPLE = ROOT / "examples" / "photographs"
 
 
 def _script():

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from test_records import GRAMMAR, text, write_dataset
+from token_records import GRAMMAR, text, write_dataset
 
 from emu3_jax.data.mixture import MixtureEntry
 from emu3_jax.data.pipeline import DataConfig, make_iterator

@@ -1,14 +1,13 @@
 """docs/pods.md: its figures follow from the model and the chips, and its files exist."""
 
-import pathlib
 import re
 
 import pytest
+from paths import ROOT
 
 from emu3_jax.models.transformer import released
 from emu3_jax.train.metrics import PEAK_FLOPS
 
-ROOT = pathlib.Path(__file__).parents[1]
 TEXT = (ROOT / "docs/pods.md").read_text()
 PROSE = " ".join(TEXT.split())
 KINDS = {"v5e": "TPU v5 lite", "v5p": "TPU v5p", "v6e": "TPU v6 lite"}

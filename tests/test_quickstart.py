@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -11,13 +10,12 @@ import time
 import zipfile
 
 import pytest
+from paths import ROOT
 
 from emu3_jax.quickstart import stages
 from emu3_jax.quickstart.__main__ import run
 from emu3_jax.quickstart.runner import Runner, StageError, Stopped, locked, read_json
 from emu3_jax.quickstart.stages import Plan, Stage
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 # Stands in for training: counts to ten in a file, saves on a signal, goes on from there. The first
 # start does not end before it is told to.

@@ -8,11 +8,11 @@ import subprocess
 import sys
 
 import pytest
-from test_shipped_configs import resolve
+from paths import ROOT
+from resolved_configs import every_field
 
 from emu3_jax.config import apply_overrides, load_config
 
-ROOT = pathlib.Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 README = PAGES[0].read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
@@ -84,7 +84,7 @@ def test_configs_and_their_overrides_exist(page, line, monkeypatch):
     words = [w.removeprefix("--config.") for w in shlex.split(line) if w.startswith("--config.")]
     overrides = dict(word.split("=", 1) for word in words)
     apply_overrides(config, overrides)
-    resolve(config)
+    every_field(config)
 
 
 def test_paths_in_the_folder_listing_exist():

@@ -6,6 +6,7 @@ import resource
 
 import numpy as np
 import pytest
+from token_records import GRAMMAR, TOKENIZER, image_record, text, write_dataset
 
 from emu3_jax import vocab
 from emu3_jax.data.fingerprint import check_same, vision_fingerprint
@@ -14,48 +15,11 @@ from emu3_jax.data.records import (
     DatasetInfo,
     Record,
     RecordError,
-    Shard,
     ShardWriter,
     open_dataset,
-    write_dataset_info,
 )
 from emu3_jax.models.vision_config import VisionTokenizerConfig
-from emu3_jax.sequence import EndOfTurn, Grammar, Image, Text, Video
-from emu3_jax.text import ByteTokenizer
-
-TOKENIZER = ByteTokenizer()
-GRAMMAR = Grammar(vocab.small(TOKENIZER.size, 100), TOKENIZER)
-
-
-def text(content, loss=True):
-    return Text(content, loss, ids=np.array(TOKENIZER.encode(content), np.int32))
-
-
-def image_record(i=0):
-    codes = np.random.default_rng(i).integers(0, 100, (3, 4))
-    return Record(f"k{i}", "test", "image", (text(f"número {i} 雪"), Image(codes)), {"tone": None})
-
-
-def write_dataset(path, records, grammar=GRAMMAR, **changes):
-    """A dataset of one shard a kind."""
-    shards, counts = [], {}
-    for kind in dict.fromkeys(record.kind for record in records):
-        chosen = [record for record in records if record.kind == kind]
-        with ShardWriter(path / f"{kind}.array_record") as writer:
-            for record in chosen:
-                writer.write(record)
-        shards.append(Shard(f"{kind}.array_record", kind, len(chosen)))
-        counts[kind] = Counts(len(chosen), 10, 5, 10)
-    fields = {
-        "vocabulary": grammar.vocab,
-        "text_tokenizer": grammar.tokenizer.fingerprint,
-        "vision_tokenizer": "v1",
-        "video_format": grammar.video_format,
-        "shards": tuple(shards),
-        "counts": counts,
-    }
-    write_dataset_info(path, DatasetInfo(**(fields | changes)))
-    return path
+from emu3_jax.sequence import EndOfTurn, Grammar, Image, Video
 
 
 def test_record_round_trip():

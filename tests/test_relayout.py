@@ -7,7 +7,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-from conftest import GOLDEN
+from paths import GOLDEN
 
 from emu3_jax.interop import language_model, relayout, vision_tokenizer
 from emu3_jax.interop.safetensors_io import CONFIG_FILE, WEIGHTS_FILE, write_tensors

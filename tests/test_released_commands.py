@@ -3,7 +3,6 @@
 import importlib.resources
 import json
 import os
-import pathlib
 import re
 import shlex
 import subprocess
@@ -13,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_convert import _write_vocab_json
-from test_records import write_dataset
+from hf_vocabulary import write_vocab_json
+from paths import ROOT
 from tiny_models import random_weights
+from token_records import write_dataset
 
 import emu3_jax
 from emu3_jax import vocab
@@ -27,7 +27,6 @@ from emu3_jax.models.vision_tokenizer import VisionTokenizer, VisionTokenizerCon
 from emu3_jax.sequence import Document, Grammar, Image, Text
 from emu3_jax.text import QwenTiktoken
 
-ROOT = pathlib.Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "released_weights.md").read_text(encoding="utf-8")
 # What the commands of the page would take long for is asked for in small.
 SMALLER = {
@@ -99,7 +98,7 @@ def models(tmp_path_factory):
     (root / "Emu3-VisionTokenizer" / relayout.PREPROCESSOR_FILE).write_text(limits)
     whole = root / "Emu3-Gen-hf"
     relayout.write_whole_model(root / "Emu3-Gen", root / "Emu3-VisionTokenizer", whole)
-    _write_vocab_json(whole, ranks.read_bytes())
+    write_vocab_json(whole, ranks.read_bytes())
     for other, model in (("Chat", "Gen"), ("Stage1", "Gen"), ("Chat-hf", "Gen-hf")):
         (root / f"Emu3-{other}").symlink_to(f"Emu3-{model}")
 

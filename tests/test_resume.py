@@ -8,10 +8,10 @@ import signal
 import numpy as np
 import pytest
 import tiny_tasks
-from test_records import text, write_dataset
 from test_train_pretrain import _task as pretrain_task
 from test_train_vision_tokenizer import MODEL, WEIGHTS
 from tiny_tasks import vision_task
+from token_records import text, write_dataset
 from toy_task import assert_same_trees, leaves, run_config
 
 from emu3_jax.data import media

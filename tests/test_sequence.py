@@ -2,7 +2,6 @@
 
 import importlib.resources
 import json
-import pathlib
 import pickle
 import timeit
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+from paths import GOLDEN
 from sequence_samples import (
     BYTES,
     GRAMMARS,
@@ -37,7 +37,6 @@ from emu3_jax.sequence import allowed_after_img as rule
 from emu3_jax.text import ByteTokenizer, QwenTiktoken, SentencePieceTokenizer
 from emu3_jax.text.sentencepiece import train
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
 PROCESSING = json.loads((GOLDEN / "processing.json").read_text())
 
 

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import tiny_models
 from evaluation_stand_ins import write_corpus
-from test_records import image_record, write_dataset
+from paths import ROOT
 from tiny_pretraining import write_run
+from token_records import image_record, write_dataset
 
 from emu3_jax.config import load_config
 from emu3_jax.data.fingerprint import vision_fingerprint
@@ -82,7 +83,7 @@ class Job:
             self.processes.append(
                 subprocess.Popen(
                     command,
-                    cwd=pathlib.Path(__file__).parents[1],
+                    cwd=ROOT,
                     stdout=open(f"{log}.out", "w"),
                     stderr=open(f"{log}.err", "w"),
                     env=os.environ

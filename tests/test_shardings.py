@@ -10,6 +10,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from paths import ROOT
 from shrunken_twins import VOCAB, batch, named_configs, twin
 
 from emu3_jax import sharding
@@ -19,7 +20,6 @@ from emu3_jax.sharding import MeshConfig
 from emu3_jax.train.optimizer import OptimizerConfig, make_optimizer
 from emu3_jax.train.step import abstract_state
 
-ROOT = pathlib.Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "shardings"
 KEY = jax.random.key(0)
 

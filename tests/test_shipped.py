@@ -8,13 +8,12 @@ import sys
 
 import pytest
 from absl import flags
+from paths import ROOT
 
 import emu3_jax
 from emu3_jax import command_line, shipped
 from emu3_jax.config import ConfigError, load_config
 from emu3_jax.text import load_text_tokenizer
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture

@@ -11,12 +11,11 @@ import os
 import pathlib
 
 import pytest
+from paths import ROOT
+from resolved_configs import every_field
 
-from emu3_jax.config import ConfigError, load_config, to_dataclass, to_values
-from emu3_jax.tokenize.config import TokenizeConfig
-from emu3_jax.train.__main__ import resolve
+from emu3_jax.config import ConfigError, load_config
 
-ROOT = pathlib.Path(__file__).parents[1]
 FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob("*.py"))
 GOLDEN = ROOT / "tests" / "golden" / "configs"
 ARGUMENTS = {
@@ -26,23 +25,6 @@ ARGUMENTS = {
 TWINS = ("half_codebook", "ibq", "images_only", "no_gan", "no_lpips")
 ARGUMENTS |= {f"tokenizer_{name}": ("", "twin") for name in TWINS}
 SPECS = [f"{f}:{a}".rstrip(":") for f in FILES for a in ARGUMENTS.get(pathlib.Path(f).stem, ("",))]
-
-
-def every_field(config) -> dict:
-    """The config as it is resolved; None for the size of the vocabulary where the data states it.
-
-    ConfigError for a key or type that does not exist.
-    """
-    values = config.to_dict()
-    if "task" not in values:
-        return to_values(to_dataclass(TokenizeConfig, values))
-    from_data = config.task == "pretrain" and "vocab_size" not in config.model
-    if from_data:
-        values["model"] = {"vocab_size": 1, **values["model"]}
-    values = to_values(resolve(values)[0])
-    if from_data:
-        values["model"]["vocab_size"] = None
-    return values
 
 
 @pytest.mark.parametrize("spec", SPECS)

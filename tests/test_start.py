@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
-from test_records import GRAMMAR, text, write_dataset
 from tiny_tasks import pretrain_task, vision_task
+from token_records import GRAMMAR, text, write_dataset
 
 from emu3_jax import sharding
 from emu3_jax.config import ConfigError

@@ -15,6 +15,7 @@ import sentencepiece
 import tiktoken.load
 from hypothesis import example, given
 from hypothesis import strategies as st
+from paths import GOLDEN, ROOT
 
 from emu3_jax.sequence import Grammar
 from emu3_jax.text import (
@@ -28,7 +29,6 @@ from emu3_jax.text import (
 from emu3_jax.text.sentencepiece import train
 from emu3_jax.vocab import released, small
 
-GOLDEN = pathlib.Path(__file__).parent / "golden"
 CORPUS = [
     "a red apple on a white table",
     "two cats, one dog and 12 mice",
@@ -300,7 +300,7 @@ def test_bad_rank_files_are_refused(tmp_path, content, match):
 def command(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "emu3_jax.text.train", *arguments],
-        capture_output=True, text=True, cwd=pathlib.Path(__file__).parents[1],
+        capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
 
 

@@ -6,10 +6,11 @@ import unicodedata
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from paths import ROOT
 
 from emu3_jax.text import ByteTokenizer, StreamDecoder, load_text_tokenizer
 
-ASSET = pathlib.Path(__file__).parents[1] / "assets" / "text_nano.model"
+ASSET = ROOT / "assets" / "text_nano.model"
 
 
 @pytest.fixture(scope="module", params=["bytes", "sentencepiece", "tiktoken"])

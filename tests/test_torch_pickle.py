@@ -8,7 +8,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from paths import GOLDEN
 
 from emu3_jax.interop import torch_pickle
 

@@ -10,12 +10,11 @@ import sys
 
 import jax
 import pytest
+from paths import ROOT
 from tiny_pretraining import write_run
 
 import emu3_jax
 from emu3_jax import config as config_lib
-
-ROOT = pathlib.Path(__file__).parents[1]
 
 # One process for all attempts: importing takes longer than training these steps.
 ATTEMPTS = """

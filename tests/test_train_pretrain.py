@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import optax
 import pytest
-from test_records import GRAMMAR, text, write_dataset
 from tiny_tasks import pretrain_task
+from token_records import GRAMMAR, text, write_dataset
 
 from emu3_jax import sharding
 from emu3_jax.data.mixture import MixtureEntry

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GOLDEN
 from jax.extend.core import jaxprs_in_params
+from paths import GOLDEN
 
 from emu3_jax.interop import language_model
 from emu3_jax.models.attention import KVCache

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import vision_tokenizer_tensors
-from conftest import GOLDEN
+from paths import GOLDEN
 
 from emu3_jax import sharding
 from emu3_jax.interop import hf_export, movqgan

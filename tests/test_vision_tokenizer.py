@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GOLDEN
+from paths import GOLDEN
 
 from emu3_jax import sharding
 from emu3_jax.interop import vision_tokenizer as interop

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from test_records import image_record, write_dataset
+from token_records import image_record, write_dataset
 
 CONFIG = """
 from ml_collections import ConfigDict

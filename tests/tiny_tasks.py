@@ -1,6 +1,6 @@
 """Tasks made of parts, without the files that a config names."""
 
-from test_records import GRAMMAR
+from token_records import GRAMMAR
 
 from emu3_jax.interop.bundle import Language
 from emu3_jax.train.codebook import CodebookConfig
