@@ -31,8 +31,8 @@ from transformers import (
 
 from emu3_jax import vocab
 from emu3_jax.interop import hf_export
-from emu3_jax.models.transformer import Transformer, TransformerConfig
-from emu3_jax.models.vision_tokenizer import VisionTokenizer, VisionTokenizerConfig
+from emu3_jax.models.language.transformer import Transformer, TransformerConfig
+from emu3_jax.models.vision.tokenizer import VisionTokenizer, VisionTokenizerConfig
 
 TOLERANCE = 2e-4  # float32 logits and pixels of order one through tens of layers
 

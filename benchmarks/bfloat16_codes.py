@@ -12,9 +12,10 @@ import dataclasses
 
 import numpy as np
 
-from emu3_jax.data import vision_codec
-from emu3_jax.evaluate import items, picture_quality
-from emu3_jax.models.vision_tokenizer import VisionTokenizer
+from emu3_jax.data.codec import vision_codec
+from emu3_jax.evaluate import items
+from emu3_jax.evaluate.vision import psnr_ssim
+from emu3_jax.models.vision.tokenizer import VisionTokenizer
 from emu3_jax.train import weights
 
 
@@ -33,7 +34,7 @@ def main() -> None:
         codes[dtype] = vision_codec.encode((encoder, variables), pictures, 32)
         drawn = vision_codec.decode((module, variables), codes[dtype], 32)
         pairs = zip(pictures, drawn, strict=True)
-        quality[dtype] = np.mean([picture_quality.psnr(a, b).mean() for a, b in pairs])
+        quality[dtype] = np.mean([psnr_ssim.psnr(a, b).mean() for a, b in pairs])
     changed = np.mean(np.stack(codes["float32"]) != np.stack(codes["bfloat16"]))
     print(f"{100 * changed:.1f} % of the codes of {len(pictures)} pictures change")
     print(", ".join(f"{dtype} {value:.2f} dB" for dtype, value in quality.items()))

@@ -16,9 +16,9 @@ import time
 import numpy as np
 
 from emu3_jax import vocab
-from emu3_jax.data.mixture import TASKS, MixtureEntry
-from emu3_jax.data.pipeline import DataConfig, make_iterator
-from emu3_jax.data.records import (
+from emu3_jax.data.tokens.mixture import TASKS, MixtureEntry
+from emu3_jax.data.tokens.pipeline import DataConfig, make_iterator
+from emu3_jax.data.tokens.records import (
     Counts,
     DatasetInfo,
     Record,

@@ -24,10 +24,10 @@ def write(directory: pathlib.Path, gigabytes: float) -> None:
     import numpy as np
 
     from emu3_jax.files import write_json
-    from emu3_jax.interop import language_model as lm
-    from emu3_jax.interop.language_config import CONFIG_KEYS, RELEASED
-    from emu3_jax.interop.safetensors_io import CONFIG_FILE, write_tensors
-    from emu3_jax.models.transformer import TransformerConfig, count_parameters
+    from emu3_jax.interop.formats.safetensors_io import CONFIG_FILE, write_tensors
+    from emu3_jax.interop.language import language_model as lm
+    from emu3_jax.interop.language.language_config import CONFIG_KEYS, RELEASED
+    from emu3_jax.models.language.transformer import TransformerConfig, count_parameters
 
     sizes = dict(vocab_size=32_001, hidden_size=2048, intermediate_size=5632)
     heads = dict(num_heads=16, num_kv_heads=4, head_dim=128)
@@ -59,7 +59,7 @@ def load(directory: pathlib.Path) -> None:
     jax.config.update("jax_num_cpu_devices", 2)
     jax.config.update("jax_platforms", "cpu")
     from emu3_jax import sharding
-    from emu3_jax.interop import language_model as lm
+    from emu3_jax.interop.language import language_model as lm
 
     mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=2))
     jax.block_until_ready(jax.numpy.zeros(1))

@@ -19,9 +19,9 @@ import time
 import numpy as np
 
 from emu3_jax import vocab
-from emu3_jax.data.mixture import MixtureEntry
-from emu3_jax.data.pipeline import DataConfig, make_iterator
-from emu3_jax.data.records import (
+from emu3_jax.data.tokens.mixture import MixtureEntry
+from emu3_jax.data.tokens.pipeline import DataConfig, make_iterator
+from emu3_jax.data.tokens.records import (
     Counts,
     DatasetInfo,
     Record,
@@ -29,10 +29,10 @@ from emu3_jax.data.records import (
     ShardWriter,
     write_dataset_info,
 )
-from emu3_jax.models.transformer import released
+from emu3_jax.models.language.transformer import released
 from emu3_jax.sequence import Document, Grammar, Image, Text
 from emu3_jax.text import ByteTokenizer
-from emu3_jax.train.metrics import PEAK_FLOPS
+from emu3_jax.train.run.metrics import PEAK_FLOPS
 
 LENGTH, ROWS_A_HOST = 5120, 16  # configs/emu3_8b_stage1.py: 1,024 rows over 64 hosts
 CHIPS, CHIPS_A_HOST, MFU = 256, 4, 0.6  # v5p-512: the name counts cores, two a chip

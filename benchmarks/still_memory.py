@@ -32,7 +32,7 @@ def measure(direction: str, side: int, config=None) -> dict[str, int]:
     import jax.numpy as jnp
     import numpy as np
 
-    from emu3_jax.models.vision_tokenizer import VisionTokenizer, VisionTokenizerConfig
+    from emu3_jax.models.vision.tokenizer import VisionTokenizer, VisionTokenizerConfig
 
     config = config or VisionTokenizerConfig()
     model, cells = VisionTokenizer(config), side // config.spatial_factor

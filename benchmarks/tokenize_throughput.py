@@ -28,9 +28,9 @@ from PIL import Image
 from emu3_jax.data.media import PixelLimits, smart_resize
 from emu3_jax.data.sources import RawItem, open_source
 from emu3_jax.text import ByteTokenizer
-from emu3_jax.tokenize.config import TokenizeConfig
 from emu3_jax.tokenize.prepare import MediaRules, prepare
 from emu3_jax.tokenize.shard import ShardMaker
+from emu3_jax.tokenize.tokenize_config import TokenizeConfig
 
 LIMITS = PixelLimits()  # the released ones
 KINDS = (  # what web corpora hold: (width, height), format

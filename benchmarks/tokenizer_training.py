@@ -73,8 +73,8 @@ class Ours:
         return (group["count"], *frames, group["size"], group["size"], 3)
 
     def _save_perceptual(self):
-        from emu3_jax.interop import perceptual_weights
-        from emu3_jax.models.perceptual import CONVS, LAST_CONVS
+        from emu3_jax.interop.vision import perceptual_weights
+        from emu3_jax.models.features.lpips import CONVS, LAST_CONVS
 
         tree, channels = {}, 3
         for conv in CONVS:
@@ -147,13 +147,13 @@ class Ours:
         from flax.traverse_util import flatten_dict
 
         from emu3_jax.config import to_dataclass
-        from emu3_jax.interop import vision_tokenizer
-        from emu3_jax.models.vision_config import VisionTokenizerConfig
-        from emu3_jax.train.vision_objective import VisionLossConfig, tokenizer_params
+        from emu3_jax.interop.vision import tokenizer_files
+        from emu3_jax.models.vision.tokenizer_config import VisionTokenizerConfig
+        from emu3_jax.train.tasks.vision.vision_objective import VisionLossConfig, tokenizer_params
 
         config = to_dataclass(VisionTokenizerConfig, self.config.model, "model")
         variables = {"params": tokenizer_params(self.params), "batch_stats": self.statistics}
-        vision_tokenizer.save(self.folder, config, variables)
+        tokenizer_files.save(self.folder, config, variables)
         discriminator = {}
         for path, x in flatten_dict(self.params["discriminator"]).items():
             if path[-1] == "kernel":

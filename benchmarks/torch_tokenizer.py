@@ -1,7 +1,7 @@
 """The vision tokenizer and its discriminator in torch's modules, for `tokenizer_training.py`.
 
 Nothing of this package is imported. Names of modules are those of the released layout, so
-`load_state_dict` reads what `interop.vision_tokenizer.save` writes.
+`load_state_dict` reads what `interop.vision.tokenizer_files.save` writes.
 
 What a careful user of torch does is done: 2-D layers see a still once, a 1x1 convolution comes
 before the enlargement it commutes with, attention is `scaled_dot_product_attention`, the

@@ -13,7 +13,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from benchmarks.torch_tokenizer import Discriminator, Tokenizer
 
-ADAPTIVE_EPSILON = 1e-4  # that of emu3_jax.train.adversarial
+ADAPTIVE_EPSILON = 1e-4  # that of emu3_jax.train.tasks.vision.adversarial
 
 
 VGG_BLOCKS = (2, 2, 3, 3, 3)

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from jax.sharding import Mesh
 
     from emu3_jax.interop.bundle import Bundle
-    from emu3_jax.models.transformer import Transformer
-    from emu3_jax.models.vision_tokenizer import VisionTokenizer
+    from emu3_jax.models.language.transformer import Transformer
+    from emu3_jax.models.vision.tokenizer import VisionTokenizer
 
 __version__ = "0.1.0"
 __all__ = ["load_bundle", "load_language_model", "load_vision_tokenizer"]

@@ -20,8 +20,9 @@ from emu3_jax import command_line, shipped
 from emu3_jax.interop import exporting, relayout
 from emu3_jax.interop.bundle import UnknownVocabularyError, load_language, save_language
 from emu3_jax.interop.exporting import LANGUAGE_MODEL, LAYOUTS, PARTS, VISION_TOKENIZER
-from emu3_jax.interop.safetensors_io import DTYPES, SAME, Tensors, replacing_model
-from emu3_jax.train import run_directory, weights
+from emu3_jax.interop.formats.safetensors_io import DTYPES, SAME, Tensors, replacing_model
+from emu3_jax.train import weights
+from emu3_jax.train.run import run_directory
 from emu3_jax.train.tasks import registry
 
 MODEL = command_line.define_path(

@@ -2,7 +2,7 @@
 # The tests. A quarter of an hour on two cores; --slow adds the long ones. Other options go to pytest.
 # --newest: a part of them, in .venv-newest/, on the newest Python that runs on this machine.
 #
-#   bash launch/test.sh [--slow] [--newest] [-k NAME] [tests/test_FILE.py] ...
+#   bash launch/test.sh [--slow] [--newest] [-k NAME] [tests/FOLDER/test_FILE.py] ...
 
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -36,8 +36,9 @@ if [[ -n "$newest" ]]; then
     fi
     VENV="$ROOT/.venv-newest/$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
     PYTHON_BIN="$VENV/bin/python"
-    PART=("${PART[@]/#/tests/test_}")
-    arguments+=("${PART[@]/%/.py}")
+    for name in "${PART[@]}"; do
+        arguments+=("$(find tests -name "test_$name.py")")
+    done
 fi
 
 set_up requirements-test.txt

@@ -26,7 +26,7 @@ import jax
 from absl import flags
 
 from emu3_jax import command_line
-from emu3_jax.aot.run import TRAIN, compile_and_report
+from emu3_jax.aot.compile_and_report import TRAIN, compile_and_report
 from emu3_jax.aot.topology import machine
 from emu3_jax.config import ConfigError
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from emu3_jax import sharding
 from emu3_jax.aot.report import Report
 from emu3_jax.aot.topology import Machine
-from emu3_jax.models.transformer import REMAT
+from emu3_jax.models.language.transformer import REMAT
 from emu3_jax.train.program import TrainProgram
 
 Compile = Callable[[TrainProgram, Machine], Report]

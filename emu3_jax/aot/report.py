@@ -9,7 +9,7 @@ import jax
 
 from emu3_jax.aot import hlo
 from emu3_jax.aot.topology import Machine
-from emu3_jax.train.metrics import peak_flops
+from emu3_jax.train.run.metrics import peak_flops
 
 GIB = 2**30
 # What the TPU's compiler says when it gives up: needed, available.

@@ -43,8 +43,9 @@ from emu3_jax.evaluate.evaluator import Evaluator, Subject, described
 from emu3_jax.evaluate.progress import Progress
 from emu3_jax.interop.bundle import load_language
 from emu3_jax.interop.exporting import LANGUAGE_MODEL, VISION_TOKENIZER
-from emu3_jax.interop.safetensors_io import DTYPES
-from emu3_jax.train import distributed, run_directory, weights
+from emu3_jax.interop.formats.safetensors_io import DTYPES
+from emu3_jax.train import weights
+from emu3_jax.train.run import distributed, run_directory
 
 command_line.define_config(
     help_text="Config whose `evaluation` is taken; override: --config.evaluation.0.KEY=VALUE."

@@ -16,7 +16,7 @@ from emu3_jax.evaluate import registry
 from emu3_jax.evaluate.evaluator import Evaluator, Subject, described, flat_metrics, run_all
 from emu3_jax.interop.bundle import Language
 from emu3_jax.train.loop import Callback
-from emu3_jax.train.metrics import MetricsWriter, read_metrics
+from emu3_jax.train.run.metrics import MetricsWriter, read_metrics
 from emu3_jax.train.task import TrainState
 
 PICTURES_FOLDER = "pictures"

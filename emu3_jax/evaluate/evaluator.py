@@ -24,7 +24,7 @@ from emu3_jax.data import media
 from emu3_jax.evaluate.progress import Progress
 from emu3_jax.files import write_atomically, write_json
 from emu3_jax.interop.bundle import Bundle, Language
-from emu3_jax.models.vision_tokenizer import VisionTokenizer
+from emu3_jax.models.vision.tokenizer import VisionTokenizer
 
 T = TypeVar("T")
 

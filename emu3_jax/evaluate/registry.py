@@ -12,13 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from emu3_jax.config import ConfigError, to_dataclass
-from emu3_jax.evaluate.codebook_health import CodebookHealth
-from emu3_jax.evaluate.emoji_captions import EmojiCaptions
-from emu3_jax.evaluate.emoji_retrieval import EmojiRetrieval
+from emu3_jax.evaluate.emoji.captions import EmojiCaptions
+from emu3_jax.evaluate.emoji.retrieval import EmojiRetrieval
 from emu3_jax.evaluate.evaluator import Evaluator
-from emu3_jax.evaluate.feature_distance import FrechetDistance
-from emu3_jax.evaluate.likelihood import Likelihood
-from emu3_jax.evaluate.reconstruction import Reconstruction
+from emu3_jax.evaluate.language.likelihood import Likelihood
+from emu3_jax.evaluate.vision.codebook_health import CodebookHealth
+from emu3_jax.evaluate.vision.feature_distance import FrechetDistance
+from emu3_jax.evaluate.vision.reconstruction import Reconstruction
 from emu3_jax.interop.bundle import Language
 
 EVALUATORS: dict[str, type[Evaluator]] = {

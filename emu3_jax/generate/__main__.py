@@ -26,13 +26,13 @@ from absl import flags
 from etils import epath
 
 from emu3_jax import command_line, shipped
-from emu3_jax.data import vision_codec
+from emu3_jax.data.codec import vision_codec
 from emu3_jax.generate import codec, modalities, presets
+from emu3_jax.generate.decoding.sampling import Sampling
 from emu3_jax.generate.job import GENERATION_TASKS, Job, JobError, Runner, sizes_of
-from emu3_jax.generate.sampling import Sampling
 from emu3_jax.interop.bundle import BUNDLE_FILE, with_vision
-from emu3_jax.interop.language_config import read_further
-from emu3_jax.interop.safetensors_io import DTYPES
+from emu3_jax.interop.formats.safetensors_io import DTYPES
+from emu3_jax.interop.language.language_config import read_further
 from emu3_jax.sequence import VIDEO_FORMATS, Grammar
 from emu3_jax.train import weights
 

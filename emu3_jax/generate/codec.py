@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from emu3_jax.data import media, vision_codec
+from emu3_jax.data import media
+from emu3_jax.data.codec import vision_codec
 from emu3_jax.interop.bundle import Bundle
 from emu3_jax.interop.relayout import PREPROCESSOR_FILE
 

@@ -12,10 +12,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from emu3_jax.data import media, vision_codec
+from emu3_jax.data import media
+from emu3_jax.data.codec import vision_codec
 from emu3_jax.files import write_atomically
 from emu3_jax.generate import codec, modalities, presets
-from emu3_jax.generate.sampling import Sampling
+from emu3_jax.generate.decoding.sampling import Sampling
 from emu3_jax.interop.bundle import Bundle
 from emu3_jax.sequence import Image, Turn, Video, image_size
 

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from emu3_jax.generate import best_of
-from emu3_jax.generate.engine import generate
-from emu3_jax.generate.requests import Request
-from emu3_jax.generate.sampling import Sampling
+from emu3_jax.generate.decoding.engine import generate
+from emu3_jax.generate.decoding.requests import Request
+from emu3_jax.generate.decoding.sampling import Sampling
 from emu3_jax.interop.bundle import Bundle
 from emu3_jax.sequence import Image, Text, Video
 from emu3_jax.text import StreamDecoder

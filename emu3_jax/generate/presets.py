@@ -1,6 +1,6 @@
 """Presets: the published settings and prompts of Emu3, by name, each with its source."""
 
-from emu3_jax.generate.sampling import Sampling
+from emu3_jax.generate.decoding.sampling import Sampling
 
 # image_generation.py of the released code: guidance 3, top-k 2048, temperature 1.
 DEMO = Sampling(guidance=3.0, top_k=2048)

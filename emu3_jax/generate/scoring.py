@@ -16,12 +16,12 @@ import numpy as np
 from flax import linen as nn
 
 from emu3_jax import sequence, sharding
-from emu3_jax.data import packing
-from emu3_jax.data.mixture import Tokens
-from emu3_jax.generate import autoregressive
+from emu3_jax.data.tokens import packing
+from emu3_jax.data.tokens.mixture import Tokens
+from emu3_jax.generate.decoding import autoregressive
 from emu3_jax.interop.bundle import Bundle
-from emu3_jax.models.cross_entropy import chunked_cross_entropy
-from emu3_jax.models.transformer import Transformer, TransformerConfig, check_mesh
+from emu3_jax.models.language.cross_entropy import chunked_cross_entropy
+from emu3_jax.models.language.transformer import Transformer, TransformerConfig, check_mesh
 from emu3_jax.sequence import TokenClass
 
 # Rows are a multiple of this, so that few shapes are compiled.

@@ -18,12 +18,13 @@ import jax
 from etils import epath
 
 from emu3_jax import vocab as vocab_lib
-from emu3_jax.data.fingerprint import check_same, vision_fingerprint
+from emu3_jax.data.codec.fingerprint import check_same, vision_fingerprint
 from emu3_jax.files import read_json, write_atomically, write_json
-from emu3_jax.interop import language_config, language_model, vision_tokenizer
-from emu3_jax.interop.safetensors_io import replacing_model
-from emu3_jax.models.transformer import Transformer
-from emu3_jax.models.vision_tokenizer import VisionTokenizer
+from emu3_jax.interop.formats.safetensors_io import replacing_model
+from emu3_jax.interop.language import language_config, language_model
+from emu3_jax.interop.vision import tokenizer_files
+from emu3_jax.models.language.transformer import Transformer
+from emu3_jax.models.vision.tokenizer import VisionTokenizer
 from emu3_jax.sequence import Grammar
 from emu3_jax.text import ByteTokenizer, QwenTiktoken, load_text_tokenizer
 from emu3_jax.vocab import Vocab
@@ -230,7 +231,7 @@ def assemble(
     )
     if vision_tokenizer_path is None:
         return bundle
-    config, vision_variables = vision_tokenizer.load(vision_tokenizer_path)
+    config, vision_variables = tokenizer_files.load(vision_tokenizer_path)
     return with_vision(
         bundle, VisionTokenizer(config), vision_variables, f"{vision_tokenizer_path}", where
     )

@@ -6,10 +6,11 @@ import pathlib
 from typing import Any
 
 from emu3_jax.files import write_json
-from emu3_jax.interop import hf_export, vision_tokenizer
+from emu3_jax.interop import hf_export
 from emu3_jax.interop.bundle import Bundle, save_bundle
 from emu3_jax.interop.relayout import PREPROCESSOR_FILE
-from emu3_jax.models.vision_tokenizer import VisionTokenizer
+from emu3_jax.interop.vision import tokenizer_files
+from emu3_jax.models.vision.tokenizer import VisionTokenizer
 
 LANGUAGE_MODEL, VISION_TOKENIZER = PARTS = ("language_model", "vision_tokenizer")
 BAAI, HF = LAYOUTS = ("baai", "hf")
@@ -21,7 +22,7 @@ class ExportOptions:
 
     Attributes:
       layout: one of LAYOUTS.
-      dtype: of the file, a name in interop.safetensors_io.DTYPES, or SAME for the arrays' own.
+      dtype: of the file, a name in formats.safetensors_io.DTYPES, or SAME for the arrays' own.
       vision_tokenizer: (module, variables) that a language model is written with as one -hf model.
     """
 
@@ -71,8 +72,6 @@ def write_vision_tokenizer(
     if options.layout == HF:
         hf_export.save_vision_tokenizer(folder, (module.config, variables), options.dtype)
     else:
-        vision_tokenizer.save(folder, module.config, variables, options.dtype)
+        tokenizer_files.save(folder, module.config, variables, options.dtype)
     least, most = limits
-    write_json(
-        pathlib.Path(folder) / PREPROCESSOR_FILE, {"min_pixels": least, "max_pixels": most}
-    )
+    write_json(pathlib.Path(folder) / PREPROCESSOR_FILE, {"min_pixels": least, "max_pixels": most})

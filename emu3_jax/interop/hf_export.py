@@ -11,10 +11,11 @@ import os
 import pathlib
 
 from emu3_jax.files import write_json
-from emu3_jax.interop import language_config, language_model, vision_config, vision_tokenizer
-from emu3_jax.interop.safetensors_io import CONFIG_FILE, write_tensors
-from emu3_jax.models.transformer import TransformerConfig
-from emu3_jax.models.vision_config import VisionTokenizerConfig
+from emu3_jax.interop.formats.safetensors_io import CONFIG_FILE, write_tensors
+from emu3_jax.interop.language import language_config, language_model
+from emu3_jax.interop.vision import tokenizer_files, vision_config
+from emu3_jax.models.language.transformer import TransformerConfig
+from emu3_jax.models.vision.tokenizer_config import VisionTokenizerConfig
 from emu3_jax.vocab import Vocab
 
 # Groups of every norm in transformers' vision tokenizer, where they are no config field.
@@ -50,9 +51,9 @@ def save_model(
         vocabulary(vocab, image_token, vision[0].codebook_size),
     )
     text_pairs = language_model.hf_key_map(language[0])
-    vision_pairs = vision_tokenizer.hf_key_map(vision[0])
+    vision_pairs = tokenizer_files.hf_key_map(vision[0])
     text = language_model.file_tensors(*language, dtype, text_pairs)
-    pictures = vision_tokenizer.file_tensors(*vision, dtype, vision_pairs)
+    pictures = tokenizer_files.file_tensors(*vision, dtype, vision_pairs)
     write_tensors(path, itertools.chain(text, pictures))
     write_config(path, config, language_model.dtype_name(language[1], dtype))
     language_config.write_generation(path, further)
@@ -79,9 +80,9 @@ def save_vision_tokenizer(
 ) -> None:
     """Writes the vision tokenizer alone; arguments as `save_model`."""
     config = vq_config(vision[0]) | {"architectures": ["Emu3VQVAE"]}
-    pairs = vision_tokenizer.hf_key_map(vision[0], prefix="")
-    write_tensors(path, vision_tokenizer.file_tensors(*vision, dtype, pairs))
-    write_config(path, config, vision_tokenizer.dtype_name(vision[1], dtype))
+    pairs = tokenizer_files.hf_key_map(vision[0], prefix="")
+    write_tensors(path, tokenizer_files.file_tensors(*vision, dtype, pairs))
+    write_config(path, config, tokenizer_files.dtype_name(vision[1], dtype))
 
 
 def write_config(path: str | os.PathLike, config: dict, dtype: str) -> None:

@@ -13,15 +13,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from emu3_jax.files import read_json
-from emu3_jax.interop import (
-    bundle,
-    hf_export,
-    language_config,
-    language_model,
-    vision_config,
-    vision_tokenizer,
-)
-from emu3_jax.interop.safetensors_io import (
+from emu3_jax.interop import bundle, hf_export
+from emu3_jax.interop.formats.safetensors_io import (
     CONFIG_FILE,
     SAME,
     Tensors,
@@ -30,6 +23,8 @@ from emu3_jax.interop.safetensors_io import (
     model_type,
     write_tensors,
 )
+from emu3_jax.interop.language import language_config, language_model
+from emu3_jax.interop.vision import tokenizer_files, vision_config
 
 # Pixel limits: beside a vision tokenizer in both layouts, in -hf beside the whole model as well.
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -84,7 +79,7 @@ def write_vision_tokenizer(
     """Writes the vision tokenizer of a directory; arguments as `write_language_model`."""
     config = vision_config.read_config(source)
     section = hf_export.vq_config(config) if hf else None
-    pairs = vision_tokenizer.hf_key_map(config, "") if hf else vision_tokenizer.key_map(config)
+    pairs = tokenizer_files.hf_key_map(config, "") if hf else tokenizer_files.key_map(config)
     tensors, name = _vision_tensors(source, config, pairs, dtype)
     write_tensors(path, tensors)
     if hf:
@@ -110,7 +105,7 @@ def write_whole_model(
     sections = hf_export.text_config(config, further), hf_export.vq_config(pictures)
     stored = hf_export.whole_config(*sections, _picture_ids(language, pictures.codebook_size))
     text, name = _language_tensors(language, config, language_model.hf_key_map(config), dtype)
-    vq_pairs = vision_tokenizer.hf_key_map(pictures)
+    vq_pairs = tokenizer_files.hf_key_map(pictures)
     vq, _ = _vision_tensors(vision, pictures, vq_pairs, dtype)
     write_tensors(path, itertools.chain(text, vq))
     hf_export.write_config(path, stored, name)
@@ -145,17 +140,17 @@ def _vision_tensors(source, config, target: Sequence, dtype: str) -> tuple[Named
     """As `_language_tensors`; the shapes of projections differ between the layouts."""
     check_dtype(dtype)
     tensors = Tensors(source)
-    pairs = vision_tokenizer.pairs_in(source, config, tensors)
+    pairs = tokenizer_files.pairs_in(source, config, tensors)
 
     def named():
-        for old, new in zip(*map(vision_tokenizer.counters, (pairs, target)), strict=True):
+        for old, new in zip(*map(tokenizer_files.counters, (pairs, target)), strict=True):
             known = old in tensors.shapes()
             yield new, tensors.read(old) if known else np.zeros((), np.int64)
         for old, new in zip(pairs, target, strict=True):
             array = tensors.read(old.name).reshape(new.file_shape)
-            yield new.name, as_type(array, vision_tokenizer.pair_dtype(new, dtype))
+            yield new.name, as_type(array, tokenizer_files.pair_dtype(new, dtype))
 
-    typed_by = next(pair.name for pair in pairs if pair.path == vision_tokenizer.TYPED_BY)
+    typed_by = next(pair.name for pair in pairs if pair.path == tokenizer_files.TYPED_BY)
     return named(), _type_name(tensors, typed_by, dtype)
 
 

@@ -296,7 +296,7 @@ def reporting(plan: Plan, stages: Sequence[Stage]) -> Stage:
     return Stage(
         "report",
         "Write the report",
-        ("-m", "emu3_jax.quickstart.report", f"--directory={plan.directory}",
+        ("-m", "emu3_jax.quickstart.quickstart_report", f"--directory={plan.directory}",
          f"--vision_tokenizer={plan.vision_tokenizer}",
          f"--text_tokenizer={plan.text_tokenizer}", f"--shipped={plan.shipped}"),
         after=tuple(stage.name for stage in stages),

@@ -14,8 +14,8 @@ from absl import flags
 
 from emu3_jax import command_line
 from emu3_jax.config import to_dataclass
-from emu3_jax.tokenize.config import TokenizeConfig
 from emu3_jax.tokenize.run import tokenize
+from emu3_jax.tokenize.tokenize_config import TokenizeConfig
 
 
 def _main() -> None:

@@ -18,9 +18,9 @@ from absl import flags
 
 from emu3_jax import command_line
 from emu3_jax.config import to_dataclass
-from emu3_jax.tokenize.config import TokenizeConfig
-from emu3_jax.tokenize.progress import ShardResult
 from emu3_jax.tokenize.run import SplitJob, TokenizeError, open_splits
+from emu3_jax.tokenize.shard_results import ShardResult
+from emu3_jax.tokenize.tokenize_config import TokenizeConfig
 
 WORKERS = flags.DEFINE_integer("workers", 1, "Workers at most; fewer while the cluster is smaller.")
 CPUS = flags.DEFINE_float("cpus", 2, "Processor cores that one worker takes.")

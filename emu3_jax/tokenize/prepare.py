@@ -11,18 +11,9 @@ import numpy as np
 from emu3_jax.data import media
 from emu3_jax.data.media import MediaError, PixelLimits
 from emu3_jax.data.media.clips import TIME_TOLERANCE
-from emu3_jax.data.records import Record
 from emu3_jax.data.sources import RawItem
-from emu3_jax.sequence import (
-    Document,
-    Grammar,
-    Image,
-    Segment,
-    Text,
-    Turn,
-    Video,
-    chat_document,
-)
+from emu3_jax.data.tokens.records import Record
+from emu3_jax.sequence import Document, Grammar, Image, Segment, Text, Turn, Video, chat_document
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,8 +14,9 @@ import numpy as np
 from absl import flags
 
 from emu3_jax import command_line, shipped
-from emu3_jax.data import media, tiling, vision_codec
-from emu3_jax.evaluate import picture_quality
+from emu3_jax.data import media
+from emu3_jax.data.codec import tiling, vision_codec
+from emu3_jax.evaluate.vision import psnr_ssim
 from emu3_jax.files import write_atomically
 from emu3_jax.generate.codec import pixel_limits
 from emu3_jax.train import weights
@@ -63,8 +64,8 @@ def main() -> None:
             media.write_mp4(folder / f"{stem}.mp4", both, fps)
         size = "x".join(str(side) for side in pixels.shape[:-1])
         grid = "x".join(str(side) for side in codes.shape)
-        psnr = picture_quality.psnr(pixels, rebuilt).mean()
-        ssim = picture_quality.ssim(pixels, rebuilt).mean()
+        psnr = psnr_ssim.psnr(pixels, rebuilt).mean()
+        ssim = psnr_ssim.ssim(pixels, rebuilt).mean()
         print(f"{path}: {size} pixels, {grid} codes, PSNR {psnr:.2f} dB, SSIM {ssim:.3f}")
 
 

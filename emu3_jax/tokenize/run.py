@@ -14,21 +14,21 @@ from pathlib import Path
 
 from emu3_jax import vocab
 from emu3_jax.data import fluent_emoji
-from emu3_jax.data.records import (
+from emu3_jax.data.codec.vision_encoder import VisionEncoder
+from emu3_jax.data.sources import open_source
+from emu3_jax.data.tokens.records import (
     DATASET_FILE,
     KINDS,
     Counts,
     DatasetInfo,
     write_dataset_info,
 )
-from emu3_jax.data.sources import open_source
-from emu3_jax.data.vision_encoder import VisionEncoder
 from emu3_jax.files import write_atomically
 from emu3_jax.sequence import Grammar
 from emu3_jax.text import load_text_tokenizer
-from emu3_jax.tokenize.config import TokenizeConfig
-from emu3_jax.tokenize.progress import Meter, ShardResult, ShardResults, json_bytes, read_json
 from emu3_jax.tokenize.shard import ShardMaker
+from emu3_jax.tokenize.shard_results import Meter, ShardResult, ShardResults, json_bytes, read_json
+from emu3_jax.tokenize.tokenize_config import TokenizeConfig
 from emu3_jax.train import weights
 
 log = logging.getLogger(__name__)

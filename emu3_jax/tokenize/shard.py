@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from emu3_jax.data.codec.vision_encoder import Batcher, VisionEncoder
 from emu3_jax.data.media import PixelLimits
-from emu3_jax.data.records import KINDS, Counts, Record, Shard, ShardWriter
 from emu3_jax.data.sources import RawItem, Source, SourceError
-from emu3_jax.data.vision_encoder import Batcher, VisionEncoder
+from emu3_jax.data.tokens.records import KINDS, Counts, Record, Shard, ShardWriter
 from emu3_jax.sequence import Grammar
-from emu3_jax.tokenize.config import TokenizeConfig
 from emu3_jax.tokenize.prepare import MediaRules, Prepared, moved, prepare, to_record
-from emu3_jax.tokenize.progress import ShardResult
+from emu3_jax.tokenize.shard_results import ShardResult
+from emu3_jax.tokenize.tokenize_config import TokenizeConfig
 
 
 class ShardMaker:

@@ -34,10 +34,10 @@ from emu3_jax.evaluate import registry
 from emu3_jax.evaluate.during_training import EvaluationCallback, check_data
 from emu3_jax.evaluate.evaluator import Evaluator, Subject
 from emu3_jax.interop.exporting import LANGUAGE_MODEL
-from emu3_jax.train import distributed, run_directory
-from emu3_jax.train.goodput import Ledger
-from emu3_jax.train.interruption import Interruption
 from emu3_jax.train.loop import Callback, train
+from emu3_jax.train.run import distributed, run_directory
+from emu3_jax.train.run.goodput import Ledger
+from emu3_jax.train.run.interruption import Interruption
 from emu3_jax.train.task import Task, TrainState
 from emu3_jax.train.tasks import registry as tasks
 

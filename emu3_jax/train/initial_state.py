@@ -10,8 +10,8 @@ import optax
 from jax.sharding import Mesh
 
 from emu3_jax.models.cpu import options_to_run_once
-from emu3_jax.train.checkpoint import Checkpoints, check_same_tree, has_checkpoints
-from emu3_jax.train.distributed import say
+from emu3_jax.train.run.checkpoint import Checkpoints, check_same_tree, has_checkpoints
+from emu3_jax.train.run.distributed import say
 from emu3_jax.train.step import abstract_state, average_start, init_state
 from emu3_jax.train.task import Task, TrainState
 
@@ -52,9 +52,7 @@ class InitialState:
             return state, saved
         state = init_state(*self._how)
         if self._replace is not None:
-            variables = replaced(
-                {"params": state.params, **state.model_state}, self._replace
-            )
+            variables = replaced({"params": state.params, **state.model_state}, self._replace)
             params = variables.pop("params")
             averaged = None if state.ema is None else average_start(params)
             state = state.replace(params=params, model_state=variables, ema=averaged)

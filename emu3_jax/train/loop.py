@@ -19,18 +19,18 @@ import jax
 
 from emu3_jax import sharding
 from emu3_jax.data.batches import Batches
-from emu3_jax.train.checkpoint import Checkpoints
-from emu3_jax.train.distributed import gather, global_array, say
-from emu3_jax.train.divergence import Guard
-from emu3_jax.train.goodput import Ledger
 from emu3_jax.train.initial_state import InitialState
-from emu3_jax.train.interruption import Interruption
-from emu3_jax.train.metrics import MetricsWriter
-from emu3_jax.train.report import Report
+from emu3_jax.train.run.checkpoint import Checkpoints
+from emu3_jax.train.run.distributed import gather, global_array, say
+from emu3_jax.train.run.divergence import Guard
+from emu3_jax.train.run.goodput import Ledger
+from emu3_jax.train.run.interruption import Interruption
+from emu3_jax.train.run.metrics import MetricsWriter
+from emu3_jax.train.run.run_log import Report
+from emu3_jax.train.run.watch import Watch
 from emu3_jax.train.run_config import RunConfig
 from emu3_jax.train.step import jitted_train_step
 from emu3_jax.train.task import Task, TrainState
-from emu3_jax.train.watch import Watch
 
 
 class Callback(abc.ABC):

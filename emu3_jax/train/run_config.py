@@ -3,11 +3,11 @@
 import dataclasses
 
 from emu3_jax.sharding import MeshConfig
-from emu3_jax.train.divergence import DivergenceConfig
-from emu3_jax.train.metrics import LogConfig
 from emu3_jax.train.optimizer import OptimizerConfig
-from emu3_jax.train.retention import CheckpointConfig
-from emu3_jax.train.watch import WatchConfig
+from emu3_jax.train.run.divergence import DivergenceConfig
+from emu3_jax.train.run.metrics import LogConfig
+from emu3_jax.train.run.retention import CheckpointConfig
+from emu3_jax.train.run.watch import WatchConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,15 +12,15 @@ from typing import Any, NamedTuple
 import jax
 
 from emu3_jax import sharding, shipped
-from emu3_jax.interop import language_model
-from emu3_jax.interop import vision_tokenizer as vision_files
 from emu3_jax.interop.bundle import Bundle, assemble, load_language
 from emu3_jax.interop.exporting import LANGUAGE_MODEL, VISION_TOKENIZER
-from emu3_jax.models.transformer import Transformer
-from emu3_jax.models.vision_tokenizer import VisionTokenizer
-from emu3_jax.train import run_directory
-from emu3_jax.train.checkpoint import is_run_directory, restore_variables
+from emu3_jax.interop.language import language_model
+from emu3_jax.interop.vision import tokenizer_files as vision_files
+from emu3_jax.models.language.transformer import Transformer
+from emu3_jax.models.vision.tokenizer import VisionTokenizer
 from emu3_jax.train.initial_state import unsaved_collections
+from emu3_jax.train.run import run_directory
+from emu3_jax.train.run.checkpoint import is_run_directory, restore_variables
 from emu3_jax.train.task import Task
 from emu3_jax.train.tasks import registry
 

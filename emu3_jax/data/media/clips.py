@@ -4,13 +4,7 @@ import io
 
 import numpy as np
 
-from emu3_jax.data.media.images import (
-    MediaSource,
-    describe,
-    open_image,
-    read_content,
-    to_rgb,
-)
+from emu3_jax.data.media.images import MediaSource, describe, open_image, read_content, to_rgb
 from emu3_jax.data.media.sizes import MediaError
 
 # All frames of one clip together: 1.5 GiB once decoded.

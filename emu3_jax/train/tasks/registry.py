@@ -10,8 +10,8 @@ from emu3_jax.train.task import Task
 
 # Name → import path. A config may also name a class of its own by its path, "module:Class".
 TASKS = {
-    "pretrain": "emu3_jax.train.tasks.pretrain:PretrainTask",
-    "vision_tokenizer": "emu3_jax.train.tasks.vision_tokenizer:VisionTokenizerTask",
+    "pretrain": "emu3_jax.train.tasks.language.pretrain:PretrainTask",
+    "vision_tokenizer": "emu3_jax.train.tasks.vision.vision_tokenizer:VisionTokenizerTask",
 }
 
 

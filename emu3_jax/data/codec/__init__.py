@@ -1,0 +1,1 @@
+"""A vision tokenizer at work on images and clips of any size, and what identifies it."""

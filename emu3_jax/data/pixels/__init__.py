@@ -1,0 +1,1 @@
+"""Batches of stills and clips, for training a vision tokenizer."""

@@ -1,0 +1,1 @@
+"""Stored token records, and packed batches of them."""

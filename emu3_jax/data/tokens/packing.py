@@ -1,0 +1,225 @@
+"""Several documents in one row of tokens, without cutting any that shows a picture or a clip.
+
+A stream of documents is taken in windows: as many as fit into `window` rows. Within a window the
+longest document goes first, each into the fullest row that still has room (best fit), and the rows
+leave in a random order, so that long documents do not all come first. What a stream has given so
+far is therefore told by two numbers: where its window begins and how many rows have left it.
+"""
+
+import bisect
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from emu3_jax.data.tokens.mixture import Tokens
+from emu3_jax.sequence import TokenClass
+
+log = logging.getLogger(__name__)
+
+# After so many documents in a row that do not fit, none will.
+GIVE_UP_AFTER = 10_000
+# Array -> (type, value where there is no token). The id of padding is the vocabulary's.
+FIELDS = {
+    "inputs": (np.int32, None),
+    "targets": (np.int32, None),
+    "weights": (np.float32, 0.0),
+    "classes": (np.uint8, int(TokenClass.PAD)),
+    "sources": (np.int32, 0),
+    "segment_ids": (np.int32, 0),
+    "positions": (np.int32, 0),
+}
+
+
+class Position(NamedTuple):
+    """How far a stream is: the document its window begins with, rows that have left that window,
+    documents dropped so far because they are too long."""
+
+    document: int = 0
+    emitted: int = 0
+    dropped: int = 0
+
+
+def pieces(tokens: Tokens, seq_len: int) -> list[tuple[Tokens, int, int]]:
+    """(document, start, stop) of its (input, target) pairs; [] if it does not fit and stays whole.
+
+    A document of n ids has n - 1 pairs. Text longer than `seq_len` is cut at that length.
+    """
+    pairs = len(tokens.ids) - 1
+    if pairs > seq_len and tokens.whole:
+        return []
+    return [(tokens, start, min(start + seq_len, pairs)) for start in range(0, pairs, seq_len)]
+
+
+def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Rows as lists of indices into `lengths`, each summing to at most `capacity`.
+
+    Longest first, each into the fullest row that has room; equal lengths keep their order.
+    """
+    rows: list[list[int]] = []
+    room: list[tuple[int, int]] = []  # (room left, row), sorted
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        at = bisect.bisect_left(room, (lengths[index], -1))
+        if at == len(room):
+            row, left = len(rows), capacity
+            rows.append([])
+        else:
+            left, row = room.pop(at)
+        rows[row].append(index)
+        bisect.insort(room, (left - lengths[index], row))
+    return rows
+
+
+def assemble(row: Sequence[tuple[Tokens, int, int]], seq_len: int, pad: int) -> dict:
+    """The arrays [seq_len] of one row; `FIELDS` names them.
+
+    `classes`, `weights` and `sources` belong to the targets, `segment_ids` count from 1, and
+    `positions` begin anew with each piece.
+    """
+    arrays = {
+        name: np.full(seq_len, pad if empty is None else empty, dtype)
+        for name, (dtype, empty) in FIELDS.items()
+    }
+    at = 0
+    for number, (tokens, start, stop) in enumerate(row, 1):
+        here = slice(at, at + stop - start)
+        arrays["inputs"][here] = tokens.ids[start:stop]
+        arrays["targets"][here] = tokens.ids[start + 1 : stop + 1]
+        arrays["weights"][here] = tokens.weights[start + 1 : stop + 1]
+        arrays["classes"][here] = tokens.classes[start + 1 : stop + 1]
+        arrays["sources"][here] = tokens.source
+        arrays["segment_ids"][here] = number
+        arrays["positions"][here] = np.arange(stop - start)
+        at += stop - start
+    return arrays
+
+
+class RowPacker:
+    """One row's stream of documents, packed; an endless iterator of rows of pieces.
+
+    `position` tells where it is, and a packer made with it goes on from there. `window` is the
+    number of rows packed together, `seed` decides the order in which they leave.
+    """
+
+    def __init__(self, documents, seq_len: int, window: int, seed: tuple, position: Position):
+        self._documents, self._seq_len, self._window = documents, seq_len, window
+        self._seed = seed
+        # Documents from `_first` on that were read already.
+        self._first, self._read = position.document, []
+        self._dropped = position.dropped
+        self._fill()
+        self._emitted = position.emitted
+
+    @property
+    def position(self) -> Position:
+        """Where the next row comes from."""
+        return Position(self._first, self._emitted, self._dropped)
+
+    def next_row(self) -> list[tuple[Tokens, int, int]]:
+        """The pieces of the next row."""
+        if self._emitted == len(self._rows):
+            self._next_window()
+        row = self._rows[self._emitted]
+        self._emitted += 1
+        return row
+
+    def skip(self, rows: int) -> None:
+        """Leave out so many rows, faster than taking them."""
+        while rows:
+            if self._emitted == len(self._rows):
+                self._next_window()
+            step = min(rows, len(self._rows) - self._emitted)
+            self._emitted += step
+            rows -= step
+
+    def _next_window(self) -> None:
+        self._dropped += self._dropped_here
+        self._first += self._used
+        del self._read[: self._used]
+        self._fill()
+        self._emitted = 0
+
+    def _get(self, offset: int) -> list:
+        while offset >= len(self._read):
+            tokens = self._documents[self._first + len(self._read)]
+            self._read.append(pieces(tokens, self._seq_len))
+        return self._read[offset]
+
+    def _fill(self) -> None:
+        """Take documents for one window and pack them."""
+        used = total = 0
+        while total <= self._window * self._seq_len:
+            total += sum(stop - start for _, start, stop in self._get(used))
+            used += 1
+            if not total and used >= GIVE_UP_AFTER:
+                raise ValueError(
+                    f"{used} documents in a row are longer than the sequence length "
+                    f"{self._seq_len}; not one fits"
+                )
+        while True:
+            chosen = [piece for piece_list in self._read[:used] for piece in piece_list]
+            packed = best_fit([stop - start for _, start, stop in chosen], self._seq_len)
+            if len(packed) <= self._window or used == 1:
+                break
+            used -= 1
+            # Do not end on documents that are dropped: they would change nothing.
+            while used > 1 and not self._read[used]:
+                used -= 1
+        self._used = used
+        self._dropped_here = sum(not piece_list for piece_list in self._read[:used])
+        if self._dropped_here:
+            log.warning(
+                "%d of %d documents are longer than the sequence length %d and left out",
+                *(self._dropped_here, used, self._seq_len),
+            )
+        rng = np.random.Generator(
+            np.random.Philox(np.random.SeedSequence([*self._seed, self._first]))
+        )
+        self._rows = [[chosen[i] for i in packed[row]] for row in rng.permutation(len(packed))]
+
+
+class PackedRows(grain.IterDataset):
+    """Endless dataset of the arrays [rows, seq_len] of some rows of the batch, and "position" int64
+    [rows, 3], the `Position` of each row's stream afterwards.
+
+    The position travels with its batch, so that it is right behind any number of buffers and
+    processes.
+    """
+
+    def __init__(self, streams, rows: Sequence[int], seq_len, pad, window, seed, starts, skips):
+        super().__init__()
+        self._streams, self._rows, self._seq_len, self._pad = streams, rows, seq_len, pad
+        self._window, self._seed, self._starts, self._skips = window, seed, starts, skips
+
+    def __iter__(self) -> grain.DatasetIterator:
+        packers = []
+        for stream, row, start, skip in zip(
+            self._streams, self._rows, self._starts, self._skips, strict=True
+        ):
+            seed = (self._seed, row)
+            packers.append(RowPacker(stream, self._seq_len, self._window, seed, Position(*start)))
+            packers[-1].skip(skip)
+        return _PackedRowsIterator(packers, self._seq_len, self._pad)
+
+
+class _PackedRowsIterator(grain.DatasetIterator):
+    def __init__(self, packers: list[RowPacker], seq_len: int, pad: int):
+        super().__init__()
+        self._packers, self._seq_len, self._pad = packers, seq_len, pad
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        rows = [assemble(p.next_row(), self._seq_len, self._pad) for p in self._packers]
+        batch = {name: np.stack([row[name] for row in rows]) for name in FIELDS}
+        batch["position"] = np.array([p.position for p in self._packers], np.int64)
+        return batch
+
+    def get_state(self) -> dict:
+        """Nothing: the position travels with the batches."""
+        return {}
+
+    def set_state(self, state: dict) -> None:
+        """Not needed; a stream is started anew where it shall go on."""
+        if state:
+            raise ValueError("rows are restored by the positions in their batches")

@@ -1,0 +1,239 @@
+"""Batches for pretraining: token datasets in, packed rows out, with a position to resume from.
+
+Batch n is a function of (config, n): row r of every batch has its own stream of documents, so
+neither the number of hosts nor of worker processes plays a part.
+"""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import grain
+import numpy as np
+from absl import flags
+
+from emu3_jax.data.batches import Batches
+from emu3_jax.data.tokens.mixture import (
+    MixtureEntry,
+    check_names,
+    open_mixture,
+    row_stream,
+    vision_tokenizer_of,
+)
+from emu3_jax.data.tokens.packing import FIELDS, PackedRows, Position
+from emu3_jax.sequence import Grammar, LossWeights
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What training reads.
+
+    Attributes:
+      mixture: datasets with their tasks and weights.
+      batch_size: rows of the global batch, over all hosts.
+      sequence_length: tokens to predict in a row.
+      loss_weights: weight of a token by its class (0.5 on vision tokens: paper, section 2.4).
+      seed: of the order of documents and of every other random choice.
+      pack_window: rows that are packed together; more waste less room and need more memory.
+      workers: processes that read and pack; 0 does it in a thread of this one.
+      prefetch: batches that are made ahead.
+    """
+
+    mixture: tuple[MixtureEntry, ...]
+    batch_size: int
+    sequence_length: int
+    loss_weights: LossWeights = field(default_factory=LossWeights)
+    seed: int = 0
+    pack_window: int = 32
+    workers: int = 0
+    prefetch: int = 4
+
+    def __post_init__(self):
+        check_names(self.mixture)
+        for name in ("batch_size", "sequence_length", "pack_window", "prefetch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
+        if self.workers < 0 or self.seed < 0:
+            raise ValueError(f"workers and seed must not be negative: {self.workers}, {self.seed}")
+
+    def source_names(self) -> tuple[str, ...]:
+        """Names of the mixture's entries; `sources` in a batch are indices into them."""
+        return check_names(self.mixture)
+
+
+class BatchIterator(Batches):
+    """Endless batches: dicts of arrays [rows, sequence_length] for the rows of this host.
+
+    "inputs", "targets" int32; "weights" float32, "classes" uint8 (`TokenClass`) and "sources" int32
+    (index into the mixture) of each target; "segment_ids" int32 (0: padding; no attention across
+    segments); "positions" int32, from 0 in each segment. `dropped` counts documents that were too
+    long.
+    """
+
+    def __init__(self, config: DataConfig, grammar: Grammar, rows: range):
+        self._config, self._grammar, self._rows = config, grammar, rows
+        self.share = dict.fromkeys(FIELDS, (rows[0], config.batch_size))
+        self._datasets = open_mixture(
+            config.mixture,
+            grammar,
+            config.loss_weights,
+            config.sequence_length,
+            config.seed,
+        )
+        self._vision_tokenizer = vision_tokenizer_of(config.mixture)
+        self._stream = _fingerprint(config)
+        self._batch = 0
+        self._positions = {row: Position() for row in rows}
+        self._iterators: list | None = None
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._iterators is None:
+            self._start({})
+        parts = [next(iterator) for iterator in self._iterators]
+        batch = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        positions = batch.pop("position").tolist()
+        self._positions = {row: Position(*p) for row, p in zip(self._rows, positions, strict=True)}
+        self._batch += 1
+        return batch
+
+    @property
+    def dropped(self) -> int:
+        """Documents left out so far by these rows because they are longer than a row."""
+        return sum(position.dropped for position in self._positions.values())
+
+    def get_state(self) -> dict:
+        """JSON-able position behind the last batch: its number and three integers a row.
+
+        It holds the rows of this host; `merge_states` makes one of those of all hosts.
+        """
+        return {
+            "batch": self._batch,
+            "batch_size": self._config.batch_size,
+            "sequence_length": self._config.sequence_length,
+            "vision_tokenizer": self._vision_tokenizer,
+            "stream": self._stream,
+            "rows": {str(row): list(position) for row, position in self._positions.items()},
+        }
+
+    @staticmethod
+    def merge_states(states: Sequence[dict]) -> dict:
+        """The state of the global batch from those of its hosts, taken behind the same batch."""
+        numbers = {state["batch"] for state in states}
+        assert len(numbers) == 1, f"hosts are at different batches: {sorted(numbers)}"
+        rows = {row: position for state in states for row, position in state["rows"].items()}
+        return {**states[0], "rows": rows}
+
+    def adapt_state(self, state: dict) -> dict:
+        """The state that goes on from one of another mixture, row length, batch size, ….
+
+        Each row begins a new window at the document with which its last one began, so some
+        documents may be seen again; where the number of rows is another, all begin where the
+        average row was. A state of the same batches is returned as it is.
+        """
+        if state.get("stream", self._stream) == self._stream:
+            return state
+        config = self._config
+        old = {int(row): Position(*position) for row, position in state["rows"].items()}
+        if state["batch_size"] == config.batch_size:
+            rows = {row: Position(p.document, 0, p.dropped) for row, p in old.items()}
+        else:
+            begin = sum(p.document for p in old.values()) // config.batch_size
+            rows = {row: Position(begin) for row in range(config.batch_size)}
+        return {
+            **state,
+            "batch_size": config.batch_size,
+            "sequence_length": config.sequence_length,
+            "stream": self._stream,
+            "rows": {str(row): list(position) for row, position in rows.items()},
+        }
+
+    def set_state(self, state: dict) -> None:
+        """Go on behind the batch at which `state` was taken, by whichever hosts and workers.
+
+        Rows that the state does not hold (another host had them) are packed again from the start,
+        which takes a while. ValueError for the state of other batches (see `adapt_state`), or of
+        data that another vision tokenizer made.
+        """
+        for name in ("batch_size", "sequence_length"):
+            if state.get(name) != getattr(self._config, name):
+                raise ValueError(
+                    f"the saved data position is of {name} {state.get(name)}, this run has "
+                    f"{getattr(self._config, name)}; a position fits only batches of one shape"
+                )
+        if state["vision_tokenizer"] != self._vision_tokenizer:
+            raise ValueError(
+                f"the run began on codes of the vision tokenizer {state['vision_tokenizer']!r}, "
+                f"but its data was made anew with {self._vision_tokenizer!r}; the codes mean other "
+                "things now: begin another run, or tokenize with the first one"
+            )
+        if state.get("stream", self._stream) != self._stream:
+            raise ValueError(
+                "the saved data position is of another mixture, seed or pack_window; rows of "
+                "documents have no place in common with it"
+            )
+        self.close()
+        self._batch = state["batch"]
+        known = {int(row): Position(*position) for row, position in state["rows"].items()}
+        self._positions = {row: known.get(row, Position()) for row in self._rows}
+        self._start({row: self._batch for row in self._rows if row not in known})
+
+    def close(self) -> None:
+        """Stop the worker processes and threads; the next batch starts them again."""
+        for iterator in self._iterators or ():
+            iterator.close()
+        self._iterators = None
+
+    def _start(self, skips: dict[int, int]) -> None:
+        if self._config.workers and not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain reads flags; without a command there are none
+        groups = min(self._config.workers, len(self._rows)) or 1
+        self._iterators = []
+        for part in np.array_split(np.array(self._rows), groups):
+            dataset = self._packed([int(row) for row in part], skips)
+            if self._config.workers:
+                options = grain.MultiprocessingOptions(
+                    num_workers=1, per_worker_buffer_size=self._config.prefetch
+                )
+                dataset = dataset.mp_prefetch(options)
+            else:
+                dataset = grain.experimental.ThreadPrefetchIterDataset(
+                    dataset, prefetch_buffer_size=self._config.prefetch
+                )
+            self._iterators.append(iter(dataset))
+        for iterator in self._iterators:
+            iterator.start_prefetch()
+
+    def _packed(self, rows: Sequence[int], skips: dict[int, int]) -> PackedRows:
+        config = self._config
+        streams = [
+            row_stream(self._datasets, config.mixture, row, config.batch_size) for row in rows
+        ]
+        return PackedRows(
+            streams,
+            rows,
+            config.sequence_length,
+            self._grammar.vocab.pad,
+            config.pack_window,
+            config.seed,
+            [self._positions[row] for row in rows],
+            [skips.get(row, 0) for row in rows],
+        )
+
+
+def _fingerprint(config: DataConfig) -> str:
+    """Of all that decides which documents stand in which row of which batch, but their contents."""
+    shape = (config.batch_size, config.sequence_length, config.pack_window, config.seed)
+    entries = [(e.label, e.task, e.weight, e.null_prompt) for e in config.mixture]
+    return f"{zlib.crc32(repr((shape, entries)).encode()):08x}"
+
+
+def make_iterator(config: DataConfig, grammar: Grammar, rows: range | None = None) -> BatchIterator:
+    """The batches of a config; `rows` are those of the global batch that this host reads (all).
+
+    Raises ValueError before any reading: datasets that do not fit the grammar, hold nothing for
+    their task, or hold only documents that are too long; rows outside the batch.
+    """
+    rows = range(config.batch_size) if rows is None else rows
+    if not len(rows) or min(rows) < 0 or max(rows) >= config.batch_size:
+        raise ValueError(f"rows {rows} do not lie in a batch of {config.batch_size}")
+    return BatchIterator(config, grammar, rows)

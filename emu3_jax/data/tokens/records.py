@@ -1,0 +1,308 @@
+"""What one stored example is, and what a dataset of them states about itself.
+
+A dataset is a folder: ArrayRecord files, each holding records of one kind, and a dataset.json. A
+record keeps text (with its ids) and visual codes, not the token sequence, so that one dataset
+serves every task; dataset.json says with which vocabulary and tokenizers the ids and codes were
+made, and reading it with others is an error.
+"""
+
+import bisect
+import contextlib
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import grain
+import msgpack
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordWriter
+from etils import epath
+
+from emu3_jax.data.codec.fingerprint import check_same
+from emu3_jax.files import write_atomically, written_whole
+from emu3_jax.sequence import EndOfTurn, Grammar, Image, Segment, Text, Video
+from emu3_jax.vocab import Vocab
+
+SCHEMA = 1
+DATASET_FILE = "dataset.json"
+# text: text alone; image, video: a caption and one picture or clip; document: any segments in a
+# fixed order; chat: a document whose loss flags matter (only answers are trained on).
+KINDS = ("text", "image", "video", "document", "chat")
+
+
+class RecordError(ValueError):
+    """Stored data that cannot be read or does not fit; the sentence names the file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One stored example.
+
+    `segments` are those of `emu3_jax.sequence`, texts with their ids; of kind image and video they
+    are (Text, Image) and (Text, Video). `source` names the corpus, `attributes` is what else the
+    corpus said (JSON-able).
+    """
+
+    key: str
+    source: str
+    kind: str
+    segments: tuple[Segment, ...]
+    attributes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_bytes(self) -> bytes:
+        """The record as stored: msgpack, integers little-endian and as narrow as they fit.
+
+        RecordError for what msgpack cannot hold, as a lone surrogate or an integer beyond 64 bits.
+        """
+        segments = [_pack(segment) for segment in self.segments]
+        try:
+            return msgpack.packb([self.key, self.source, self.kind, segments, self.attributes])
+        except (ValueError, OverflowError, TypeError) as error:
+            raise RecordError(f"a text or an attribute cannot be stored ({error})") from error
+
+    @classmethod
+    def from_bytes(cls, content: bytes) -> "Record":
+        """The inverse of `to_bytes`; RecordError for anything else."""
+        try:
+            key, source, kind, segments, attributes = msgpack.unpackb(content)
+            return cls(key, source, kind, tuple(_unpack(s) for s in segments), attributes)
+        except Exception as error:  # msgpack and numpy raise many kinds on foreign bytes
+            raise RecordError(f"not a stored record of schema {SCHEMA} ({error})") from error
+
+
+def _pack(segment: Segment) -> list:
+    if isinstance(segment, Text):
+        if segment.ids is None:
+            raise ValueError("a stored text needs its ids")
+        return ["t", segment.loss, segment.text, *_integers(segment.ids)]
+    if isinstance(segment, Image):
+        return ["i", segment.loss, segment.codes.shape, *_integers(segment.codes)]
+    if isinstance(segment, Video):
+        shape = segment.codes.shape
+        return ["v", segment.loss, shape, segment.fps, segment.seconds, *_integers(segment.codes)]
+    return ["e", segment.loss]
+
+
+def _unpack(packed: list) -> Segment:
+    tag, loss, *rest = packed
+    if tag == "t":
+        return Text(rest[0], loss, _array(*rest[1:]))
+    if tag == "i":
+        return Image(_array(*rest[1:]).reshape(rest[0]), loss)
+    if tag == "v":
+        return Video(_array(*rest[3:]).reshape(rest[0]), rest[1], rest[2], loss)
+    if tag == "e":
+        return EndOfTurn(loss)
+    raise ValueError(f"unknown segment {tag!r}")
+
+
+def _integers(values) -> tuple[int, bytes]:
+    """(bytes a number, little-endian bytes); 2 bytes where all numbers fit."""
+    values = np.asarray(values, np.int64).ravel()
+    width = 2 if not len(values) or values.max() < 1 << 16 else 4
+    return width, values.astype(f"<u{width}").tobytes()
+
+
+def _array(width: int, content: bytes) -> np.ndarray:
+    return np.frombuffer(content, f"<u{width}").astype(np.int32)
+
+
+# ----------------------------------------------------------------------------------- datasets
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One ArrayRecord file of a dataset: its name, the kind of its records, their number."""
+
+    file: str
+    kind: str
+    records: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """Sums over the records of one kind; lengths are tokens of whole documents (BOS to EOS)."""
+
+    records: int = 0
+    tokens: int = 0
+    shortest: int = 0
+    longest: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        if not self.records or not other.records:
+            return self if self.records else other
+        return Counts(
+            self.records + other.records,
+            self.tokens + other.tokens,
+            min(self.shortest, other.shortest),
+            max(self.longest, other.longest),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo:
+    """What dataset.json states. The tokenizers are stated as fingerprints.
+
+    `vision_tokenizer` is "" for a dataset of text alone; `counts` is by kind; `skipped` is the
+    number of items left out, which skipped.jsonl lists; `recipe` is what else the content depends
+    on (sources, pixel limits, …).
+    """
+
+    vocabulary: Vocab
+    text_tokenizer: str
+    vision_tokenizer: str
+    video_format: str
+    shards: tuple[Shard, ...]
+    counts: dict[str, Counts]
+    skipped: int = 0
+    recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """The text of dataset.json."""
+        plain = {"schema": SCHEMA, "vocabulary_fingerprint": self.vocabulary.fingerprint}
+        plain |= {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        plain["vocabulary"] = self.vocabulary.to_dict()
+        plain["shards"] = [dataclasses.asdict(shard) for shard in self.shards]
+        plain["counts"] = {kind: dataclasses.asdict(c) for kind, c in self.counts.items()}
+        return json.dumps(plain, indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "DatasetInfo":
+        """The inverse of `to_json`; ValueError names what is missing or of another schema."""
+        plain = json.loads(text)
+        if not isinstance(plain, dict) or plain.get("schema") != SCHEMA:
+            found = plain.get("schema") if isinstance(plain, dict) else plain
+            raise ValueError(f"expected schema {SCHEMA}, found {found!r}")
+        try:
+            return cls(
+                Vocab.from_dict(plain["vocabulary"]),
+                plain["text_tokenizer"],
+                plain["vision_tokenizer"],
+                plain["video_format"],
+                tuple(Shard(**shard) for shard in plain["shards"]),
+                {kind: Counts(**counts) for kind, counts in plain["counts"].items()},
+                plain["skipped"],
+                plain["recipe"],
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"missing or wrong entry {error}") from error
+
+
+class ShardWriter:
+    """Writes one ArrayRecord file; a context manager. An exception inside leaves no file."""
+
+    def __init__(self, path: str | os.PathLike):
+        self.path, self.records = Path(path), 0
+        self._opened = contextlib.ExitStack()
+
+    def __enter__(self) -> "ShardWriter":
+        temporary = self._opened.enter_context(written_whole(self.path))
+        # Groups of one record: any record can be read without its neighbours.
+        self._writer = ArrayRecordWriter(str(temporary), "group_size:1")
+        self._opened.callback(self._close)
+        return self
+
+    def write(self, record: Record) -> None:
+        """Append one record; OSError where the disk is full."""
+        try:
+            self._writer.write(record.to_bytes())
+        except RuntimeError as error:
+            raise OSError(f"{self.path} cannot be written: {error}") from error
+        self.records += 1
+
+    def __exit__(self, *raised) -> None:
+        self._opened.__exit__(*raised)
+
+    def _close(self) -> None:
+        try:
+            self._writer.close()
+        except RuntimeError as error:
+            raise OSError(f"{self.path} cannot be written: {error}") from error
+
+
+class TokenDataset:
+    """An opened dataset: `info`, and the stored bytes of each kind by index."""
+
+    def __init__(self, path: str | os.PathLike, info: DatasetInfo):
+        self.path, self.info = epath.Path(path), info
+
+    def __len__(self) -> int:
+        return sum(shard.records for shard in self.info.shards)
+
+    def records(self, kind: str) -> "StoredRecords":
+        """Random access to all records of a kind, in order; RecordError if there are none."""
+        shards = [shard for shard in self.info.shards if shard.kind == kind]
+        if not shards:
+            held = ", ".join(sorted(self.info.counts)) or "nothing"
+            raise RecordError(f"{self.path}: holds no records of kind {kind!r}, only {held}")
+        return StoredRecords(self.path, shards)
+
+
+class StoredRecords(Sequence):
+    """Records by index, read from their files when asked for; a RecordError names a broken file."""
+
+    def __init__(self, folder: epath.Path, shards: Sequence[Shard]):
+        self._files = [folder / shard.file for shard in shards]
+        self._ends = list(itertools.accumulate(shard.records for shard in shards))
+        # Stating the range spares opening every file to count its records.
+        self._raw = grain.sources.ArrayRecordDataSource(
+            [f"{file}[0:{shard.records}]" for file, shard in zip(self._files, shards, strict=True)]
+        )
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def __getitem__(self, index: int) -> Record:
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        try:
+            return Record.from_bytes(self._raw[index])
+        except (RuntimeError, RecordError) as error:
+            file = self._files[bisect.bisect_right(self._ends, index)]
+            reason = str(error).split(";")[0]
+            raise RecordError(f"{file}: record {index} cannot be read ({reason})") from error
+
+
+def write_dataset_info(path: str | os.PathLike, info: DatasetInfo) -> None:
+    """Write dataset.json, which makes the folder a dataset; last, and whole or not at all."""
+    write_atomically(Path(path) / DATASET_FILE, info.to_json())
+
+
+def open_dataset(
+    path: str | os.PathLike,
+    grammar: Grammar | None = None,
+    vision_tokenizer: str | None = None,
+) -> TokenDataset:
+    """Open a dataset and check that it fits the grammar and the vision tokenizer's fingerprint.
+
+    The folder may lie in a bucket (gs://). Raises RecordError naming the folder: no or unreadable
+    dataset.json, a shard that is missing; ValueError naming both sides: another vocabulary, text
+    tokenizer, video format or vision tokenizer.
+    """
+    path = epath.Path(path)
+    file = path / DATASET_FILE
+    if not file.is_file():
+        raise RecordError(f"{path}: is no finished dataset (it has no {DATASET_FILE})")
+    try:
+        info = DatasetInfo.from_json(file.read_text())
+    except (ValueError, OSError) as error:
+        raise RecordError(f"{file}: cannot be read as a dataset's description ({error})") from error
+    # One listing: in a bucket each question takes a tenth of a second.
+    there = {file.name for file in path.iterdir()}
+    for shard in info.shards:
+        if shard.file not in there:
+            raise RecordError(f"{path / shard.file}: is missing, but {DATASET_FILE} lists it")
+    checks = [("vision tokenizer", info.vision_tokenizer, vision_tokenizer)]
+    if grammar is not None:
+        theirs, ours = info.vocabulary.fingerprint, grammar.vocab.fingerprint
+        checks.insert(0, ("vocabulary", theirs, ours))
+        checks.insert(1, ("text tokenizer", info.text_tokenizer, grammar.tokenizer.fingerprint))
+        if "video" in info.counts:
+            checks.append(("video format", info.video_format, grammar.video_format))
+    for what, theirs, ours in checks:
+        check_same(what, {f"{path} was made with": theirs, "this run uses": ours})
+    return TokenDataset(path, info)

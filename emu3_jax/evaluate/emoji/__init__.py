@@ -1,0 +1,1 @@
+"""Evaluators that know the emoji corpus."""

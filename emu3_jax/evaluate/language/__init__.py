@@ -1,0 +1,1 @@
+"""Evaluators of a language model on tokens."""

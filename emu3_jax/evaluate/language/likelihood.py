@@ -1,0 +1,106 @@
+"""How well the model predicts held-out documents: nats a token, by kind of token and by task.
+
+Every figure is (sum of negative log-likelihoods) / (number of targets) over the whole split.
+"""
+
+import dataclasses
+from typing import ClassVar
+
+import numpy as np
+from etils import epath
+
+from emu3_jax.data.tokens.records import open_dataset
+from emu3_jax.evaluate.evaluator import Result, SplitEvaluator, Subject, Table
+from emu3_jax.evaluate.language.token_documents import dataset_paths, documents_by_task
+from emu3_jax.generate.scoring import Tally, score_documents
+from emu3_jax.interop.bundle import Bundle, Language
+from emu3_jax.sequence import TokenClass
+
+CLASSES = (TokenClass.TEXT, TokenClass.IMAGE, TokenClass.VIDEO, TokenClass.STRUCTURE)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Likelihood(SplitEvaluator):
+    """Nats a token and perplexity on every task that the documents of the splits allow.
+
+    Attributes:
+      tokens: a token dataset, or a folder of them, one a split; may lie in a bucket (gs://).
+      rows: documents are packed into rows of this many tokens; 0 for the longest document.
+    """
+
+    measures: ClassVar[str] = "language_model"
+
+    name: str = "likelihood"
+    tokens: str = ""
+    rows: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.at_least(rows=0)
+
+    def check(self, language: Language) -> None:
+        """Opens the datasets; their vocabulary and codes must be those of the model."""
+
+        def open_all(tokens: str) -> None:
+            for path in dataset_paths(tokens, self.splits):
+                open_dataset(path, language.grammar, language.vision_fingerprint)
+
+        self.use("tokens", open_all)
+
+    def run(self, subject: Subject) -> Result:
+        """Scores every document of the splits."""
+        bundle = subject.language_model
+        documents = self._documents(self.use("tokens", epath.Path), bundle)
+        targets = sum(len(one) - 1 for group in documents.values() for one in group)
+        done = subject.progress.counter("targets scored", targets)
+        tally = score_documents(bundle, documents, self.batch_size, self.rows, done=done)
+        return Result(metrics(tally), {"by_task_and_class": table(tally)})
+
+    def _documents(self, tokens: epath.Path, bundle: Bundle) -> dict[str, list]:
+        """Task → sequences of all splits."""
+        found: dict[str, list] = {}
+        for path in dataset_paths(tokens, self.splits):
+            of_split = documents_by_task(
+                path, bundle.grammar, bundle.vision_fingerprint, self.limit
+            )
+            for task, sequences in of_split.items():
+                found.setdefault(task, []).extend(sequences)
+        return found
+
+
+def metrics(tally: Tally) -> dict[str, float]:
+    """Nats and perplexity of each class and of all targets, then task by task.
+
+    Names: nats_<class>, nats_all; nats_<task>_on_<class>, nats_<task>_on_all; perplexity
+    likewise where it is of everything or of one class.
+    """
+    found = {}
+    for c in CLASSES:
+        found |= _nats(c.name.lower(), tally.nll[:, c], tally.count[:, c])
+    found |= _nats("all", tally.nll, tally.count)
+    for i, task in enumerate(tally.tasks):
+        for c in CLASSES:
+            part = _nats(f"{task}_on_{c.name.lower()}", tally.nll[i, c], tally.count[i, c])
+            found |= {name: v for name, v in part.items() if name.startswith("nats")}
+        found |= _nats(f"{task}_on_all", tally.nll[i], tally.count[i])
+    return found | {"targets": int(tally.count.sum())}
+
+
+def table(tally: Tally) -> Table:
+    """One row for each task and class that occur together."""
+    rows = [
+        (task, c.name.lower(), round(tally.nll[i, c] / tally.count[i, c], 5), tally.count[i, c])
+        for i, task in enumerate(tally.tasks)
+        for c in CLASSES
+        if tally.count[i, c]
+    ]
+    rows = [(task, kind, float(nats), int(count)) for task, kind, nats, count in rows]
+    return Table(("task", "tokens", "nats", "targets"), tuple(rows))
+
+
+def _nats(name: str, nll: np.ndarray, count: np.ndarray) -> dict[str, float]:
+    """Nothing where nothing was counted."""
+    if not count.sum():
+        return {}
+    nats = float(nll.sum() / count.sum())
+    return {f"nats_{name}": nats, f"perplexity_{name}": float(np.exp(nats))}

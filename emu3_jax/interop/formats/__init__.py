@@ -1,0 +1,1 @@
+"""Files of tensors: safetensors, torch's pickles, and from them onto a mesh."""

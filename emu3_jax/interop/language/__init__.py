@@ -1,0 +1,1 @@
+"""Released language models and their configs, in and out."""

@@ -1,0 +1,293 @@
+"""Language model weights as BAAI and the -hf conversions keep them: config.json and safetensors.
+
+The layout is data: `KEYS` and `LAYER_KEYS` give each tensor its name in the file, its path here,
+and the meaning of its dimensions on both sides; shapes, transposes and the report of what does not
+fit all follow from those.
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable, Iterator
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emu3_jax import sharding
+from emu3_jax.interop.formats.onto_mesh import OntoMesh
+from emu3_jax.interop.formats.safetensors_io import (
+    DTYPES,
+    SAME,
+    Tensors,
+    as_type,
+    check_dtype,
+    differences,
+    write_tensors,
+)
+from emu3_jax.interop.language.language_config import is_hf, read_config, write_released
+from emu3_jax.models.language.transformer import Transformer, TransformerConfig
+
+# Name in the file, path here, dimensions in the file, dimensions here. The file's linear layers
+# are (out, in); "heads*head_dim" is one dimension of the file that is two here.
+KEYS = (
+    ("model.embed_tokens.weight", "embed/embedding", "vocab embed", "vocab embed"),
+    ("model.norm.weight", "final_norm/scale", "embed", "embed"),
+    ("lm_head.weight", "lm_head/kernel", "vocab embed", "embed vocab"),
+)
+# The same inside a layer, behind "model.layers.{i}." in the file and "layers/" here.
+LAYER_KEYS = (
+    ("input_layernorm.weight", "attention_norm/scale", "embed", "embed"),
+    (
+        "self_attn.q_proj.weight",
+        "attention/query/kernel",
+        "heads*head_dim embed",
+        "embed heads head_dim",
+    ),
+    (
+        "self_attn.k_proj.weight",
+        "attention/key/kernel",
+        "kv_heads*head_dim embed",
+        "embed kv_heads head_dim",
+    ),
+    (
+        "self_attn.v_proj.weight",
+        "attention/value/kernel",
+        "kv_heads*head_dim embed",
+        "embed kv_heads head_dim",
+    ),
+    (
+        "self_attn.o_proj.weight",
+        "attention/output/kernel",
+        "embed heads*head_dim",
+        "heads head_dim embed",
+    ),
+    ("post_attention_layernorm.weight", "mlp_norm/scale", "embed", "embed"),
+    ("mlp.gate_proj.weight", "gate/kernel", "mlp embed", "embed mlp"),
+    ("mlp.up_proj.weight", "up/kernel", "mlp embed", "embed mlp"),
+    ("mlp.down_proj.weight", "down/kernel", "embed mlp", "mlp embed"),
+)
+
+# BAAI name -> -hf name, as one substitution: as a save of the whole model writes it, as the class
+# in memory has it, and in a text model alone.
+HF_NAMES = ((r"^", "text_model."), (r"^model\.", "model.text_model."), (r"^", ""))
+
+
+# Tensors that old conversions keep and every loader computes.
+COMPUTED = ".rotary_emb.inv_freq"
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """One tensor of the file and its place here; the vocabulary is the true one on both sides."""
+
+    name: str
+    path: tuple[str, ...]
+    layer: int | None
+    file_dims: str
+    dims: str
+    sizes: dict[str, int]
+
+    @property
+    def _flat_dims(self) -> list[str]:
+        return self.file_dims.replace("*", " ").split()
+
+    @property
+    def file_shape(self) -> tuple[int, ...]:
+        """Shape in the file."""
+        merged = [dim.split("*") for dim in self.file_dims.split()]
+        return tuple(int(np.prod([self.sizes[d] for d in dims])) for dims in merged)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape here, without the layer axis and without vocabulary padding."""
+        return tuple(self.sizes[dim] for dim in self.dims.split())
+
+    def from_file(self, array: np.ndarray) -> np.ndarray:
+        """The file's tensor with our dimensions."""
+        order = [self._flat_dims.index(dim) for dim in self.dims.split()]
+        return array.reshape([self.sizes[dim] for dim in self._flat_dims]).transpose(order)
+
+    def to_file(self, array: np.ndarray) -> np.ndarray:
+        """Our array (padding included) as the file has it."""
+        array = array[tuple(slice(0, size) for size in self.shape)]
+        order = [self.dims.split().index(dim) for dim in self._flat_dims]
+        return array.transpose(order).reshape(self.file_shape)
+
+
+def key_map(config: TransformerConfig) -> list[Pair]:
+    """Every tensor of a model of this config: its name and shape in the file and its place here."""
+    sizes = {
+        "vocab": config.vocab_size,
+        "embed": config.hidden_size,
+        "mlp": config.intermediate_size,
+        "heads": config.num_heads,
+        "kv_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+    }
+    pairs = [
+        Pair(name, tuple(path.split("/")), None, file_dims, dims, sizes)
+        for name, path, file_dims, dims in KEYS
+    ]
+    for i in range(config.num_layers):
+        root = "layers" if config.scan_layers else f"layers_{i}"
+        pairs += [
+            Pair(f"model.layers.{i}.{name}", (root, *path.split("/")), i, file_dims, dims, sizes)
+            for name, path, file_dims, dims in LAYER_KEYS
+        ]
+    return pairs
+
+
+def hf_key_map(config: TransformerConfig, rename: tuple[str, str] = HF_NAMES[0]) -> list[Pair]:
+    """The same with -hf names, by one of HF_NAMES."""
+    return [dataclasses.replace(pair, name=re.sub(*rename, pair.name)) for pair in key_map(config)]
+
+
+def pairs_in(path: str | os.PathLike, config: TransformerConfig, tensors: Tensors) -> list[Pair]:
+    """The pairs under whose names a directory of either layout has them, after all checks.
+
+    Raises:
+        ValueError: lists the tensors that are missing, unexpected or mis-shaped.
+    """
+    pairs, beside = named_pairs(path, config, tensors)
+    tensors.check({pair.name: pair.file_shape for pair in pairs}, optional=beside)
+    return pairs
+
+
+def named_pairs(
+    path: str | os.PathLike, config: TransformerConfig, tensors: Tensors
+) -> tuple[list[Pair], list[str]]:
+    """The same without checks, and the names of what may lie beside them in the file.
+
+    That is a whole -hf model's other half, and what every loader computes.
+    """
+    names = tensors.shapes()
+    beside = [name for name in names if name.endswith(COMPUTED)]
+    if not is_hf(path):
+        return key_map(config), beside
+    # Of the -hf names those by which the file has the embedding.
+    candidates = [hf_key_map(config, rename) for rename in HF_NAMES]
+    pairs = next((pairs for pairs in candidates if pairs[0].name in names), candidates[0])
+    return pairs, beside + [name for name in names if "vqmodel." in name]
+
+
+def load(
+    path: str | os.PathLike,
+    param_dtype: str = "float32",
+    mesh: jax.sharding.Mesh | None = None,
+) -> tuple[TransformerConfig, dict]:
+    """Config and weights of a directory in BAAI's or the -hf layout.
+
+    Args:
+        path: holds config.json and model.safetensors, or several files with their index.
+        param_dtype: a name in DTYPES; whatever the file has is converted.
+        mesh: where the weights go, by the rules of `sharding`; None leaves them on the host.
+
+    Returns:
+        (config, params): layers stacked, vocabulary rows padded with zeros; jax arrays laid out
+        over the mesh, or numpy arrays.
+
+    Raises:
+        ValueError: a file is missing or unreadable, a config field is not one this model has, or
+            tensors are missing, unexpected or mis-shaped: all of those in one message; or a size
+            that the mesh does not divide.
+    """
+    config = dataclasses.replace(read_config(path), param_dtype=param_dtype)
+    # Shapes first and then one tensor at a time: 34 GB are never held twice.
+    destination = _OnHost(config) if mesh is None else OntoMesh(_on_mesh(config, mesh))
+    tensors = Tensors(path)
+    for pair in pairs_in(path, config, tensors):
+        layer = pair.layer if pair.path[0] == "layers" else None
+        destination.write(pair.path, layer, pair.from_file(tensors.read(pair.name)))
+    return config, flax.traverse_util.unflatten_dict(destination.arrays)
+
+
+class _OnHost:
+    """Numpy arrays, filled as OntoMesh fills its own."""
+
+    def __init__(self, config: TransformerConfig):
+        dtype = DTYPES[config.param_dtype]
+        leaves = _abstract_params(config)
+        self.arrays = {path: np.zeros(leaf.shape, dtype) for path, leaf in leaves.items()}
+
+    def write(self, path: tuple[str, ...], layer: int | None, array: np.ndarray) -> None:
+        place = self.arrays[path] if layer is None else self.arrays[path][layer]
+        place[tuple(slice(0, size) for size in array.shape)] = array
+
+
+def _on_mesh(config: TransformerConfig, mesh) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+    boxed = abstract_variables(config)["params"]
+    return flax.traverse_util.flatten_dict(sharding.abstract_arrays(boxed, mesh))
+
+
+def save(
+    path: str | os.PathLike,
+    config: TransformerConfig,
+    params: dict,
+    dtype: str = "float32",
+    extra: dict | None = None,
+) -> None:
+    """Write a directory in the released layout; each file appears whole or not at all.
+
+    Args:
+        path: directory, created if need be.
+        config: what the params were made with.
+        params: arrays plain or boxed with their axis names, layers stacked or not as in config.
+        dtype: a name in DTYPES, or SAME for the params' own.
+        extra: further fields of config.json, such as max_position_embeddings, pad_token_id,
+            bos_token_id, eos_token_id; the official code has the released values as defaults.
+
+    Raises:
+        ValueError: the params are not those of this config, or the dtype has no name here.
+    """
+    write_tensors(path, file_tensors(config, params, dtype, key_map(config)))
+    write_released(path, config, extra or {}, dtype_name(params, dtype))
+
+
+def dtype_name(params: dict, dtype: str) -> str:
+    """What config.json says of the type: `dtype`, or that of the embedding for SAME."""
+    return nn.unbox(params["embed"])["embedding"].dtype.name if dtype == SAME else dtype
+
+
+def file_tensors(
+    config: TransformerConfig, params: dict, dtype: str, pairs: Iterable[Pair]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array) of each pair, made when asked for; errors as `save`, before the first."""
+    check_dtype(dtype)
+    flat = flax.traverse_util.flatten_dict(nn.unbox(dict(params)))
+    _check_params(config, flat)
+
+    def tensor(pair):
+        array = flat[pair.path]
+        array = array[pair.layer] if pair.path[0] == "layers" else array
+        return pair.name, as_type(pair.to_file(np.asarray(array)), dtype)
+
+    return map(tensor, pairs)
+
+
+def load_language_model(
+    path: str | os.PathLike, mesh: jax.sharding.Mesh | None = None
+) -> tuple[Transformer, dict]:
+    """(module, {"params": …}) of a directory, on `mesh` or the default device; errors as `load`."""
+    mesh = mesh or sharding.one_device()
+    config, params = load(path, mesh=mesh)
+    return Transformer(config), {"params": params}
+
+
+def abstract_variables(config: TransformerConfig) -> dict:
+    """Shapes and dtypes of {"params": …}, boxed with their logical axis names."""
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return jax.eval_shape(Transformer(config).init, jax.random.key(0), tokens)
+
+
+def _abstract_params(config: TransformerConfig) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+    return flax.traverse_util.flatten_dict(nn.unbox(abstract_variables(config))["params"])
+
+
+def _check_params(config: TransformerConfig, flat: dict) -> None:
+    expected = {"/".join(path): leaf.shape for path, leaf in _abstract_params(config).items()}
+    problems = differences({"/".join(p): np.shape(array) for p, array in flat.items()}, expected)
+    if problems:
+        raise ValueError(f"params do not fit the config: {'; '.join(problems)}")

@@ -1,0 +1,120 @@
+"""The layers of a text model of the Llama family as the beginning of a multimodal transformer.
+
+Emu3's transformer is Llama's, so the names in the file are those of `language_model`; what differs
+is the vocabulary, which is not taken along but for ids that mean the same in both.
+"""
+
+import os
+import pathlib
+
+import flax.linen as nn
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+
+from emu3_jax.files import read_json
+from emu3_jax.interop.formats.onto_mesh import OntoMesh
+from emu3_jax.interop.formats.safetensors_io import CONFIG_FILE, Tensors
+from emu3_jax.interop.language import language_model
+from emu3_jax.interop.language.language_config import (
+    CONFIG_KEYS,
+    DEFAULTS,
+    HF_MODEL_TYPES,
+    plain_fields,
+    unsupported,
+)
+from emu3_jax.models.language.transformer import TransformerConfig
+
+# Emu3's, in BAAI's layout and in the -hf one, and what other models of the family call themselves.
+EMU3_TYPES = ("Emu3", *HF_MODEL_TYPES)
+MODEL_TYPES = (*EMU3_TYPES, "llama", "mistral")
+# Fields of config.json that must be those of the run; the vocabulary and dropout need not.
+SIZES = tuple(key for key in CONFIG_KEYS if key not in ("vocab_size", "attention_dropout"))
+EMBEDDING, HEAD = ("embed", "embedding"), ("lm_head", "kernel")
+
+
+def check(path: str | os.PathLike, config: TransformerConfig, shared_ids: int = 0) -> None:
+    """ValueError that lists everything in which the model at `path` is not one to begin from."""
+    _open(pathlib.Path(path), config, shared_ids)
+
+
+def load_into(
+    params: dict, path: str | os.PathLike, config: TransformerConfig, shared_ids: int = 0
+) -> dict:
+    """The params with the layers and the final norm of the model at `path`, tensor by tensor.
+
+    Args:
+      params: of a Transformer of `config`, jax arrays on their mesh; they give the layout.
+      path: config.json and safetensors files; of Emu3 in either layout, a whole model as well.
+      config: of the transformer here.
+      shared_ids: vectors of the first ids that are taken along.
+
+    Raises:
+      ValueError: as `check`.
+    """
+    tensors, pairs = _open(pathlib.Path(path), config, shared_ids)
+    flat = flax.traverse_util.flatten_dict(nn.unbox(params))
+    abstract = {
+        path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+        for path, x in flat.items()
+    }
+    destination = OntoMesh(abstract)
+    embedding = next(pair.name for pair in pairs if pair.path == EMBEDDING)
+    for pair in pairs:
+        if pair.path not in (EMBEDDING, HEAD):
+            layer = pair.layer if pair.path[0] == "layers" else None
+            destination.write(pair.path, layer, pair.from_file(tensors.read(pair.name)))
+        elif shared_ids:
+            stored = pair.name if pair.name in tensors.shapes() else embedding
+            rows = tensors.read(stored)[:shared_ids]
+            rows = rows.T if pair.path == HEAD else rows
+            destination.arrays[pair.path] = _at_origin(flat[pair.path], rows)
+    return flax.traverse_util.unflatten_dict({**flat, **destination.arrays})
+
+
+@jax.jit
+def _at_origin(table: jax.Array, part: jax.Array) -> jax.Array:
+    rows, columns = part.shape
+    return table.at[:rows, :columns].set(jnp.asarray(part, table.dtype))
+
+
+def _open(path: pathlib.Path, config: TransformerConfig, shared_ids: int):
+    """(tensors, the pairs of the transformer here), after all checks."""
+    file = path / CONFIG_FILE
+    stored = read_json(file)
+    if stored.get("model_type") not in MODEL_TYPES:
+        raise ValueError(
+            f"{file}: model_type is {stored.get('model_type')!r}, expected one of "
+            f"{', '.join(MODEL_TYPES)}"
+        )
+    found = _fields(stored)
+    problems = unsupported(found)
+    for key in SIZES:
+        wanted = getattr(config, CONFIG_KEYS[key])
+        if found.get(key) != wanted:
+            problems.append(f"{key} is {found.get(key)!r}, the run has {wanted!r}")
+    if shared_ids > min(found["vocab_size"], config.vocab_size):
+        problems.append(
+            f"it has {found['vocab_size']} token ids and the run {config.vocab_size}, "
+            f"so {shared_ids} cannot be shared"
+        )
+    if problems:
+        raise ValueError(f"{file}: {'; '.join(problems)}")
+    tensors = Tensors(path)
+    pairs, beside = language_model.named_pairs(path, config, tensors)
+    vocabulary = (found["vocab_size"], config.hidden_size)
+    expected = {
+        pair.name: vocabulary if pair.path in (EMBEDDING, HEAD) else pair.file_shape
+        for pair in pairs
+        if pair.path != HEAD or not found.get("tie_word_embeddings")
+    }
+    tensors.check(expected, optional=beside)
+    return tensors, pairs
+
+
+def _fields(stored: dict) -> dict:
+    """The fields of a config.json, with what the class of its model type has where it lacks one."""
+    if stored["model_type"] in EMU3_TYPES:
+        return DEFAULTS | plain_fields(stored)
+    heads = stored.get("num_attention_heads")
+    return {"vocab_size": 0, "num_key_value_heads": heads, "rope_theta": 1e4} | plain_fields(stored)

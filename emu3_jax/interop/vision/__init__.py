@@ -1,0 +1,1 @@
+"""Released vision tokenizers and feature networks, in and out."""

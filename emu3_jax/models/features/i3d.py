@@ -1,0 +1,84 @@
+"""I3D on RGB, trained on Kinetics-400, as Fréchet Video Distance uses it: clips to 400 logits each.
+
+Carreira and Zisserman 2017 (arXiv 1705.07750), figure 3, with the paddings of the original graph
+("same", more at the end where the padding is odd); FVD: Unterthiner et al. 2018 (1812.01717).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from emu3_jax.models.features.inception_blocks import (
+    Units,
+    block,
+    convolution,
+    max_pool,
+    mean_pool,
+    unit_names,
+)
+
+SIDE = 224
+# Three halvings of time, then a mean over two: shorter clips leave nothing to take a mean of.
+MIN_FRAMES = 9
+LOGITS = "logits"
+# (unit, stride), or the windows and the strides of a maximum over time, height and width.
+STEM = (
+    ("Conv3d_1a_7x7", 2),
+    ((1, 3, 3), (1, 2, 2)),
+    ("Conv3d_2b_1x1", 1),
+    ("Conv3d_2c_3x3", 1),
+    ((1, 3, 3), (1, 2, 2)),
+)
+BRANCHES = ("b0", "b1a b1b", "b2a b2b", "max b3b")
+# Blocks, and between them the windows of the maxima that halve all sides.
+BODY = (
+    "Mixed_3b", "Mixed_3c", 3,
+    "Mixed_4b", "Mixed_4c", "Mixed_4d", "Mixed_4e", "Mixed_4f", 2,
+    "Mixed_5b", "Mixed_5c",
+)  # fmt: skip
+UNITS = tuple(step[0] for step in STEM if isinstance(step[0], str)) + tuple(
+    name for step in BODY if isinstance(step, str) for name in unit_names(f"{step}.", BRANCHES)
+)
+
+
+def resized(pixels_BTHWC: jax.Array) -> jax.Array:
+    """Any size → float32 [B, T, 224, 224, C].
+
+    Bilinear between pixel centres, without antialiasing, the ratio of the sides not kept.
+    """
+    B, T, _, _, C = pixels_BTHWC.shape
+    x = pixels_BTHWC.astype(jnp.float32)
+    return jax.image.resize(x, (B, T, SIDE, SIDE, C), "bilinear", antialias=False)
+
+
+def features(units: Units, pixels_BTHWC: jax.Array) -> jax.Array:
+    """Logits, averaged over time.
+
+    Args:
+      units: as `interop.vision.feature_networks.load_i3d` gives them: every name in UNITS, and
+        LOGITS.
+      pixels_BTHWC: float in [-1, 1], clips of any size, which are `resized`, and of at least 9
+        frames (FVD takes 16).
+
+    Returns:
+      float32 [B, 400], or what width the units have.
+
+    Raises:
+      ValueError: fewer frames.
+    """
+    if pixels_BTHWC.shape[1] < MIN_FRAMES:
+        raise ValueError(
+            f"I3D needs clips of at least {MIN_FRAMES} frames, got {pixels_BTHWC.shape[1]}"
+        )
+    x = resized(pixels_BTHWC)
+    for name, stride in STEM:
+        if isinstance(name, str):
+            x = jax.nn.relu(convolution(x, units[name], stride))
+        else:
+            x = max_pool(x, name, stride)
+    for step in BODY:
+        if isinstance(step, int):
+            x = max_pool(x, (step,) * 3, (2,) * 3)
+        else:
+            x = block(units, f"{step}.", BRANCHES, x)
+    x = mean_pool(x, (2, SIDE // 32, SIDE // 32), "VALID")
+    return convolution(x, units[LOGITS]).mean((1, 2, 3))

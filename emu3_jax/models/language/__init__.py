@@ -1,0 +1,1 @@
+"""The transformer over one stream of tokens, and its loss."""

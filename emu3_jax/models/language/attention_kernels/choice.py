@@ -1,0 +1,93 @@
+"""The implementations by name, and the rule that picks one."""
+
+import jax
+import jax.numpy as jnp
+
+from emu3_jax import sharding
+from emu3_jax.models.language import zigzag
+from emu3_jax.models.language.attention_kernels.blockwise import blockwise
+from emu3_jax.models.language.attention_kernels.cudnn import cudnn
+from emu3_jax.models.language.attention_kernels.reference import reference
+from emu3_jax.models.language.attention_kernels.splash import splash
+
+IMPLEMENTATIONS = {
+    "reference": reference,
+    "blockwise": blockwise,
+    "splash": splash,
+    "cudnn": cudnn,
+}
+"""Name -> f(q [B,S,N,H], k [B,S,K,H], v [B,S,K,H], segment_ids [B,S], dropout, dropout_key)
+-> [B,S,N,H]. Padding, segment 0, gives zeros. They run under the mesh that is set."""
+
+ZIGZAG = ("blockwise", "splash")
+"""Those that cut rows over `context` themselves, and want them in zigzag order there."""
+
+WITHOUT_DROPOUT = ("splash", "cudnn")
+"""Those that cannot drop probabilities."""
+
+MACHINES = {"splash": "tpu", "cudnn": "gpu"}
+"""Those that run on one kind of machine."""
+
+SHORT = 1024
+"""Rows up to which the whole score matrix (4 MiB a head) is as good as blocks of it."""
+
+LONGEST_MASK = 16_384
+"""Rows up to which cuDNN's mask is small (512 MiB)."""
+
+
+def check(name: str, dropout: float, dtype) -> None:
+    """ValueError if `model.attention=name` cannot do what the rest of the config asks for."""
+    if name in WITHOUT_DROPOUT and dropout > 0.0:
+        raise ValueError(
+            f"model.attention={name!r} has no dropout on probabilities, found {dropout}: set "
+            "model.attention_dropout=0 or model.attention='blockwise'"
+        )
+    if name == "cudnn" and jnp.dtype(dtype).itemsize != 2:
+        raise ValueError(
+            f"model.attention='cudnn' needs model.dtype bfloat16 or float16, found {dtype}"
+        )
+
+
+def check_mesh(name: str, machine: str, context: int) -> None:
+    """ValueError if `model.attention=name` does not run on such devices, `context` to a row."""
+    needed = MACHINES.get(name, machine)
+    if needed != machine:
+        raise ValueError(
+            f"model.attention={name!r} runs on {needed}, these devices are {machine}: set "
+            "model.attention='auto'"
+        )
+    if name == "cudnn" and context > 1:
+        raise ValueError(
+            f"model.attention='cudnn' cannot cut rows over mesh axis context={context}: set "
+            "model.attention='auto'"
+        )
+
+
+def choose(name: str, length: int, dropout: float, dtype) -> str:
+    """The implementation for rows of `length` tokens where `model.attention=name`.
+
+    "auto", by rows, dropout on probabilities, type and the mesh that is set:
+
+    on a TPU, no dropout, bfloat16          splash
+    on a GPU, no dropout, bfloat16 or float16, up to 16,384 tokens, rows not cut: cudnn
+    else, up to 1,024 tokens                reference
+    else                                    blockwise
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    context = 1 if mesh.empty else mesh.shape["context"]
+    machine = sharding.platform()
+    if name != "auto":
+        check_mesh(name, machine, context)
+        return name
+    dtype = jnp.dtype(dtype)
+    if machine == "tpu" and dropout == 0.0 and dtype == jnp.bfloat16:
+        return "splash"
+    if machine == "gpu" and dropout == 0.0 and dtype.itemsize == 2 and context == 1:
+        if length <= LONGEST_MASK:
+            return "cudnn"
+    return "reference" if length <= SHORT else "blockwise"
+
+
+def zigzag_devices(name: str, length: int, dropout: float, dtype) -> int:
+    """Devices that share a row in zigzag order; 1 where rows keep their own. See `choose`."""
+    return zigzag.parts(length) if choose(name, length, dropout, dtype) in ZIGZAG else 1

@@ -1,0 +1,147 @@
+"""The three layers that own weights (matmul, embedding table, root-mean-square norm) and dropout.
+
+Each weight is declared once, with its logical axes: its shape, initial values and layout over
+the mesh follow from that declaration. Weights are N(0, 0.02) (released config.json,
+`initializer_range`) and there are no biases.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from emu3_jax.models.language.lookup import lookup
+
+INIT_STDDEV = 0.02
+
+
+def precision(dtype) -> str | None:
+    """Of the products of matmuls and convolutions over inputs of this type.
+
+    GPUs and TPUs by default round float32 inputs to TF32 or bfloat16 first, which changes codes,
+    pixels and logits; so float32 here means float32. Smaller types are exact as they are.
+    """
+    return "highest" if jnp.dtype(dtype) == jnp.float32 else None
+
+
+def weight_init(*logical: str):
+    """N(0, 0.02) with logical axis names."""
+    return nn.with_logical_partitioning(nn.initializers.normal(INIT_STDDEV), logical)
+
+
+class Linear(nn.Module):
+    """Matmul of the last dimensions of x with a kernel of the given shape; no bias.
+
+    Attributes:
+      shape: of the kernel: dimensions in, then dimensions out.
+      logical: its logical axes.
+      dtype: to which inputs and kernel are rounded.
+      param_dtype: in which the kernel is stored.
+      num_in: dimensions in, which are summed over.
+      out_dtype: of the result; None: `dtype`.
+    """
+
+    shape: tuple[int, ...]
+    logical: tuple[str, ...]
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+    num_in: int = 1
+    out_dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., in dimensions] -> [..., out dimensions]."""
+        kernel = self.param("kernel", weight_init(*self.logical), self.shape, self.param_dtype)
+        last = tuple(range(x.ndim - self.num_in, x.ndim))
+        contract = ((last, tuple(range(self.num_in))), ((), ()))
+        return jax.lax.dot_general(
+            x.astype(self.dtype),
+            kernel.astype(self.dtype),
+            contract,
+            precision=precision(self.dtype),
+            preferred_element_type=jnp.dtype(self.out_dtype or self.dtype),
+        )
+
+
+class Embedding(nn.Module):
+    """Table of one vector per token id; the rows above the true vocabulary are never read."""
+
+    rows: int
+    features: int
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, tokens_BS: jax.Array) -> jax.Array:
+        """int [B, S] -> `dtype` [B, S, D]."""
+        table_VD = self.param(
+            "embedding",
+            weight_init("vocab", "embed"),
+            (self.rows, self.features),
+            self.param_dtype,
+        )
+        return lookup(table_VD, tokens_BS, self.dtype)
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) in float32, rounded to the type of x, then times the scale."""
+
+    eps: float
+    param_dtype: DTypeLike
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., D] -> [..., D], same dtype."""
+        scale_init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
+        scale_D = self.param("scale", scale_init, (x.shape[-1],), self.param_dtype)
+        x_float = x.astype(jnp.float32)
+        variance = jnp.mean(jnp.square(x_float), axis=-1, keepdims=True)
+        normed = (x_float * jax.lax.rsqrt(variance + self.eps)).astype(x.dtype)
+        return normed * scale_D.astype(x.dtype)
+
+
+def dropped_bytes(rate: float) -> int:
+    """How many of the 256 values of a random byte mean "dropped"; the least is one."""
+    return min(max(round(256 * rate), 1), 255)
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array, places_S=None) -> jax.Array:
+    """Zeroes elements of x with probability `rate` and scales the rest so that the mean stays.
+
+    Drawing random bits costs more than all else here, so four elements share one 32-bit word.
+    With eight bits an element the rate is met to 1/512: 0.1 becomes 26/256; the least is 1/256.
+
+    With `places_S`, the places in the row of the tokens of x [B, S, ...], a token's draw follows
+    its place and not where it stands in x.
+    """
+    *rows, last = x.shape
+    width = -(-last // 4)
+    if places_S is None:
+        words = jax.random.bits(key, (*rows, width), jnp.uint32)
+    else:
+        shape = (rows[0], *rows[2:], width)
+        keys_S = jax.vmap(jax.random.fold_in, (None, 0))(key, places_S)
+        words = jax.vmap(lambda k: jax.random.bits(k, shape, jnp.uint32), out_axes=1)(keys_S)
+    numbers = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*rows, -1)[..., :last]
+    dropped = dropped_bytes(rate)
+    return jnp.where(numbers >= dropped, x * (256 / (256 - dropped)), jnp.zeros((), x.dtype))
+
+
+class Dropout(nn.Module):
+    """`dropout` with the module's random stream "dropout"; nothing where `deterministic`."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array, deterministic: bool, places_S=None) -> jax.Array:
+        """[...] -> the same shape and dtype; places as of `dropout`."""
+        if deterministic or self.rate == 0.0:
+            return x
+        return dropout(x, self.rate, self.make_rng("dropout"), places_S)
+
+
+def padded_rows(vocab_size: int, multiple: int) -> int:
+    """Smallest multiple of `multiple` that holds `vocab_size` ids."""
+    return math.ceil(vocab_size / multiple) * multiple

@@ -1,0 +1,237 @@
+"""The decoder-only transformer over one stream of text, image and video tokens.
+
+The released architecture exactly: pre-norm blocks of grouped-query attention with rotary
+positions and a gated MLP, untied embeddings, no biases. All layers share one traced body
+(`nn.scan`), so that compile time does not grow with depth.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from emu3_jax.models.language import rope, zigzag
+from emu3_jax.models.language.attention import Attention, Context, KVCache
+from emu3_jax.models.language.attention_kernels import choice
+from emu3_jax.models.language.layers import Dropout, Embedding, Linear, RMSNorm
+from emu3_jax.models.language.transformer_config import REMAT, TransformerConfig
+from emu3_jax.sharding import check_divides, constrain
+
+
+def released(**changes) -> TransformerConfig:
+    """Emu3-8B (released config.json; paper table 3)."""
+    sizes = {
+        "vocab_size": 184622,
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_layers": 32,
+        "num_heads": 32,
+        "num_kv_heads": 8,
+        "head_dim": 128,
+    }
+    return TransformerConfig(**(sizes | changes))
+
+
+def count_parameters(config: TransformerConfig) -> int:
+    """Number of weights, vocabulary padding left out (8,492,011,520 for the released sizes)."""
+    c = config
+    attention = 2 * c.hidden_size * (c.num_heads + c.num_kv_heads) * c.head_dim
+    mlp = 3 * c.hidden_size * c.intermediate_size
+    layer = attention + mlp + 2 * c.hidden_size
+    return 2 * c.vocab_size * c.hidden_size + c.num_layers * layer + c.hidden_size
+
+
+def check_mesh(config: TransformerConfig, mesh) -> None:
+    """ValueError naming the size and the mesh axis if this model cannot be laid out on `mesh`."""
+    check_divides(mesh, "heads", "model.num_heads", config.num_heads)
+    check_divides(mesh, "kv_heads", "model.num_kv_heads", config.num_kv_heads)
+    check_divides(mesh, "mlp", "model.intermediate_size", config.intermediate_size)
+    check_divides(mesh, "embed", "model.hidden_size", config.hidden_size)
+    check_divides(mesh, "vocab", "padded model.vocab_size", config.padded_vocab_size)
+
+
+class Block(nn.Module):
+    """One layer: attention and gated MLP, each behind a norm and added to its input."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x_BSD, cache, context: Context, deterministic: bool):
+        """x_BSD -> (x_BSD, new keys and values or None); see Attention for the arguments."""
+        c = self.config
+        D, F = c.hidden_size, c.intermediate_size
+        norm = functools.partial(RMSNorm, eps=c.norm_eps, param_dtype=c.param_dtype)
+        linear = functools.partial(Linear, dtype=c.dtype, param_dtype=c.param_dtype)
+        attention = Attention(c, name="attention")
+        gate = linear(shape=(D, F), logical=("embed", "mlp"), name="gate")
+        up = linear(shape=(D, F), logical=("embed", "mlp"), name="up")
+        down = linear(shape=(F, D), logical=("mlp", "embed"), name="down")
+
+        def dropout(h_BSD):
+            return Dropout(c.dropout)(h_BSD, deterministic, context.places_S)
+
+        h_BSD = norm(name="attention_norm")(x_BSD)
+        h_BSD, new = attention(h_BSD, cache, context, deterministic)
+        x_BSD = constrain(x_BSD + dropout(h_BSD), "batch", "sequence", "embed")
+
+        h_BSD = norm(name="mlp_norm")(x_BSD)
+        h_BSF = nn.silu(gate(h_BSD)) * up(h_BSD)
+        h_BSF = constrain(h_BSF, "batch", "sequence", "mlp")
+        x_BSD = constrain(x_BSD + dropout(down(h_BSF)), "batch", "sequence", "embed")
+        return x_BSD, new
+
+
+def _scanned(block, num_layers: int):
+    """`block` over layers: own weights and dropout for each, cache in and out along axis 0."""
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=(0, nn.broadcast, nn.broadcast),
+        length=num_layers,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+
+
+class Transformer(nn.Module):
+    """Tokens to next-token logits."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        """Submodules; the names are the keys of the params tree."""
+        c = self.config
+        dtypes = {"dtype": c.dtype, "param_dtype": c.param_dtype}
+        self.embed = Embedding(c.padded_vocab_size, c.hidden_size, **dtypes)
+        self.embed_dropout = Dropout(c.dropout)
+        block = Block
+        if c.remat != "none":
+            # In a scan the loop itself keeps the two forward passes apart.
+            block = nn.remat(
+                Block, policy=REMAT[c.remat], prevent_cse=not c.scan_layers, static_argnums=(4,)
+            )
+        if c.scan_layers:
+            self.layers = _scanned(block, c.num_layers)(c)
+        else:
+            self.layers = [block(c) for _ in range(c.num_layers)]
+        self.final_norm = RMSNorm(c.norm_eps, c.param_dtype)
+        shape = (c.hidden_size, c.padded_vocab_size)
+        self.lm_head = Linear(shape, ("embed", "vocab"), **dtypes, out_dtype="float32")
+
+    def __call__(self, tokens, positions=None, segment_ids=None, deterministic=True):
+        """Logits of the next token at every place.
+
+        Args:
+            tokens: int [B, S], ids below vocab_size.
+            positions: int [B, S]; default: the place in the row, restarting in each segment.
+            segment_ids: int [B, S], documents that share a row; 0 is padding. Default: one.
+            deterministic: True: no dropout; False needs the rng "dropout".
+
+        Returns:
+            float32 [B, S, vocab_size].
+        """
+        return self._logits(self.hidden(tokens, positions, segment_ids, deterministic))
+
+    def hidden(self, tokens, positions=None, segment_ids=None, deterministic=True):
+        """As `__call__` up to the final norm: [B, S, D] in the compute type.
+
+        Times params["lm_head"]["kernel"] ([D, padded vocabulary]) this gives the logits; a loss
+        over chunks of them never holds all.
+        """
+        if positions is None and segment_ids is None:
+            positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+        elif positions is None:
+            positions = rope.positions_in_segments(segment_ids)
+        if segment_ids is None:
+            segment_ids = jnp.ones(tokens.shape, jnp.int32)
+        devices = 1
+        if not self.is_initializing():
+            rate = 0.0 if deterministic else self.config.probability_dropout
+            asked = (self.config.attention, tokens.shape[1], rate, self.config.dtype)
+            devices = choice.zigzag_devices(*asked)
+        if devices > 1:
+            inputs = (tokens, positions, segment_ids)
+            tokens, positions, segment_ids = map(zigzag.enter, inputs)
+        places_S = jnp.asarray(zigzag.places(tokens.shape[1], devices))
+        context = Context(*self._rotation(positions), segment_ids, places_S)
+        x_BSD = self._embed(tokens, deterministic, places_S)
+        x_BSD, _ = self._layers(x_BSD, None, context, deterministic)
+        x_BSD = self.final_norm(x_BSD)
+        return zigzag.leave(x_BSD) if devices > 1 else x_BSD
+
+    def decode(self, tokens, positions, cache: KVCache, last_only: bool = False):
+        """Read tokens behind what the cache holds: a whole prompt, or one token a step.
+
+        Args:
+            tokens: int [B, S]; rows of a batch of prompts are padded on the left.
+            positions: int [B, S], cumsum(real) - 1 of the whole row; padding before the prompt
+                has -1 and is never seen.
+            cache: with at least S slots left from `index` on (not checked: index is traced).
+            last_only: logits of the last place alone, [B, 1, vocab_size].
+
+        Returns:
+            float32 logits [B, S, vocab_size] and the cache with S more slots written.
+        """
+        length, slots = tokens.shape[1], cache.valid.shape[1]
+        if length > slots:
+            raise ValueError(f"{length} tokens do not fit a cache of {slots} slots")
+        real_BS = positions >= 0
+        causal_ST = jnp.tril(jnp.ones((length, length), bool))
+        context = Context(
+            *self._rotation(positions),
+            old_mask=real_BS[:, :, None]
+            & (cache.valid & (jnp.arange(slots) < cache.index))[:, None, :],
+            new_mask=real_BS[:, :, None] & real_BS[:, None, :] & causal_ST,
+        )
+        x_BSD = self._embed(tokens, True)
+        x_BSD, (k_new, v_new) = self._layers(x_BSD, (cache.k, cache.v), context, True)
+        x_BSD = self.final_norm(x_BSD[:, -1:] if last_only else x_BSD)
+        start = (0, 0, cache.index, 0, 0)
+        cache = KVCache(
+            k=constrain(jax.lax.dynamic_update_slice(cache.k, k_new, start), *KVCache.LOGICAL),
+            v=constrain(jax.lax.dynamic_update_slice(cache.v, v_new, start), *KVCache.LOGICAL),
+            valid=jax.lax.dynamic_update_slice(cache.valid, real_BS, (0, cache.index)),
+            index=cache.index + length,
+        )
+        return self._logits(x_BSD), cache
+
+    def _rotation(self, positions):
+        c = self.config
+        return rope.rotation(positions, c.head_dim, c.rope_theta, jnp.dtype(c.dtype))
+
+    def _embed(self, tokens, deterministic, places_S=None):
+        x_BSD = self.embed_dropout(self.embed(tokens), deterministic, places_S)
+        return constrain(x_BSD, "batch", "sequence", "embed")
+
+    def _layers(self, x_BSD, cache, context, deterministic):
+        """All layers; cache is None or (k, v) [L, B, C, K, H], the result likewise (new slots)."""
+        if self.config.scan_layers:
+            return self.layers(x_BSD, cache, context, deterministic)
+        news = []
+        for i, layer in enumerate(self.layers):
+            layer_cache = jax.tree.map(lambda a, i=i: a[i], cache)
+            x_BSD, new = layer(x_BSD, layer_cache, context, deterministic)
+            news.append(new)
+        return x_BSD, jax.tree.map(lambda *a: jnp.stack(a), *news)
+
+    def _logits(self, x_BSD):
+        logits_BSV = constrain(self.lm_head(x_BSD), "batch", "sequence", "vocab")
+        return logits_BSV[..., : self.config.vocab_size]
+
+
+def stack_layers(params: dict) -> dict:
+    """Weights layers_0, layers_1, … -> layers with a leading axis (scan_layers=True)."""
+    names = [name for name in params if name.startswith("layers_")]
+    names.sort(key=lambda name: int(name.removeprefix("layers_")))
+    rest = {name: value for name, value in params.items() if name not in names}
+    return rest | {"layers": jax.tree.map(lambda *a: jnp.stack(a), *[params[n] for n in names])}
+
+
+def unstack_layers(params: dict) -> dict:
+    """Weights with a leading layer axis -> layers_0, layers_1, … (scan_layers=False)."""
+    rest = {name: value for name, value in params.items() if name != "layers"}
+    count = jax.tree.leaves(params["layers"])[0].shape[0]
+    for i in range(count):
+        rest[f"layers_{i}"] = jax.tree.map(lambda a, i=i: a[i], params["layers"])
+    return rest

@@ -1,0 +1,1 @@
+"""The vision tokenizer and its discriminator."""

@@ -1,0 +1,121 @@
+"""Norms of the vision tokenizer; scales and shifts have the logical axis name "norm"."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from emu3_jax.models.vision import strips
+from emu3_jax.models.vision.convolution import conv1x1, repeat_nearest
+from emu3_jax.models.vision.initializers import ONES, ZEROS
+
+# Groups' epsilon of the released code; BatchNorm keeps torch's defaults (1e-5, momentum 0.1, which
+# is a decay of 0.9 here).
+GROUP_NORM_EPS = 1e-6
+BATCH_NORM_EPS = 1e-5
+BATCH_NORM_DECAY = 0.9
+
+
+class GroupNorm(nn.Module):
+    """GroupNorm over one frame, statistics in float32.
+
+    Sums run over positions first and over the channels of a group after, so the large array is
+    never reshaped into groups; the variance is taken around the mean (two passes), as torch's is.
+    """
+
+    config: object
+
+    @nn.compact
+    def __call__(self, x):
+        """float [F, H, W, C] or Rows -> the same shape."""
+        frames, _, _, channels = x.shape
+        groups = self.config.norm_groups
+        param_dtype = jnp.dtype(self.config.param_dtype)
+        scale = self.param(
+            "scale",
+            nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
+            (channels,),
+            param_dtype,
+        )
+        bias = self.param(
+            "bias",
+            nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
+            (channels,),
+            param_dtype,
+        )
+
+        def over_groups(values):
+            mean_FC = jnp.mean(values, axis=(1, 2))
+            mean_FG = jnp.mean(mean_FC.reshape(frames, groups, -1), axis=-1)
+            return jnp.repeat(mean_FG, channels // groups, axis=-1)[:, None, None, :]
+
+        def moments(values):
+            values = values.astype(jnp.float32)
+            mean = over_groups(values)
+            return mean, over_groups(jnp.square(values - mean))
+
+        def normalised(values, mean, variance):
+            gain = jax.lax.rsqrt(variance + GROUP_NORM_EPS)
+            centred = values.astype(jnp.float32) - mean
+            return (centred * (gain * scale) + bias).astype(values.dtype)
+
+        if not isinstance(x, strips.Rows):
+            return normalised(x, *moments(x))
+        means, variances = strips.map_strips(moments, x)
+        mean = jnp.mean(means, axis=0)
+        variance = jnp.mean(variances + jnp.square(means - mean), axis=0)
+        return x.then(lambda rows, _: normalised(rows, mean, variance), channels)
+
+
+class SpatialNorm(nn.Module):
+    """GroupNorm whose scale and shift at each position are read off the codebook entries there.
+
+    The entries are enlarged to the feature's grid by nearest neighbour; a 1x1 convolution commutes
+    with that, so it is applied before, on the small grid.
+    """
+
+    config: object
+
+    @nn.compact
+    def __call__(self, x, entries):
+        """float [F, H, W, C] or Rows, entries [F, h, w, D] -> the same shape; H/h, W/w whole."""
+        factors = (x.shape[1] // entries.shape[1], x.shape[2] // entries.shape[2])
+        y = GroupNorm(self.config, name="norm_layer")(x)
+        channels = x.shape[-1]
+        in_strips = isinstance(y, strips.Rows)
+        entries = strips.of_array(entries) if in_strips else entries
+        # Zero kernels: at first a plain GroupNorm, the entries' say is learnt.
+        start = dict(narrow=True, kernel_init=ZEROS)
+        scale = conv1x1(channels, self.config, name="conv_y", bias_init=ONES, **start)(entries)
+        shift = conv1x1(channels, self.config, name="conv_b", **start)(entries)
+        if not in_strips:
+            return y * repeat_nearest(scale, factors) + repeat_nearest(shift, factors)
+
+        def conditioned(rows, start):
+            # From the small grid anew for each strip: the results for all norms are 1.3 GiB.
+            above = (start + jnp.arange(rows.shape[1])) // factors[0]
+            first, several = start // factors[0], rows.shape[1] // factors[0] + 2
+            parts = (small.rows(first, several) for small in (scale, shift))
+            here = (jnp.take(part, above - first, axis=1) for part in parts)
+            gain, offset = (repeat_nearest(part, (1, factors[1])) for part in here)
+            return rows * gain + offset
+
+        return y.then(conditioned, channels)
+
+
+def batch_norm(config, train: bool, name: str) -> nn.BatchNorm:
+    """BatchNorm over everything but the channels: batch statistics while training, else running.
+
+    The running variance averages the biased batch variance (torch: the unbiased one, larger by
+    n / (n - 1) for the n = B*T*H*W values of a channel, which is nothing at these n).
+    """
+    return nn.BatchNorm(
+        use_running_average=not train,
+        momentum=BATCH_NORM_DECAY,
+        epsilon=BATCH_NORM_EPS,
+        dtype=jnp.dtype(config.dtype),
+        param_dtype=jnp.dtype(config.param_dtype),
+        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("norm",)),
+        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("norm",)),
+        use_fast_variance=False,
+        name=name,
+    )

@@ -1,0 +1,271 @@
+"""The Emu3 vision tokenizer: pictures and clips to integer codes and back.
+
+A 2-D encoder sees every frame by itself, a thin causal part in time shortens the clip, a quantizer
+(Emu3: the nearest codebook entry) gives each latent its code; the decoder mirrors that, its norms
+conditioned on the entries. A still is a clip of one frame repeated `temporal_downsample_factor`
+times, of which frame 0 comes back: since the 2-D parts treat frames alone they run once for it,
+while the temporal part, whose zero padding makes equal frames differ, runs in full.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from emu3_jax.models import cpu
+from emu3_jax.models.vision import strips
+from emu3_jax.models.vision.blocks import (
+    AttnBlock,
+    ResBlock,
+    TemporalDown,
+    TemporalResBlock,
+    TemporalUp,
+    frame_norm,
+)
+from emu3_jax.models.vision.convolution import CausalConv, Downsample, Upsample, conv3x3
+from emu3_jax.models.vision.quantizers import make_quantizer
+from emu3_jax.models.vision.tokenizer_config import VisionTokenizerConfig
+
+__all__ = ["VisionOutput", "VisionTokenizer", "VisionTokenizerConfig"]
+
+
+class VisionOutput(NamedTuple):
+    """What training needs of one pass; t, h, w are the sides of the code grid (t = 1 for a still).
+
+    Attributes:
+      pixels: float32, shaped as the input: the reconstruction.
+      codes: int32 [B, h, w] for stills, [B, t, h, w] for clips.
+      latents: float32 [B, t, h, w, D] before quantisation.
+      vectors: float32 [B, t, h, w, D], the entries of the codes, which were decoded; with the
+        quantizer's gradient.
+      losses: name -> float32 scalar, those of the quantizer; see `quantizers.Quantized`.
+    """
+
+    pixels: jax.Array
+    codes: jax.Array
+    latents: jax.Array
+    vectors: jax.Array
+    losses: dict[str, jax.Array]
+
+
+def res_block(features: int, config: VisionTokenizerConfig, name: str, x, entries, train: bool):
+    """A ResBlock of this name applied; with `config.remat`, of training its input alone is kept."""
+    if config.remat and train:
+        again = nn.remat(ResBlock, static_argnums=(3,))
+        return again(features, config, name=name)(strips.whole(x), entries, train)
+    return ResBlock(features, config, name=name)(x, entries, train)
+
+
+class Middle(nn.Module):
+    """Residual block, attention, residual block at the lowest resolution."""
+
+    config: VisionTokenizerConfig
+
+    @nn.compact
+    def __call__(self, x, entries=None, train: bool = False):
+        """float [F, h, w, C] -> the same shape."""
+        config, channels = self.config, x.shape[-1]
+        x = res_block(channels, config, "block_1", x, entries, train)
+        x = AttnBlock(config, name="attn_1")(x, entries)
+        return res_block(channels, config, "block_2", x, entries, train)
+
+
+class Level(nn.Module):
+    """The blocks of one resolution, then the step to the next one, if any."""
+
+    config: VisionTokenizerConfig
+    index: int
+    blocks: int
+    resample: str | None
+
+    @nn.compact
+    def __call__(self, x, entries=None, train: bool = False):
+        """float [F, H, W, C] -> [F, H', W', widths[index]]."""
+        config = self.config
+        for i in range(self.blocks):
+            x = res_block(config.widths[self.index], config, f"block_{i}", x, entries, train)
+            if self.index in config.attn_resolutions:
+                x = AttnBlock(config, name=f"attn_{i}")(x, entries)
+        if self.resample == "down":
+            return Downsample(config, name="downsample")(x)
+        if self.resample == "up":
+            return Upsample(config, name="upsample")(x)
+        return x
+
+
+class Encoder(nn.Module):
+    """Frames to latents on the code grid, before `quant_conv`."""
+
+    config: VisionTokenizerConfig
+
+    @nn.compact
+    def __call__(self, pixels, train: bool = False):
+        """float [B, T, H, W, C] -> [B, t, h, w, D]; T = 1 means a still."""
+        config = self.config
+        B, T, H, W, C = pixels.shape
+        x = pixels.reshape(B * T, H, W, C).astype(config.dtype)
+        if not train and cpu.one_at_a_time(B * T, H, W, config.ch):
+            alone = nn.scan(
+                lambda self, _, frame: (None, self.frames(frame[None], train)[0]),
+                variable_broadcast="params",
+                split_rngs={"params": False},
+            )
+            _, x = alone(self, None, x)
+        else:
+            x = self.frames(x, train)
+
+        x = x.reshape(B, T, *x.shape[1:])
+        if T == 1:  # a still; the check of the pixels lets no one-frame clip through
+            x = jnp.repeat(x, config.temporal_downsample_factor, axis=1)
+        for i in range(config.temporal_halvings):
+            x = nn.silu(TemporalDown(config, name=f"time_conv_{i}")(x))
+        for i in range(config.num_res_blocks):
+            x = TemporalResBlock(config, name=f"time_res_stack_{i}")(x, train)
+        return x
+
+    @nn.nowrap
+    def frames(self, x, train: bool):
+        """The 2-D part: float [F, H, W, C] -> [F, h, w, D]."""
+        config = self.config
+        x = strips.in_strips(x, config.ch)
+        x = strips.whole(conv3x3(config.ch, config, name="conv_in", narrow=True)(x))
+        last = len(config.ch_mult) - 1
+        for i in range(last + 1):
+            resample = "down" if i < last else None
+            x = Level(config, i, config.num_res_blocks, resample, name=f"down_{i}")(x, train=train)
+        x = Middle(config, name="mid")(x, train=train)
+        x = nn.silu(frame_norm(config, "norm_out", x, None))
+        return conv3x3(config.z_channels, config, name="conv_out", narrow=True)(x)
+
+
+class Decoder(nn.Module):
+    """Latents and the entries they came from to frames."""
+
+    config: VisionTokenizerConfig
+
+    @nn.compact
+    def __call__(self, latents, entries, still: bool, train: bool = False):
+        """Two float [B, t, h, w, D] -> [B, T, H, W, C], T = 1 for a still."""
+        config = self.config
+        B = latents.shape[0]
+        # Both go through the same layers in time as one batch, so BatchNorm sees them together.
+        x = jnp.concatenate([latents, entries.astype(latents.dtype)])
+        for i in range(config.num_res_blocks):
+            x = TemporalResBlock(config, name=f"time_res_stack_{i}")(x, train)
+        for i in range(config.temporal_halvings):
+            x = nn.silu(TemporalUp(config, name=f"time_conv_{i}")(x))
+        if still:
+            x = x[:, :1]
+        T = x.shape[1]
+        x, entries = jnp.split(x.reshape(-1, *x.shape[2:]), 2)
+
+        x = conv3x3(config.widths[-1], config, name="conv_in", narrow=True)(x)
+        x = Middle(config, name="mid")(x, entries, train)
+        for i in reversed(range(len(config.ch_mult))):
+            resample = "up" if i > 0 else None
+            x = Level(config, i, config.num_res_blocks + 1, resample, name=f"up_{i}")(
+                x, entries, train
+            )
+        x = strips.silu(frame_norm(config, "norm_out", strips.in_strips(x), entries))
+        x = conv3x3(config.out_channels, config, name="conv_out", narrow=True)(x)
+        x = strips.whole(x)
+        return x.reshape(B, T, *x.shape[1:])
+
+
+class VisionTokenizer(nn.Module):
+    """Pixels to codes and back; collections "params" and "batch_stats".
+
+    Outside training the running statistics of BatchNorm are used. In training the caller passes
+    mutable=["batch_stats"], and a "dropout" key if the config has dropout. Codes depend on small
+    differences of the latents: for codes that agree with the released model keep dtype float32.
+    """
+
+    config: VisionTokenizerConfig
+
+    def setup(self):  # noqa: D102 (linen's hook)
+        config = self.config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quantize = make_quantizer(config)
+        self.quant_conv = CausalConv(config.embed_dim, config)
+        self.post_quant_conv = CausalConv(config.z_channels, config)
+
+    def encode(self, pixels: jax.Array) -> jax.Array:
+        """Codes of pictures or clips.
+
+        Args:
+          pixels: float in [-1, 1], [B, H, W, C] for stills or [B, T, H, W, C] for clips.
+
+        Returns:
+          int32 [B, h, w] or [B, T / temporal factor, h, w], with h = H / spatial factor.
+
+        Raises:
+          ValueError: a side or T is not a multiple of its factor, or the rank or C is wrong.
+        """
+        codes = self.quantize.codes(self._latents(pixels, train=False))
+        return codes[:, 0] if pixels.ndim == 4 else codes
+
+    def decode(self, codes: jax.Array, train: bool = False) -> jax.Array:
+        """Pixels of codes; a still returns one frame.
+
+        Args:
+          codes: int in [0, codebook_size), [B, h, w] for stills or [B, t, h, w] for clips.
+          train: the decoder is trained on them.
+
+        Returns:
+          float32, about [-1, 1] but not clipped: [B, H, W, C] or [B, t * temporal factor, H, W, C].
+
+        Raises:
+          ValueError: the rank is wrong or the codes are not integers.
+        """
+        if codes.ndim not in (3, 4) or not jnp.issubdtype(codes.dtype, jnp.integer):
+            raise ValueError(
+                "codes must be integers of shape [B, h, w] or [B, t, h, w], found "
+                f"{codes.dtype} {list(codes.shape)}."
+            )
+        still = codes.ndim == 3
+        entries = self.quantize.entries(codes[:, None] if still else codes)
+        pixels = self._pixels(entries, still, train)
+        return pixels[:, 0] if still else pixels
+
+    def __call__(self, pixels: jax.Array, train: bool = False) -> VisionOutput:
+        """Encodes, quantises and decodes; arguments as `encode`, all that training needs back."""
+        still = pixels.ndim == 4
+        latents = self._latents(pixels, train)
+        codes, vectors, losses = self.quantize(latents)
+        decoded = self._pixels(vectors, still, train)
+        if still:
+            decoded, codes = decoded[:, 0], codes[:, 0]
+        return VisionOutput(decoded, codes, latents, vectors, losses)
+
+    def _latents(self, pixels, train):
+        """Checked pixels -> float32 [B, t, h, w, D] before quantisation."""
+        self._check_pixels(pixels)
+        frames = pixels[:, None] if pixels.ndim == 4 else pixels
+        return self.quant_conv(self.encoder(frames, train)).astype(jnp.float32)
+
+    def _pixels(self, entries, still, train):
+        """float [B, t, h, w, D] -> float32 [B, T, H, W, C]."""
+        latents = self.post_quant_conv(entries)
+        return self.decoder(latents, entries, still, train).astype(jnp.float32)
+
+    def _check_pixels(self, pixels):
+        config = self.config
+        if pixels.ndim not in (4, 5) or pixels.shape[-1] != config.in_channels:
+            raise ValueError(
+                f"pixels must have the shape [B, H, W, {config.in_channels}] or "
+                f"[B, T, H, W, {config.in_channels}], found {list(pixels.shape)}."
+            )
+        H, W = pixels.shape[-3:-1]
+        if min(H, W) < 1 or H % config.spatial_factor or W % config.spatial_factor:
+            raise ValueError(
+                f"the height and width of pixels must be multiples of {config.spatial_factor}, "
+                f"found {H} x {W}."
+            )
+        if pixels.ndim == 5:
+            T, factor = pixels.shape[1], config.temporal_downsample_factor
+            if T < 1 or T % factor:
+                raise ValueError(
+                    f"the number of frames of a clip must be a multiple of {factor}, found {T}."
+                )

@@ -1,0 +1,1 @@
+"""Reports about runs: one of a pretraining, one of vision tokenizers, a comparison."""

@@ -1,0 +1,180 @@
+"""A run directory of the task vision_tokenizer, as its report wants it."""
+
+import dataclasses
+import pathlib
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from emu3_jax.config import to_dataclass
+from emu3_jax.data.pixels.pixel_batches import PixelConfig
+from emu3_jax.evaluate.during_training import METRICS_PREFIX, PICTURES_FOLDER
+from emu3_jax.files import read_lines
+from emu3_jax.models.vision.tokenizer_config import VisionTokenizerConfig
+from emu3_jax.report.runs import EVALUATION_FOLDER, Run, read_run
+from emu3_jax.report.tokenizer_verdicts import Verdict, verdicts
+from emu3_jax.train.run import goodput
+from emu3_jax.train.run.run_directory import STARTS_FILE
+from emu3_jax.train.run_config import RunConfig
+from emu3_jax.train.tasks.vision.vision_objective import VisionLossConfig
+
+TASK = "vision_tokenizer"
+# Where a figure stands in results.json if not under "reconstruction".
+_ELSEWHERE = {
+    "codebook_used_corpus": ("codebook_health", "used_corpus"),
+    "codebook_perplexity_corpus": ("codebook_health", "perplexity_corpus"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """A PNG of a run: its path, and what it shows."""
+
+    path: pathlib.Path
+    text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerRun:
+    """What is known of a run.
+
+    Attributes:
+      run: its directory, config, log and offline figures.
+      model, loss, data, plan: its config, with all defaults.
+      hours: wall time of all starts; None where it was not booked.
+      starts: lines of starts.jsonl; none where there is no such file.
+      pictures: the last reconstructions, then those of the offline evaluation.
+    """
+
+    run: Run
+    model: VisionTokenizerConfig
+    loss: VisionLossConfig
+    data: PixelConfig
+    plan: RunConfig
+    hours: float | None
+    starts: Sequence[Mapping[str, Any]]
+    pictures: Sequence[Picture]
+
+    @property
+    def steps(self) -> int:
+        """Steps done."""
+        return self.run.rows[-1]["step"] if self.run.rows else 0
+
+    def figure(self, metric: str) -> tuple[float | None, bool]:
+        """A figure of the evaluator "reconstruction", and whether it had to be taken offline.
+
+        The last validation comes first: it is of the step that everything else shown is of.
+        """
+        value = self.run.last(f"{METRICS_PREFIX}reconstruction/{metric}")
+        if value is not None:
+            return value, False
+        places = [("reconstruction", metric)]
+        places += [_ELSEWHERE[metric]] if metric in _ELSEWHERE else []
+        found = (self.run.results.get(evaluator, {}).get(name) for evaluator, name in places)
+        value = next((value for value in found if value is not None), None)
+        return value, value is not None
+
+    def verdicts(self) -> list[Verdict]:
+        """Is it healthy?"""
+        adversarial = self.loss.adversarial
+        return verdicts(
+            self.run.rows,
+            self.plan.steps,
+            used_percent=self.figure("codebook_used_corpus")[0],
+            discriminator_start=adversarial.start if adversarial.weight else None,
+            seam_db=self.figure("seam_db")[0],
+        )
+
+    def trained_with(self) -> dict[str, str]:
+        """Heading → what was set."""
+        model, loss = self.model, self.loss
+        factor = "×".join(map(str, [model.temporal_downsample_factor, *[model.spatial_factor] * 2]))
+        terms = [
+            f"{name}\u00a0{getattr(loss, name):g}" for name in ("l2", "l1") if getattr(loss, name)
+        ]
+        groups = [
+            f"{g.count} {g.kind}, " + (f"{g.frames}×" if g.frames > 1 else "") + f"{g.size}²"
+            for g in self.data.active
+        ]
+        return {
+            "codes": f"{model.codebook_size:,} {model.quantizer}",
+            "compression": factor,
+            "pixels": ", ".join(terms) or "no",
+            "perceptual": f"{loss.perceptual:g}" if loss.perceptual else "no",
+            "discriminator": self._discriminator(),
+            "trained": "decoder" if loss.decoder_only else "all of it",
+            "a batch": "; ".join(groups),
+        }
+
+    def _discriminator(self) -> str:
+        chosen = self.loss.adversarial
+        if not chosen.weight:
+            return "no"
+        kind = chosen.kind.replace("_", " ")
+        how = "adaptive " if chosen.adaptive else ""
+        return f"{kind}, {how}{chosen.weight:g} after step {chosen.start:,}"
+
+    def commands(self) -> list[tuple[str, str]]:
+        """(when and where, command) of each start; the interpreter without its folder."""
+        told = []
+        for start in self.starts:
+            first, *rest = start["command"]
+            code = (start.get("revision") or "")[:12] or "unknown"
+            what = f"{self.run.name}, {start['time']}, {start['devices']}, code {code}"
+            told.append((what, shlex.join([pathlib.PurePath(first).name, *rest])))
+        return told
+
+
+def read(path: pathlib.Path) -> TokenizerRun:
+    """Reads a run directory; ValueError where it is none, or one of another task."""
+    run = read_run(path)
+    task = run.config.get("task")
+    if task != TASK:
+        raise ValueError(f"{path} is a run of the task {task}, this report is about {TASK}")
+    sections = [
+        to_dataclass(cls, run.config.get(name, {}), f"{path}: {name}")
+        for cls, name in (
+            (VisionTokenizerConfig, "model"),
+            (VisionLossConfig, "loss"),
+            (PixelConfig, "data"),
+            (RunConfig, "run"),
+        )
+    ]
+    hours = None
+    if (path / goodput.GOODPUT_FILE).is_file():
+        hours = sum(goodput.summary(path).values()) / 3600
+    starts = read_lines(path, STARTS_FILE) if (path / STARTS_FILE).is_file() else []
+    return TokenizerRun(run, *sections, hours=hours, starts=starts, pictures=_pictures(path))
+
+
+def _pictures(path: pathlib.Path) -> list[Picture]:
+    steps = {}
+    for folder in (path / PICTURES_FOLDER).glob("step_*"):
+        if re.fullmatch(r"step_\d+", folder.name) and any(folder.glob("*.png")):
+            steps[int(folder.name.removeprefix("step_"))] = folder
+    found = []
+    if steps:
+        last = max(steps)
+        found += [Picture(file, f"{_words(file)} at step {last:,}") for file in _pngs(steps[last])]
+    offline = path / EVALUATION_FOLDER
+    found += [Picture(file, f"{_words(file)}, offline evaluation") for file in _pngs(offline)]
+    return found
+
+
+def _pngs(folder: pathlib.Path) -> list[pathlib.Path]:
+    # Stills before clips, and usage before patches: the order of sentences about them.
+    order = ("images", "clips", "usage", "patches")
+    rank = {word: index for index, word in enumerate(order)}
+    files = sorted(folder.glob("*.png"))
+    return sorted(files, key=lambda file: rank.get(file.stem.rpartition("_")[2], len(order)))
+
+
+def _words(file: pathlib.Path) -> str:
+    known = {
+        "reconstruction_images": "Stills above their reconstructions",
+        "reconstruction_clips": "Clips above their reconstructions",
+        "codebook_health_usage": "Share of each code in all tokens",
+        "codebook_health_patches": "The most used codes, and below them the least used",
+    }
+    return known.get(file.stem, file.stem.replace("_", " "))

@@ -1,0 +1,1 @@
+"""What surrounds the steps of a run: its directory, checkpoints, logs, and what can go wrong."""

@@ -1,0 +1,117 @@
+"""What a run tells while it trains: log lines and metrics, one step late, and where time went."""
+
+import os
+from collections.abc import Callable
+
+import jax
+
+from emu3_jax.train.run import metrics as metrics_lib
+from emu3_jax.train.run.distributed import say
+from emu3_jax.train.run.goodput import GoodputLog, Ledger, shares
+
+
+class Report:
+    """Takes the numbers of each step from the device to the logs."""
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        task,
+        run,
+        schedule: Callable[[int], float],
+        start_step: int,
+        *,
+        ledger: Ledger,
+        note: Callable[[int, dict], None],
+        run_config: dict,
+    ):
+        """Opens the logs.
+
+        Args:
+          workdir: run directory.
+          task: a state.Task.
+          run: a loop.RunConfig.
+          schedule: number of updates done → learning rate.
+          start_step: updates done so far.
+          ledger: of this process's time.
+          note: told (step, numbers) of all that is and was logged, in every process.
+          run_config: the resolved config, for Weights & Biases.
+        """
+        self._task, self._run, self._schedule, self._note = task, run, schedule, note
+        self.writer = metrics_lib.MetricsWriter(workdir, run.log, run_config, start_step)
+        self.ledger, self._goodput = ledger, GoodputLog(workdir, ledger, start_step)
+        self._accumulator = metrics_lib.Accumulator()
+        # Of steps already dispatched, on the device, until somebody looks.
+        self._unlogged: tuple[int, dict] | None = None
+        if start_step and run.checkpoint.best_metric:
+            for row in metrics_lib.read_metrics(workdir):
+                note(row["step"], row)
+        self._first = start_step + 1
+        # Counting may trace the model: not where there is no peak to hold it against.
+        known = metrics_lib.peak_flops(jax.devices()[0].device_kind)
+        self._flops = task.flops_per_unit() if known else 0.0
+        self._measure_from(start_step)
+
+    def _measure_from(self, step: int) -> None:
+        units = self._task.units_per_batch()
+        self._progress = metrics_lib.Progress(step, self._run.steps, units)
+
+    def keep(self, step: int, metrics: dict) -> None:
+        """Leaves the numbers of a step on the device; `log` fetches them if a line is due then."""
+        self._accumulator.add(metrics)
+        if step % self._run.log.every == 0 or step in (self._first, self._run.steps):
+            self._unlogged = (step, self._accumulator.take())
+
+    def log(self) -> None:
+        """Writes the line that is due, if one is."""
+        if self._unlogged is None:
+            return
+        (step, sums), self._unlogged = self._unlogged, None
+        values = metrics_lib.means(sums)
+        rate, to_go = self._progress.rate(step)
+        chips, unit = jax.device_count(), self._task.unit
+        values["learning_rate"] = float(self._schedule(step - 1))
+        values[f"{unit}_per_second"] = rate
+        values[f"{unit}_per_second_per_chip"] = rate / chips
+        speed = f"{rate:,.0f} {unit}/s" + (f", {rate / chips:,.0f} a chip" if chips > 1 else "")
+        mfu = metrics_lib.mfu(rate * self._flops)
+        if mfu:
+            values["mfu"] = mfu
+            speed += f", MFU {100 * mfu:.1f} %"
+        self.write(step, values | metrics_lib.memory())
+        shown = " ".join(
+            f"{k.removeprefix('loss/')} {v:.4g}" for k, v in values.items() if k.startswith("loss")
+        )
+        to_go = metrics_lib.duration(to_go)
+        say(f"step {step}/{self._run.steps} {shown} | {speed} | {to_go} to go")
+        self.book(step)
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        """Writes numbers of `step` into the metrics."""
+        self.writer.write(step, values)
+        self._note(step, values)
+
+    def book(self, step: int) -> None:
+        """Writes the ledger as it stands after dispatching `step`."""
+        self._goodput.write(step)
+
+    def pause(self, seconds: float) -> None:
+        """Leaves `seconds` out of the throughput."""
+        self._progress.pause(seconds)
+
+    def rewind(self, step: int) -> None:
+        """The run goes back to `step`: drops what was not logged yet, supersedes what was."""
+        self._accumulator.take()
+        self._unlogged = None
+        self.writer.rewind(step)
+        self._measure_from(step)
+
+    def finish(self, step: int) -> None:
+        """Tells where the time went."""
+        self.book(step)
+        say(f"time since the start: {shares(self.ledger.seconds())}")
+
+    def close(self) -> None:
+        """Closes the logs."""
+        self.writer.close()
+        self._goodput.close()

@@ -1,0 +1,1 @@
+"""The task that trains a vision tokenizer."""

@@ -1,0 +1,215 @@
+"""Care of a codebook while it is trained: a start on latents, revival of dead codes, averages.
+
+Emu3 used 32,768 codes and says nothing about how they were kept in use; all of this is ours. It
+works on the state after an update, so the objective knows nothing of it.
+"""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from emu3_jax.models.vision.quantizers import care
+from emu3_jax.train.task import TrainState
+
+USAGE, AVERAGE = "codebook_usage", "codebook_average"
+KINDS = ("stills", "clips")
+STARTS = ("as_is", "latents", "kmeans")
+# Lloyd steps of the start "kmeans", which only has to be near: training moves the entries on.
+KMEANS_ITERATIONS = 10
+# Of the moving count of how often a code is chosen, per step: the last 33 steps weigh in it, fewer
+# than the 50 that lie by default between two revivals.
+USAGE_DECAY = 0.97
+
+
+@dataclasses.dataclass(frozen=True)
+class CodebookConfig:
+    """How the entries are looked after. None of this is published of Emu3.
+
+    Attributes:
+      start: what happens after the first step, when hardly an entry has been used: "latents" puts
+        those that were not on latents of the batch, "kmeans" all of them on means of these, "as_is"
+        nothing, so that a codebook that `start` loaded keeps what it has.
+      revive_every: steps between revivals of dead codes; 0 turns revival off.
+      revive_below: a code is dead when its moving count is under this share of the mean count.
+      revive_until: share of the run after which codes are left alone, so that they settle.
+      average_decay: entries are moving averages of the latents that chose them (van den Oord 2017,
+        appendix A.1), not trained by gradients; 0: trained by the codebook loss.
+    """
+
+    start: str = "latents"
+    revive_every: int = 50
+    revive_below: float = 0.05
+    revive_until: float = 0.7
+    average_decay: float = 0.0
+
+    def __post_init__(self):
+        if self.start not in STARTS:
+            raise ValueError(f"start must be one of {', '.join(STARTS)}, got {self.start!r}")
+        if not 0 <= self.average_decay < 1:
+            raise ValueError(f"average_decay must be in [0, 1), got {self.average_decay}")
+        for name in ("revive_every", "revive_below", "revive_until"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+
+
+def has_table(params: Any) -> bool:
+    """Whether the quantizer has entries that could be moved; lookup-free ones have none."""
+    return "embedding" in params.get("quantize", {})
+
+
+def start_counts(config: CodebookConfig, size: int, params: Any) -> dict[str, Any]:
+    """The collections that counting begins with, boxed: {USAGE: …} and perhaps {AVERAGE: …}."""
+    usage = {
+        kind: nn.LogicallyPartitioned(jnp.zeros((size,), jnp.float32), names=("code",))
+        for kind in KINDS
+    }
+    if not config.average_decay:
+        return {USAGE: usage}
+    boxed = params["quantize"]["embedding"]
+    counts, sums = care.start_average(nn.unbox(boxed))
+    average = care.CodebookAverage(
+        nn.LogicallyPartitioned(counts, names=("code",)),
+        nn.LogicallyPartitioned(sums, names=("code", None)),
+    )
+    return {USAGE: usage, AVERAGE: average}
+
+
+def count(model_state: Any, latents: dict, codes: dict, config: CodebookConfig) -> Any:
+    """The collections after a batch.
+
+    Args:
+      model_state: with USAGE and perhaps AVERAGE.
+      latents: kind → list of float [..., D].
+      codes: kind → list of int [...]; a kind that the batch has not keeps its counts.
+      config: see CodebookConfig.
+    """
+    usage = dict(model_state[USAGE])
+    for kind, found in codes.items():
+        joined = jnp.concatenate([x.reshape(-1) for x in found])
+        usage[kind] = care.update_usage(usage[kind], joined, USAGE_DECAY)
+    model_state = {**model_state, USAGE: usage}
+    if AVERAGE in model_state:
+        assert latents.keys() == codes.keys(), "averages need the latents of all codes"
+        flat_MD = jnp.concatenate(
+            [x.reshape(-1, x.shape[-1]) for kind in latents for x in latents[kind]]
+        )
+        flat_M = jnp.concatenate([x.reshape(-1) for kind in latents for x in codes[kind]])
+        model_state[AVERAGE] = care.update_average(
+            model_state[AVERAGE], jax.lax.stop_gradient(flat_MD), flat_M, config.average_decay
+        )
+    return model_state
+
+
+def health(model_state: Any, config: CodebookConfig) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Metrics of the moving counts: perplexity and share of dead codes, in all and by kind.
+
+    A code is dead for a kind when that kind alone would call it so; `shared` is the share of codes
+    that are dead for neither.
+    """
+    one = jnp.ones((), jnp.float32)
+    usage = model_state[USAGE]
+    total = sum(usage.values())
+    metrics = {"codebook/perplexity": (care.perplexity(total), one)}
+    metrics["codebook/dead"] = (jnp.mean(total < _dead_below(total, config)), one)
+    for kind, counts in usage.items():
+        # A kind that never comes has no perplexity; it weighs nothing.
+        seen = (jnp.sum(counts) > 0).astype(jnp.float32)
+        dead = jnp.mean(counts < _dead_below(counts, config))
+        safe = jnp.where(seen > 0, counts, 1.0)
+        metrics[f"codebook/perplexity_{kind}"] = (care.perplexity(safe) * seen, seen)
+        metrics[f"codebook/dead_{kind}"] = (dead * seen, seen)
+    both = jnp.stack([counts >= _dead_below(counts, config) for counts in usage.values()])
+    metrics["codebook/shared"] = (jnp.mean(jnp.all(both, axis=0)), one)
+    return metrics
+
+
+def after_update(
+    state: TrainState, config: CodebookConfig, steps: int, latents_of, key: jax.Array
+) -> TrainState:
+    """The state with its codebook looked after; inside jit.
+
+    Args:
+      state: after the optimizer.
+      config: see CodebookConfig.
+      steps: of the whole run.
+      latents_of: state → float [M, D], the latents of the batch; computed only when needed.
+      key: a random key.
+    """
+    if not has_table(state.params):
+        return state
+    if config.average_decay:
+        averaged = care.averaged_codebook(state.model_state[AVERAGE])
+        state = state.replace(params=with_codebook(state.params, averaged))
+    step = state.step + 1
+    due = (step == 1) & (config.start != "as_is")
+    if config.revive_every:
+        due |= (step % config.revive_every == 0) & (step <= config.revive_until * steps)
+    elif config.start == "as_is":
+        return state
+
+    def moved(state):
+        # Encoded in one place: the encoder takes a compiler long.
+        latents_MD = latents_of(state)
+        if config.start != "kmeans":
+            return _revive(state, config, latents_MD, key)
+        return jax.lax.cond(
+            step == 1,
+            lambda s: _restart(s, config, latents_MD, key),
+            lambda s: _revive(s, config, latents_MD, key),
+            state,
+        )
+
+    return jax.lax.cond(due, moved, lambda s: s, state)
+
+
+def _restart(state: TrainState, config: CodebookConfig, latents_MD, key) -> TrainState:
+    size = codebook(state.params).shape[0]
+    entries = care.kmeans(latents_MD, key, size, KMEANS_ITERATIONS)
+    return _moved(state, entries, jnp.ones((size,), bool))
+
+
+def _revive(state: TrainState, config: CodebookConfig, latents_MD, key) -> TrainState:
+    total = sum(state.model_state[USAGE].values())
+    entries, revived = care.revive_dead_codes(
+        codebook(state.params), total, latents_MD, key, _dead_below(total, config)
+    )
+    return _moved(state, entries, revived)
+
+
+def _moved(state: TrainState, entries_ND: jax.Array, moved_N: jax.Array) -> TrainState:
+    """The state with other entries where `moved_N` says so, in the weights and all averages."""
+    # A moved code gets the mean count: time to be chosen before it is looked at again.
+    usage = {
+        kind: jnp.where(moved_N, jnp.mean(counts), counts)
+        for kind, counts in state.model_state[USAGE].items()
+    }
+    model_state = {**state.model_state, USAGE: usage}
+    entries_ND = entries_ND.astype(codebook(state.params).dtype)
+    if AVERAGE in model_state:
+        fresh, old = care.start_average(entries_ND), model_state[AVERAGE]
+        model_state[AVERAGE] = care.CodebookAverage(
+            jnp.where(moved_N, fresh.counts_N, old.counts_N),
+            jnp.where(moved_N[:, None], fresh.sums_ND, old.sums_ND),
+        )
+    state = state.replace(params=with_codebook(state.params, entries_ND), model_state=model_state)
+    if state.ema is not None:
+        averaged = jnp.where(moved_N[:, None], entries_ND, codebook(state.ema))
+        state = state.replace(ema=with_codebook(state.ema, averaged))
+    return state
+
+
+def _dead_below(usage_N: jax.Array, config: CodebookConfig) -> jax.Array:
+    return config.revive_below * jnp.mean(usage_N)
+
+
+def codebook(params: Any) -> jax.Array:
+    """The table, float [N, D]."""
+    return params["quantize"]["embedding"]
+
+
+def with_codebook(params: Any, entries_ND: jax.Array) -> Any:
+    """The params with another table."""
+    return {**params, "quantize": {**params["quantize"], "embedding": entries_ND}}

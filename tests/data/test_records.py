@@ -1,0 +1,168 @@
+"""Stored examples and datasets: nothing is lost, and foreign data is refused by name."""
+
+import dataclasses
+import json
+import resource
+
+import numpy as np
+import pytest
+from token_records import GRAMMAR, TOKENIZER, image_record, text, write_dataset
+
+from emu3_jax import vocab
+from emu3_jax.data.codec.fingerprint import check_same, vision_fingerprint
+from emu3_jax.data.tokens.records import (
+    Counts,
+    DatasetInfo,
+    Record,
+    RecordError,
+    ShardWriter,
+    open_dataset,
+)
+from emu3_jax.models.vision.tokenizer_config import VisionTokenizerConfig
+from emu3_jax.sequence import EndOfTurn, Grammar, Image, Video
+
+
+def test_record_round_trip():
+    codes = np.random.default_rng(0).integers(0, 70_000, (2, 3, 4))
+    segments = (
+        text("a", loss=False),
+        text(""),
+        Image(codes[0] % 100, loss=False),
+        Video(codes, 2.646, 3.024),
+        EndOfTurn(),
+    )
+    record = Record("key", "source", "chat", segments, {"tags": ["a"], "tone": None, "雪": 1.5})
+    again = Record.from_bytes(record.to_bytes())
+    assert again == record
+    assert again.segments[3].codes.dtype == np.int32
+    for one, other in zip(again.segments[:2], segments[:2], strict=True):
+        assert list(one.ids) == list(other.ids)
+    assert len(image_record().to_bytes()) < 120  # codes take two bytes each
+    with pytest.raises(RecordError, match="not a stored record"):
+        Record.from_bytes(b"something else")
+
+
+def test_dataset_round_trip(tmp_path):
+    records = [image_record(i) for i in range(20)]
+    write_dataset(tmp_path, [*records, Record("t", "test", "text", (text("hello"),))])
+    dataset = open_dataset(tmp_path, GRAMMAR, "v1")
+    assert len(dataset) == 21
+    stored = dataset.records("image")
+    assert len(stored) == 20 and list(stored) == records
+    assert DatasetInfo.from_json(dataset.info.to_json()) == dataset.info
+    with pytest.raises(RecordError, match="no records of kind 'video', only image, text"):
+        dataset.records("video")
+
+
+def test_what_comes_together_goes_with_one_tokenizer():
+    check_same("vision tokenizer", {})
+    check_same("vision tokenizer", {"a is": "v1", "b states": "", "c states": None, "d is": "v1"})
+    message = "^b is the vision tokenizer v1, but d was made with v2; make one of the two anew"
+    with pytest.raises(ValueError, match=message):
+        stated = {"a states": "", "b is": "v1", "c is": "v1", "d was made with": "v2"}
+        check_same("vision tokenizer", stated)
+
+
+def test_data_of_other_tokenizers_is_refused_by_both_names(tmp_path):
+    write_dataset(tmp_path, [image_record()])
+    other = Grammar(vocab.small(TOKENIZER.size, 101), TOKENIZER)
+    with pytest.raises(ValueError) as caught:
+        open_dataset(tmp_path, other)
+    message = str(caught.value)
+    for part in (str(tmp_path), GRAMMAR.vocab.fingerprint, other.vocab.fingerprint, "vocabulary"):
+        assert part in message
+    with pytest.raises(ValueError, match="vision tokenizer v1, but this run uses v2"):
+        open_dataset(tmp_path, GRAMMAR, "v2")
+    write_dataset(tmp_path, [image_record()], text_tokenizer="other")
+    with pytest.raises(ValueError, match="text tokenizer other, but this run uses"):
+        open_dataset(tmp_path, GRAMMAR)
+    open_dataset(tmp_path)  # nothing expected, nothing checked
+
+
+def test_the_video_format_matters_where_there_are_clips(tmp_path):
+    video = Record("v", "test", "video", (text("a"), Video(np.zeros((1, 2, 2), int), 4, 1)))
+    univla = Grammar(GRAMMAR.vocab, TOKENIZER, "univla")
+    write_dataset(tmp_path / "clips", [video])
+    write_dataset(tmp_path / "stills", [image_record()])
+    open_dataset(tmp_path / "stills", univla)
+    with pytest.raises(ValueError, match="video format paper, but this run uses univla"):
+        open_dataset(tmp_path / "clips", univla)
+
+
+def test_broken_datasets_are_named(tmp_path):
+    with pytest.raises(RecordError, match="no finished dataset"):
+        open_dataset(tmp_path)
+    write_dataset(tmp_path, [image_record(i) for i in range(500)])
+    shard = tmp_path / "image.array_record"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RecordError, match="image.array_record: record 7 cannot be read"):
+        open_dataset(tmp_path).records("image")[7]
+    shard.unlink()
+    with pytest.raises(RecordError, match="image.array_record: is missing"):
+        open_dataset(tmp_path)
+    stated = json.loads((tmp_path / "dataset.json").read_text())
+    for change, reason in (
+        ({"schema": 9}, "expected schema 1"),
+        ({"counts": {"image": {"x": 1}}}, "x"),
+    ):
+        (tmp_path / "dataset.json").write_text(json.dumps(stated | change))
+        with pytest.raises(RecordError, match=f"dataset.json: cannot be read.*{reason}"):
+            open_dataset(tmp_path)
+    (tmp_path / "dataset.json").write_text("{")
+    with pytest.raises(RecordError, match="dataset.json: cannot be read"):
+        open_dataset(tmp_path)
+
+
+def test_shard_files_are_the_same_bytes_each_time(tmp_path):
+    for name in ("a", "b"):
+        with ShardWriter(tmp_path / name) as writer:
+            for i in range(100):
+                writer.write(image_record(i))
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_a_failed_shard_leaves_no_file(tmp_path):
+    with pytest.raises(ZeroDivisionError), ShardWriter(tmp_path / "a") as writer:
+        writer.write(image_record())
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_file(tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="a.array_record cannot be written"):
+            with ShardWriter(tmp_path / "a.array_record") as writer:
+                for i in range(2000):
+                    writer.write(image_record(i))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_fingerprint_of_a_vision_tokenizer():
+    config = VisionTokenizerConfig(codebook_size=16)
+    encoder = {"a": np.ones(3, np.float32), "b": np.zeros(2)}
+    params = {"encoder": encoder, "decoder": {"a": np.ones(2)}, "quantize": np.ones((16, 4))}
+    arrays = {"params": params, "batch_stats": {"encoder": {"c": np.ones(1)}}}
+    found = vision_fingerprint(config, arrays)
+
+    turned = {"params": {**params, "encoder": dict(reversed(encoder.items()))}}
+    assert vision_fingerprint(config, {**arrays, **turned}) == found
+    further = {"params": {**params, "decoder": {"a": np.zeros(2)}, "discriminator": np.ones(1)}}
+    assert vision_fingerprint(config, {**arrays, **further}) == found
+    for part in ("encoder", "quantize"):
+        other = {"params": {**params, part: {"a": np.zeros(3)}}}
+        assert vision_fingerprint(config, {**arrays, **other}) != found
+    other = {"batch_stats": {"encoder": {"c": np.zeros(1)}}}
+    assert vision_fingerprint(config, {**arrays, **other}) != found
+    assert vision_fingerprint(dataclasses.replace(config, codebook_size=32), arrays) != found
+    faster = dataclasses.replace(config, dtype="bfloat16", param_dtype="bfloat16")
+    assert vision_fingerprint(faster, arrays) == found
+
+
+def test_counts_add_up():
+    total = sum((Counts(1, n, n, n) for n in (7, 3, 9)), Counts())
+    assert total == Counts(3, 19, 3, 9)

@@ -1,0 +1,205 @@
+"""Likelihood: exact weighting, independence of batching and packing, and what is counted where."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from emu3_jax import sharding
+from emu3_jax import vocab as vocab_lib
+from emu3_jax.data.tokens import records
+from emu3_jax.evaluate.evaluator import Subject
+from emu3_jax.evaluate.language import likelihood, token_documents
+from emu3_jax.evaluate.progress import Progress
+from emu3_jax.generate import scoring
+from emu3_jax.interop.bundle import Bundle
+from emu3_jax.models.language.transformer import Transformer, TransformerConfig
+from emu3_jax.sequence import Grammar, Image, Text, TokenClass, Video
+from emu3_jax.sharding import MeshConfig
+from emu3_jax.text import ByteTokenizer
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    vocab = vocab_lib.small(256, 16)
+    config = TransformerConfig(
+        vocab_size=vocab.size,
+        hidden_size=16,
+        intermediate_size=24,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        vocab_multiple=64,
+    )
+    model = Transformer(config)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    return Bundle(model, variables, vocab, Grammar(vocab, ByteTokenizer()))
+
+
+def stored(grammar, key, kind, *segments):
+    segments = tuple(
+        dataclasses.replace(s, ids=grammar.text_ids(s.text)) if isinstance(s, Text) else s
+        for s in segments
+    )
+    return records.Record(key, "test", kind, segments)
+
+
+@pytest.fixture(scope="module")
+def tokens(bundle, tmp_path_factory):
+    """A dataset of two stills, one clip, two texts, in a folder named after its split."""
+    folder = tmp_path_factory.mktemp("tokens") / "validation"
+    codes = np.arange(8).reshape(1, 2, 4) % 16
+    grammar = bundle.grammar
+    by_kind = {
+        "text": [
+            stored(grammar, "t0", "text", Text("some words")),
+            stored(grammar, "t1", "text", Text("more")),
+        ],
+        "image": [
+            stored(grammar, "i0", "image", Text("a cat"), Image(codes[0])),
+            stored(grammar, "i1", "image", Text("dog"), Image(codes[0].T)),
+        ],
+        "video": [stored(grammar, "v0", "video", Text("run"), Video(codes, 8.0, 0.5))],
+    }
+    shards, counts = [], {}
+    for kind, chosen in by_kind.items():
+        file = f"{kind}.array_record"
+        with records.ShardWriter(folder / file) as writer:
+            for record in chosen:
+                writer.write(record)
+        shards.append(records.Shard(file, kind, len(chosen)))
+        counts[kind] = records.Counts(len(chosen))
+    info = records.DatasetInfo(
+        bundle.vocab, grammar.tokenizer.fingerprint, "", grammar.video_format,
+        tuple(shards), counts,
+    )  # fmt: skip
+    records.write_dataset_info(folder, info)
+    return folder.parent
+
+
+@pytest.fixture(scope="module")
+def documents(bundle, tokens):
+    return token_documents.documents_by_task(tokens / "validation", bundle.grammar)
+
+
+@pytest.fixture(scope="module")
+def by_hand(bundle, documents):
+    """(task, class) → list of -log p, each document alone and through the full logits."""
+    found = {}
+    forward = jax.jit(bundle.model.apply)
+    for task, group in documents.items():
+        for built in group:
+            # Zeros behind the document cannot be seen from within it, and give one shape.
+            ids = np.zeros((1, 80), np.int32)
+            ids[0, : len(built) - 1] = built.ids[:-1]
+            logits = np.asarray(forward(bundle.variables, ids)[0], np.float64)
+            log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+            for place, target in enumerate(built.ids[1:]):
+                key = (task, TokenClass(built.classes[place + 1]).name.lower())
+                found.setdefault(key, []).append(-log_p[place, target])
+    return found
+
+
+@pytest.mark.parametrize(("batch_size", "rows"), [(1, 0), (3, 0), (2, 128), (5, 80)])
+def test_any_batch_and_packing_gives_the_mean_over_targets(
+    bundle, tokens, by_hand, batch_size, rows
+):
+    said = []
+    subject = Subject(
+        language_model=bundle,
+        progress=Progress(said.append, every_s=0.0),
+    )
+    evaluator = likelihood.Likelihood(tokens=str(tokens), batch_size=batch_size, rows=rows)
+    result = evaluator.run(subject)
+    done, total = re.match(r"  targets scored: (\d+) of (\d+), about 0 s left", said[-1]).groups()
+    assert done == total
+    for (task, kind), nll in by_hand.items():
+        found = result.metrics[f"nats_{task}_on_{kind}"]
+        assert found == pytest.approx(np.mean(nll), abs=2e-5), (task, kind)
+    for kind in ("text", "image", "video", "structure"):
+        nll = np.concatenate([v for (_, k), v in by_hand.items() if k == kind])
+        assert result.metrics[f"nats_{kind}"] == pytest.approx(nll.mean(), abs=2e-5)
+        expected = np.exp(nll.mean())
+        assert result.metrics[f"perplexity_{kind}"] == pytest.approx(expected, rel=2e-5)
+    assert result.metrics["targets"] == sum(len(v) for v in by_hand.values())
+    rows_of_table = {row[:2]: row[3] for row in result.tables["by_task_and_class"].rows}
+    assert rows_of_table == {key: len(v) for key, v in by_hand.items()}
+
+
+@pytest.mark.parametrize("mesh", [MeshConfig(fsdp=8), MeshConfig(fsdp=4, context=2)])
+def test_weights_spread_over_a_mesh_are_used_where_they_lie(bundle, tokens, mesh):
+    """In batches of three rows, which no mesh can share out."""
+    subject = Subject(language_model=bundle)
+    evaluator = likelihood.Likelihood(tokens=str(tokens), batch_size=3)
+    expected = evaluator.run(subject).metrics
+    over = sharding.make_mesh(mesh)
+    layout = sharding.state_shardings(bundle.variables, over)
+    with jax.set_mesh(over):
+        variables = jax.device_put(nn.meta.unbox(bundle.variables), layout)
+        subject = dataclasses.replace(
+            subject, language_model=dataclasses.replace(bundle, variables=variables)
+        )
+        found = evaluator.run(subject).metrics
+    assert found == pytest.approx(expected, rel=2e-5)
+
+
+def test_several_splits_are_one_pool_of_documents(bundle, tokens, tmp_path):
+    for split in ("a", "b"):
+        (tmp_path / split).symlink_to(tokens / "validation")
+    one, two = (
+        likelihood.Likelihood(tokens=str(tmp_path), splits=splits, batch_size=3)
+        .run(Subject(language_model=bundle))
+        .metrics
+        for splits in (("a",), ("a", "b"))
+    )
+    assert two["targets"] == 2 * one["targets"]
+    assert two["nats_all"] == pytest.approx(one["nats_all"], rel=1e-6)
+    whole = likelihood.Likelihood(tokens=str(tokens / "validation"), splits=("a", "b"))
+    found = whole.run(Subject(language_model=bundle)).metrics
+    assert found["targets"] == one["targets"]  # not twice
+
+
+def test_captioned_records_are_read_both_ways(documents):
+    assert {task: len(group) for task, group in documents.items()} == {
+        "text": 2,
+        "text_to_image": 2,
+        "image_to_text": 2,
+        "text_to_video": 1,
+        "video_to_text": 1,
+    }
+
+
+def test_packing_keeps_every_document_whole(documents):
+    batches = list(scoring.packed_batches(documents, 80, 2))
+    whole = []
+    for batch in batches:
+        assert batch["inputs"].shape == (2, 80)
+        for row in range(2):
+            for number in range(1, batch["segment_ids"][row].max() + 1):
+                place = batch["segment_ids"][row] == number
+                assert batch["positions"][row][place].tolist() == list(range(place.sum()))
+                ids = [*batch["inputs"][row][place], batch["targets"][row][place][-1]]
+                whole.append([int(i) for i in ids])
+    expected = [built.ids.tolist() for group in documents.values() for built in group]
+    assert sorted(whole) == sorted(expected)
+    used = sum((batch["segment_ids"] > 0).any(1).sum() for batch in batches)
+    assert used < len(expected)
+
+
+def test_targets_without_a_loss_are_left_out(bundle):
+    record = stored(bundle.grammar, "c", "chat", Text("question", loss=False), Text("answer"))
+    built = bundle.grammar.build(token_documents.tasks_of(record)["chat"])
+    batch = next(scoring.packed_batches({"chat": [built]}, 0, 1))
+    assert (batch["classes"] != TokenClass.PAD).sum() == len("answer") + 1
+
+
+def test_wrong_folders_and_rows_are_refused(bundle, documents, tmp_path):
+    with pytest.raises(ValueError, match="is a token dataset"):
+        likelihood.Likelihood(tokens=str(tmp_path)).run(Subject(language_model=bundle))
+    with pytest.raises(ValueError, match="does not fit into rows of 8"):
+        next(scoring.packed_batches(documents, 8, 1))

@@ -1,0 +1,281 @@
+"""The quickstart: stages are reused, resumed or done anew as they should; and all of it, tiny."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import zipfile
+
+import pytest
+from paths import ROOT
+
+from emu3_jax.quickstart import stages
+from emu3_jax.quickstart.__main__ import run
+from emu3_jax.quickstart.runner import Runner, StageError, Stopped, locked, read_json
+from emu3_jax.quickstart.stages import Plan, Stage
+
+# Stands in for training: counts to ten in a file, saves on a signal, goes on from there. The first
+# start does not end before it is told to.
+COUNTER = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1]); folder.mkdir(exist_ok=True)
+saved = folder / "saved"
+start = int(saved.read_text()) if saved.exists() else 0
+stop = []
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda number, frame: stop.append(number))
+if start:
+    print(f"resumed from step {start}", flush=True)
+for step in range(start + 1, 11):
+    (folder / "steps").open("a").write(f"{step} ")
+    print(f"step {step}/10 loss 1.0", flush=True)
+    time.sleep(0.05)
+    while step == 9 and not start and not stop:
+        time.sleep(0.05)
+    if stop or step == 10:
+        saved.write_text(str(step))
+        break
+sys.exit(128 + stop[0] if stop else 0)
+"""
+WRITER = "import pathlib, sys; pathlib.Path(sys.argv[1]).open('a').write(sys.argv[2])"
+
+
+def writes(folder, name, text="x", **rest):
+    path = folder / name
+    return Stage(name, name, ("-c", WRITER, str(path), text), outputs=(path,), **rest)
+
+
+def counts(folder, name, interrupt_at, outputs=True, after=()):
+    model = folder / "model"
+    return Stage(
+        name, name, ("-c", COUNTER, str(model)), after=after,
+        outputs=(model,) if outputs else (), interrupt_at=interrupt_at,
+    )  # fmt: skip
+
+
+def run_stages(folder, chosen, say=lambda line: None):
+    with locked(folder) as lock:
+        runner = Runner(folder, lock, say)
+        runner.run(chosen, 1, len(chosen))
+    return runner
+
+
+def test_a_second_run_reuses_what_is_done_and_redoes_what_has_changed(tmp_path):
+    source = tmp_path / "source"
+    source.write_text("one")
+    chosen = [
+        writes(tmp_path, "a", inputs=(source,)),
+        writes(tmp_path, "b"),
+        writes(tmp_path, "c", after=("a",)),
+    ]
+    assert run_stages(tmp_path, chosen).ran == {"a", "b", "c"}
+    assert run_stages(tmp_path, chosen).ran == set()
+    source.write_text("two")
+    assert run_stages(tmp_path, chosen).ran == {"a", "c"}
+    (tmp_path / "b").unlink()
+    assert run_stages(tmp_path, chosen).ran == {"b"}
+    chosen[2] = writes(tmp_path, "c", "y", after=("a",))
+    assert run_stages(tmp_path, chosen).ran == {"c"}
+    assert [(tmp_path / name).read_text() for name in "abc"] == ["x", "x", "y"]
+
+
+def test_training_is_interrupted_once_and_resumed(tmp_path):
+    chosen = [
+        counts(tmp_path, "train_1", 4),
+        counts(tmp_path, "train_2", 0, outputs=False, after=("train_1",)),
+    ]
+    run_stages(tmp_path, chosen)
+    assert (tmp_path / "model" / "steps").read_text().split() == [str(n) for n in range(1, 11)]
+    (resumed,) = read_json(tmp_path / "resumed.json")
+    assert 4 <= resumed < 10
+    assert run_stages(tmp_path, chosen).ran == set()
+
+
+def test_a_failed_stage_names_its_log_and_is_tried_again(tmp_path):
+    bad = Stage("bad", "A bad stage", ("-c", "print('why'); raise SystemExit(3)"))
+    with pytest.raises(StageError, match=r"A bad stage.*exit 3.*bad\.log"):
+        run_stages(tmp_path, [bad])
+    assert "why" in (tmp_path / "logs" / "bad.log").read_text()
+    good = Stage("bad", "A bad stage", ("-c", "pass"))
+    assert run_stages(tmp_path, [good]).ran == {"bad"}
+
+
+def test_two_quickstarts_do_not_share_a_directory(tmp_path):
+    with locked(tmp_path), pytest.raises(ValueError, match="another quickstart"):
+        with locked(tmp_path):
+            pass
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_stop_by_the_user_loses_nothing_but_the_step_in_flight(tmp_path, number):
+    chosen = [writes(tmp_path, "a"), counts(tmp_path, "train", 0)]
+
+    def stop_at_three(line):
+        if "step 3/" in line:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Stopped):
+        run_stages(tmp_path, chosen, stop_at_three)
+    saved = int((tmp_path / "model" / "saved").read_text())
+    assert 3 <= saved < 10
+    assert (tmp_path / "model" / "steps").read_text().split()[-1] == str(saved)
+    assert run_stages(tmp_path, chosen).ran == {"train"}
+    assert (tmp_path / "model" / "steps").read_text().split() == [str(n) for n in range(1, 11)]
+
+
+def test_a_killed_quickstart_leaves_no_second_writer(tmp_path):
+    # SIGKILL cannot be passed on; the command it leaves running keeps the lock until it ends.
+    end = tmp_path / "end"
+    command = f"""if True:
+        import pathlib, time
+        print("there", flush=True)
+        while not pathlib.Path({str(end)!r}).exists():
+            time.sleep(0.05)
+    """
+    program = textwrap.dedent(f"""
+        import pathlib
+        from emu3_jax.quickstart.runner import Runner, locked
+        from emu3_jax.quickstart.stages import Stage
+        folder = pathlib.Path({str(tmp_path)!r})
+        with locked(folder) as lock:
+            Runner(folder, lock, lambda line: print(line, flush=True)).run(
+                [Stage("s", "s", ("-c", {command!r}))], 1, 1)
+    """)
+    process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE)
+    for line in process.stdout:
+        if line.strip() == b"there":
+            break
+    process.kill()
+    process.wait()
+    with pytest.raises(ValueError, match="left running"), locked(tmp_path):
+        pass
+    end.touch()
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline:
+        try:
+            with locked(tmp_path):
+                return
+        except ValueError:
+            time.sleep(0.2)
+    pytest.fail("the lock outlived the command")
+
+
+def test_an_input_that_is_missing_is_named_before_any_work(tmp_path):
+    plan = Plan(directory=tmp_path / "out", vision_tokenizer=tmp_path / "none")
+    with pytest.raises(ValueError, match="holds no vision tokenizer"):
+        run(plan)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_shipped_model_is_left_out_where_it_is_not_there(tmp_path):
+    plan = Plan(shipped=tmp_path / "none")
+    items = {"pictures": [{"text": "a"}], "clips": [], "captions": []}
+    names = [stage.name for stage in stages.evaluation(plan) + stages.sampling(plan, items)]
+    assert names == ["evaluate_vision_tokenizer", "evaluate_trained", "sample_trained_pictures"]
+
+
+# ------------------------------------------------------------------ all of it, with tiny parts
+
+TINY_CONFIG = """
+from configs import quickstart
+
+def get_config(arg=""):
+    config = quickstart.get_config(arg)
+    config.model.update(dict(hidden_size=16, intermediate_size=16, num_layers=1, num_heads=2,
+                             num_kv_heads=2, head_dim=8))
+    config.run.log.every = 1
+    config.run.log.tensorboard = False
+    config.data.batch_size = 2
+    config.evaluation = ()
+    return config
+"""
+
+
+def write_small_corpus(path):
+    """A part of the embedded corpus: a few rows of each split, toned, plain and moving."""
+    with zipfile.ZipFile(ROOT / "assets/fluent_emoji.zip") as whole:
+        rows = [json.loads(line) for line in whole.read("captions.jsonl").splitlines()]
+        kept = []
+        for split in ("train", "validation", "validation_combination"):
+            here = [row for row in rows if row["split"] == split]
+            kept += [row for row in here if row["clip"]][:2]
+            kept += [row for row in here if row["tone"] and not row["clip"]][:3]
+        with zipfile.ZipFile(path, "w") as part:
+            part.writestr("captions.jsonl", "".join(json.dumps(row) + "\n" for row in kept))
+            for file in [row[kind] for row in kept for kind in ("still", "clip") if row[kind]]:
+                part.writestr(file, whole.read(file))
+
+
+@pytest.fixture(scope="module")
+def plan(tmp_path_factory):
+    """The quickstart's plan with a small corpus, a random vision tokenizer and a tiny model."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from emu3_jax.interop.vision import tokenizer_files
+    from emu3_jax.models.vision.tokenizer import VisionTokenizer, VisionTokenizerConfig
+
+    folder = tmp_path_factory.mktemp("quickstart")
+    config = VisionTokenizerConfig(
+        codebook_size=2048, ch=4, ch_mult=(1, 1, 1, 1), num_res_blocks=1, norm_groups=2,
+        attn_resolutions=(),
+    )  # fmt: skip
+    rng = np.random.default_rng(0)
+    shapes = jax.eval_shape(
+        VisionTokenizer(config).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3))
+    )
+    variables = jax.tree.map(lambda leaf: rng.random(leaf.shape, np.float32) - 0.4, shapes)
+    variables["batch_stats"] = jax.tree.map(lambda leaf: leaf + 0.5, variables["batch_stats"])
+    tokenizer_files.save(folder / "vision", config, variables)
+    write_small_corpus(folder / "corpus.zip")
+    (folder / "tiny.py").write_text(TINY_CONFIG)
+    return Plan(
+        directory=folder / "run",
+        config=folder / "tiny.py",
+        steps=5,
+        corpus_zip=folder / "corpus.zip",
+        vision_tokenizer=folder / "vision",
+        tokenize_options=("--config.image_batch=4",),
+        shipped=folder / "none",
+        limit=4,
+        pictures=2,
+        clips=1,
+        captions=2,
+    )
+
+
+def test_from_pictures_to_report_with_a_stop_on_the_way(plan, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv(
+        "JAX_COMPILATION_CACHE_DIR",
+        os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax")),
+    )
+    lines = []
+
+    def stop_after_first_part(line):
+        lines.append(line)
+        if "resumed from step" in line:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(Stopped):
+        run(plan, stop_after_first_part)
+    assert not plan.report.exists()
+    report = run(plan, lines.append)
+    page = report.read_text(encoding="utf-8")
+    for part in ("emu3_jax quickstart", "SIGTERM", "python -m emu3_jax.evaluate", "data:image/"):
+        assert part in page
+    steps = [json.loads(line)["step"] for line in (plan.model / "metrics.jsonl").open()]
+    assert sorted(set(steps)) == [1, 2, 3, 4, 5]
+    # Twice resumed, perhaps from the same step: the stop may come before the next is done.
+    assert read_json(plan.directory / "resumed.json")[0] >= 2
+    assert (plan.directory / "samples.png").stat().st_size > 0
+
+    before = report.stat().st_mtime_ns
+    lines.clear()
+    run(plan, lines.append)
+    assert report.stat().st_mtime_ns == before
+    assert all("done before" in line for line in lines)

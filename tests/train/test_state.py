@@ -1,0 +1,151 @@
+"""The train step: accumulation, bad numbers, averaged weights, and a state born in its shards."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec as P
+from toy_task import FEATURES, OUTPUTS, Numbered, ToyTask, assert_same_trees, leaves, poison
+
+from emu3_jax import sharding
+from emu3_jax.models.language.transformer import Transformer, TransformerConfig
+from emu3_jax.sharding import MeshConfig
+from emu3_jax.train.optimizer import OptimizerConfig, make_optimizer
+from emu3_jax.train.step import abstract_state, init_state, make_train_step
+
+KEY = jax.random.key(0)
+ONE = MeshConfig(fsdp=1)
+
+
+def _start(task, optimizer, mesh=None, ema=False):
+    mesh = mesh or sharding.make_mesh(ONE, jax.devices()[:1])
+    return init_state(task, optimizer, KEY, mesh, ema)
+
+
+def _step(task, optimizer, **options):
+    return jax.jit(make_train_step(task, optimizer, key=KEY, **options))
+
+
+@pytest.mark.parametrize("accumulation", [2, 4, 16])
+def test_micro_batches_add_up_to_the_whole_batch(accumulation):
+    task, optimizer = ToyTask(), optax.sgd(0.1)
+    state, batch = _start(task, optimizer), next(Numbered())
+    whole, whole_metrics = _step(task, optimizer)(state, batch)
+    parts, metrics = _step(task, optimizer, accumulation=accumulation)(state, batch)
+    # Sums of 16 terms of order 10 in another order: at most 16 x 2^-24 x 10 = 1e-5, relative to a
+    # weight of order 10 and times the rate of 0.1.
+    for name, value in leaves(whole.params).items():
+        np.testing.assert_allclose(leaves(parts.params)[name], value, atol=1e-6, err_msg=name)
+    for name in ("loss", "loss/plain", "gradient_norm"):
+        np.testing.assert_allclose(metrics[name], whole_metrics[name], rtol=3e-6, err_msg=name)
+    assert parts.model_state["count"]["rows"] == whole.model_state["count"]["rows"] == 16
+
+
+def test_the_loss_is_the_weighted_mean_and_its_gradient_is_applied():
+    task, optimizer = ToyTask(), optax.sgd(0.5)
+    state, batch = _start(task, optimizer), next(Numbered())
+    new, metrics = _step(task, optimizer)(state, batch)
+    kernel, bias = (np.asarray(state.params["dense"][k], np.float64) for k in ("kernel", "bias"))
+    error = batch["x"] @ kernel + bias - batch["y"]
+    weight = batch["weight"] / batch["weight"].sum()
+    loss = (weight * (error**2).mean(-1)).sum()
+    np.testing.assert_allclose(np.divide(*metrics["loss"]), loss, rtol=1e-6)
+    slope = batch["x"].T @ (error * 2 / OUTPUTS * weight[:, None])
+    np.testing.assert_allclose(new.params["dense"]["kernel"], kernel - 0.5 * slope, atol=1e-6)
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_a_bad_step_changes_the_step_number_alone(accumulation):
+    task = ToyTask()
+    optimizer, _ = make_optimizer(OptimizerConfig(), 10)
+    step = _step(task, optimizer, accumulation=accumulation, ema_decay=0.9)
+    before, _ = step(_start(task, optimizer, ema=True), next(Numbered()))
+    after, metrics = step(before, poison(next(Numbered())))
+    assert int(after.step) == 2
+    assert_same_trees(after.replace(step=before.step), before)
+    assert metrics["nonfinite"][0] == 1.0
+    # It counts in no mean.
+    assert {n: (s, c) for n, (s, c) in metrics.items() if c and n != "nonfinite"} == {}
+    good, metrics = step(after, next(Numbered()))
+    assert metrics["nonfinite"][0] == 0.0 and np.isfinite(leaves(good.params)[
+        "['dense']['kernel']"]).all()  # fmt: skip
+
+
+def test_averaged_weights_follow_quickly_at_first():
+    task, optimizer = ToyTask(), optax.sgd(0.1)
+    state, batches = _start(task, optimizer, ema=True), Numbered()
+    step = _step(task, optimizer, ema_decay=0.3)
+    expected = np.asarray(state.params["dense"]["kernel"], np.float64)
+    for count in range(5):
+        state, _ = step(state, next(batches))
+        decay = min(0.3, (1 + count) / (10 + count))
+        kernel = np.asarray(state.params["dense"]["kernel"], np.float64)
+        expected = decay * expected + (1 - decay) * kernel
+        np.testing.assert_allclose(state.ema["dense"]["kernel"], expected, atol=1e-6)
+    assert state.evaluation_params() is state.ema
+
+
+def test_averaged_weights_are_float32_whatever_the_weights_are():
+    class Half(ToyTask):
+        def init(self, key):
+            return jax.tree.map(lambda x: x.astype(jnp.bfloat16), super().init(key))
+
+        def loss(self, params, model_state, batch, key, step):
+            loss = super().loss(params, model_state, batch, key, step)
+            return loss._replace(model_state=model_state)
+
+    task, optimizer = Half(), optax.sgd(0.1)
+    state = _start(task, optimizer, ema=True)
+    new, _ = _step(task, optimizer, ema_decay=0.9)(state, next(Numbered()))
+    types = jax.tree.map(lambda x: x.dtype, (state, new))
+    assert types[0] == types[1]
+    assert new.ema["dense"]["kernel"].dtype == jnp.float32
+
+
+class Language:
+    """As much of a task as creating its state needs."""
+
+    def init(self, key):
+        config = TransformerConfig(64, 16, 32, 2, 4, 2, 4, vocab_multiple=64)
+        return Transformer(config).init(key, jnp.zeros((1, 4), jnp.int32))
+
+
+def test_the_state_is_created_in_its_shards():
+    mesh = sharding.make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    optimizer, _ = make_optimizer(OptimizerConfig(), 10)
+    with jax.set_mesh(mesh):
+        state = init_state(Language(), optimizer, KEY, mesh, ema=True)
+        abstract = abstract_state(Language(), optimizer, KEY, mesh, ema=True)
+    kernels = {
+        "lm_head": P("fsdp", "tensor"),
+        "embed": P("tensor", "fsdp"),
+    }
+    adam = next(s for s in jax.tree.leaves(state.opt_state, is_leaf=_is_adam) if _is_adam(s))
+    for tree in (state.params, adam.mu, adam.nu, state.ema):
+        for name, spec in kernels.items():
+            (array,) = tree[name].values()
+            expected = jax.NamedSharding(mesh, spec)
+            assert array.sharding.is_equivalent_to(expected, array.ndim), (name, array.sharding)
+            pieces = [shard.data.size for shard in array.addressable_shards]
+            assert pieces == [array.size // 4] * 8
+    for path, array in jax.tree_util.tree_flatten_with_path(state.params)[0]:
+        if array.ndim > 2 or path[-1].key == "kernel":
+            assert array.addressable_shards[0].data.size < array.size, path
+    same = jax.tree.map(
+        lambda a, b: (a.shape, a.dtype, a.sharding) == (b.shape, b.dtype, b.sharding),
+        nn.unbox(state), abstract,
+    )  # fmt: skip
+    assert all(jax.tree.leaves(same))
+
+
+def _is_adam(node):
+    return hasattr(node, "mu") and hasattr(node, "nu")
+
+
+def test_a_state_that_a_mesh_does_not_divide_is_named():
+    mesh = sharding.make_mesh(MeshConfig(fsdp=1, tensor=8))
+    with pytest.raises(ValueError, match=r"kernel.*\(kv_heads\)=2 .*tensor=8"):
+        init_state(Language(), optax.sgd(0.1), KEY, mesh, ema=False)
+    assert FEATURES % 8 == 0  # the toy's arrays divide, so no test above depends on padding
