@@ -71,6 +71,7 @@ def train(
     on_begin: Callable[[], None] = lambda: None,
     ledger: Ledger | None = None,
     interruption: Interruption | None = None,
+    before_save: Callable[[], None] = lambda: None,
     allow_changes: bool = False,
 ) -> TrainState | None:
     """Trains until `run.steps`, or until interrupted; returns the final state.
@@ -83,6 +84,7 @@ def train(
       on_begin: called when the first update is dispatched, and nothing can be refused any more.
       ledger: of the time since the command began; a new one counts from here.
       interruption: tells afterwards which signal it was.
+      before_save: called before each checkpoint; what it raises ends the run.
       allow_changes: resume with other data (mixture, length of rows, …) than the run had so far.
 
     Returns:
@@ -113,7 +115,9 @@ def train(
         )  # fmt: skip
         resources.callback(report.close)
         watch = resources.enter_context(Watch(workdir, run.watch))
-        loop = _Loop(task, run, batches, checkpoints, initial, guard, report, watch, callbacks)
+        loop = _Loop(
+            task, run, batches, checkpoints, initial, guard, report, watch, callbacks, before_save
+        )
         step_function = jitted_train_step(
             task, optimizer, initial.abstract, mesh, key=jax.random.fold_in(key, 1),
             accumulation=run.accumulation, ema_decay=run.ema_decay,
@@ -142,6 +146,7 @@ class _Loop:
     report: Report
     watch: Watch
     callbacks: Sequence[Callback]
+    before_save: Callable[[], None]
     running: jax.Array | None = None  # a number of the step that was dispatched last
 
     def __post_init__(self):
@@ -223,6 +228,7 @@ class _Loop:
     def _save(self, step: int, state, wait: bool) -> bool:
         if not self._look_back():  # a bad step must not become a checkpoint
             return False
+        self.before_save()
         with self._meanwhile("save"):
             states = gather(self.batches.get_state())
             position = states[0] if len(states) == 1 else self.batches.merge_states(states)
