@@ -98,8 +98,7 @@ def train(
     mesh = sharding.make_mesh(run.mesh)
     with jax.set_mesh(mesh), contextlib.ExitStack() as resources:
         # Checks mesh, data and initial weights, so these come before the directory is made.
-        batches = task.batches(mesh)
-        resources.callback(batches.close)
+        batches = resources.enter_context(contextlib.closing(task.batches(mesh)))
         optimizer, schedule = task.optimizer(run.optimizer, run.steps)
         key = jax.random.key(run.seed)
         initial = InitialState(task, optimizer, key, mesh, run.ema_decay > 0)
@@ -109,20 +108,19 @@ def train(
         state, saved = initial.first(checkpoints)
         guard = Guard(run.divergence, run.nonfinite, run.max_skipped, checkpoints.latest_when_idle)
         _go_on(saved, batches, guard, allow_changes)
-        report = Report(
+        report = resources.enter_context(contextlib.closing(Report(
             workdir, task, run, schedule, int(state.step),
             ledger=ledger or Ledger(), note=checkpoints.note, run_config=run_config or {},
-        )  # fmt: skip
-        resources.callback(report.close)
+        )))  # fmt: skip
         watch = resources.enter_context(Watch(workdir, run.watch))
-        loop = _Loop(
-            task, run, batches, checkpoints, initial, guard, report, watch, callbacks, before_save
-        )
+        parts = (batches, checkpoints, initial, guard, report, watch, callbacks, before_save)
         step_function = jitted_train_step(
             task, optimizer, initial.abstract, mesh, key=jax.random.fold_in(key, 1),
             accumulation=run.accumulation, ema_decay=run.ema_decay,
         )  # fmt: skip
-        return loop.run_steps(state, step_function, on_begin, interruption or Interruption())
+        return _Loop(task, run, *parts).run_steps(
+            state, step_function, on_begin, interruption or Interruption()
+        )
 
 
 def _go_on(saved: dict | None, batches: Batches, guard: Guard, allow_changes: bool) -> None:

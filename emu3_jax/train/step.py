@@ -97,19 +97,8 @@ def make_train_step(
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step)
         params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema is not None:
-            # The average follows quickly at first, or it would remember the initial noise.
-            count = state.step.astype(jnp.float32)
-            decay = jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count))
-            ema = jax.tree.map(lambda e, p: e * decay + p * (1.0 - decay), ema, params)
-        new = TrainState(
-            step=state.step,
-            params=params,
-            model_state=loss.model_state,
-            opt_state=opt_state,
-            ema=ema,
-        )
+        ema = None if state.ema is None else _averaged(state, params, ema_decay)
+        new = TrainState(state.step, params, loss.model_state, opt_state, ema)
         new = task.after_update(new, batch, jax.random.fold_in(step_key, 1))
         new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, state)
         new = new.replace(step=state.step + 1)
@@ -126,6 +115,14 @@ def make_train_step(
         return new, metrics
 
     return train_step
+
+
+def _averaged(state: TrainState, params: Tree, ema_decay: float) -> Tree:
+    """The moving average with these params in it; it follows quickly at first, or it would
+    remember the initial noise."""
+    count = state.step.astype(jnp.float32)
+    decay = jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count))
+    return jax.tree.map(lambda e, p: e * decay + p * (1.0 - decay), state.ema, params)
 
 
 def jitted_train_step(

@@ -45,7 +45,7 @@ def source_of(module):
     spec = importlib.util.find_spec(module)
     assert spec is not None, f"{module} does not exist"
     path = pathlib.Path(spec.origin)
-    paths = path.parent.glob("*.py") if path.name == "__init__.py" else [path]
+    paths = path.parent.rglob("*.py") if path.name == "__init__.py" else [path]
     return "\n".join(path.read_text() for path in paths)
 
 
