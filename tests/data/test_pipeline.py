@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -178,7 +179,7 @@ def test_batches_do_not_depend_on_workers_nor_on_a_stop(dataset):
     iterator = make_iterator(cfg, GRAMMAR)
     take(iterator, 5)
     state = json.dumps(iterator.get_state())
-    assert len(state) < 70 * ROWS
+    assert len(state) < 70 * ROWS + 40 * len(cfg.mixture)  # not by the number of records
     with_workers = dataclasses.replace(cfg, workers=2)
     iterator = make_iterator(with_workers, GRAMMAR)
     iterator.set_state(json.loads(state))
@@ -241,6 +242,23 @@ def test_a_run_with_other_data_goes_on_where_the_last_window_began(dataset, chan
     assert min(begins) > 0 and new.get_state()["batch"] == 11
     take(new, 2)
     assert old.adapt_state(state) == state
+
+
+def test_a_dataset_made_anew_is_not_read_on_in_silence(tmp_path):
+    """Its records stand in another order; the names of its documents would be others."""
+    records = [Record(f"t{i}", "s", "text", (text(f"only text {i}"),)) for i in range(40)]
+    path = str(write_dataset(tmp_path / "tokens", records[:30]))
+    old = make_iterator(config(path, tasks={"text": 1}), GRAMMAR)
+    take(old, 2)
+    state = json.loads(json.dumps(old.get_state()))
+    shutil.rmtree(path)
+    write_dataset(tmp_path / "tokens", records)
+    new = make_iterator(config(path, tasks={"text": 1}), GRAMMAR)
+    with pytest.raises(ValueError, match="the dataset text was made anew .* --allow_changes"):
+        new.set_state(state)
+    new.set_state(new.adapt_state(state))
+    assert new.get_state()["batch"] == 2
+    take(new, 2)
 
 
 def test_codes_of_two_vision_tokenizers_do_not_meet(dataset, tmp_path):

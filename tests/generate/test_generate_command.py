@@ -168,11 +168,13 @@ def test_sizes_from_the_options():
             sizes_of("text_to_image", sizes, ratios, 0)
 
 
-def test_pixel_limits_come_from_flags_then_file_then_release(tmp_path):
+def test_pixel_limits_come_from_flags_then_model_then_file_then_release(tmp_path):
     assert codec.pixel_limits(tmp_path, 8) == media.PixelLimits()
     (tmp_path / codec.PREPROCESSOR_FILE).write_text('{"min_pixels": 64, "max_pixels": 4096}')
     assert codec.pixel_limits(tmp_path, 8) == media.PixelLimits(64, 4096, 8)
-    assert codec.pixel_limits(tmp_path, 4, 100, 200) == media.PixelLimits(100, 200, 4)
+    trained = {"min_pixels": 256, "max_pixels": 1024, "fps": 2.0}  # of the language model
+    assert codec.pixel_limits(tmp_path, 8, trained=trained) == media.PixelLimits(256, 1024, 8)
+    assert codec.pixel_limits(tmp_path, 4, 100, 200, trained) == media.PixelLimits(100, 200, 4)
 
 
 def command(*arguments):

@@ -95,7 +95,7 @@ def test_the_limits_are_medians_of_the_steps_that_are_known_in_time():
 
 def _metrics(loss, norm, spike=False):
     return {
-        "nonfinite": (0.0, 1.0), "spike": (float(spike), 1.0),
+        "nonfinite": (0.0, 1.0), "empty": (0.0, 1.0), "spike": (float(spike), 1.0),
         "loss": (2 * loss, 2.0), "gradient_norm": (norm, 1.0),
     }  # fmt: skip
 

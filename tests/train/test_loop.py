@@ -88,7 +88,7 @@ def test_metrics_are_fetched_when_the_next_step_has_been_dispatched(tmp_path, mo
 
     def fetch(metrics):
         events.append(f"check {metrics['nonfinite'][0].step}")
-        return {"nonfinite": (0.0, 1.0)}
+        return {name: (0.0, 1.0) for name in metrics}
 
     monkeypatch.setattr(metrics_lib, "Accumulator", Once)
     monkeypatch.setattr(
@@ -100,7 +100,9 @@ def test_metrics_are_fetched_when_the_next_step_has_been_dispatched(tmp_path, mo
         def step(state, batch):
             number = int(state.step) + 1
             events.append(f"dispatch {number}")
-            return state.replace(step=state.step + 1), {"nonfinite": (Number(number), 1.0)}
+            return state.replace(step=state.step + 1), dict.fromkeys(
+                ("nonfinite", "empty"), (Number(number), 1.0)
+            )
 
         return step
 

@@ -67,10 +67,47 @@ def test_a_bad_step_changes_the_step_number_alone(accumulation):
     assert_same_trees(after.replace(step=before.step), before)
     assert metrics["nonfinite"][0] == 1.0
     # It counts in no mean.
-    assert {n: (s, c) for n, (s, c) in metrics.items() if c and n != "nonfinite"} == {}
+    assert {
+        n: (s, c) for n, (s, c) in metrics.items() if c and n not in ("nonfinite", "empty")
+    } == {}
     good, metrics = step(after, next(Numbered()))
     assert metrics["nonfinite"][0] == 0.0 and np.isfinite(leaves(good.params)[
         "['dense']['kernel']"]).all()  # fmt: skip
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+def test_a_batch_in_which_nothing_counts_changes_the_step_number_alone(accumulation):
+    task = ToyTask()
+    optimizer, _ = make_optimizer(OptimizerConfig(), 10)
+    step = _step(task, optimizer, accumulation=accumulation, ema_decay=0.9)
+    before, metrics = step(_start(task, optimizer, ema=True), next(Numbered()))
+    assert metrics["empty"][0] == 0.0
+    batch = next(Numbered())
+    after, metrics = step(before, batch | {"weight": np.zeros_like(batch["weight"])})
+    assert_same_trees(after.replace(step=before.step), before)
+    assert metrics["empty"][0] == 1.0 and metrics["nonfinite"][0] == 0.0
+    assert int(after.step) == 2 and metrics["loss"][1] == 0.0
+
+
+@pytest.mark.parametrize("bad", ["poison", "weightless"])
+def test_the_rate_after_a_step_without_update_is_the_schedule_s(bad):
+    """Adam's first update is the rate, whatever the gradient (b1 = b2 = 0, no decay): that of
+    step 3 where steps 1 and 2 changed nothing, as it would be without them."""
+    config = OptimizerConfig(
+        learning_rate=0.1, warmup_steps=5, b1=0.0, b2=0.0, eps=1e-30, weight_decay=0.0, clip_norm=0
+    )
+    optimizer, schedule = make_optimizer(config, 10)
+    step, batch = _step(ToyTask(), optimizer), next(Numbered())
+    other = poison(batch) if bad == "poison" else batch | {"weight": 0 * batch["weight"]}
+    state = _start(ToyTask(), optimizer)
+    before = leaves(state.params)
+    for data in (other, other, batch):
+        state, _ = step(state, data)
+    for name, value in leaves(state.params).items():
+        # A weight of order 0.3 and a difference of 0.06 in float32.
+        np.testing.assert_allclose(
+            np.abs(value - before[name]), float(schedule(2)), rtol=2e-6, err_msg=name
+        )
 
 
 def test_averaged_weights_follow_quickly_at_first():

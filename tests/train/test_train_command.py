@@ -12,9 +12,11 @@ import jax
 import pytest
 from paths import ROOT
 from tiny_pretraining import write_run
+from token_records import GRAMMAR, image_record, write_dataset
 
 import emu3_jax
 from emu3_jax import config as config_lib
+from emu3_jax.sequence import Grammar
 
 # One process for all attempts: importing takes longer than training these steps.
 ATTEMPTS = """
@@ -48,6 +50,15 @@ REFUSED = {
         {"evaluation.0.evaluator": "likelyhood"},
         r"evaluation\[0\].evaluator: there is no evaluator 'likelyhood' \(did you mean likelihood",
     ),
+    # What ids mean; --allow_changes lets other data in, but not these.
+    "another video format": (
+        {"data.mixture.0.dataset": "{folder}/univla"},
+        "run has the video format paper, but the data has univla",
+    ),
+    "other sizes of images": (
+        {"data.mixture.0.dataset": "{folder}/larger"},
+        "run has the max_pixels 4096, but the data has 8192",
+    ),
     "the very first step": ({"run.steps": "4", "run.accumulation": "3"}, "run.accumulation=3"),
 }
 # Of these, the refused attempts to begin in a new directory.
@@ -66,8 +77,13 @@ def attempts(tmp_path_factory):
     after two refused runs in fresh directories."""
     folder = tmp_path_factory.mktemp("command")
     config = write_run(folder, 8, evaluate_every=2, **{"run.steps": 2})
+    records, limits = [image_record(i) for i in range(8)], {"min_pixels": 64, "max_pixels": 4096}
+    write_dataset(folder / "tokens", records, recipe=limits)
+    write_dataset(folder / "larger", records, recipe=limits | {"max_pixels": 8192})
+    write_dataset(folder / "univla", records, Grammar(GRAMMAR.vocab, GRAMMAR.tokenizer, "univla"))
     run = str(folder / "run")
-    plan = [(run, {}), *((run, changes) for changes, _ in REFUSED.values())]
+    changes = [{k: v.format(folder=folder) for k, v in c.items()} for c, _ in REFUSED.values()]
+    plan = [(run, {}), *((run, change) for change in changes)]
     plan += [(run, {"run.steps": "3"})]
     plan += [(str(folder / "new"), REFUSED[name][0]) for name in NEW]
     done = subprocess.run(
