@@ -16,7 +16,7 @@ import time
 import numpy as np
 
 from emu3_jax import vocab
-from emu3_jax.data.tokens.mixture import TASKS, MixtureEntry
+from emu3_jax.data.tokens.mixture import DOCUMENT_TASKS, MixtureEntry
 from emu3_jax.data.tokens.pipeline import DataConfig, make_iterator
 from emu3_jax.data.tokens.records import (
     Counts,
@@ -67,7 +67,9 @@ def made_up_dataset(folder: pathlib.Path, grammar: Grammar) -> None:
 def measure(dataset: str, grammar: Grammar, arguments: argparse.Namespace) -> None:
     """Print what the loader does with the tasks that the dataset allows, equally weighted."""
     kinds = open_dataset(dataset).info.counts
-    entries = [MixtureEntry(str(dataset), name) for name, t in TASKS.items() if t.kind in kinds]
+    entries = [
+        MixtureEntry(str(dataset), name) for name, t in DOCUMENT_TASKS.items() if t.kind in kinds
+    ]
     config = DataConfig(tuple(entries), arguments.rows, arguments.length, workers=arguments.workers)
     iterator = make_iterator(config, grammar)
     start = time.perf_counter()

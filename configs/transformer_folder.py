@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from configs import transformer_nano
 
 # Kind of record -> what is learnt from it, and how often.
-TASKS = {
+TASKS_OF_KIND = {
     "image": (("text_to_image", 4.0), ("image_to_text", 3.0)),
     "video": (("text_to_video", 0.5), ("video_to_text", 0.5)),
     "text": (("text", 1.0),),
@@ -40,7 +40,7 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(dataset=f"{tokens}/train", task=task, weight=weight)
         | ({"null_prompt": 0.1} if task in PROMPTED else {})
         for kind in counts
-        for task, weight in TASKS[kind]
+        for task, weight in TASKS_OF_KIND[kind]
     )
     shown = [counts[kind]["longest"] for kind in counts if kind != "text"]
     config.data.sequence_length = -(-max(shown, default=256) // 32) * 32

@@ -152,7 +152,7 @@ def load_language(path: str | os.PathLike) -> Language:
 
 def _released_language(path: pathlib.Path) -> Language:
     """The language of a directory as the hub ships it."""
-    size, vocab = language_config.read_config(path).vocab_size, vocab_lib.released()
+    size, vocab = language_config.read_transformer_config(path).vocab_size, vocab_lib.released()
     ranks = next((path / name for name in RANK_FILES if (path / name).exists()), None)
     if ranks is None:
         raise UnknownVocabularyError(
@@ -175,7 +175,7 @@ def read_vocab(path: str | os.PathLike) -> Vocab:
     path = pathlib.Path(path)
     if (path / BUNDLE_FILE).exists():
         return _stored_vocab(path)
-    if language_config.read_config(path).vocab_size == vocab_lib.released().size:
+    if language_config.read_transformer_config(path).vocab_size == vocab_lib.released().size:
         return vocab_lib.released()
     raise UnknownVocabularyError(
         f"{path} has neither {BUNDLE_FILE} nor the released vocabulary's size."

@@ -59,7 +59,7 @@ def write_language_model(
     Raises:
       ValueError: `source` is no such directory, or has sizes that the layout does not have.
     """
-    config = language_config.read_config(source)
+    config = language_config.read_transformer_config(source)
     further = language_config.read_further(source)
     text = hf_export.text_config(config, further) if hf else None
     # Alone, the names of an -hf model are BAAI's.
@@ -77,7 +77,7 @@ def write_vision_tokenizer(
     source: str | os.PathLike, path: str | os.PathLike, hf: bool, dtype: str = SAME
 ) -> None:
     """Writes the vision tokenizer of a directory; arguments as `write_language_model`."""
-    config = vision_config.read_config(source)
+    config = vision_config.read_tokenizer_config(source)
     section = hf_export.vq_config(config) if hf else None
     pairs = tokenizer_files.hf_key_map(config, "") if hf else tokenizer_files.key_map(config)
     tensors, name = _vision_tensors(source, config, pairs, dtype)
@@ -100,7 +100,10 @@ def write_whole_model(
     Raises:
       ValueError: as `write_language_model`, or the ids of pictures are not known.
     """
-    config, pictures = language_config.read_config(language), vision_config.read_config(vision)
+    config, pictures = (
+        language_config.read_transformer_config(language),
+        vision_config.read_tokenizer_config(vision),
+    )
     further = language_config.read_further(language)
     sections = hf_export.text_config(config, further), hf_export.vq_config(pictures)
     stored = hf_export.whole_config(*sections, _picture_ids(language, pictures.codebook_size))

@@ -155,7 +155,7 @@ class Gathered:
         tokens = sum(counts.tokens for counts in info.counts.values())
         facts = [(f"{tokens / 1e3:,.0f} k", "training tokens in the shards")]
         if "shipped" in self.models:
-            config = language_model.read_config(shipped.asset(self.plan.shipped))
+            config = language_model.read_transformer_config(shipped.asset(self.plan.shipped))
             facts.insert(0, (_millions(config), "parameters of the shipped model"))
         facts.append((_millions(self._trained_config(info.vocabulary)), "parameters of this run"))
         facts.append((f"{rows[-1]['step']:,}", "training steps, interrupted once and resumed"))

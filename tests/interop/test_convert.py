@@ -101,7 +101,9 @@ def test_an_import_of_a_conversion_is_a_whole_model_of_ours(conversion, tmp_path
     bundle = emu3_jax.load_bundle(ours)
     assert bundle.vocab == vocab.released() and bundle.max_context == 9216
     assert bundle.grammar.tokenizer.encode("猫 12") == [100472, 220, 16, 17]
-    assert language_model.read_config(ours) == language_model.read_config(source)
+    assert language_model.read_transformer_config(ours) == language_model.read_transformer_config(
+        source
+    )
 
 
 @pytest.mark.parametrize(

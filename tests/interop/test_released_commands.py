@@ -194,7 +194,7 @@ def test_exports_of_a_run(models, outputs):
     run = _language(models / "runs/mine")
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(np.float32), run)
     for folder in (baai, whole):
-        config = language_model.read_config(folder)
+        config = language_model.read_transformer_config(folder)
         assert (config.hidden_size, config.rope_theta) == (8, 1e6)
         _same(_language(folder), rounded)
     bundle = emu3_jax.load_bundle(baai)

@@ -13,7 +13,7 @@ from emu3_jax.sequence import Document, Grammar, LossWeights, Segment, Text
 
 
 @dataclass(frozen=True)
-class Task:
+class DocumentTask:
     """What is learnt from a record.
 
     Attributes:
@@ -32,14 +32,14 @@ class Task:
         return tuple(segments[::-1] if self.reversed else segments)
 
 
-TASKS = {
-    "text": Task("text"),
-    "text_to_image": Task("image", has_prompt=True),
-    "image_to_text": Task("image", reversed=True),
-    "text_to_video": Task("video", has_prompt=True),
-    "video_to_text": Task("video", reversed=True),
-    "document": Task("document"),
-    "chat": Task("chat"),
+DOCUMENT_TASKS = {
+    "text": DocumentTask("text"),
+    "text_to_image": DocumentTask("image", has_prompt=True),
+    "image_to_text": DocumentTask("image", reversed=True),
+    "text_to_video": DocumentTask("video", has_prompt=True),
+    "video_to_text": DocumentTask("video", reversed=True),
+    "document": DocumentTask("document"),
+    "chat": DocumentTask("chat"),
 }
 
 
@@ -49,7 +49,7 @@ class MixtureEntry:
 
     Attributes:
       dataset: folder with a dataset.json.
-      task: one of `TASKS`.
+      task: one of `DOCUMENT_TASKS`.
       weight: how often a document of this entry comes up, relative to the other entries.
       null_prompt: share of the documents whose caption is left empty, for guidance at generation
         (released fine-tuning: 0.05); only where the caption comes first.
@@ -66,13 +66,15 @@ class MixtureEntry:
     name: str = ""
 
     def __post_init__(self):
-        if self.task not in TASKS:
-            raise ValueError(f"task must be one of {', '.join(TASKS)}, found {self.task!r}")
+        if self.task not in DOCUMENT_TASKS:
+            raise ValueError(
+                f"task must be one of {', '.join(DOCUMENT_TASKS)}, found {self.task!r}"
+            )
         if not self.weight > 0:
             raise ValueError(f"weight must be above zero, found {self.weight}")
         if not 0 <= self.null_prompt <= 1:
             raise ValueError(f"null_prompt must be from 0 to 1, found {self.null_prompt}")
-        if self.null_prompt and not TASKS[self.task].has_prompt:
+        if self.null_prompt and not DOCUMENT_TASKS[self.task].has_prompt:
             raise ValueError(f"null_prompt is for captions that come first, not for {self.task}")
 
     @property
@@ -103,7 +105,7 @@ class _Build:
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Tokens:
         segments = list(record.segments)
-        task = TASKS[self.entry.task]
+        task = DOCUMENT_TASKS[self.entry.task]
         if self.entry.null_prompt and rng.random() < self.entry.null_prompt:
             segments[0] = Text("", ids=())
         segments = list(task.order(segments))
@@ -160,7 +162,7 @@ def open_mixture(
     datasets = []
     for index, entry in enumerate(entries):
         opened = open_dataset(entry.dataset, grammar)
-        records = opened.records(TASKS[entry.task].kind)
+        records = opened.records(DOCUMENT_TASKS[entry.task].kind)
         _check_length(opened, entry, seq_len)
         # Entries that read the same records must not draw the same order.
         dataset = grain.MapDataset.source(records).seed(1000 * seed + index).shuffle().repeat()
@@ -170,7 +172,7 @@ def open_mixture(
 
 
 def _check_length(dataset: TokenDataset, entry: MixtureEntry, seq_len: int) -> None:
-    kind = TASKS[entry.task].kind
+    kind = DOCUMENT_TASKS[entry.task].kind
     shortest = dataset.info.counts[kind].shortest - 1
     if kind != "text" and shortest > seq_len:
         raise RecordError(

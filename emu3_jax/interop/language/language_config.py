@@ -80,7 +80,7 @@ def is_hf(path: str | os.PathLike) -> bool:
     return model_type(path) in HF_MODEL_TYPES
 
 
-def read_config(path: str | os.PathLike) -> TransformerConfig:
+def read_transformer_config(path: str | os.PathLike) -> TransformerConfig:
     """The config of a directory in BAAI's or the -hf layout.
 
     Raises:

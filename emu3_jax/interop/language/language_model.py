@@ -27,7 +27,7 @@ from emu3_jax.interop.formats.safetensors_io import (
     differences,
     write_tensors,
 )
-from emu3_jax.interop.language.language_config import is_hf, read_config, write_released
+from emu3_jax.interop.language.language_config import is_hf, read_transformer_config, write_released
 from emu3_jax.models.language.transformer import Transformer, TransformerConfig
 
 # Name in the file, path here, dimensions in the file, dimensions here. The file's linear layers
@@ -194,7 +194,7 @@ def load(
             tensors are missing, unexpected or mis-shaped: all of those in one message; or a size
             that the mesh does not divide.
     """
-    config = dataclasses.replace(read_config(path), param_dtype=param_dtype)
+    config = dataclasses.replace(read_transformer_config(path), param_dtype=param_dtype)
     # Shapes first and then one tensor at a time: 34 GB are never held twice.
     destination = _OnHost(config) if mesh is None else OntoMesh(_on_mesh(config, mesh))
     tensors = Tensors(path)
@@ -267,7 +267,7 @@ def file_tensors(
     return map(tensor, pairs)
 
 
-def load_language_model(
+def load_module(
     path: str | os.PathLike, mesh: jax.sharding.Mesh | None = None
 ) -> tuple[Transformer, dict]:
     """(module, {"params": …}) of a directory, on `mesh` or the default device; errors as `load`."""

@@ -29,7 +29,7 @@ from emu3_jax.interop.formats.safetensors_io import (
     differences,
     write_tensors,
 )
-from emu3_jax.interop.vision.vision_config import is_hf, read_config, write_released
+from emu3_jax.interop.vision.vision_config import is_hf, read_tokenizer_config, write_released
 from emu3_jax.models.vision.tokenizer import VisionTokenizer
 from emu3_jax.models.vision.tokenizer_config import VisionTokenizerConfig
 
@@ -189,7 +189,7 @@ def load(
       ValueError: a file is missing or unreadable, or arrays are missing, unexpected or of another
         shape, all of those listed; or a size that the mesh does not divide.
     """
-    config = read_config(path)
+    config = read_tokenizer_config(path)
     destination = None if mesh is None else OntoMesh(_on_mesh(config, mesh))
     tensors, flat = Tensors(path), {}
     for pair in pairs_in(path, config, tensors):
@@ -260,7 +260,7 @@ def pair_dtype(pair: Pair, dtype: str) -> str:
     return "float32" if dtype != SAME and pair.path[0] == "batch_stats" else dtype
 
 
-def load_vision_tokenizer(
+def load_module(
     path: str | os.PathLike, mesh: jax.sharding.Mesh | None = None
 ) -> tuple[VisionTokenizer, dict]:
     """(module, variables) of a directory in either layout; arguments and errors as `load`."""

@@ -47,7 +47,7 @@ def is_hf(path: str | os.PathLike) -> bool:
     return model_type(path) in HF_MODEL_TYPES
 
 
-def read_config(path: str | os.PathLike) -> VisionTokenizerConfig:
+def read_tokenizer_config(path: str | os.PathLike) -> VisionTokenizerConfig:
     """The config of a directory in BAAI's or the -hf layout; ValueError if it is not one.
 
     What the file lacks is as released, which is what the classes of both have as defaults.
