@@ -4,8 +4,8 @@
   PYTHONPATH=. python benchmarks/against_transformers.py [--skip_speed] [--repeats=5]
 
 First: random small models are exported (--layout=hf), loaded by transformers, and logits, codes and
-pixels are compared, of each half and of a whole model that is shown a picture. Then, at the
-released size with random weights, float32: encoding and decoding of one 256 x 256 picture and one
+pixels are compared, of each half and of a whole model that is shown an image. Then, at the
+released size with random weights, float32: encoding and decoding of one 256 x 256 image and one
 clip of 4 such frames, both libraries in turns in one process, as ratios of medians (above 1: this
 package is faster).
 """
@@ -66,14 +66,14 @@ def compare_language_model(directory: str) -> float:
 
 
 def compare_vision_tokenizer(directory: str) -> dict[str, float]:
-    """Share of differing codes, and the largest difference of pixels, of pictures and a clip."""
+    """Share of differing codes, and the largest difference of pixels, of images and a clip."""
     config = VisionTokenizerConfig(codebook_size=512, ch=32, num_res_blocks=1)
     module = VisionTokenizer(config)
     variables = random_variables(module, jnp.zeros((1, 16, 16, 3)))
     hf_export.save_vision_tokenizer(directory, (config, variables))
     theirs = Emu3VQVAE.from_pretrained(directory).eval()
     rng, out = np.random.default_rng(1), {}
-    for kind, shape in (("picture", (1, 32, 48, 3)), ("clip", (1, 4, 32, 48, 3))):
+    for kind, shape in (("image", (1, 32, 48, 3)), ("clip", (1, 4, 32, 48, 3))):
         pixels = rng.uniform(-1, 1, shape).astype(np.float32)
         codes = np.asarray(module.apply(variables, pixels, method="encode"))
         drawn = np.asarray(module.apply(variables, codes, method="decode"))
@@ -87,7 +87,7 @@ def compare_vision_tokenizer(directory: str) -> dict[str, float]:
 
 
 def compare_whole_model(directory: str) -> float:
-    """Largest difference of the logits of a text with a picture in it.
+    """Largest difference of the logits of a text with an image in it.
 
     Raises:
       SystemExit: the ids or the rotation that transformers reads are not those written.
@@ -163,7 +163,7 @@ def speed(repeats: int) -> dict[str, float]:
     encode = jax.jit(lambda v, x: module.apply(v, x, method="encode"))
     decode = jax.jit(lambda v, x: module.apply(v, x, method="decode"))
     ratios = {}
-    for kind, shape in (("picture", (1, 256, 256, 3)), ("clip", (1, 4, 256, 256, 3))):
+    for kind, shape in (("image", (1, 256, 256, 3)), ("clip", (1, 4, 256, 256, 3))):
         pixels = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
         codes = np.asarray(encode(variables, pixels))
         their_codes = torch.tensor(codes, dtype=torch.long)

@@ -2,7 +2,7 @@
 
   PYTHONPATH=. python benchmarks/reading_throughput.py [--workers=2]
 
-Made-up records of the released sizes (pictures of 64 x 64 codes, as of 512 x 512 pixels, with
+Made-up records of the released sizes (images of 64 x 64 codes, as of 512 x 512 pixels, with
 captions, and texts) are packed into rows of stage 1's 5,120 tokens, in its mixture, as a host of
 the pod does with its 16 of the batch's 1,024 rows. The need: chips x peak x MFU over model FLOPs a
 token, divided by the hosts, which have four chips each. Reading is timed with processes
@@ -47,7 +47,7 @@ def flops_per_token() -> float:
     return 6.0 * (matmul + LENGTH * c.num_heads * c.head_dim * c.num_layers)
 
 
-def make_dataset(folder: pathlib.Path, grammar: Grammar, pictures: int, texts: int) -> None:
+def make_dataset(folder: pathlib.Path, grammar: Grammar, images: int, texts: int) -> None:
     """Random codes and ids: what they are makes no difference to reading."""
     rng = np.random.default_rng(0)
 
@@ -61,7 +61,7 @@ def make_dataset(folder: pathlib.Path, grammar: Grammar, pictures: int, texts: i
         "text": lambda: (text(200, 2000),),
     }
     shards, counts = [], {}
-    for kind, number in (("image", pictures), ("text", texts)):
+    for kind, number in (("image", images), ("text", texts)):
         with ShardWriter(folder / f"{kind}.array_record") as writer:
             total = Counts()
             for i in range(number):

@@ -1,11 +1,11 @@
 r"""The nano transformer: every modality of the embedded emoji corpus in one model, from scratch.
 
-Purpose: the model that the quickstart, the demos and the README pictures use, and the base that
+Purpose: the model that the quickstart, the demos and the README images use, and the base that
 the ablations import. The mixture is the paper's in small: text, text→image, image→text,
 text→video, video→text, with half weight on vision tokens (paper section 2.4) and dropout 0.1.
 
 Vision tokens start from their codebook entries, and each item is seen in eight versions: without
-either, such a model learns the 2,000 pictures by heart long before it draws anything new.
+either, such a model learns the 2,000 images by heart long before it draws anything new.
 
 The argument is the folder of token datasets (runs/tokens_nano).
 
@@ -13,7 +13,7 @@ Commands:
   python -m emu3_jax.tokenize --config=configs/tokenize_nano.py --config.copies.train=8
   JAX_NUM_CPU_DEVICES=2 python -m emu3_jax.train --config=configs/transformer_nano.py --workdir=runs/transformer_nano
 
-Observed: 76 minutes on two cores beside other work (5,600 to 7,500 tokens/s). Nats a code of a picture
+Observed: 76 minutes on two cores beside other work (5,600 to 7,500 tokens/s). Nats a code of an image
 after 4,000, 8,000, 12,000, 16,000, 20,000 steps: 4.47, 3.97, 3.63, 3.24, 3.09 in training; 4.28, 4.05,
 3.87, 3.79, 3.77 on validation (64 items), where the captions' own nats rise from 2.84 to 3.20 all along
 while more persons are named rightly. The emoji evaluators' figures: docs/measurements.md.
@@ -39,7 +39,7 @@ def get_config(arg: str = "") -> ConfigDict:
             dropout=0.1,
         )
     )
-    # Codes that look alike begin alike: 2,000 pictures are too few to learn that from.
+    # Codes that look alike begin alike: 2,000 images are too few to learn that from.
     config.start = ConfigDict(dict(codebook="assets/vision_tokenizer_nano"))
     config.loss = ConfigDict(dict(chunk_tokens=176, z_loss=0.0))
     config.data = ConfigDict(

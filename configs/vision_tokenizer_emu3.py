@@ -1,15 +1,15 @@
-r"""The Emu3 vision tokenizer, 270 M parameters: pictures and clips at 256 x 256, the full objective.
+r"""The Emu3 vision tokenizer, 270 M parameters: images and clips at 256 x 256, the full objective.
 
 Purpose: an Emu3-class tokenizer from scratch on a TPU pod, and with the argument `twin` the same
 recipe at the sizes of the nano tokenizer on the embedded corpus, on which the ablations are run.
-The other argument is the folder of pictures and clips (train.jsonl, validation.jsonl).
+The other argument is the folder of images and clips (train.jsonl, validation.jsonl).
 
-From the paper (section 2.2, table 1): the model, 32,768 codes, pictures and clips together, L2 +
+From the paper (section 2.2, table 1): the model, 32,768 codes, images and clips together, L2 +
 LPIPS + GAN + commitment. From MoVQGAN, which it started from (its config): weights 1.0, 0.1, 0.1 of
 L2, LPIPS and the discriminator, commitment 0.25, a hinge PatchGAN of 64 channels and two strided layers,
 averaged weights 0.9999, 256 x 256. From Emu3.5's tokenizer: Adam 0.5/0.9, 1e-4, 15,000 steps of
 warm-up, 500,000 steps, batch 256.
-UNKNOWN, chosen here: the mix of pictures and clips (as many frames of each), 8 frames a clip (two
+UNKNOWN, chosen here: the mix of images and clips (as many frames of each), 8 frames a clip (two
 latent frames, so that the second is trained to know the first), crops, frame rates, care of the
 codebook, when the discriminator comes in. `--config.start.movqgan=FILE` begins as the authors did.
 

@@ -1,6 +1,6 @@
 r"""The nano vision tokenizer's decoder, trained further for the full objective.
 
-Purpose: sharper pictures from the same tokens. Encoder and codebook stay as configs/
+Purpose: sharper images from the same tokens. Encoder and codebook stay as configs/
 vision_tokenizer_nano.py left them, so every token and every transformer trained on them stays
 valid; the decoder learns L2, L1, the perceptual distance and a discriminator (requirements-perceptual.txt).
 
@@ -12,7 +12,7 @@ Commands:
 
 Observed: 30 minutes on two busy cores (17 frames/s). All of validation, before and after: perceptual
 distance of stills 0.046, 0.042, of clips 0.055, 0.050; PSNR 25.59, 25.37 and 24.38, 24.10 dB. A discriminator of
-0.1 costs 0.1 dB more and brings the pictures' features 12 to 15 % nearer (docs/vision_tokenizer.md).
+0.1 costs 0.1 dB more and brings the images' features 12 to 15 % nearer (docs/vision_tokenizer.md).
 """
 
 from ml_collections import ConfigDict

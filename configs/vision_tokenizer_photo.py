@@ -1,6 +1,6 @@
 r"""The nano vision tokenizer for photographs: 64-pixel crops of freely licensed ones.
 
-Purpose: a picture of one's own survives the round trip, of any size: the network sees 64 pixels at a
+Purpose: an image of one's own survives the round trip, of any size: the network sees 64 pixels at a
 time in training, and is convolutions but for one attention. It begins as the shipped nano tokenizer,
 which has seen emoji alone, and learns with the full objective. The corpus is 11 photographs and
 8 clips that Python packages ship (examples/photographs); 4 photographs are held out whole.

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The whole system once, on a CPU: pictures and captions -> token shards -> a transformer trained
+# The whole system once, on a CPU: images and captions -> token shards -> a transformer trained
 # from scratch, interrupted and resumed -> evaluation -> samples -> runs/quickstart/report.html
 #
 #   bash launch/quickstart.sh [--help] [--directory=runs/quickstart] [--fresh] [--steps=N]

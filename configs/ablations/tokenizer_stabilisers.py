@@ -7,7 +7,7 @@ distance, so that a short run shows what goes wrong. The argument names what dif
   (nothing)   ramp, adaptive weight, averaged weights; no gradient penalty
   no_ramp     the generator's weight is whole from the discriminator's first step on
   fixed       0.1 times the discriminator's gradient, however large it is
-  penalty     R1 on real pictures
+  penalty     R1 on real images
   no_average  validation with the last weights instead of their moving average
 
 Hypothesis: without the ramp PSNR drops when the discriminator comes in; with a fixed weight it goes on

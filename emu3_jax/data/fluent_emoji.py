@@ -1,7 +1,7 @@
-"""The embedded corpus: Fluent emoji pictures and clips with captions, as a folder with jsonl files.
+"""The embedded corpus: Fluent emoji images and clips with captions, as a folder with jsonl files.
 
 The zip holds each clip as a film strip (eight frames side by side); `prepare` cuts the strips into
-animated WebP files, so that everything behind this file sees ordinary pictures, clips and rows.
+animated WebP files, so that everything behind this file sees ordinary images, clips and rows.
 """
 
 import argparse

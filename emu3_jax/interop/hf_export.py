@@ -38,7 +38,7 @@ def save_model(
       language, vision: (config, params) and (config, variables).
       vocab: whose visual ids and EOL the vocabulary map names.
       max_context: `max_position_embeddings`.
-      image_token: id of the placeholder of a picture in a prompt, unused otherwise.
+      image_token: id of the placeholder of an image in a prompt, unused otherwise.
       dtype: a name in DTYPES, or SAME for the arrays' own.
 
     Raises:
@@ -53,8 +53,8 @@ def save_model(
     text_pairs = language_model.hf_key_map(language[0])
     vision_pairs = tokenizer_files.hf_key_map(vision[0])
     text = language_model.file_tensors(*language, dtype, text_pairs)
-    pictures = tokenizer_files.file_tensors(*vision, dtype, vision_pairs)
-    write_tensors(path, itertools.chain(text, pictures))
+    vision_tensors = tokenizer_files.file_tensors(*vision, dtype, vision_pairs)
+    write_tensors(path, itertools.chain(text, vision_tensors))
     write_config(path, config, language_model.dtype_name(language[1], dtype))
     language_config.write_generation(path, further)
 
@@ -97,7 +97,7 @@ def further_fields(vocab: Vocab, max_context: int) -> dict:
 
 
 def vocabulary(vocab: Vocab, image_token: int, codebook_size: int) -> dict:
-    """The fields of config.json that tell transformers which ids pictures are made of.
+    """The fields of config.json that tell transformers which ids images are made of.
 
     ValueError if the vision tokenizer has another number of codes than the vocabulary.
     """

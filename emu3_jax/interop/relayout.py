@@ -98,18 +98,18 @@ def write_whole_model(
     """Writes two directories, or the halves of one, as one model in the -hf layout.
 
     Raises:
-      ValueError: as `write_language_model`, or the ids of pictures are not known.
+      ValueError: as `write_language_model`, or the ids of images are not known.
     """
-    config, pictures = (
+    config, tokenizer_config = (
         language_config.read_transformer_config(language),
         vision_config.read_tokenizer_config(vision),
     )
     further = language_config.read_further(language)
-    sections = hf_export.text_config(config, further), hf_export.vq_config(pictures)
-    stored = hf_export.whole_config(*sections, _picture_ids(language, pictures.codebook_size))
+    sections = hf_export.text_config(config, further), hf_export.vq_config(tokenizer_config)
+    stored = hf_export.whole_config(*sections, _image_ids(language, tokenizer_config.codebook_size))
     text, name = _language_tensors(language, config, language_model.hf_key_map(config), dtype)
-    vq_pairs = tokenizer_files.hf_key_map(pictures)
-    vq, _ = _vision_tensors(vision, pictures, vq_pairs, dtype)
+    vq_pairs = tokenizer_files.hf_key_map(tokenizer_config)
+    vq, _ = _vision_tensors(vision, tokenizer_config, vq_pairs, dtype)
     write_tensors(path, itertools.chain(text, vq))
     hf_export.write_config(path, stored, name)
     language_config.write_generation(path, further)
@@ -117,8 +117,8 @@ def write_whole_model(
     _copy_files(vision, path, vision_config.is_hf(vision))
 
 
-def _picture_ids(path: str | os.PathLike, codebook_size: int) -> dict:
-    """The fields of a whole model's config.json that name the ids of pictures."""
+def _image_ids(path: str | os.PathLike, codebook_size: int) -> dict:
+    """The fields of a whole model's config.json that name the ids of images."""
     stored = read_json(pathlib.Path(path) / CONFIG_FILE)
     if stored.get("vocabulary_map"):
         fields = ("vocabulary_map", "image_token_id")

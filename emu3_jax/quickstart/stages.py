@@ -16,10 +16,10 @@ from emu3_jax import shipped
 STILL_SIZE = "8x8"
 CLIP_SIZE = "4x8x8"
 CLIP_FRAMES = 8
-# How pictures and clips are drawn. A small model hears the words of a caption faintly, so more
+# How images and clips are drawn. A small model hears the words of a caption faintly, so more
 # guidance than the released 3 pays; how much: docs/measurements.md.
 DRAWING = ("--guidance=6", "--temperature=0.7", "--top_k=200")
-# The pictures shown are of eight candidates each the one that the model itself, reading them, would
+# The images shown are of eight candidates each the one that the model itself, reading them, would
 # caption so; what that pays stands there as well.
 CHOOSING = ("--candidates=8", "--batch_size=64")
 
@@ -80,7 +80,7 @@ class Plan:
       tokenize_config, tokenize_options: how the corpus is tokenized.
       shipped: directory of the shipped model; its stages are left out where it does not exist.
       limit: items of a validation split that the language models are evaluated on.
-      pictures, clips, captions: how many are sampled, of each model.
+      images, clips, captions: how many are sampled, of each model.
       devices: virtual CPU devices of the training mesh.
     """
 
@@ -95,7 +95,7 @@ class Plan:
     tokenize_options: tuple[str, ...] = ()
     shipped: pathlib.Path = pathlib.Path("assets/transformer_nano")
     limit: int = 64
-    pictures: int = 16
+    images: int = 16
     clips: int = 4
     captions: int = 12
     devices: int = 2
@@ -142,7 +142,7 @@ class Plan:
         return self.directory / "evaluation" / of
 
     def samples(self, of: str, kind: str) -> pathlib.Path:
-        """What "shipped" or "trained" made: "pictures", "clips" or "captions"."""
+        """What "shipped" or "trained" made: "images", "clips" or "captions"."""
         return self.directory / "samples" / of / kind
 
     def models(self) -> dict[str, pathlib.Path]:
@@ -166,14 +166,14 @@ def preparation(plan: Plan) -> list[Stage]:
     """Corpus and shards: what the other stages are made from."""
     unpack = Stage(
         "corpus",
-        "Unpack the corpus: pictures, clips, captions",
+        "Unpack the corpus: images, clips, captions",
         ("-m", "emu3_jax.data.fluent_emoji", f"--zip={plan.corpus_zip}", f"--output={plan.corpus}"),
         inputs=_found(plan.corpus_zip),
         outputs=(plan.corpus,),
     )
     tokenize = Stage(
         "tokens",
-        "Tokenize pictures, clips and captions into ArrayRecord shards",
+        "Tokenize images, clips and captions into ArrayRecord shards",
         ("-m", "emu3_jax.tokenize", f"--config={plan.tokenize_config}",
          "--config.corpus_zip=", f"--config.corpus={plan.corpus}",
          f"--config.output={plan.tokens}", f"--config.vision_tokenizer={plan.vision_tokenizer}",
@@ -240,7 +240,7 @@ def evaluation(plan: Plan) -> list[Stage]:
         stages.append(
             Stage(
                 f"evaluate_{name}",
-                f"Evaluate the {name} model: likelihood, captions, drawn pictures",
+                f"Evaluate the {name} model: likelihood, captions, drawn images",
                 ("-m", "emu3_jax.evaluate", f"--evaluators={evaluators}", f"--model={path}",
                  *common, f"--tokens={plan.tokens}", f"--limit={plan.limit}", *DRAWING,
                  f"--output={plan.evaluation(name)}"),
@@ -252,13 +252,13 @@ def evaluation(plan: Plan) -> list[Stage]:
 
 
 def sampling(plan: Plan, items: dict) -> list[Stage]:
-    """Pictures, clips and captions of each model, for the held-out `items` of `choose_items`."""
-    pictures = tuple(f"--prompt={item['text']}" for item in items["pictures"])
+    """Images, clips and captions of each model, for the held-out `items` of `choose_items`."""
+    images = tuple(f"--prompt={item['text']}" for item in items["images"])
     clips = tuple(f"--prompt={item['text']}" for item in items["clips"])
     shown = tuple(f"--image={plan.corpus / item['image']}" for item in items["captions"])
     fps = CLIP_FRAMES / items["clips"][0]["seconds"] if clips else 0.0
     kinds = {
-        "pictures": ("text_to_image", (f"--size={STILL_SIZE}", *DRAWING, *CHOOSING, *pictures)),
+        "images": ("text_to_image", (f"--size={STILL_SIZE}", *DRAWING, *CHOOSING, *images)),
         "clips": ("text_to_video",
                   (f"--size={CLIP_SIZE}", f"--fps={fps:g}", *DRAWING, *clips)),
         "captions": ("image_to_text", ("--min_pixels=4096", "--max_pixels=4096",
@@ -320,7 +320,7 @@ def choose_items(corpus: pathlib.Path, plan: Plan) -> dict[str, list[dict]]:
     clips = [row for row in clips if row["seconds"] == seconds[0][0]]
     toned = [row for row in stills if row.get("tone")]
     return {
-        "pictures": _spread(stills, plan.pictures),
+        "images": _spread(stills, plan.images),
         "clips": _spread(clips, plan.clips),
         "captions": _spread(toned, plan.captions // 2)
         + _spread([row for row in stills if not row.get("tone")], (plan.captions + 1) // 2),

@@ -1,4 +1,4 @@
-"""Make token datasets of a raw corpus (pictures, clips, captions, text).
+"""Make token datasets of a raw corpus (images, clips, captions, text).
 
   python -m emu3_jax.tokenize --config=tokenize_nano --config.output=runs/tokens
 

@@ -29,7 +29,7 @@ class MediaRules:
 
 @dataclasses.dataclass
 class Medium:
-    """A picture or clip on its way to codes: uint8 pixels first, codes [h,w] or [t,h,w] later."""
+    """An image or clip on its way to codes: uint8 pixels first, codes [h,w] or [t,h,w] later."""
 
     pixels: np.ndarray | None
     fps: float = 0.0
@@ -63,13 +63,13 @@ def prepare(item: RawItem, rules: MediaRules | None) -> Prepared:
     if item.problem:
         raise ValueError(item.problem)
     if item.kind == "text" and not item.text:
-        raise ValueError("neither text nor a picture nor a clip")
+        raise ValueError("neither text nor an image nor a clip")
     shown = [("image", item.image), ("video", item.video)]
     for part in (*item.segments, *item.turns):
         shown += [(kind, part.get(kind)) for kind in ("image", "video")]
     shown = [(kind, source) for kind, source in shown if source is not None]
     if shown and rules is None:
-        raise ValueError("it shows a picture or a clip, but no vision tokenizer was given")
+        raise ValueError("it shows an image or a clip, but no vision tokenizer was given")
     return Prepared(item, [_read(kind, source, item, rules) for kind, source in shown])
 
 

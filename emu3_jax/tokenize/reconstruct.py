@@ -1,9 +1,9 @@
-"""Files to codes and back, to look at: what a vision tokenizer keeps of one's own pictures.
+"""Files to codes and back, to look at: what a vision tokenizer keeps of one's own images.
 
   python -m emu3_jax.tokenize.reconstruct --vision_tokenizer=DIR --output=DIR \\
     --input=photo.jpg --input=film.mp4 [--clips=independent] [--tile=64 --overlap=8]
 
-For each file writes NAME.png, or NAME.mp4 for a clip: the picture as the tokenizer was given it at
+For each file writes NAME.png, or NAME.mp4 for a clip: the image as the tokenizer was given it at
 the left, what it made of its codes at the right; and NAME.npy, the codes. Prints PSNR and SSIM.
 """
 
@@ -25,14 +25,14 @@ VISION = command_line.define_path(
     "vision_tokenizer", shipped.vision_tokenizer, "Weights, run directory, nano or photo."
 )
 OUTPUT = flags.DEFINE_string("output", None, "Directory to write.")
-INPUT = flags.DEFINE_multi_string("input", [], "Picture or clip; give as many as you like.")
+INPUT = flags.DEFINE_multi_string("input", [], "Image or clip; give as many as you like.")
 CLIPS = flags.DEFINE_enum(
     "clips", "causal", vision_codec.CLIPS, "A long clip as one, or its latent frames apart."
 )
 FPS = flags.DEFINE_float("fps", 0.0, "Rate at which clips are read; 0 takes every frame.")
 MAX_FRAMES = flags.DEFINE_integer("max_frames", 64, "Clips are cut to this many frames.")
-MIN_PIXELS = flags.DEFINE_integer("min_pixels", None, "Smaller pictures are enlarged to this.")
-MAX_PIXELS = flags.DEFINE_integer("max_pixels", None, "Larger pictures are reduced to this.")
+MIN_PIXELS = flags.DEFINE_integer("min_pixels", None, "Smaller images are enlarged to this.")
+MAX_PIXELS = flags.DEFINE_integer("max_pixels", None, "Larger images are reduced to this.")
 TILE = flags.DEFINE_integer(
     "tile", 0, "Side in tokens of tiles for what does not fit memory, an approximation; 0: whole."
 )
@@ -76,8 +76,8 @@ def _read(path: str, limits: media.PixelLimits, config) -> tuple[np.ndarray, flo
     except media.MediaError as no_clip:
         try:
             frames, fps = media.read_image(path), 0.0
-        except media.MediaError as no_picture:
-            raise ValueError(f"{no_clip}; nor is it a picture: {no_picture}") from no_picture
+        except media.MediaError as no_image:
+            raise ValueError(f"{no_clip}; nor is it an image: {no_image}") from no_image
     if frames.ndim == 4 and len(frames) == 1:
         frames = frames[0]
     pixels = media.resize(frames, *media.smart_resize(*frames.shape[-3:-1], limits))

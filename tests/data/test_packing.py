@@ -1,4 +1,4 @@
-"""Rows of documents: no picture is cut, no token is lost, little room is wasted."""
+"""Rows of documents: no image is cut, no token is lost, little room is wasted."""
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ def test_best_fit_fills_the_fullest_row_with_room():
 def test_pairs_of_a_document():
     whole = document(10)
     assert pieces(whole, 9) == [(whole, 0, 9)]
-    assert pieces(whole, 8) == []  # a picture is never cut
+    assert pieces(whole, 8) == []  # an image is never cut
     text = document(10, whole=False)
     assert [p[1:] for p in pieces(text, 4)] == [(0, 4), (4, 8), (8, 9)]
 

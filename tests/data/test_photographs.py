@@ -107,7 +107,7 @@ def test_what_does_not_fit_leaves_no_half_corpus(kind, packages, tmp_path):
         message = "y.png: expected a photograph in colour, found L"
     elif kind == "broken":
         (packages / "b/y.png").write_bytes((packages / "b/y.png").read_bytes()[:60])
-        message = "y.png: the picture cannot be decoded"
+        message = "y.png: the image cannot be decoded"
     elif kind == "short":
         films = (Film(**{**vars(FILM), "shots": ((0, 91),)}),)
         message = "c/z.webp: 90 frames, expected at least 91"

@@ -204,7 +204,7 @@ def test_exports_of_a_run(models, outputs):
 
 
 def test_likelihood_of_an_import(models, outputs):
-    """Of one caption and one picture, against the logits of the weights it was made from."""
+    """Of one caption and one image, against the logits of the weights it was made from."""
     results = json.loads((models / "evaluation" / "results.json").read_text())
     model, variables = emu3_jax.load_language_model(models / "Emu3-Gen")
     bundle = emu3_jax.load_bundle(models / "Emu3-Gen")

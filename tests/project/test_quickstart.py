@@ -172,9 +172,9 @@ def test_an_input_that_is_missing_is_named_before_any_work(tmp_path):
 
 def test_the_shipped_model_is_left_out_where_it_is_not_there(tmp_path):
     plan = Plan(shipped=tmp_path / "none")
-    items = {"pictures": [{"text": "a"}], "clips": [], "captions": []}
+    items = {"images": [{"text": "a"}], "clips": [], "captions": []}
     names = [stage.name for stage in stages.evaluation(plan) + stages.sampling(plan, items)]
-    assert names == ["evaluate_vision_tokenizer", "evaluate_trained", "sample_trained_pictures"]
+    assert names == ["evaluate_vision_tokenizer", "evaluate_trained", "sample_trained_images"]
 
 
 # ------------------------------------------------------------------ all of it, with tiny parts
@@ -242,13 +242,13 @@ def plan(tmp_path_factory):
         tokenize_options=("--config.image_batch=4",),
         shipped=folder / "none",
         limit=4,
-        pictures=2,
+        images=2,
         clips=1,
         captions=2,
     )
 
 
-def test_from_pictures_to_report_with_a_stop_on_the_way(plan, monkeypatch):
+def test_from_images_to_report_with_a_stop_on_the_way(plan, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv(
         "JAX_COMPILATION_CACHE_DIR",

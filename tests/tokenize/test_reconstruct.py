@@ -98,7 +98,7 @@ def test_the_command_puts_both_side_by_side(tmp_path):
     frames, fps, _ = media.read_video(out / "clip.mp4")
     assert frames.shape == (8, 64, 128, 3) and fps == 4
     assert np.load(out / "clip.npy").shape == (4, 8, 8)
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     result = _command(*common, f"--input={tmp_path / 'bad.png'}")
     assert (
         result.returncode == 2 and "bad.png" in result.stderr and "Traceback" not in result.stderr

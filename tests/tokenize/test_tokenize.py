@@ -46,7 +46,7 @@ def encoder(vision):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Pictures of two shapes, clips of several lengths, text, a chat, a document."""
+    """Images of two shapes, clips of several lengths, text, a chat, a document."""
     folder = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
     rows = []
@@ -67,7 +67,7 @@ def corpus(tmp_path_factory):
 
 
 def encode(vision, pixels):
-    """Codes of one picture or clip, straight from the module."""
+    """Codes of one image or clip, straight from the module."""
     module, variables = vision
     apply = jax.jit(lambda v, x: module.apply(v, x, method="encode"))
     return np.asarray(apply(variables, media.to_model(pixels)[None]))[0]
@@ -120,7 +120,7 @@ def test_records_hold_what_the_vision_tokenizer_sees(unbroken, corpus, vision, e
     np.testing.assert_array_equal(clip.codes, encode(vision, pixels))
 
 
-def test_copies_are_moved_pictures_of_the_same_item(corpus, vision, encoder, tmp_path):
+def test_copies_are_moved_images_of_the_same_item(corpus, vision, encoder, tmp_path):
     folder = tokenize(config(corpus, tmp_path, copies={"train": 3}, max_shift=2), encoder)[0]
     dataset = open_dataset(folder)
     kinds = {kind: [r.key for r in dataset.records(kind)] for kind in ("image", "text")}
@@ -131,7 +131,7 @@ def test_copies_are_moved_pictures_of_the_same_item(corpus, vision, encoder, tmp
     assert first.segments[1] != second.segments[1] != third.segments[1]
 
 
-def test_a_copy_is_the_picture_moved_with_its_edge_repeated():
+def test_a_copy_is_the_image_moved_with_its_edge_repeated():
     pixels = np.arange(2 * 6 * 5 * 3, dtype=np.uint8).reshape(2, 6, 5, 3)
     prepared = Prepared(RawItem("k", video=pixels), [Medium(pixels)])
     copies = [moved(prepared, copy, 2).media[0].pixels for copy in range(1, 20)]
@@ -227,15 +227,15 @@ def test_several_workers_make_the_same_dataset(unbroken, corpus, encoder, tmp_pa
 def test_bad_items_are_skipped_under_a_limit_and_listed(corpus, encoder, tmp_path):
     rows = [{"id": f"s{i}", "image": str(corpus / f"{i}.png"), "text": "x"} for i in range(6)]
     media.write_webp(tmp_path / "short.webp", np.zeros((3, 16, 16, 3), np.uint8), fps=4)
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     media.write_png(tmp_path / "thin.png", np.zeros((8, 80, 3), np.uint8))
     bad = [
         ({"id": "short", "video": "short.webp"}, "3 frames is shorter than .* temporal factor 4"),
-        ({"id": "bad", "image": "bad.png"}, "bad.png: not a picture"),
+        ({"id": "bad", "image": "bad.png"}, "bad.png: not an image"),
         ({"id": "thin", "image": "thin.png"}, "aspect ratio 10.00"),
         ({"id": "gone", "image": "gone.png"}, "gone.png: cannot be read"),
         ({"id": "s1", "text": "again"}, "id stood in this shard before"),
-        ({"id": "nothing"}, "neither text nor a picture nor a clip"),
+        ({"id": "nothing"}, "neither text nor an image nor a clip"),
         ({"id": "turn", "turns": [{"question": "a"}]}, 'a turn needs a "answer"'),
         ({"id": "half", "text": "\ud800"}, "surrogate"),
     ]

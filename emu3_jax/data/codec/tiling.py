@@ -1,4 +1,4 @@
-"""Pictures too large for memory, in overlapping tiles. An approximation, never exactly the whole.
+"""Images too large for memory, in overlapping tiles. An approximation, never exactly the whole.
 
 The norms of the tokenizer take their statistics, and its attention looks, over a whole frame; a
 tile knows only itself. Codes are taken from the tile in whose middle they are; decoded tiles fade

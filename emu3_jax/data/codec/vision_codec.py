@@ -1,11 +1,11 @@
-"""A vision tokenizer at work: uint8 pictures and clips of any size to codes and back.
+"""A vision tokenizer at work: uint8 images and clips of any size to codes and back.
 
 A clip longer than one latent frame is coded either as one causal clip (`CAUSAL`), where later codes
 know the frames before, or as clips of one latent frame that know nothing of each other
 (`INDEPENDENT`), as the official script does with released weights. Decode as it was encoded.
 
 On the mesh that is set every device codes its rows of a batch. Several processes make the same
-calls with the same pictures, and each gets all results.
+calls with the same images, and each gets all results.
 """
 
 import functools
@@ -34,21 +34,21 @@ def _jitted(module: Any, method: str):
 
 def encode(
     tokenizer: tuple[Any, Any],
-    pictures: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
     batch_size: int,
     clips: str = CAUSAL,
     done: Done = lambda count: None,
 ) -> list[np.ndarray]:
     """Codes of uint8 [H, W, 3] or [T, H, W, 3] → int32 [h, w] or [t, h, w] each.
 
-    Pictures are cut at the right, at the bottom and at the end to multiples of the tokenizer's
-    factors. `done` is called after each batch with the number of its pictures.
+    Images are cut at the right, at the bottom and at the end to multiples of the tokenizer's
+    factors. `done` is called after each batch with the number of its images.
 
     Raises:
-      ValueError: a picture or clip smaller than one token, or `clips` is not one of CLIPS.
+      ValueError: an image or clip smaller than one token, or `clips` is not one of CLIPS.
     """
     module, variables = tokenizer
-    cut = [whole_tokens(module.config, picture) for picture in pictures]
+    cut = [whole_tokens(module.config, image) for image in images]
     if _apart(clips):
         pieces, owners = _pieces(cut, module.config.temporal_downsample_factor, rank=4)
         return _joined(encode(tokenizer, pieces, batch_size, done=done), owners)
@@ -69,7 +69,7 @@ def decode(
     clips: str = CAUSAL,
     done: Done = lambda count: None,
 ) -> list[np.ndarray]:
-    """Pictures of codes: int32 [h, w] → uint8 [H, W, 3], [t, h, w] → uint8 [T, H, W, 3].
+    """Images of codes: int32 [h, w] → uint8 [H, W, 3], [t, h, w] → uint8 [T, H, W, 3].
 
     `done` as for `encode`.
     """
@@ -78,13 +78,13 @@ def decode(
         pieces, owners = _pieces([np.asarray(c) for c in codes], 1, rank=3)
         return _joined(decode(tokenizer, pieces, batch_size, done=done), owners)
     decoder, variables = _jitted(module, "decode"), sharding.on_devices(variables)
-    pictures: list = [None] * len(codes)
+    images: list = [None] * len(codes)
     for indices, batch in batches_of_one_shape([np.asarray(c) for c in codes], batch_size):
         out = media.to_uint8(np.asarray(decoder(variables, sharding.spread(batch, "batch"))))
-        for index, picture in zip(indices, out, strict=False):
-            pictures[index] = picture
+        for index, image in zip(indices, out, strict=False):
+            images[index] = image
         done(len(indices))
-    return pictures
+    return images
 
 
 def _apart(clips: str) -> bool:
@@ -110,18 +110,18 @@ def _joined(pieces: Sequence[np.ndarray], owners: Sequence[int]) -> list[np.ndar
     return [np.concatenate(group) if len(group) > 1 else group[0] for group in groups.values()]
 
 
-def whole_tokens(config: Any, picture: np.ndarray) -> np.ndarray:
+def whole_tokens(config: Any, image: np.ndarray) -> np.ndarray:
     """Cuts uint8 [(T,) H, W, 3] to whole tokens."""
     space, time = config.spatial_factor, config.temporal_downsample_factor
-    height, width = (size - size % space for size in picture.shape[-3:-1])
-    frames = picture.shape[0] - picture.shape[0] % time if picture.ndim == 4 else 1
+    height, width = (size - size % space for size in image.shape[-3:-1])
+    frames = image.shape[0] - image.shape[0] % time if image.ndim == 4 else 1
     if 0 in (height, width, frames):
         raise ValueError(
-            f"a picture of shape {picture.shape} is smaller than one token"
+            f"an image of shape {image.shape} is smaller than one token"
             f" ({time} frames of {space}x{space} pixels)"
         )
-    picture = picture[..., :height, :width, :]
-    return picture[:frames] if picture.ndim == 4 else picture
+    image = image[..., :height, :width, :]
+    return image[:frames] if image.ndim == 4 else image
 
 
 def batches_of_one_shape(

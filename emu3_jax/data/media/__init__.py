@@ -1,4 +1,4 @@
-"""Pictures and clips: from files to uint8 arrays, to the numbers a model reads, and back to files.
+"""Images and clips: from files to uint8 arrays, to the numbers a model reads, and back to files.
 
 Every reader takes a path or the file's bytes and ends in an array or in a `MediaError` whose one
 sentence names the file. Files are written whole or not at all.

@@ -1,4 +1,4 @@
-"""Film files and animated pictures to uint8 arrays, sampled by time stamps."""
+"""Film files and animated images to uint8 arrays, sampled by time stamps."""
 
 import io
 
@@ -31,7 +31,7 @@ def read_video(
     if fps is not None and fps <= 0 or max_frames is not None and max_frames < 1:
         raise ValueError(f"fps and max_frames must be positive, found {fps} and {max_frames}")
     content = read_content(source, label)
-    if _is_picture_file(content):
+    if _is_image_file(content):
         frames, fps = _animation_frames(content, label, fps)
     else:
         frames = _film_frames(content, label)
@@ -43,7 +43,7 @@ def read_video(
         raise MediaError(f"{label}: the clip cannot be decoded ({error})") from error
 
 
-def _is_picture_file(content: bytes) -> bool:
+def _is_image_file(content: bytes) -> bool:
     if content[:4] == b"RIFF":
         return content[8:12] == b"WEBP"
     return content[:4] == b"GIF8" or content[:8] == b"\x89PNG\r\n\x1a\n"
@@ -79,7 +79,7 @@ def _animation_frames(content: bytes, label: str, fps: float | None):
 
 def _film_frames(content: bytes, label: str):
     """Frames (start, end in seconds, get) of a film, decoded as they are asked for."""
-    import av  # slow to import, and pictures do not need it
+    import av  # slow to import, and images do not need it
 
     try:
         with av.open(io.BytesIO(content)) as container:

@@ -1,4 +1,4 @@
-"""Pictures as arrays: how large they may be, and the numbers a model reads."""
+"""Images as arrays: how large they may be, and the numbers a model reads."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ MAX_ASPECT = 5.0  # long side over short side; a constant of the released image 
 
 
 class MediaError(ValueError):
-    """A picture or clip that cannot be used; the sentence names the file and the reason."""
+    """An image or clip that cannot be used; the sentence names the file and the reason."""
 
 
 @dataclass(frozen=True)
 class PixelLimits:
-    """How large a picture may be when it reaches the vision tokenizer.
+    """How large an image may be when it reaches the vision tokenizer.
 
     The defaults are the released preprocessor_config.json. `spatial_factor` is the vision
     tokenizer's downsampling.
@@ -42,12 +42,12 @@ def smart_resize(height: int, width: int, limits: PixelLimits = PixelLimits()) -
     factor = limits.spatial_factor
     if height < factor or width < factor:
         raise MediaError(
-            f"a picture of {width}x{height} pixels is too small: each side needs at least {factor}"
+            f"an image of {width}x{height} pixels is too small: each side needs at least {factor}"
         )
     aspect = max(height, width) / min(height, width)
     if aspect > MAX_ASPECT:
         raise MediaError(
-            f"a picture of {width}x{height} pixels has the aspect ratio {aspect:.2f}; "
+            f"an image of {width}x{height} pixels has the aspect ratio {aspect:.2f}; "
             f"at most {MAX_ASPECT:g} is allowed"
         )
     new_height = round(height / factor) * factor
@@ -62,7 +62,7 @@ def smart_resize(height: int, width: int, limits: PixelLimits = PixelLimits()) -
         new_width = -int(-width * beta // factor) * factor
     if new_height < factor or new_width < factor:
         raise MediaError(
-            f"a picture of {width}x{height} pixels does not fit into {limits.max_pixels} pixels "
+            f"an image of {width}x{height} pixels does not fit into {limits.max_pixels} pixels "
             f"with sides of at least {factor}"
         )
     return new_height, new_width

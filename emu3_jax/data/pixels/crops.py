@@ -1,16 +1,16 @@
-"""Which part of a picture or clip training sees: squares to cut out, and windows that move.
+"""Which part of an image or clip training sees: squares to cut out, and windows that move.
 
-A box is (left, top, right, bottom) in pixels of the picture, not necessarily whole numbers. Cutting
+A box is (left, top, right, bottom) in pixels of the image, not necessarily whole numbers. Cutting
 and resizing are one step, which reads the pixels beside the box where the filter reaches over it:
-a window that moves by a tenth of a pixel moves the picture by just that.
+a window that moves by a tenth of a pixel moves the image by just that.
 """
 
 import numpy as np
 from PIL import Image
 
 # Pans. None of these figures is published: they are ours, chosen so that a window of 64 pixels
-# moves by at most four pixels a frame and has somewhere to go in a square picture too.
-PAN_SIDES = (0.4, 0.8)  # side of the first window as a share of the picture's short side
+# moves by at most four pixels a frame and has somewhere to go in a square image too.
+PAN_SIDES = (0.4, 0.8)  # side of the first window as a share of the image's short side
 PAN_SPEED = 1 / 16  # most that a window moves in one frame along an axis, in sides of itself
 PAN_ZOOM = 0.01  # most that its side changes in one frame, as a share
 
@@ -18,14 +18,14 @@ PAN_ZOOM = 0.01  # most that its side changes in one frame, as a share
 def random_box(
     height: int, width: int, min_crop: float, rng: np.random.Generator
 ) -> tuple[float, float, float, float]:
-    """A square anywhere in the picture; its side is uniform in [min_crop, 1] x the short side."""
+    """A square anywhere in the image; its side is uniform in [min_crop, 1] x the short side."""
     side = min(height, width) * rng.uniform(min_crop, 1.0)
     left, top = rng.uniform(0, width - side), rng.uniform(0, height - side)
     return left, top, left + side, top + side
 
 
 def pan_boxes(height: int, width: int, frames: int, rng: np.random.Generator) -> np.ndarray:
-    """Float64 [frames, 4]: a square that moves and grows or shrinks evenly, within the picture."""
+    """Float64 [frames, 4]: a square that moves and grows or shrinks evenly, within the image."""
     short, steps = min(height, width), frames - 1
     first = short * rng.uniform(*PAN_SIDES)
     last = first * np.exp(steps * rng.uniform(-PAN_ZOOM, PAN_ZOOM))

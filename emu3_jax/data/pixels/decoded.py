@@ -1,4 +1,4 @@
-"""Pictures and clips of a folder, decoded, by number; kept in memory up to a limit."""
+"""Images and clips of a folder, decoded, by number; kept in memory up to a limit."""
 
 import logging
 from pathlib import Path
@@ -12,7 +12,7 @@ log = logging.getLogger(__name__)
 
 
 class DecodedItems:
-    """The uint8 pictures [H,W,3] and clips [T,H,W,3] that jsonl files name.
+    """The uint8 images [H,W,3] and clips [T,H,W,3] that jsonl files name.
 
     root, files: folder and the jsonl files in it (layout of `sources.FolderSource`).
     short_side: what is larger is scaled down until its short side has this many pixels.

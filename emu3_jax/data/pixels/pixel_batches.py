@@ -1,4 +1,4 @@
-"""Batches of raw pictures and clips, on which the vision tokenizer trains.
+"""Batches of raw images and clips, on which the vision tokenizer trains.
 
 Batch n is a function of (config, n) alone, however many processes read it: each group deals out its
 items in an order that is shuffled anew each epoch, and every random choice (crop, window of a clip,
@@ -71,7 +71,7 @@ class PixelGroup:
 
 @dataclass(frozen=True)
 class PixelConfig:
-    """Which pictures and clips, how large, and how many a batch.
+    """Which images and clips, how large, and how many a batch.
 
     Every batch holds every group. Sizes and lengths could also take turns, a batch each; together
     they make one compiled step of fixed shapes, every update sees the same mixture, and no process
@@ -80,7 +80,7 @@ class PixelConfig:
     root, files: folder and the jsonl files in it (layout of `sources.FolderSource`).
     groups: what a batch holds.
     crop: "centre", the centred square as large as the short side; "random", a square of
-      `min_crop` to 1 of the short side anywhere in the picture (the same for all frames of a clip).
+      `min_crop` to 1 of the short side anywhere in the image (the same for all frames of a clip).
       Pans choose their windows themselves.
     flip, reverse: half of the items are mirrored; half of the clips and pans run backwards.
     strides: a training clip takes every k-th frame, k drawn from those that its length allows.
@@ -209,7 +209,7 @@ def _seed(config: PixelConfig, group: PixelGroup) -> int:
 
 
 def _short_side(config: PixelConfig) -> int:
-    """Short side, in pixels, above which a picture holds more than any group ever shows."""
+    """Short side, in pixels, above which an image holds more than any group ever shows."""
     smallest = {"pans": crops.PAN_SIDES[0]}
     needs = [group.size / smallest.get(group.kind, config.min_crop) for group in config.active]
     return math.ceil(max(needs))

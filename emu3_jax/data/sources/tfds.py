@@ -17,7 +17,7 @@ TEXT_KEYS = ("caption", "captions", "text", "title", "label")
 class TfdsSource:
     """A prepared TFDS dataset, read by index (its files must be ArrayRecord).
 
-    The picture or clip is the feature "image" or "video", the text the first of `TEXT_KEYS` that
+    The image or clip is the feature "image" or "video", the text the first of `TEXT_KEYS` that
     exists: of several captions the first, of a class label its name. Other plain features become
     attributes; one of `RATE_KEYS` says how fast a clip was filmed. The data directory is TFDS's own
     (TFDS_DATA_DIR or ~/tensorflow_datasets).

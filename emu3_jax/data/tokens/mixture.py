@@ -53,7 +53,7 @@ class MixtureEntry:
       weight: how often a document of this entry comes up, relative to the other entries.
       null_prompt: share of the documents whose caption is left empty, for guidance at generation
         (released fine-tuning: 0.05); only where the caption comes first.
-      train_condition: whether what comes first (the caption, or the picture to be described) is
+      train_condition: whether what comes first (the caption, or the image to be described) is
         trained on too; pretraining does, fine-tuning as released does not.
       name: what metrics call the entry; "" for its task.
     """
@@ -85,7 +85,7 @@ class MixtureEntry:
 
 class Tokens(NamedTuple):
     """One document as tokens: arrays [n] as in `emu3_jax.sequence.Sequence`, the index of its
-    mixture entry, and whether it must stay whole because it shows a picture or a clip."""
+    mixture entry, and whether it must stay whole because it shows an image or a clip."""
 
     ids: np.ndarray
     weights: np.ndarray

@@ -1,4 +1,4 @@
-"""Several documents in one row of tokens, without cutting any that shows a picture or a clip.
+"""Several documents in one row of tokens, without cutting any that shows an image or a clip.
 
 A stream of documents is taken in windows: as many as fit into `window` rows. Within a window the
 longest document goes first, each into the fullest row that still has room (best fit), and the rows

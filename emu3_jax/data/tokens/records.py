@@ -29,7 +29,7 @@ from emu3_jax.vocab import Vocab
 
 SCHEMA = 1
 DATASET_FILE = "dataset.json"
-# text: text alone; image, video: a caption and one picture or clip; document: any segments in a
+# text: text alone; image, video: a caption and one image or clip; document: any segments in a
 # fixed order; chat: a document whose loss flags matter (only answers are trained on).
 KINDS = ("text", "image", "video", "document", "chat")
 

