@@ -276,9 +276,9 @@ def test_bad_items_are_replaced_up_to_a_limit(root, tmp_path):
     long = PixelGroup("long", "clips", 16, 1, 4)
     with pytest.raises(media.MediaError, match="webp: 7 frames are fewer than the 10 that a train"):
         next(pixel_batches(config(root, long, strides=(3, 4))))
-    with pytest.raises(media.MediaError, match="not one video can be used"):
+    with pytest.raises(media.MediaError, match="no video can be used"):
         next(pixel_batches(config(root, long, strides=(3, 4), max_bad_items=4)))
-    with pytest.raises(ValueError, match="hold no video, of which the group 'clips' is made"):
+    with pytest.raises(ValueError, match="hold no video, which the group 'clips' is made of"):
         pixel_batches(config(str(tmp_path), max_bad_items=1))
     (tmp_path / "train.jsonl").write_text(rows[0] + "\nno row")
     with pytest.raises(media.MediaError, match="train.jsonl:2: not a JSON row"):
@@ -288,7 +288,7 @@ def test_bad_items_are_replaced_up_to_a_limit(root, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(groups=[STILL] * 2), "names must differ, 'a' stands there twice"),
+        (dict(groups=[STILL] * 2), "names must differ, 'a' appears twice"),
         (dict(groups=[]), "at least one must have a count above 0"),
         (dict(groups=[STILL | dict(count=0)]), "at least one must have a count above 0"),
         (dict(groups=[STILL | dict(count=-1)]), "group 'a': size must be above 0 and count not"),

@@ -57,7 +57,7 @@ def test_dataset_round_trip(tmp_path):
 def test_what_comes_together_goes_with_one_tokenizer():
     check_same("vision tokenizer", {})
     check_same("vision tokenizer", {"a is": "v1", "b states": "", "c states": None, "d is": "v1"})
-    message = "^b is the vision tokenizer v1, but d was made with v2; make one of the two anew"
+    message = "^b is the vision tokenizer v1, but d was made with v2; remake one of the two"
     with pytest.raises(ValueError, match=message):
         stated = {"a states": "", "b is": "v1", "c is": "v1", "d was made with": "v2"}
         check_same("vision tokenizer", stated)

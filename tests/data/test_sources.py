@@ -84,7 +84,7 @@ def test_an_empty_or_missing_corpus_is_an_error(tmp_path):
         FolderSource(tmp_path / "a.jsonl")
     with pytest.raises(SourceError, match="b.jsonl: cannot be read"):
         open_source("b.jsonl", tmp_path)
-    with pytest.raises(SourceError, match="names no corpus; expected"):
+    with pytest.raises(SourceError, match="is not a corpus; expected"):
         open_source("something", tmp_path)
 
 

@@ -53,9 +53,9 @@ def at(example, member=0, block=0):
     [
         (at(3) + 100, 2, "from the example '2' on .*truncated header"),
         (at(3, 0, 1) + 2, 2, "from the example '2' on .*unexpected end of data"),
-        (at(3, 1), 3, "from the example '3' on .*stops before the mark of its end"),
+        (at(3, 1), 3, "from the example '3' on .*stops before its end marker"),
         (at(3, 1, 1) + 1, 3, "from the example '3' on .*unexpected end of data"),
-        (at(3), 2, "from the example '2' on .*stops before the mark of its end"),
+        (at(3), 2, "from the example '2' on .*stops before its end marker"),
         (0, 0, r"0.tar: cannot be read as a tar file \(file could not be opened"),
     ],
 )
