@@ -71,7 +71,7 @@ def load_bundle(
     vision_tokenizer: str | os.PathLike | None = None,
     mesh: "Mesh | None" = None,
 ) -> "Bundle":
-    """Reads a language model with everything that generation needs: vocabulary, grammar, tokenizers.
+    """Reads a language model with all that generation needs: vocabulary, grammar, tokenizers.
 
     Args:
       path: a run directory, a directory written by `python -m emu3_jax.convert`, released weights

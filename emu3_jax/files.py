@@ -125,7 +125,7 @@ def temporary_name(path: pathlib.Path) -> pathlib.Path:
 
 @contextlib.contextmanager
 def _sentences(path: AnyPath, temporary: AnyPath | None = None) -> Iterator[None]:
-    """Turns an OSError about `path` or its temporary name into a sentence; others pass unchanged."""
+    """Turns an OSError about `path` or its temporary name into a sentence; others pass through."""
     path = os.fspath(path)
     temporary = path if temporary is None else os.fspath(temporary)
     try:

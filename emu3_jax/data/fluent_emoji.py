@@ -30,8 +30,8 @@ DONE = "prepared.json"
 def prepare(zip_path: str | os.PathLike, out_dir: str | os.PathLike) -> Path:
     """Unpacks the corpus into `out_dir` and returns it; a folder that is already prepared is kept.
 
-    Files: stills/<id>.webp, clips/<id>.webp (animated), and one jsonl per split (`SPLITS`) with a row
-    {"id","image","text",…} per still and a row {"id","video","text","seconds",…} per clip, and
+    Files: stills/<id>.webp, clips/<id>.webp (animated), and one jsonl per split (`SPLITS`) with a
+    row {"id","image","text",…} per still and a row {"id","video","text","seconds",…} per clip, and
     text.jsonl with rows {"id","text"} made of the captions and tags of the train split.
     """
     out_dir = Path(out_dir)

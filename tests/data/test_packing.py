@@ -108,7 +108,7 @@ def test_too_long_documents_are_counted_or_an_error(caplog):
     lengths = [len(Stream(40, 90)[i].ids) - 1 for i in range(first)]
     assert p.position.dropped == sum(n > 64 for n in lengths) > 0
     assert "longer than the sequence length 64" in caplog.text
-    with pytest.raises(ValueError, match="longer than the sequence length 64; not one fits"):
+    with pytest.raises(ValueError, match="longer than the sequence length 64; none fits"):
         packer(Stream(low=100, high=101), seq_len=64).next_row()
 
 

@@ -276,7 +276,7 @@ def test_too_long_documents_are_counted_or_an_error(dataset, tmp_path, monkeypat
     take(iterator, 9)
     assert iterator.dropped > 0
     path = write_dataset(tmp_path / "long", [long])
-    with pytest.raises(ValueError, match="not one fits"):
+    with pytest.raises(ValueError, match="none fits"):
         next(make_iterator(config(str(path), {"text_to_image": 1.0}), GRAMMAR))
     stated = json.loads((path / "dataset.json").read_text())
     stated["counts"]["image"]["shortest"] = 240
@@ -296,7 +296,7 @@ def test_bad_configs_are_one_sentence(dataset):
     with pytest.raises(ValueError, match="names no dataset"):
         DataConfig((), 1, 8)
     entry = MixtureEntry(dataset, "text")
-    with pytest.raises(ValueError, match="two mixture entries are called 'text'"):
+    with pytest.raises(ValueError, match="two mixture entries have the name 'text'"):
         DataConfig((entry, entry), 1, 8)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         DataConfig((entry,), 0, 8)

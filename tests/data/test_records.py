@@ -90,7 +90,7 @@ def test_the_video_format_matters_where_there_are_clips(tmp_path):
 
 
 def test_broken_datasets_are_named(tmp_path):
-    with pytest.raises(RecordError, match="no finished dataset"):
+    with pytest.raises(RecordError, match="not a finished dataset"):
         open_dataset(tmp_path)
     write_dataset(tmp_path, [image_record(i) for i in range(500)])
     shard = tmp_path / "image.array_record"

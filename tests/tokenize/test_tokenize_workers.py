@@ -43,7 +43,7 @@ def test_another_number_of_copies_is_another_dataset(copies, other, corpus):
 
     once(copies)
     once(copies)
-    wanted = f"made with copies {'3' if copies == 3 else 'not set'}, now it is "
+    wanted = f"made with copies {'3' if copies == 3 else 'not set'}, the config has "
     with pytest.raises(TokenizeError, match=wanted + ("3" if other == 3 else "not set")):
         once(other)
 

@@ -19,8 +19,8 @@ NOT_IN_CODES = (*COMPUTATION, "dropout", "out_channels", "gradient")
 def vision_fingerprint(config: Any, arrays: Mapping[str, Any]) -> str:
     """Twelve hex digits of what decides a vision tokenizer's codes: equal only for equal codes.
 
-    These are the encoder, the last layer before the codebook, and the codebook. The decoder does not
-    count: one that is trained further reads the same tokens.
+    These are the encoder, the last layer before the codebook, and the codebook. The decoder does
+    not count: one that is trained further reads the same tokens.
 
     Args:
       config: a VisionTokenizerConfig. Fields at their defaults are left out, so that a new field

@@ -44,8 +44,8 @@ class VisionEncoder:
     def encode(self, pixels: np.ndarray, rows: int) -> np.ndarray:
         """uint8 [B,H,W,3] or [B,T,H,W,3] -> int32 codes [B,h,w] or [B,t,h,w].
 
-        The batch is padded to `rows` (and to a multiple of the devices), so that each shape compiles
-        once.
+        The batch is padded to `rows` (and to a multiple of the devices), so that each shape
+        compiles once.
         """
         devices = self._mesh.size
         rows = -(-max(rows, len(pixels)) // devices) * devices

@@ -21,7 +21,7 @@ def read_video(
     max_frames: int | None = None,
     name: str | None = None,
 ) -> tuple[np.ndarray, float, float]:
-    """(uint8 [T,H,W,3], frames per second, seconds) of a video file or an animated WebP, GIF or PNG.
+    """(uint8 [T,H,W,3], frames per second, seconds) of a video or an animated WebP, GIF or PNG.
 
     With `fps`, the result has the frame shown at each multiple of 1/fps, by time stamps; without,
     every frame. `max_frames` cuts off the end, before decoding if possible. `seconds` is the length

@@ -80,9 +80,9 @@ def read_image(
     """uint8 [H,W,3] of an image file, rotated upright by its EXIF orientation.
 
     CMYK, palette, grey and 16-bit images become 8-bit RGB, transparency is laid over white, and an
-    animated file gives its first frame. `fit` maps (height, width) to the size to return; the result
-    equals `resize` of the whole image, which is then never copied into an array. Raises MediaError
-    for anything unreadable.
+    animated file gives its first frame. `fit` maps (height, width) to the size to return; the
+    result equals `resize` of the whole image, which is then never copied into an array. Raises
+    MediaError for anything unreadable.
     """
     label = describe(source, name)
     image = open_image(read_content(source, label), label)

@@ -87,7 +87,8 @@ def center_square(pixels: np.ndarray) -> np.ndarray:
 
 
 # The 256 values in the released order: bytes times 1/255 in float64, rounded to float32, then
-# normalised there by mean and deviation 0.5. Another order changes last bits, which can change codes.
+# normalised there by mean and deviation 0.5. Another order changes last bits, which can change
+# codes.
 _UNIT = (np.arange(256) * (1 / 255)).astype(np.float32)
 _MODEL_VALUES = (_UNIT - np.float32(0.5)) / np.float32(0.5)
 

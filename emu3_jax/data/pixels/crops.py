@@ -46,8 +46,8 @@ def pan_boxes(height: int, width: int, frames: int, rng: np.random.Generator) ->
 def cut(pixels: np.ndarray, box, size: int) -> np.ndarray:
     """A box of uint8 [H,W,3] or [T,H,W,3], resized (bicubic) to [size,size,3] or [T,size,size,3].
 
-    `box` is one for all frames, or [T,4] with one per frame. With [T,4], `pixels` may also be a still
-    [H,W,3], which is then repeated.
+    `box` is one for all frames, or [T,4] with one per frame. With [T,4], `pixels` may also be a
+    still [H,W,3], which is then repeated.
     """
     boxes = np.asarray(box, np.float64)
     if pixels.ndim == 3:

@@ -11,8 +11,8 @@ from emu3_jax.data.sources.source import RawItem, SourceError
 class FolderSource:
     """A folder and a jsonl file in it.
 
-    A row is {"id", "text", "image" or "video" or neither, …}; with "segments" or "turns" instead, it
-    is a document or a chat (see `RawItem`). Media paths are relative to the folder of the jsonl
+    A row is {"id", "text", "image" or "video" or neither, …}; with "segments" or "turns" instead,
+    it is a document or a chat (see `RawItem`). Media paths are relative to the folder of the jsonl
     file. Every other key becomes an attribute. A shard has `items_per_shard` rows.
     """
 

@@ -1,4 +1,4 @@
-"""Which documents training sees: datasets, what is learnt from them, and in which proportion."""
+"""The training mixture: datasets, the tasks learnt from them, and their proportions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,13 +14,13 @@ from emu3_jax.sequence import Document, Grammar, LossWeights, Segment, Text
 
 @dataclass(frozen=True)
 class DocumentTask:
-    """What is learnt from a record.
+    """How a record becomes a document to train on.
 
     Attributes:
-      kind: of the records that it needs.
-      reversed: the segments are read in the reversed order (stored is the caption, then the image
-        or the video).
-      has_prompt: a caption comes first, which guidance at generation leaves out.
+      kind: kind of the records that it needs.
+      reversed: the segments are reversed (a record stores the caption first, then the image or the
+        video).
+      has_prompt: the document begins with a caption, which guidance omits at generation.
     """
 
     kind: str
@@ -28,7 +28,7 @@ class DocumentTask:
     has_prompt: bool = False
 
     def order(self, segments: Sequence[Segment]) -> tuple[Segment, ...]:
-        """The segments of a record in the order in which they are read."""
+        """The segments of a record in the order of the document."""
         return tuple(segments[::-1] if self.reversed else segments)
 
 
@@ -50,12 +50,12 @@ class MixtureEntry:
     Attributes:
       dataset: folder with a dataset.json.
       task: one of `DOCUMENT_TASKS`.
-      weight: how often a document of this entry comes up, relative to the other entries.
+      weight: frequency of this entry's documents, relative to the other entries.
       null_prompt: share of the documents whose caption is left empty, for guidance at generation
-        (released fine-tuning: 0.05); only where the caption comes first.
-      train_condition: whether what comes first (the caption, or the image to be described) is
-        trained on too; pretraining does, fine-tuning as released does not.
-      name: what metrics call the entry; "" for its task.
+        (released fine-tuning: 0.05); only for tasks whose caption comes first.
+      train_condition: whether the loss covers the first segment too (the caption, or the image to
+        be described); pretraining does, released fine-tuning does not.
+      name: name of the entry in metrics; "" for its task.
     """
 
     dataset: str
@@ -96,7 +96,7 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True)
 class _Build:
-    """Record -> Tokens; the random numbers decide on the empty caption."""
+    """Record -> Tokens; the generator decides whether the caption is left empty."""
 
     entry: MixtureEntry
     source: int
@@ -121,20 +121,20 @@ def _shows(segment: Segment) -> bool:
 
 
 def check_names(entries: Sequence[MixtureEntry]) -> tuple[str, ...]:
-    """The entries' names for metrics; ValueError for an empty mixture and for a name twice."""
+    """The entries' names for metrics; ValueError for an empty mixture or a repeated name."""
     names = tuple(entry.label for entry in entries)
     if not names:
-        raise ValueError("mixture names no dataset, expected at least one entry")
+        raise ValueError("the mixture is empty, expected at least one entry")
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"two mixture entries are called {name!r}; give one another name")
+            raise ValueError(f"two mixture entries have the name {name!r}; rename one")
     return names
 
 
 def vision_tokenizer_of(entries: Sequence[MixtureEntry]) -> str:
     """Fingerprint of the one vision tokenizer whose codes the datasets hold; "" for text alone.
 
-    Raises ValueError naming two datasets that hold codes of two tokenizers: equal numbers would
+    Raises ValueError naming two datasets with codes of different tokenizers: equal numbers would
     mean different things.
     """
     stated = {
@@ -152,13 +152,13 @@ def open_mixture(
     seq_len: int,
     seed: int,
 ) -> list[grain.MapDataset]:
-    """Each entry as an endless dataset of `Tokens`, shuffled anew each epoch.
+    """Each entry as an endless dataset of `Tokens`, reshuffled each epoch.
 
-    Raises ValueError naming the dataset that does not fit the grammar or the others, has no
-    records for its task, or of whose documents not even the shortest fits into `seq_len`.
+    Raises ValueError naming a dataset that does not fit the grammar or the other datasets, has no
+    records for its task, or whose shortest document is longer than `seq_len`.
     """
     check_names(entries)
-    vision_tokenizer_of(entries)  # raises where there are two
+    vision_tokenizer_of(entries)  # raises if there are two
     datasets = []
     for index, entry in enumerate(entries):
         opened = open_dataset(entry.dataset, grammar)
@@ -186,8 +186,8 @@ def row_stream(
 ) -> grain.MapDataset:
     """The endless stream of documents of one row of the batch.
 
-    Of each entry, row r takes the documents r, r + rows, r + 2 rows, … so that all rows together
-    see each document once an epoch, whoever reads them.
+    Row r takes the documents r, r + rows, r + 2 rows, … of each entry, so that all rows together
+    read each document once per epoch, whichever process reads a row.
     """
     parts = [dataset[row::rows] for dataset in datasets]
     return grain.MapDataset.mix(parts, [entry.weight for entry in entries])
