@@ -1,7 +1,7 @@
-"""A directory of weights in the other layout, or in the same one: tensors go from file to file.
+"""Converts a directory of weights to the other layout, or the same one, from file to file.
 
-Nothing is computed but the type, where another is asked for: all bits survive, those of the
-counters beside BatchNorm as well. One tensor is in memory at a time, and the files being written.
+Only the type changes, and only on request: all bits are kept, including those of BatchNorm's
+counters. Memory holds one tensor at a time and the files being written.
 """
 
 import itertools
@@ -26,7 +26,7 @@ from emu3_jax.interop.formats.safetensors_io import (
 from emu3_jax.interop.language import language_config, language_model
 from emu3_jax.interop.vision import tokenizer_files, vision_config
 
-# Pixel limits: beside a vision tokenizer in both layouts, in -hf beside the whole model as well.
+# Pixel limits: beside a vision tokenizer in both layouts; in -hf also beside the whole model.
 PREPROCESSOR_FILE = "preprocessor_config.json"
 # Files of one layout alone: tokenizers, the code on the hub, model cards.
 BESIDE = (".json", ".jinja", ".md", ".model", ".py", ".tiktoken", ".txt")
@@ -51,13 +51,13 @@ def write_language_model(
     """Writes the language model of a directory into another.
 
     Args:
-      source: in either layout, alone or half of a whole model.
+      source: directory in either layout, a language model alone or half of a whole model.
       path: directory, created if need be.
-      hf: whether in the -hf layout, else in BAAI's.
+      hf: whether to write the -hf layout, else BAAI's.
       dtype: a name in DTYPES, or SAME.
 
     Raises:
-      ValueError: `source` is no such directory, or has sizes that the layout does not have.
+      ValueError: `source` is not such a directory, or the layout does not support its sizes.
     """
     config = language_config.read_transformer_config(source)
     further = language_config.read_further(source)
@@ -98,7 +98,7 @@ def write_whole_model(
     """Writes two directories, or the halves of one, as one model in the -hf layout.
 
     Raises:
-      ValueError: as `write_language_model`, or the ids of images are not known.
+      ValueError: as `write_language_model`, or the ids of image tokens are unknown.
     """
     config, tokenizer_config = (
         language_config.read_transformer_config(language),
@@ -118,7 +118,7 @@ def write_whole_model(
 
 
 def _image_ids(path: str | os.PathLike, codebook_size: int) -> dict:
-    """The fields of a whole model's config.json that name the ids of images."""
+    """The fields of a whole model's config.json that name the ids of image tokens."""
     stored = read_json(pathlib.Path(path) / CONFIG_FILE)
     if stored.get("vocabulary_map"):
         fields = ("vocabulary_map", "image_token_id")
@@ -128,7 +128,7 @@ def _image_ids(path: str | os.PathLike, codebook_size: int) -> dict:
 
 
 def _language_tensors(source, config, target: Sequence, dtype: str) -> tuple[Named, str]:
-    """The tensors under the names of `target`, and what config.json says of their type."""
+    """The tensors under the names of `target`, and their type for config.json."""
     check_dtype(dtype)
     tensors = Tensors(source)
     pairs = language_model.pairs_in(source, config, tensors)
@@ -162,7 +162,7 @@ def _type_name(tensors: Tensors, name: str, dtype: str) -> str:
 
 
 def _copy_files(source: str | os.PathLike, path: str | os.PathLike, same_layout: bool) -> None:
-    """Takes along what stands beside the weights and has a meaning in the layout of `path`."""
+    """Copies the files beside the weights that have a meaning in the layout of `path`."""
     for file in pathlib.Path(source).iterdir():
         own = file.name in WRITTEN or file.name.endswith(".index.json")
         beside = same_layout and file.suffix in BESIDE and not own

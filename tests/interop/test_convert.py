@@ -122,7 +122,7 @@ def test_an_import_of_a_conversion_is_a_whole_model_of_ours(conversion, tmp_path
         (["import", f"--model={VISION}", "--output=x", "--layout=hf"], "--layout=hf goes with"),
         (
             ["export", f"--model={VISION}", f"--output={ROOT / 'docs'}"],
-            "docs is there and is no exported model; name a new directory",
+            "docs exists and is not an exported model; name a new directory",
         ),
     ],
 )
@@ -145,7 +145,7 @@ def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path):
     assert (path / "config.json").read_text() == "two"
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     (path / "checkpoints").mkdir()
-    with pytest.raises(ValueError, match="is no exported model"), replacing_model(path):
+    with pytest.raises(ValueError, match="is not an exported model"), replacing_model(path):
         pass
 
 
