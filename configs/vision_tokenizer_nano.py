@@ -1,11 +1,11 @@
 r"""The nano vision tokenizer: the Emu3 architecture at 64 px, f8, for the embedded emoji corpus.
 
-Purpose: the tokenizer that the quickstart, the demos and the tests use. Every part is the real
-one (spatial norm, attention at the lowest level, causal layers in time, BatchNorm there); the
-width sits at the low resolutions, where a CPU convolves about four times faster.
+Purpose: the tokenizer that the quickstart, the demos and the tests use. It has all parts of
+Emu3's (spatial norm, attention at the lowest level, causal layers in time, BatchNorm there); most
+channels are at the low resolutions, where a CPU convolves about four times faster.
 
-Two frames a code in time, not four as Emu3: at four, clips stay a decibel short of the aim, and
-docs/measurements.md says why. Two devices: XLA runs two half batches side by side on two cores faster
+Two frames per code in time, not four as in Emu3: with four, clips stay a decibel below the aim;
+docs/measurements.md explains why. Two devices: XLA runs two half batches side by side on two cores faster
 than one whole batch on both.
 
 Command:

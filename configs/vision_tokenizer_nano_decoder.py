@@ -1,10 +1,10 @@
 r"""The nano vision tokenizer's decoder, trained further for the full objective.
 
-Purpose: sharper images from the same tokens. Encoder and codebook stay as configs/
-vision_tokenizer_nano.py left them, so every token and every transformer trained on them stays
+Purpose: sharper images from the same tokens. Encoder and codebook of configs/
+vision_tokenizer_nano.py are unchanged, so all tokens and the transformers trained on them remain
 valid; the decoder learns L2, L1, the perceptual distance and a discriminator (requirements-perceptual.txt).
 
-The argument is the directory of the tokenizer to begin from.
+The argument is the directory of the tokenizer to start from.
 
 Commands:
   python -m emu3_jax.convert export --model=runs/vision_tokenizer_nano --output=runs/vision_tokenizer_nano_export

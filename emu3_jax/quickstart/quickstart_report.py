@@ -1,7 +1,7 @@
 """Write the report: python -m emu3_jax.quickstart.quickstart_report --directory=runs/quickstart
 
-Reads what the other stages left in the directory; writes report.html and, for the README,
-samples.png (real images, and below them what the model drew).
+Reads the results of the other stages in the directory; writes report.html and, for the README,
+samples.png (real images, and generated ones below them).
 """
 
 import argparse
@@ -46,9 +46,9 @@ SUMMARY = (
     "emoji. Everything below was made on this machine's CPU by one command."
 )
 ABOUT = (
-    "A vision tokenizer cuts an image into 8 × 8 codes, and those codes stand in one stream of "
+    "A vision tokenizer cuts an image into 8 × 8 codes, and those codes form one stream of "
     "tokens with the words of its caption. A decoder-only transformer learns to continue that "
-    "stream: words behind an image are a caption, codes behind words are an image, codes in time "
+    "stream: words after an image are a caption, codes after words are an image, codes in time "
     "are a clip. Below is one such stream, shortened.",
     "Samples come first: of the nano model shipped with the project, which shows what a small "
     "system can do, and of the model that this machine has just trained from scratch for a few "
@@ -66,7 +66,7 @@ CREDITS = (
 
 
 class Gathered:
-    """What lies below the quickstart's directory, as the report wants it."""
+    """The files of the quickstart's directory, in the form that the report needs."""
 
     def __init__(self, plan: Plan):
         self.plan = plan
@@ -81,7 +81,7 @@ class Gathered:
         return self.by_key[row["id"]]
 
     def drawn(self, model: str, kind: str) -> list[Drawn]:
-        """Images or clips beside the real ones."""
+        """Generated images or clips with the real ones."""
         folder, shown = self.plan.samples(model, kind), []
         for index, row in enumerate(self.chosen[kind]):
             real = self.item(row).pixels
@@ -94,7 +94,7 @@ class Gathered:
         return shown
 
     def written(self, model: str) -> list[Written]:
-        """Captions beside the true ones."""
+        """Generated captions with the true ones."""
         file = self.plan.samples(model, "captions") / "captions.jsonl"
         if not file.is_file():
             return []
@@ -103,12 +103,13 @@ class Gathered:
         return [Written(self.item(row).pixels, row["text"], line["text"]) for row, line in pairs]
 
     def samples(self, model: str) -> Samples:
-        """Everything one model made."""
+        """All samples of one model."""
         text = (
             "Held-out items, chosen at even distances before any model was looked at. Drawn from "
-            "the caption alone; the real one beside it. Of the candidates for an image "
-            f"({CHOOSING[0]}) the model itself chose one, by how likely it finds the caption when "
-            f"it reads them; a clip is the first try. Settings: {' '.join(DRAWING)}, seed 0."
+            "the caption alone, with the real one beside it. Of the candidates for an image "
+            f"({CHOOSING[0]}) the model itself chose one, by the likelihood that it gives the "
+            "caption after the image; a clip is the first sample. Settings: "
+            f"{' '.join(DRAWING)}, seed 0."
         )
         return Samples(
             TITLES[model], text, self.drawn(model, "images"), self.drawn(model, "clips"),
@@ -128,7 +129,7 @@ class Gathered:
         ]
 
     def stream(self) -> list[tuple[str, str]]:
-        """One document as the model sees it, shortened."""
+        """One document as the model reads it, shortened."""
         item = self.item(self.chosen["images"][0])
         codes = vision_codec.encode(self.vision, [item.pixels], 1)[0]
         tokenizer = load_text_tokenizer(self.plan.text_tokenizer)
@@ -142,7 +143,7 @@ class Gathered:
         return tokens + [(name, "structure") for name in ("EOF", "EOI")] + [("EOS", "text")]
 
     def evaluated(self) -> list[tuple[str, dict]]:
-        """Results of each model; those of the vision tokenizer stand with the first."""
+        """Results of each model; those of the vision tokenizer are with the first."""
         names = {"shipped": "shipped model", "trained": "this run"}
         results = [(names[m], dict(read_results(self.plan.evaluation(m)))) for m in self.models]
         for _, result in results:
@@ -167,7 +168,7 @@ class Gathered:
         return TransformerConfig(**({"vocab_size": vocabulary.size} | model))
 
     def sheet(self) -> np.ndarray:
-        """For the README: real images, what the first model drew for them, and one clip."""
+        """For the README: real images, the first model's images for them, and one clip."""
         drawn = self.drawn(self.models[0], "images")
         rows = []
         for start in range(0, len(drawn), 8):
@@ -202,7 +203,7 @@ def timeline(directory: pathlib.Path) -> tuple[list[tuple[str, float]], list[tup
 
 
 def gather(plan: Plan) -> tuple[ReportInputs, np.ndarray]:
-    """Everything the report shows, and the sheet for the README."""
+    """All contents of the report, and the sheet for the README."""
     gathered = Gathered(plan)
     rows = read_metrics(plan.model)
     seconds, commands = timeline(plan.directory)

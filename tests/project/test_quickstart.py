@@ -1,4 +1,4 @@
-"""The quickstart: stages are reused, resumed or done anew as they should; and all of it, tiny."""
+"""The quickstart: stages are reused, resumed or run again as they should; and all of it, tiny."""
 
 import json
 import os
