@@ -4,8 +4,8 @@ Purpose: the second stage of the paper (section 2.4), from the weights of the fi
 the folder of token datasets: those of stage 1, and videos of about 512 x 512 pixels per frame
 (videos/, and held-out ones in validation/).
 
-From the paper: rows of 131,072 tokens, the same peak of 5e-5 falling to zero on a cosine, weight 0.5 on
-vision tokens, dropout 0.1, tensor, context and data parallelism together.
+From the paper: rows of 131,072 tokens, the same peak of 5e-5 falling to zero on a cosine, weight
+0.5 on vision tokens, dropout 0.1, tensor, context and data parallelism together.
 UNKNOWN, never published, chosen here: batch (64 rows, 8.4 M tokens), steps (20,000, 168 B tokens),
 mixture (half of it video in both directions, the rest as in stage 1), and all that stage 1 lists.
 Deviation: no dropout on attention probabilities, as in stage 1.

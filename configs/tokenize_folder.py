@@ -8,9 +8,8 @@ tokenizer trained on the same captions.
   python -m emu3_jax.tokenize --config=configs/tokenize_folder.py:data --config.output=runs/tokens
 
 Images keep their aspect at an area of 64 x 64 pixels, clips the same at 4 frames a second and at
-most 8 frames: what the shipped nano vision tokenizer was trained on. It was
-trained on emoji only; for other images, check its reconstructions first
-(python -m emu3_jax.tokenize.reconstruct).
+most 8 frames: what the shipped nano vision tokenizer was trained on. It was trained on emoji only;
+for other images, check its reconstructions first (python -m emu3_jax.tokenize.reconstruct).
 Expected: some 200 images/s on two cores.
 """
 

@@ -5,8 +5,8 @@ vision tokenizer, captions become pieces of the shipped SentencePiece model.
 
   python -m emu3_jax.tokenize --config=configs/tokenize_nano.py --config.output=runs/tokens_nano
 
-A model that sees the corpus more than a few times memorises it; configs/transformer_nano.py
-trains on eight versions of each item, seven of them moved by up to two pixels (--config.copies.train=8).
+A model that sees the corpus more than a few times memorises it; configs/transformer_nano.py trains
+on eight versions of each item, seven of them moved by up to two pixels (--config.copies.train=8).
 """
 
 from ml_collections import ConfigDict

@@ -13,10 +13,10 @@ Commands:
   python -m emu3_jax.tokenize --config=configs/tokenize_nano.py --config.copies.train=8
   JAX_NUM_CPU_DEVICES=2 python -m emu3_jax.train --config=configs/transformer_nano.py --workdir=runs/transformer_nano
 
-Observed: 76 minutes on two busy cores (5,600 to 7,500 tokens/s). Nats per image code
-after 4,000, 8,000, 12,000, 16,000, 20,000 steps: 4.47, 3.97, 3.63, 3.24, 3.09 in training; 4.28, 4.05,
-3.87, 3.79, 3.77 on validation (64 items), where the captions' nats rise steadily from 2.84 to 3.20
-while more persons are named correctly. The emoji evaluators' figures: docs/measurements.md.
+Observed: 76 minutes on two busy cores (5,600 to 7,500 tokens/s). Nats per image code after 4,000,
+8,000, 12,000, 16,000, 20,000 steps: 4.47, 3.97, 3.63, 3.24, 3.09 in training; 4.28, 4.05, 3.87,
+3.79, 3.77 on validation (64 items), where the captions' nats rise steadily from 2.84 to 3.20 while
+more persons are named correctly. The emoji evaluators' figures: docs/measurements.md.
 """
 
 from ml_collections import ConfigDict

@@ -6,12 +6,13 @@ Any other argument is the folder of images and clips (train.jsonl, validation.js
 
 From the paper (section 2.2, table 1): the model, 32,768 codes, images and clips together, L2 +
 LPIPS + GAN + commitment. From MoVQGAN, which it started from (its config): weights 1.0, 0.1, 0.1 of
-L2, LPIPS and the discriminator, commitment 0.25, a hinge PatchGAN of 64 channels and two strided layers,
-averaged weights 0.9999, 256 x 256. From Emu3.5's tokenizer: Adam 0.5/0.9, 1e-4, 15,000 steps of
-warm-up, 500,000 steps, batch 256.
+L2, LPIPS and the discriminator, commitment 0.25, a hinge PatchGAN of 64 channels and two strided
+layers, averaged weights 0.9999, 256 x 256. From Emu3.5's tokenizer: Adam 0.5/0.9, 1e-4, 15,000
+steps of warm-up, 500,000 steps, batch 256.
 UNKNOWN, chosen here: the mix of images and clips (as many frames of each), 8 frames a clip (two
 latent frames, so that the second learns to use the first), crops, frame rates, codebook
-maintenance, the step at which the discriminator starts. `--config.start.movqgan=FILE` initialises as the authors did.
+maintenance, the step at which the discriminator starts. `--config.start.movqgan=FILE` initialises
+as the authors did.
 
 Commands:
   python -m emu3_jax.aot --config=configs/vision_tokenizer_emu3.py --topology=v5p:4x4x4 --plan

