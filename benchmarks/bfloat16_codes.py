@@ -3,8 +3,9 @@
   PYTHONPATH=. python benchmarks/bfloat16_codes.py --data=runs/emoji \\
     [--vision_tokenizer=assets/vision_tokenizer_nano] [--limit=128]
 
-Encodes the validation stills in both types. A changed code is not an error in itself: it is the
-second-nearest entry, most often; so the PSNR of both reconstructions, decoded in float32, is given.
+Encodes the validation stills in both types. A changed code is not an error in itself: usually it is
+the second-nearest entry. The PSNR of both reconstructions, decoded in float32, is therefore
+printed.
 """
 
 import argparse

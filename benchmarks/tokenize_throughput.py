@@ -1,14 +1,14 @@
-"""Decoding and resizing in `tokenize`, per core, beside Pillow alone.
+"""Decoding and resizing in `tokenize`, per core, compared with Pillow alone.
 
   pip install -r requirements-test.txt            # photographs come from scikit-image
   PYTHONPATH=. python benchmarks/tokenize_throughput.py
 
 Both sides read the same files (JPEG of three sizes, PNG, WebP), decode them and resize them by the
-released rule; that they end in the same pixels is checked first. "prepare" is what one decoding
-thread does with one item; "a shard" is all that happens before the vision tokenizer: reading tars,
-handing items to the thread and taking them back in order. Repeats are interleaved, and time is CPU
-time of the process over all its threads, so that other work on the machine changes little. Prints
-images a CPU second (medians) and the median of the ratios.
+released rule; equality of the pixels is checked first. "prepare" is the work of one decoding thread
+on one item; "a shard" is all work before the vision tokenizer: reading tars, passing items to the
+thread and receiving them in order. Repeats are interleaved, and time is CPU time of the process
+over all its threads, so that other work on the machine has little effect. Prints images per CPU
+second (medians) and the median of the ratios.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from emu3_jax.tokenize.shard import ShardMaker
 from emu3_jax.tokenize.tokenize_config import TokenizeConfig
 
 LIMITS = PixelLimits()  # the released ones
-KINDS = (  # what web corpora hold: (width, height), format
+KINDS = (  # typical of web corpora: (width, height), format
     ((640, 480), "JPEG"),
     ((1024, 768), "JPEG"),
     ((1920, 1080), "JPEG"),
@@ -63,14 +63,14 @@ def make_images(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def with_pillow(path: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
-    """The least that it takes: uint8 [H, W, 3] of the size (height, width)."""
+    """The minimum of work: uint8 [H, W, 3] of the size (height, width)."""
     height, width = size
     image = Image.open(path).convert("RGB")
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def main() -> None:
-    """Make the images, check that both sides agree, measure."""
+    """Makes the images, checks that both sides agree, measures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()

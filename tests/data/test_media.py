@@ -1,4 +1,4 @@
-"""Reading and writing images and clips, and what happens when they are bad."""
+"""Reading and writing images and clips, and errors for bad ones."""
 
 import io
 import json
@@ -62,7 +62,7 @@ def test_model_numbers_round_trip_within_the_truncation():
     back = media.to_uint8(there).astype(int)
     assert np.all((values - back >= 0) & (values - back <= 1))
     assert media.to_uint8(np.float32([-3, 3])).tolist() == [0, 255]
-    # Released: cut off, not rounded.
+    # Released: truncated, not rounded.
     assert media.to_uint8(np.float32([200.9 / 127.5 - 1]))[0] == 200
 
 
@@ -183,7 +183,7 @@ def test_images_just_over_the_limit_are_not_decoded():
 
 
 def _png_of_size(width: int, height: int) -> bytes:
-    """A PNG that states a size and has next to no pixels."""
+    """A PNG that states a size and has almost no pixels."""
 
     def chunk(name, payload):
         checksum = struct.pack(">I", zlib.crc32(name + payload))

@@ -16,7 +16,7 @@ def document(length, whole=True, first=0, source=0):
 
 
 class Stream:
-    """An endless stream of documents of random lengths, told apart by their ids."""
+    """An endless stream of documents of random lengths, with distinct ids."""
 
     def __init__(self, low=3, high=40, whole=True, seed=0):
         self.low, self.high, self.whole, self.seed = low, high, whole, seed
@@ -71,7 +71,7 @@ def test_every_document_comes_once_and_whole():
             index = int(tokens.ids[0]) // 1000 - 1
             assert index not in seen and (start, stop) == (0, len(stream[index].ids) - 1)
             seen[index] = stop
-    # Nothing is left out before the window that is being emitted.
+    # Nothing is dropped before the current window.
     assert set(range(p.position.document)) <= set(seen)
 
 

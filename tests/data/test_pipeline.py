@@ -184,7 +184,7 @@ def test_batches_do_not_depend_on_workers_nor_on_a_stop(dataset):
     iterator.set_state(json.loads(state))
     for batch, wanted in zip(take(iterator, 6), expected[5:11], strict=True):
         assert_same(batch, wanted)
-    # And back, with a state that worker processes made.
+    # And back, with a state from worker processes.
     state = json.dumps(iterator.get_state())
     iterator = make_iterator(cfg, GRAMMAR)
     iterator.set_state(json.loads(state))
@@ -224,7 +224,7 @@ def test_the_states_of_all_hosts_make_that_of_the_batch(dataset):
     ids=str,
 )
 def test_a_run_with_other_data_goes_on_where_the_last_window_began(dataset, changes):
-    """Adapted on request only: no row goes back to what it has seen before its last window."""
+    """Adapted on request only: no row goes back before its last window."""
     old = make_iterator(config(dataset), GRAMMAR)
     take(old, 11)
     state = json.loads(json.dumps(old.get_state()))
@@ -251,7 +251,7 @@ def test_codes_of_two_vision_tokenizers_do_not_meet(dataset, tmp_path):
     entries = [MixtureEntry(folder, "image_to_text", name=folder) for folder in (dataset, other)]
     with pytest.raises(ValueError, match="tokens was made .* v1, but .*other was made with v2"):
         make_iterator(DataConfig(tuple(entries), ROWS, LENGTH), GRAMMAR)
-    # Words have no codes; whose codes the others have counts, wherever they stand in the mixture.
+    # Text has no codes; the tokenizer of the others' codes counts, at any position in the mixture.
     entries[0] = MixtureEntry(alone, "text")
     state = make_iterator(DataConfig(tuple(entries), ROWS, LENGTH), GRAMMAR).get_state()
     assert state["vision_tokenizer"] == "v2"

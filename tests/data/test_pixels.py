@@ -22,7 +22,7 @@ def root(tmp_path_factory):
     rows = []
     for i in range(8):
         pixels = rng.integers(0, 256, (16, 16, 3), np.uint8)
-        pixels[0, 0] = i  # tells the items apart; a flip moves it to the other end
+        pixels[0, 0] = i  # identifies the item; a flip moves it to the other end
         media.write_png(folder / f"{i}.png", pixels)
         rows.append({"id": f"s{i}", "image": f"{i}.png", "text": ""})
     for i in range(4):
@@ -191,7 +191,7 @@ def test_random_crops_lie_anywhere_and_have_all_sizes(ramps):
     iterator = pixel_batches(dataclasses.replace(cfg, flip=False))
     boxes = np.array([_box_of(cut) for _ in range(4) for cut in next(iterator)["stills"]])
     left, top, side = boxes.T
-    # Levels are whole numbers, two a pixel of the image; it was scaled down by 54 / 80 before.
+    # Levels are whole numbers, two per pixel of the image, which was scaled down by 54 / 80 before.
     assert np.all(side > 0.3 * 80 - 1.5) and np.all(side < 80 + 1.5)
     assert side.min() < 30 and side.max() > 74
     assert left.min() > -1.5 and (left + side).max() < 121.5 and (left + side).max() > 110
@@ -199,7 +199,7 @@ def test_random_crops_lie_anywhere_and_have_all_sizes(ramps):
 
 
 def test_cuts_are_exact_to_parts_of_a_pixel():
-    # At scale 1 the cubic filter keeps ramps, so only rounding to a level is left (two a pixel).
+    # At scale 1 the cubic filter keeps ramps, so only rounding to a level remains (two per pixel).
     cut = crops.cut(_ramps(40, 60), (10.3, 7.75, 26.3, 23.75), 16).astype(float)
     np.testing.assert_allclose(cut[0, :, 0], 2 * (10.3 + np.arange(16)), atol=0.51)
     np.testing.assert_allclose(cut[:, 0, 1], 2 * (7.75 + np.arange(16)), atol=0.51)

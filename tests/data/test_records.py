@@ -1,4 +1,4 @@
-"""Stored examples and datasets: nothing is lost, and foreign data is refused by name."""
+"""Stored examples and datasets: nothing is lost, and errors name foreign data."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Damaged tars: what can be read is used, and the rest is one item with a reason."""
+"""Damaged tars: readable examples are used, and the rest is one item with a reason."""
 
 import bz2
 import gzip
@@ -44,7 +44,7 @@ def read(tmp_path, content):
 
 
 def at(example, member=0, block=0):
-    """Where a block of a member lies in the tar."""
+    """Offset of a member's block in the tar."""
     return 512 * (4 * example + 2 * member + block)
 
 

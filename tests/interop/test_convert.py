@@ -1,4 +1,4 @@
-"""The command that brings models from one layout to the other, and into this package."""
+"""The command that converts models between the layouts, and into this package."""
 
 import importlib.resources
 import pathlib

@@ -1,4 +1,4 @@
-"""Checkpoints as the -hf conversions keep them, against figures of transformers."""
+"""Checkpoints in the -hf layout, against figures of transformers."""
 
 import dataclasses
 import json
@@ -113,7 +113,7 @@ def test_another_rotation_is_refused(tmp_path):
         language_model.read_transformer_config(tmp_path)
 
 
-# What transformers leaves out of the sections of a whole model, since its classes have it so.
+# Fields that transformers omits in the sections of a whole model: the defaults of its classes.
 TEXT_DEFAULTS = ("attention_dropout", "hidden_act", "initializer_range", "rms_norm_eps")
 VISION_DEFAULTS = ("attention_dropout", "attn_resolutions", "double_latent", "embed_dim",
                    "in_channels", "latent_channels", "num_attention_heads", "out_channels",
@@ -144,7 +144,7 @@ def test_sections_that_state_nothing_are_as_released(tmp_path):
     ids = {"pad_token_id": 151643, "bos_token_id": 151849, "eos_token_id": 151850}
     further = language_config.read_further(tmp_path)
     assert further == ids | {"max_position_embeddings": 9216, "initializer_range": 0.02}
-    # The script of the released conversions states it of the whole model.
+    # The script of the released conversions states it for the whole model.
     (tmp_path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 131072}))
     assert language_config.read_further(tmp_path)["max_position_embeddings"] == 131072
 
@@ -171,7 +171,7 @@ def test_names_at_the_released_size():
 
 
 def _released_vocab_part():
-    """The token space of the golden checkpoint, read off its config."""
+    """The token space of the golden checkpoint, from its config."""
     stored = json.loads((HF / "config.json").read_text())
     ids = stored["vocabulary_map"]
     text = stored["text_config"]

@@ -1,4 +1,4 @@
-"""Directory to directory: every bit survives, and what stands beside the weights is taken along."""
+"""Directory to directory: every bit is kept, and the files beside the weights are copied."""
 
 import json
 import shutil

@@ -32,7 +32,7 @@ def main():
     if WHAT.value == "bug":
         raise TypeError("a bug")
     if WHAT.value == "stop":
-        # What is started in the background ignores the signal unless it is told not to.
+        # Background processes ignore the signal by default.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.kill(os.getpid(), signal.SIGINT)
 

@@ -1,4 +1,4 @@
-"""Files and folders are whole or not there, and what cannot be written is named.
+"""Files and folders are written atomically, and errors name them.
 
 Those in a bucket: see test_bucket.py.
 """

@@ -1,4 +1,4 @@
-"""The README's way with one's own data, on a folder of a few images."""
+"""The README's commands for your own data, on a folder of a few images."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from emu3_jax.data import media
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SECTION = re.search(r"## On your own data\n(.*?)\n\*\*On one GPU", README, re.DOTALL)
-# So small that compiling takes most of the time; everything else as the README has it.
+# So small that compiling takes most of the time; all else as in the README.
 SMALL = (
     "--config.run.steps=2", "--config.model.hidden_size=32", "--config.model.intermediate_size=32",
     "--config.model.num_layers=1", "--config.model.num_heads=1", "--config.model.num_kv_heads=1",

@@ -14,7 +14,7 @@ KINDS = {"v5e": "TPU v5 lite", "v5p": "TPU v5p", "v6e": "TPU v6 lite"}
 
 
 def flops_per_token(length):
-    """6 a matmul weight, and the causal half of attention."""
+    """6 per matmul weight, and the causal half of attention."""
     c = released()
     layer = 2 * c.hidden_size * c.head_dim * (c.num_heads + c.num_kv_heads)
     layer += 3 * c.hidden_size * c.intermediate_size

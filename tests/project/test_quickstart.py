@@ -17,8 +17,8 @@ from emu3_jax.quickstart.__main__ import run
 from emu3_jax.quickstart.runner import Runner, StageError, Stopped, locked, read_json
 from emu3_jax.quickstart.stages import Plan, Stage
 
-# Stands in for training: counts to ten in a file, saves on a signal, goes on from there. The first
-# start does not end before it is told to.
+# Stands in for training: counts to ten in a file, saves on a signal, continues from there. The
+# first start ends only on a signal.
 COUNTER = """
 import pathlib, signal, sys, time
 folder = pathlib.Path(sys.argv[1]); folder.mkdir(exist_ok=True)
@@ -127,7 +127,7 @@ def test_a_stop_by_the_user_loses_nothing_but_the_step_in_flight(tmp_path, numbe
 
 
 def test_a_killed_quickstart_leaves_no_second_writer(tmp_path):
-    # SIGKILL cannot be passed on; the command it leaves running keeps the lock until it ends.
+    # SIGKILL cannot be forwarded; the command left running holds the lock until it ends.
     end = tmp_path / "end"
     command = f"""if True:
         import pathlib, time
@@ -270,7 +270,7 @@ def test_from_images_to_report_with_a_stop_on_the_way(plan, monkeypatch):
         assert part in page
     steps = [json.loads(line)["step"] for line in (plan.model / "metrics.jsonl").open()]
     assert sorted(set(steps)) == [1, 2, 3, 4, 5]
-    # Twice resumed, perhaps from the same step: the stop may come before the next is done.
+    # Resumed twice, perhaps from the same step: the stop may come before the next step ends.
     assert read_json(plan.directory / "resumed.json")[0] >= 2
     assert (plan.directory / "samples.png").stat().st_size > 0
 

@@ -1,4 +1,4 @@
-"""Files to codes and back: tiles, clips in one or apart, the command."""
+"""Files to codes and back: tiles, causal and independent clips, the command."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from evaluation_stand_ins import GreyTokenizer
 from emu3_jax.data import media
 from emu3_jax.data.codec import tiling, vision_codec
 
-GREY = (GreyTokenizer(), {})  # local: each code sees its own cell alone
+GREY = (GreyTokenizer(), {})  # local: each code depends on its own cell only
 
 
 def _pixels(*shape, seed=0):
@@ -42,7 +42,7 @@ def test_tiles_of_a_local_tokenizer_are_the_whole(shape):
 
 def test_tiles_fade_into_each_other():
     class Tinted(GreyTokenizer):
-        """Draws each tile in a shade of its own: that of its first code."""
+        """Draws each tile in its own shade: that of its first code."""
 
         def decode(self, codes):
             return super().decode(codes * 0 + codes[:, :1, :1])
@@ -71,7 +71,7 @@ def test_clips_apart_know_nothing_of_each_other():
     causal = vision_codec.encode(tokenizer, [clip], 1)[0]
     np.testing.assert_array_equal(causal[0], apart[0][0])
     assert (causal[1] != apart[0][1]).any()
-    # One at a time both: another batch size adds up in another order, and rounds to other bytes.
+    # Both one at a time: another batch size sums in another order and rounds to other bytes.
     rebuilt = vision_codec.decode(tokenizer, [apart[0]], 1, clips="independent")[0]
     second = vision_codec.decode(tokenizer, [apart[0][1:]], 1)[0]
     np.testing.assert_array_equal(rebuilt[frames:], second)

@@ -1,4 +1,4 @@
-"""From raw files to datasets: right codes, resumable to the byte, an account of what is skipped."""
+"""From raw files to datasets: correct codes, resumable to the byte, a list of skipped items."""
 
 import dataclasses
 import json
@@ -125,7 +125,7 @@ def test_copies_are_moved_images_of_the_same_item(corpus, vision, encoder, tmp_p
     dataset = open_dataset(folder)
     kinds = {kind: [r.key for r in dataset.records(kind)] for kind in ("image", "text")}
     assert kinds["image"][:4] == ["s0", "s0~1", "s0~2", "s1"]
-    assert not any("~" in key for key in kinds["text"])  # words alone are stored once
+    assert not any("~" in key for key in kinds["text"])  # text alone is stored once
     first, second, third = (dataset.records("image")[i] for i in range(3))
     assert first.segments[0] == second.segments[0] and first.attributes == third.attributes
     assert first.segments[1] != second.segments[1] != third.segments[1]
@@ -198,7 +198,7 @@ def test_a_broken_run_goes_on_to_the_same_bytes(
         tokenize(config(corpus, tmp_path), encoder)
     monkeypatch.setattr(shard, "ShardWriter", whole)
     assert not (tmp_path / "train" / "dataset.json").exists()
-    # What a kill leaves behind.
+    # Files that a kill leaves.
     (tmp_path / "train" / "image-00003-of-00004.array_record.tmp").write_bytes(b"half")
     done = {p.stem for p in (tmp_path / "train" / "progress").glob("0*.json")}
     before = [p for p in (tmp_path / "train").glob("*.array_record") if p.name[6:11] in done]
@@ -297,8 +297,8 @@ def test_devices_share_a_batch_without_changing_codes(vision, encoder):
     np.testing.assert_array_equal(codes, encoder.encode(pixels, rows=4))
 
 
-def test_on_several_cpus_none_takes_itself_to_be_alone(vision, monkeypatch):
-    """Alone it would pass large frames one by one, for which others would send it theirs."""
+def test_several_cpus_do_not_use_the_single_cpu_code(vision, monkeypatch):
+    """A single CPU would encode large frames one by one, which on a mesh gathers all frames."""
     alone = []
     monkeypatch.setattr(cpu, "one_at_a_time", lambda *_: alone.append(cpu.is_single_cpu()) or False)
     pixels = np.zeros((2, 20, 12, 3), np.uint8)
