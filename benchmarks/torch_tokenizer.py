@@ -102,7 +102,7 @@ class Upsample(nn.Module):
 
 
 class CausalConv(nn.Module):
-    """3-D convolution behind two zero frames."""
+    """3-D convolution after two zero frames."""
 
     def __init__(self, channels: int, kernel=(3, 1, 1), time_stride: int = 1):
         super().__init__()

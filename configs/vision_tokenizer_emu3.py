@@ -9,7 +9,7 @@ LPIPS + GAN + commitment. From MoVQGAN, which it started from (its config): weig
 L2, LPIPS and the discriminator, commitment 0.25, a hinge PatchGAN of 64 channels and two strided
 layers, averaged weights 0.9999, 256 x 256. From Emu3.5's tokenizer: Adam 0.5/0.9, 1e-4, 15,000
 steps of warm-up, 500,000 steps, batch 256.
-UNKNOWN, chosen here: the mix of images and clips (as many frames of each), 8 frames a clip (two
+UNKNOWN, chosen here: the mix of images and clips (as many frames of each), 8 frames per clip (two
 latent frames, so that the second learns to use the first), crops, frame rates, codebook
 maintenance, the step at which the discriminator starts. `--config.start.movqgan=FILE` initialises
 as the authors did.

@@ -56,7 +56,7 @@ def test_a_worker_whose_progress_files_vanish_leaves_the_dataset_alone(corpus, m
 
     def slow_open(self, *arguments, **options):
         stream = opened(self, *arguments, **options)
-        # The second worker counts the results: meanwhile the first finishes and removes them all.
+        # While the second worker counts the results, the first finishes and removes them all.
         if self == progress / "00000.json" and (progress / "00001.json").exists():
             if not interrupted:
                 interrupted.append(self)
