@@ -293,7 +293,7 @@ def test_bad_configs_are_one_sentence(dataset):
     ):
         with pytest.raises(ValueError, match=reason):
             MixtureEntry(dataset, **fields)
-    with pytest.raises(ValueError, match="names no dataset"):
+    with pytest.raises(ValueError, match="the mixture is empty"):
         DataConfig((), 1, 8)
     entry = MixtureEntry(dataset, "text")
     with pytest.raises(ValueError, match="two mixture entries have the name 'text'"):

@@ -277,7 +277,7 @@ def test_released_vocabulary(corpus, encoder):
 
 def test_bad_configs_are_one_sentence(corpus):
     for change, reason in (
-        ({"splits": {}}, "names no split"),
+        ({"splits": {}}, "splits is empty"),
         ({"splits": {"train": "train.jsonl"}}, "splits.train must be a list"),
         ({"vocabulary": "big"}, 'vocabulary must be "small" or "released"'),
         ({"worker": 2, "workers": 2}, "worker must be from 0"),
