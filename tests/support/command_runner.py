@@ -1,7 +1,6 @@
 """Runs commands of the package, each in its own process and folder, with one import for all.
 
-  python tests/support/command_runner.py <<< '[["folder", ["emu3_jax.convert", "export",
-  "--model=x"]], …]'
+  python tests/support/command_runner.py <<< '[["folder", ["emu3_jax.convert", "export", …]], …]'
 
 Importing takes longer than the commands themselves, so every command is a fork of a process that
 has imported the common modules and has not touched a device. Prints one line of JSON per command,
