@@ -1,13 +1,13 @@
-"""Exports loaded in transformers, and the speed of the vision tokenizer beside theirs.
+"""Loads exports in transformers, and compares the speed of the vision tokenizer with theirs.
 
   pip install torch transformers
   PYTHONPATH=. python benchmarks/against_transformers.py [--skip_speed] [--repeats=5]
 
-First: random small models are exported (--layout=hf), loaded by transformers, and logits, codes and
-pixels are compared, of each half and of a whole model that is shown a picture. Then, at the
-released size with random weights, float32: encoding and decoding of one 256 x 256 picture and one
-clip of 4 such frames, both libraries in turns in one process, as ratios of medians (above 1: this
-package is faster).
+First, small random models are exported (--layout=hf) and loaded by transformers; logits, codes and
+pixels are compared, for each half and for a whole model with an image in its prompt. Then, at the
+released size with random weights in float32, encoding and decoding of one 256 x 256 image and of
+one clip of 4 such frames are timed, alternating between both libraries in one process. Prints
+ratios of medians (above 1: this package is faster).
 """
 
 import argparse
@@ -38,7 +38,7 @@ TOLERANCE = 2e-4  # float32 logits and pixels of order one through tens of layer
 
 
 def random_variables(module, *example) -> dict:
-    """Variables of a module drawn without compiling its initialisation; variances are positive."""
+    """Random variables of a module without compiling its initialisation; variances are positive."""
     shapes = jax.eval_shape(module.init, jax.random.key(0), *example)
     rng = np.random.default_rng(0)
 
@@ -66,14 +66,14 @@ def compare_language_model(directory: str) -> float:
 
 
 def compare_vision_tokenizer(directory: str) -> dict[str, float]:
-    """Share of differing codes, and the largest difference of pixels, of pictures and a clip."""
+    """Share of differing codes, and the largest difference of pixels, of images and a clip."""
     config = VisionTokenizerConfig(codebook_size=512, ch=32, num_res_blocks=1)
     module = VisionTokenizer(config)
     variables = random_variables(module, jnp.zeros((1, 16, 16, 3)))
     hf_export.save_vision_tokenizer(directory, (config, variables))
     theirs = Emu3VQVAE.from_pretrained(directory).eval()
     rng, out = np.random.default_rng(1), {}
-    for kind, shape in (("picture", (1, 32, 48, 3)), ("clip", (1, 4, 32, 48, 3))):
+    for kind, shape in (("image", (1, 32, 48, 3)), ("clip", (1, 4, 32, 48, 3))):
         pixels = rng.uniform(-1, 1, shape).astype(np.float32)
         codes = np.asarray(module.apply(variables, pixels, method="encode"))
         drawn = np.asarray(module.apply(variables, codes, method="decode"))
@@ -87,7 +87,7 @@ def compare_vision_tokenizer(directory: str) -> dict[str, float]:
 
 
 def compare_whole_model(directory: str) -> float:
-    """Largest difference of the logits of a text with a picture in it.
+    """Largest difference of the logits of a text with an image in it.
 
     Raises:
       SystemExit: the ids or the rotation that transformers reads are not those written.
@@ -131,7 +131,7 @@ def compare_whole_model(directory: str) -> float:
 
 
 def encode_theirs(model, pixels: np.ndarray) -> torch.Tensor:
-    """Codes of [1, (T,) H, W, 3], past the crop of `encode`, which takes time for height."""
+    """Codes of [1, (T,) H, W, 3], without the crop of `encode`, which confuses time with height."""
     x = torch.tensor(np.moveaxis(pixels, -1, -3))
     if x.ndim == 4:
         x = x.unsqueeze(1).repeat(1, model.config.temporal_downsample_factor, 1, 1, 1)
@@ -163,7 +163,7 @@ def speed(repeats: int) -> dict[str, float]:
     encode = jax.jit(lambda v, x: module.apply(v, x, method="encode"))
     decode = jax.jit(lambda v, x: module.apply(v, x, method="decode"))
     ratios = {}
-    for kind, shape in (("picture", (1, 256, 256, 3)), ("clip", (1, 4, 256, 256, 3))):
+    for kind, shape in (("image", (1, 256, 256, 3)), ("clip", (1, 4, 256, 256, 3))):
         pixels = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
         codes = np.asarray(encode(variables, pixels))
         their_codes = torch.tensor(codes, dtype=torch.long)
@@ -195,7 +195,7 @@ def speed(repeats: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints the comparisons and, last, one line of JSON; exit 1 where exports differ."""
+    """Prints the comparisons and finally one line of JSON; exit 1 if exports differ."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--skip_speed", action="store_true")
     parser.add_argument("--repeats", type=int, default=5)

@@ -3,8 +3,9 @@
   PYTHONPATH=. python benchmarks/bfloat16_codes.py --data=runs/emoji \\
     [--vision_tokenizer=assets/vision_tokenizer_nano] [--limit=128]
 
-Encodes the validation stills in both types. A changed code is not an error in itself: it is the
-second-nearest entry, most often; so the PSNR of both reconstructions, decoded in float32, is given.
+Encodes the validation stills in both types. A changed code is not an error in itself: usually it is
+the second-nearest entry. The PSNR of both reconstructions, decoded in float32, is therefore
+printed.
 """
 
 import argparse
@@ -27,16 +28,16 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=128)
     options = parser.parse_args()
     module, variables = weights.load_vision_tokenizer(options.vision_tokenizer)
-    pictures = [i.pixels for i in items.read_images(options.data, "validation", options.limit)]
+    images = [i.pixels for i in items.read_images(options.data, "validation", options.limit)]
     codes, quality = {}, {}
     for dtype in ("float32", "bfloat16"):
         encoder = VisionTokenizer(dataclasses.replace(module.config, dtype=dtype))
-        codes[dtype] = vision_codec.encode((encoder, variables), pictures, 32)
+        codes[dtype] = vision_codec.encode((encoder, variables), images, 32)
         drawn = vision_codec.decode((module, variables), codes[dtype], 32)
-        pairs = zip(pictures, drawn, strict=True)
+        pairs = zip(images, drawn, strict=True)
         quality[dtype] = np.mean([psnr_ssim.psnr(a, b).mean() for a, b in pairs])
     changed = np.mean(np.stack(codes["float32"]) != np.stack(codes["bfloat16"]))
-    print(f"{100 * changed:.1f} % of the codes of {len(pictures)} pictures change")
+    print(f"{100 * changed:.1f} % of the codes of {len(images)} images change")
     print(", ".join(f"{dtype} {value:.2f} dB" for dtype, value in quality.items()))
 
 

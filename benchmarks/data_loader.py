@@ -1,11 +1,11 @@
-r"""How many tokens a second the data loader delivers, alone, in one thread of one process.
+r"""Tokens per second of the data loader alone, in one thread of one process.
 
-  PYTHONPATH=. python benchmarks/data_loader.py      # a made-up corpus of the nano model's sizes
+  PYTHONPATH=. python benchmarks/data_loader.py      # a synthetic corpus of the nano model's sizes
   PYTHONPATH=. python benchmarks/data_loader.py --dataset=runs/tokens_nano/train \
     --text=assets/text_nano.model
 
-Prints tokens/s by the wall clock and by CPU time (the second is the one to compare on a machine
-that does other work too), the share of each row that is filled, and the time to the first batch.
+Prints tokens/s by wall clock and by CPU time (compare the latter on a busy machine), the filled
+share of each row, and the time to the first batch.
 """
 
 import argparse
@@ -16,7 +16,7 @@ import time
 import numpy as np
 
 from emu3_jax import vocab
-from emu3_jax.data.tokens.mixture import TASKS, MixtureEntry
+from emu3_jax.data.tokens.mixture import DOCUMENT_TASKS, MixtureEntry
 from emu3_jax.data.tokens.pipeline import DataConfig, make_iterator
 from emu3_jax.data.tokens.records import (
     Counts,
@@ -65,9 +65,11 @@ def made_up_dataset(folder: pathlib.Path, grammar: Grammar) -> None:
 
 
 def measure(dataset: str, grammar: Grammar, arguments: argparse.Namespace) -> None:
-    """Print what the loader does with the tasks that the dataset allows, equally weighted."""
+    """Measures the loader on all tasks that the dataset allows, equally weighted."""
     kinds = open_dataset(dataset).info.counts
-    entries = [MixtureEntry(str(dataset), name) for name, t in TASKS.items() if t.kind in kinds]
+    entries = [
+        MixtureEntry(str(dataset), name) for name, t in DOCUMENT_TASKS.items() if t.kind in kinds
+    ]
     config = DataConfig(tuple(entries), arguments.rows, arguments.length, workers=arguments.workers)
     iterator = make_iterator(config, grammar)
     start = time.perf_counter()
@@ -90,9 +92,9 @@ def measure(dataset: str, grammar: Grammar, arguments: argparse.Namespace) -> No
 
 
 def main() -> None:
-    """Read the options, make the data if none is named, measure."""
+    """Reads the options, makes the data if none is named, measures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--dataset", help="a token dataset; none: a made-up one")
+    parser.add_argument("--dataset", help="a token dataset; default: a synthetic one")
     parser.add_argument("--text", default="bytes", help="the dataset's text tokenizer")
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--length", type=int, default=512)

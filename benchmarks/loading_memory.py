@@ -3,9 +3,9 @@
   PYTHONPATH=. python benchmarks/loading_memory.py --directory=/tmp/checkpoint [--gigabytes=2]
 
 Writes a checkpoint in the released layout (random weights, files of 200 MB) unless the directory
-holds one, then loads it onto two CPU devices in a process of its own and prints what that process
-held at its peak beyond the weights themselves, next to the bar: three times the largest tensor
-plus 1 GiB. On a CPU the devices' memory is the host's, so the weights are subtracted.
+holds one, then loads it onto two CPU devices in its own process. Prints the peak memory of that
+process beyond the weights, and the limit: three times the largest tensor plus 1 GiB. On a CPU the
+devices' memory is the host's, so the weights are subtracted.
 """
 
 import argparse
@@ -20,7 +20,7 @@ FILE_BYTES = 200 * 10**6
 
 
 def write(directory: pathlib.Path, gigabytes: float) -> None:
-    """A checkpoint of at least so many gigabytes, made tensor by tensor."""
+    """Writes a checkpoint of at least this many gigabytes, tensor by tensor."""
     import numpy as np
 
     from emu3_jax.files import write_json
@@ -48,7 +48,7 @@ def write(directory: pathlib.Path, gigabytes: float) -> None:
 
 
 def peak() -> int:
-    """Most bytes that this process has held."""
+    """Peak memory of this process in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -78,7 +78,7 @@ def load(directory: pathlib.Path) -> None:
 
 
 def main() -> None:
-    """See the head of this file."""
+    """Writes the checkpoint if needed and measures in a new process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--directory", type=pathlib.Path, required=True)
     parser.add_argument("--gigabytes", type=float, default=2.0)

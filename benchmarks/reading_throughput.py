@@ -1,13 +1,13 @@
-"""Tokens a second that one host reads from local shards, beside what one host of a v5p-512 needs.
+"""Tokens per second that one host reads from local shards, and the need of one v5p-512 host.
 
   PYTHONPATH=. python benchmarks/reading_throughput.py [--workers=2]
 
-Made-up records of the released sizes (pictures of 64 x 64 codes, as of 512 x 512 pixels, with
+Synthetic records of the released sizes (images of 64 x 64 codes, as from 512 x 512 pixels, with
 captions, and texts) are packed into rows of stage 1's 5,120 tokens, in its mixture, as a host of
-the pod does with its 16 of the batch's 1,024 rows. The need: chips x peak x MFU over model FLOPs a
-token, divided by the hosts, which have four chips each. Reading is timed with processes
-(`--workers`) by the wall clock, and in one thread by CPU time; repeats alternate and medians are
-printed.
+the pod does with its 16 of the batch's 1,024 rows. The need is chips x peak x MFU over model FLOPs
+per token, divided by the number of hosts, which have four chips each. Reading is timed with
+processes (`--workers`) by wall clock, and in one thread by CPU time; repeats alternate and medians
+are printed.
 """
 
 import argparse
@@ -35,11 +35,11 @@ from emu3_jax.text import ByteTokenizer
 from emu3_jax.train.run.metrics import PEAK_FLOPS
 
 LENGTH, ROWS_A_HOST = 5120, 16  # configs/emu3_8b_stage1.py: 1,024 rows over 64 hosts
-CHIPS, CHIPS_A_HOST, MFU = 256, 4, 0.6  # v5p-512: the name counts cores, two a chip
+CHIPS, CHIPS_A_HOST, MFU = 256, 4, 0.6  # v5p-512: the name counts cores, two per chip
 
 
 def flops_per_token() -> float:
-    """Model FLOPs of Emu3-8B at stage 1: 6 a matmul weight, causal half of attention counted."""
+    """Model FLOPs of Emu3-8B at stage 1: 6 per matmul weight, and the causal half of attention."""
     c = released()
     layer = 2 * c.hidden_size * c.head_dim * (c.num_heads + c.num_kv_heads)
     layer += 3 * c.hidden_size * c.intermediate_size
@@ -47,8 +47,8 @@ def flops_per_token() -> float:
     return 6.0 * (matmul + LENGTH * c.num_heads * c.head_dim * c.num_layers)
 
 
-def make_dataset(folder: pathlib.Path, grammar: Grammar, pictures: int, texts: int) -> None:
-    """Random codes and ids: what they are makes no difference to reading."""
+def make_dataset(folder: pathlib.Path, grammar: Grammar, images: int, texts: int) -> None:
+    """Random codes and ids; their values do not affect reading."""
     rng = np.random.default_rng(0)
 
     def text(low: int, high: int) -> Text:
@@ -61,7 +61,7 @@ def make_dataset(folder: pathlib.Path, grammar: Grammar, pictures: int, texts: i
         "text": lambda: (text(200, 2000),),
     }
     shards, counts = [], {}
-    for kind, number in (("image", pictures), ("text", texts)):
+    for kind, number in (("image", images), ("text", texts)):
         with ShardWriter(folder / f"{kind}.array_record") as writer:
             total = Counts()
             for i in range(number):
@@ -76,12 +76,12 @@ def make_dataset(folder: pathlib.Path, grammar: Grammar, pictures: int, texts: i
 
 
 def rate(dataset: str, grammar: Grammar, windows: int, workers: int) -> float:
-    """Tokens a second (wall clock) with worker processes, a CPU second without."""
-    tasks = {"text_to_image": 0.4, "image_to_text": 0.4, "text": 0.2}  # as stage 1 mixes them
+    """Tokens per second (wall clock) with worker processes, per CPU second without."""
+    tasks = {"text_to_image": 0.4, "image_to_text": 0.4, "text": 0.2}  # the mixture of stage 1
     entries = tuple(MixtureEntry(dataset, name, weight=share) for name, share in tasks.items())
     config = DataConfig(entries, ROWS_A_HOST, LENGTH, workers=workers)
     iterator = make_iterator(config, grammar)
-    # Rows are packed a window at a time and come in bursts of as many batches: whole bursts count.
+    # Rows are packed one window at a time and arrive in bursts of batches: only whole bursts count.
     for _ in range(config.pack_window):
         next(iterator)
     clock = time.perf_counter if workers else time.process_time
@@ -94,7 +94,7 @@ def rate(dataset: str, grammar: Grammar, windows: int, workers: int) -> float:
 
 
 def main() -> None:
-    """Make the data, measure, compare."""
+    """Makes the data, measures, compares."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=2000)
     parser.add_argument("--windows", type=int, default=4)
@@ -110,9 +110,10 @@ def main() -> None:
                 rates.append(rate(folder, grammar, arguments.windows, workers))
     flops, hosts = flops_per_token(), CHIPS // CHIPS_A_HOST
     step = CHIPS * PEAK_FLOPS["TPU v5p"] * MFU / flops
-    print(f"model FLOPs a token at {LENGTH:,}:       {flops:.3e}")
+    print(f"model FLOPs per token at {LENGTH:,}:     {flops:.3e}")
     print(
-        f"a v5p-512 step at {MFU:.0%} MFU needs:  {step:,.0f} tokens/s, {step / hosts:,.0f} a host"
+        f"a v5p-512 step at {MFU:.0%} MFU needs:  {step:,.0f} tokens/s, "
+        f"{step / hosts:,.0f} per host"
     )
     for workers, rates in found.items():
         how = f"{workers} processes, tokens/s" if workers else "one thread, tokens/CPU-s"

@@ -1,10 +1,10 @@
-"""Memory that one still needs in the vision tokenizer of the released size, float32, on a CPU.
+"""Memory of one still in the vision tokenizer of the released size, float32, on a CPU.
 
   PYTHONPATH=. python benchmarks/still_memory.py [--side=1024]
 
-For encoding and for decoding, each in a fresh process: what XLA plans as temporaries of the
-compiled program, with and without the weights, and the most that the process held, which has
-Python, JAX and compiling in it. Nothing is taken from the cache of compiled programs.
+For encoding and for decoding, each in a fresh process: the temporaries that XLA plans for the
+compiled program, with and without the weights, and the peak of the process, which includes Python,
+JAX and compilation. The cache of compiled programs is not used.
 """
 
 import argparse
@@ -18,11 +18,11 @@ DIRECTIONS = ("encode", "decode")
 
 
 def measure(direction: str, side: int, config=None) -> dict[str, int]:
-    """Compiles and runs one direction here; numbers of bytes.
+    """Compiles and runs one direction in this process; returns bytes.
 
     Args:
       direction: "encode" or "decode".
-      side: of the still, in pixels.
+      side: side of the still, in pixels.
       config: VisionTokenizerConfig; None for the released one.
 
     Returns:
@@ -37,7 +37,7 @@ def measure(direction: str, side: int, config=None) -> dict[str, int]:
     config = config or VisionTokenizerConfig()
     model, cells = VisionTokenizer(config), side // config.spatial_factor
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
-    # Not zeros, of which the system holds one page for all.
+    # Not zeros, for which the system may use a single page.
     variables = jax.tree.map(lambda x: jax.device_put(np.full(x.shape, 1e-3, x.dtype)), shapes)
     given = {
         "encode": jnp.zeros((1, side, side, config.in_channels)),
@@ -54,7 +54,7 @@ def measure(direction: str, side: int, config=None) -> dict[str, int]:
 
 
 def main() -> None:
-    """See the head of this file."""
+    """Measures both directions, each in a new process."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--side", type=int, default=1024, help="in pixels (%(default)s)")
     parser.add_argument("--direction", choices=DIRECTIONS, help=argparse.SUPPRESS)
@@ -69,7 +69,7 @@ def main() -> None:
         print(json.dumps(measure(arguments.direction, arguments.side)))
         return
     for direction in DIRECTIONS:
-        # This process has imported nothing large: a child's peak begins with that of its parent.
+        # This process imports nothing large: a child's peak starts from that of its parent.
         words = [sys.executable, __file__, f"--side={arguments.side}", f"--direction={direction}"]
         done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
         bytes_of = json.loads(done.stdout.splitlines()[-1])

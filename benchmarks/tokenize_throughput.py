@@ -1,14 +1,14 @@
-"""Decoding and resizing in `tokenize`, per core, beside Pillow alone.
+"""Decoding and resizing in `tokenize`, per core, compared with Pillow alone.
 
   pip install -r requirements-test.txt            # photographs come from scikit-image
   PYTHONPATH=. python benchmarks/tokenize_throughput.py
 
 Both sides read the same files (JPEG of three sizes, PNG, WebP), decode them and resize them by the
-released rule; that they end in the same pixels is checked first. "prepare" is what one decoding
-thread does with one item; "a shard" is all that happens before the vision tokenizer: reading tars,
-handing items to the thread and taking them back in order. Repeats are interleaved, and time is CPU
-time of the process over all its threads, so that other work on the machine changes little. Prints
-pictures a CPU second (medians) and the median of the ratios.
+released rule; equality of the pixels is checked first. "prepare" is the work of one decoding thread
+on one item; "a shard" is all work before the vision tokenizer: reading tars, passing items to the
+thread and receiving them in order. Repeats are interleaved, and time is CPU time of the process
+over all its threads, so that other work on the machine has little effect. Prints images per CPU
+second (medians) and the median of the ratios.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from emu3_jax.tokenize.shard import ShardMaker
 from emu3_jax.tokenize.tokenize_config import TokenizeConfig
 
 LIMITS = PixelLimits()  # the released ones
-KINDS = (  # what web corpora hold: (width, height), format
+KINDS = (  # typical of web corpora: (width, height), format
     ((640, 480), "JPEG"),
     ((1024, 768), "JPEG"),
     ((1920, 1080), "JPEG"),
@@ -42,15 +42,15 @@ KINDS = (  # what web corpora hold: (width, height), format
 )
 
 
-def make_pictures(folder: pathlib.Path) -> list[pathlib.Path]:
+def make_images(folder: pathlib.Path) -> list[pathlib.Path]:
     """Each photograph in each kind, as files and as one tar, 0.tar."""
     paths = []
     for name in ("astronaut", "coffee", "chelsea", "rocket"):
         photograph = Image.fromarray(getattr(skimage.data, name)())
         for (width, height), kind in KINDS:
             path = folder / f"{name}-{width}.{kind.lower()}"
-            picture = photograph.resize((width, height), Image.Resampling.LANCZOS)
-            picture.save(path, kind, **({} if kind == "PNG" else {"quality": 90}))
+            image = photograph.resize((width, height), Image.Resampling.LANCZOS)
+            image.save(path, kind, **({} if kind == "PNG" else {"quality": 90}))
             paths.append(path)
     with tarfile.open(folder / "0.tar", "w") as tar:
         for path in paths:
@@ -63,20 +63,20 @@ def make_pictures(folder: pathlib.Path) -> list[pathlib.Path]:
 
 
 def with_pillow(path: pathlib.Path, size: tuple[int, int]) -> np.ndarray:
-    """The least that it takes: uint8 [H, W, 3] of the size (height, width)."""
+    """The minimum of work: uint8 [H, W, 3] of the size (height, width)."""
     height, width = size
     image = Image.open(path).convert("RGB")
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def main() -> None:
-    """Make the pictures, check that both sides agree, measure."""
+    """Makes the images, checks that both sides agree, measures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        paths = make_pictures(folder)
+        paths = make_images(folder)
         sizes = {path: smart_resize(*Image.open(path).size[::-1], LIMITS) for path in paths}
         items = [RawItem(path.stem, "a photograph", image=str(path)) for path in paths]
         rules = MediaRules(LIMITS, temporal_factor=4)
@@ -99,12 +99,12 @@ def main() -> None:
                 start = time.process_time()
                 assert len(work()) == len(paths)
                 seconds[side].append(time.process_time() - start)
-    print(f"Pillow {PIL.__version__}, {len(paths)} pictures, {arguments.repeats} repeats")
+    print(f"Pillow {PIL.__version__}, {len(paths)} images, {arguments.repeats} repeats")
     for side, spent in seconds.items():
         pairs = zip(seconds["Pillow alone"], spent, strict=True)
         ratio = statistics.median(alone / ours for alone, ours in pairs)
         rate = len(paths) / statistics.median(spent)
-        print(f"{side:13s} {rate:7.1f} pictures/CPU-s   {ratio:.2f} x")
+        print(f"{side:13s} {rate:7.1f} images/CPU-s   {ratio:.2f} x")
 
 
 if __name__ == "__main__":

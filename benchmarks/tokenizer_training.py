@@ -1,20 +1,20 @@
-"""Training the nano vision tokenizer with the full objective, beside the same in torch.
+"""Training the nano vision tokenizer with the full objective, compared with the same in torch.
 
   PYTHONPATH=. python benchmarks/tokenizer_training.py [--torch_python=python] [--repeats=7]
 
-`--torch_python` is the Python of an environment with torch and safetensors, if it is another one.
+`--torch_python` is the Python of an environment with torch and safetensors.
 
 Model and batch of configs/vision_tokenizer_nano.py (8 stills, 4 clips of 8 frames, 64 pixels,
 random here), all losses of configs/vision_tokenizer_nano_decoder.py with the encoder trained too
 and the discriminator there from the first step; the VGG16 of the perceptual loss has its full width
 and random weights. One step is all three networks forward and back, clipping, Adam, moving average
 of the weights. This package trains as `python -m emu3_jax.train` does, and also counts codes and
-looks for steps to be refused; torch's side is `torch_training.py`, timed in several ways.
+checks for steps to reject; torch's side is `torch_training.py`, timed in several ways.
 
 Both begin from the same weights, and the losses and gradient norms of their first steps must agree.
-Each side is a process on the same two cores; they take turns, a step each, while the others wait.
-Prints medians, and last one line a case: the median of this package against torch's fastest way,
-above 1 where this package is faster.
+Each side is a process on the same two cores; they alternate, one step each, while the others wait.
+Prints medians, and finally one line per case: the median of this package against torch's fastest
+way, above 1 if this package is faster.
 """
 
 import argparse
@@ -35,15 +35,15 @@ UNITS = {"stills": "images", "clips": "clips"}
 WAYS = ("eager", "channels_last", "compiled")  # of torch
 CORES = 2
 CHECKED = 3  # steps whose losses are compared; they also warm up
-# Of the first step: float32 through tens of layers. Of later ones: Adam's first updates, which are
-# of full size however small the gradient, make something of the rounding; in the third step the
-# generator's losses of torch's own two ways were 2e-3 apart.
+# First step: float32 through tens of layers. Later steps: Adam's first updates have full size
+# however small the gradient, which amplifies rounding; in the third step the generator's losses of
+# torch's own two ways differed by 2e-3.
 TOLERANCES = 1e-4, 5e-3
 RATE, AVERAGE_DECAY = 1e-4, 0.998
 
 
 class Ours:
-    """The side of this package: every case as the command `train` would run it."""
+    """The side of this package: every case as the command `train` runs it."""
 
     def __init__(self, folder: pathlib.Path):
         import jax
@@ -59,7 +59,7 @@ class Ours:
         self.config.loss.perceptual_weights = str(folder / "perceptual.safetensors")
         self.config.run.optimizer.update(dict(learning_rate=RATE, warmup_steps=0))
         self.config.run.optimizer.schedule = "constant"
-        self.config.codebook = dict(start="as_is")  # entries are drawn below, and not moved
+        self.config.codebook = dict(start="as_is")  # entries are drawn below and not revived
         self.groups, self.key = self.config.data.groups, jax.random.key(1)
         self._save_perceptual()
         self.batch = {
@@ -87,7 +87,7 @@ class Ours:
         perceptual_weights.save(file, {"vgg": tree, "heads": heads})
 
     def prepare(self, case: str) -> tuple[int, dict[str, int]]:
-        """(number of trained parameters, kind -> items a batch); the first case has all kinds."""
+        """(number of trained parameters, kind -> items per batch); the first case has all kinds."""
         import jax
 
         from emu3_jax import sharding
@@ -115,7 +115,7 @@ class Ours:
     def _drawn(self, abstract, frozen):
         """A state before its first step; no weight is zero, and all cases have the same.
 
-        `frozen`: collections that are as they are, the perceptual network.
+        `frozen`: collections to keep unchanged, the perceptual network.
         """
         import jax
         import numpy as np
@@ -137,12 +137,12 @@ class Ours:
         kinds = state.params["discriminator"]
         params["discriminator"] = {kind: discriminator[kind] for kind in kinds}
         state = state.replace(params=params, ema=params, model_state=state.model_state | frozen)
-        # Copies: a step takes the memory of its state, and the next case begins from these too.
+        # Copies: a step donates its state, and the next case starts from these too.
         put = lambda x, like: jax.device_put(np.array(x), like.sharding)  # noqa: E731
         return jax.tree.map(put, state, abstract)
 
     def export(self) -> None:
-        """Writes all that the other side begins from."""
+        """Writes the initial state for the other side."""
         import safetensors.numpy
         from flax.traverse_util import flatten_dict
 
@@ -172,7 +172,7 @@ class Ours:
         (self.folder / "settings.json").write_text(json.dumps(settings))
 
     def _judged_frames(self, index: int):
-        """int64 [CHECKED, B, n]: the frames that the perceptual loss of these steps looks at."""
+        """int64 [CHECKED, B, n]: the frames that the perceptual loss of these steps uses."""
         import jax
         import numpy as np
 
@@ -199,7 +199,7 @@ class Ours:
 
 
 def serve(side, stream) -> None:
-    """Answers lines of JSON [method, *arguments], one by one, until there are no more."""
+    """Answers lines of JSON [method, *arguments], one by one, until the input ends."""
     for line in sys.stdin:
         method, *arguments = json.loads(line)
         print(json.dumps(getattr(side, method)(*arguments)), file=stream, flush=True)
@@ -215,28 +215,30 @@ class Process:
         self.side, self.process = side, subprocess.Popen(words, env=environment, **pipes)
 
     def __call__(self, method: str, *arguments):
-        """What the method returned, as JSON makes it."""
+        """The result of the method, converted by JSON."""
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps([method, *arguments]) + "\n")
             self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"the process of {self.side} ended; its reason stands above")
+            raise SystemExit(f"the process of {self.side} ended; the reason is above")
         return json.loads(line)
 
     def close(self) -> None:
-        """Ends it."""
+        """Ends the process."""
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         self.process.wait()
 
 
 def compare(python: str, ways: list[str], repeats: int, folder: str) -> None:
-    """Starts both sides, checks that they do the same, times them in turns, prints."""
+    """Starts both sides, checks that they agree, times them alternately, prints."""
     sides = {"ours": Process(sys.executable, "ours", folder)}
     try:
         lines = []
-        for case, kinds in reversed(CASES.items()):  # the whole first: its weights serve the others
+        for case, kinds in reversed(
+            CASES.items()
+        ):  # the whole case first: the others use its weights
             made = sides["ours"]("prepare", case)
             if "torch" not in sides:
                 sides["ours"]("export")
@@ -249,7 +251,7 @@ def compare(python: str, ways: list[str], repeats: int, folder: str) -> None:
 
 
 def compare_case(case, kinds, made, ways, repeats, sides) -> list[str]:
-    """The line of one case, in a list; what it is made of is printed."""
+    """The line of one case, in a list; its parts are printed."""
     count, items = made
     for way in ways:
         theirs = sides["torch"]("prepare", case, kinds, way, AVERAGE_DECAY)
@@ -269,7 +271,7 @@ def compare_case(case, kinds, made, ways, repeats, sides) -> list[str]:
     for (side, way), median in medians.items():
         name = "emu3_jax" if side == "ours" else f"torch {way}"
         rates = ", ".join(f"{items[kind] / median:.2f} {UNITS[kind]}/s" for kind in kinds)
-        print(f"{case}, {name}: {median:.3f} s a step, {rates}", flush=True)
+        print(f"{case}, {name}: {median:.3f} s per step, {rates}", flush=True)
     fastest = min(ways, key=lambda way: medians["torch", way])
     ratio = medians["torch", fastest] / medians["ours", ""]
     rates = " and ".join(f"{UNITS[kind]}/s" for kind in kinds)
@@ -277,7 +279,7 @@ def compare_case(case, kinds, made, ways, repeats, sides) -> list[str]:
 
 
 def check(case: str, way: str, ours: list[dict], theirs: list[dict]) -> None:
-    """Prints each step's largest difference of a loss; exit 1 where one is too large."""
+    """Prints each step's largest difference of a loss; exit 1 if one is too large."""
     for step, (here, there) in enumerate(zip(ours, theirs, strict=True)):
         # The generator's loss is a mean of logits of order one and of both signs.
         scales = {name: 1.0 if "generator" in name else abs(here[name]) for name in there}
@@ -285,12 +287,12 @@ def check(case: str, way: str, ours: list[dict], theirs: list[dict]) -> None:
         name = max(differences, key=differences.get)
         where = f"{case}, torch {way}, step {step}: {name} is {there[name]:.6g} there and"
         print(f"{where} {here[name]:.6g} here, the largest difference ({differences[name]:.1e})")
-        if not differences[name] <= TOLERANCES[min(step, 1)]:  # nor is it a number
+        if not differences[name] <= TOLERANCES[min(step, 1)]:  # also true for NaN
             raise SystemExit("that is too much")
 
 
 def main() -> None:
-    """See the head of this file."""
+    """Reads the options and compares the two sides."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--torch_python", default=sys.executable, help="(%(default)s)")
     parser.add_argument("--repeats", type=int, default=7, help="timed steps (%(default)s)")
@@ -310,7 +312,7 @@ def main() -> None:
 
 
 def has_torch(python: str) -> bool:
-    """Whether it is a Python with what the other side needs."""
+    """Whether this Python has the packages of the other side."""
     try:
         done = subprocess.run([python, "-c", "import torch, safetensors"], capture_output=True)
     except OSError:
@@ -319,7 +321,7 @@ def has_torch(python: str) -> bool:
 
 
 def run_side(side: str, folder: pathlib.Path) -> None:
-    """A process of one side, on the cores that both share."""
+    """Runs the process of one side, on the cores that both share."""
     cores = sorted(os.sched_getaffinity(0))[:CORES]
     os.sched_setaffinity(0, cores)
     if side == "ours":

@@ -3,10 +3,10 @@
 Nothing of this package is imported. Names of modules are those of the released layout, so
 `load_state_dict` reads what `interop.vision.tokenizer_files.save` writes.
 
-What a careful user of torch does is done: 2-D layers see a still once, a 1x1 convolution comes
-before the enlargement it commutes with, attention is `scaled_dot_product_attention`, the
-discriminator's pass over the reconstruction serves both sides of the game, gradients that nobody
-needs are not asked for, Adam is the fused one, and no layout is changed by a copy.
+It has the optimisations of a careful torch user: 2-D layers process a still once, a 1x1 convolution
+comes before the enlargement it commutes with, attention is `scaled_dot_product_attention`, the
+discriminator's pass over the reconstruction serves both losses, unneeded gradients are not
+computed, Adam is the fused one, and no copy changes a layout.
 """
 
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 
 
 class Norm(nn.Module):
-    """GroupNorm, in the decoder scaled and shifted by what the entries say."""
+    """GroupNorm; in the decoder the entries determine scale and shift."""
 
     def __init__(self, config, channels: int):
         super().__init__()
@@ -32,7 +32,7 @@ class Norm(nn.Module):
 
 
 class PlainNorm(nn.GroupNorm):
-    """The encoder's, which has no entries."""
+    """The encoder's norm, without entries."""
 
     def __init__(self, config, channels: int):
         super().__init__(config.norm_groups, channels, eps=1e-6)
@@ -102,7 +102,7 @@ class Upsample(nn.Module):
 
 
 class CausalConv(nn.Module):
-    """3-D convolution behind two zero frames."""
+    """3-D convolution after two zero frames."""
 
     def __init__(self, channels: int, kernel=(3, 1, 1), time_stride: int = 1):
         super().__init__()
@@ -285,7 +285,7 @@ class Tokenizer(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """PatchGAN of stills (frames = 1), or of clips of so many frames."""
+    """PatchGAN of stills (frames = 1), or of clips of this many frames."""
 
     def __init__(self, config, frames: int):
         super().__init__()

@@ -20,7 +20,7 @@ VGG_BLOCKS = (2, 2, 3, 3, 3)
 
 
 class Lpips(nn.Module):
-    """The perceptual distance, weights of this package's file."""
+    """The perceptual distance, with the weights of this package's file."""
 
     def __init__(self, file: pathlib.Path):
         super().__init__()
@@ -59,7 +59,7 @@ class Lpips(nn.Module):
 
 
 class Trainer:
-    """Networks, optimizer and batch of one case; `way` says how torch is to run it."""
+    """Networks, optimizer and batch of one case; `way` names how torch runs it."""
 
     def __init__(self, folder: pathlib.Path, case: str, kinds: list[str], way: str, decay: float):
         settings = json.loads((folder / "settings.json").read_text())
@@ -102,7 +102,7 @@ class Trainer:
                 module.compile()
 
     def step(self) -> dict[str, torch.Tensor]:
-        """One update; the losses, not waited for."""
+        """One update; returns the losses without waiting for them."""
         self.optimizer.zero_grad()
         metrics = {}
         for kind, target in self.batch.items():
@@ -115,7 +115,7 @@ class Trainer:
         return metrics | {"gradient_norm": torch.stack(norms).square().sum().sqrt()}
 
     def _learn(self, kind: str, target) -> dict[str, torch.Tensor]:
-        """Adds the gradients of one kind; its losses."""
+        """Adds the gradients of one kind; returns its losses."""
         loss, game, discriminator = self.loss, self.loss.adversarial, self.discriminators[kind]
         pixels, (commitment, codebook) = self.tokenizer(target)
         fixed = pixels.detach().requires_grad_()
@@ -140,7 +140,7 @@ class Trainer:
         return terms | dict(generator=fooled, discriminator=found, weight=weight)
 
     def _judged(self, kind: str, pixels, target):
-        """Two [B, 3, H, W]: stills, or the frames of clips whose turn it is."""
+        """Two [B, 3, H, W]: stills, or the next frames of clips."""
         if kind == "stills":
             return pixels[:, 0], target[:, 0]
         frames = self.frames[self.steps % len(self.frames)]
@@ -149,7 +149,7 @@ class Trainer:
 
 
 class Theirs:
-    """What `tokenizer_training` asks of torch, by case and way."""
+    """The methods that `tokenizer_training` calls, by case and way."""
 
     def __init__(self, folder: pathlib.Path, threads: int):
         torch.set_num_threads(threads)

@@ -1,23 +1,24 @@
 r"""Emu3-8B, pretraining stage 1: text and images from scratch, rows of 5,120 tokens.
 
-Purpose: the first stage of the paper (section 2.4) on a TPU pod. The argument is the folder of token
-datasets, made with the released vocabulary, images of about 512 x 512 pixels: images/ and text/, and
-validation/ with held-out documents of all kinds, whose likelihood is measured every 1,000 steps.
+Purpose: the first stage of the paper (section 2.4) on a TPU pod. The argument is the folder of
+token datasets, made with the released vocabulary, images of about 512 x 512 pixels: images/, text/,
+and validation/ with held-out documents of all kinds, whose likelihood is measured every 1,000
+steps.
 
 From the paper: the model (table 3), rows of 5,120 tokens, weight 0.5 on vision tokens, dropout 0.1,
 peak 5e-5 falling to zero on a cosine, images never cut.
-UNKNOWN, never published, chosen here: batch (1,024 rows, 5.2 M tokens), steps (200,000, 1.05 T tokens),
-warm-up, AdamW's betas and epsilon, weight decay, clipping (those of the official fine-tuning script,
-smaller clipping; Emu3.5 states the same betas and decay), mixture (equal parts of both directions, a
-fifth of text, as Emu3.5's 0.20), empty captions.
-Deviation: no dropout on attention probabilities, which flash attention does not have; the three other
-sites keep 0.1.
+UNKNOWN, never published, chosen here: batch (1,024 rows, 5.2 M tokens), steps (200,000, 1.05 T
+tokens), warm-up, AdamW's betas and epsilon, weight decay, clipping (those of the official
+fine-tuning script, smaller clipping; Emu3.5 states the same betas and decay), mixture (equal parts
+of both directions, a fifth of text, as Emu3.5's 0.20), empty captions.
+Deviation: no dropout on attention probabilities, which flash attention does not support; the three
+other sites keep 0.1.
 
 Commands:
   python -m emu3_jax.aot --config=configs/emu3_8b_stage1.py --topology=v5p:4x4x4
   python -m emu3_jax.train --config=configs/emu3_8b_stage1.py:gs://BUCKET/tokens_stage1 --workdir=gs://BUCKET/emu3_8b_stage1
 
-Expected: docs/aot.md has what the compiler says for several pods. Never run by us.
+Expected: docs/aot.md has the compiler's figures for several pods. Never run by us.
 """
 
 from ml_collections import ConfigDict

@@ -1,11 +1,11 @@
 """The quickstart's training run: the nano recipe with a smaller model, for minutes on two cores.
 
 Purpose: every part of a pretraining run (mixture of five tasks, packing, mesh, checkpoints,
-evaluation while training) within a coffee break. The model is a third of the nano model and sees each
-item about once; it learns the grammar, plausible captions and the rough looks of things. The shipped
-nano model (configs/transformer_nano.py) is larger and trained longer.
+evaluation while training) within minutes. The model is a third of the nano model and sees each item
+about once; it learns the grammar, plausible captions and rough shapes. The shipped nano model
+(configs/transformer_nano.py) is larger and was trained longer.
 
-The argument is the directory that the quickstart works in.
+The argument is the quickstart's directory.
 
 Command (after the corpus is tokenized, which launch/quickstart.sh does):
   python -m emu3_jax.train --config=configs/quickstart.py:runs/quickstart \
@@ -23,11 +23,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.update(
         dict(hidden_size=192, intermediate_size=512, num_layers=4, num_heads=3, num_kv_heads=1)
     )
-    # In one epoch nothing is learnt by heart, and drawing the masks takes a fifth of the time.
+    # One epoch does not overfit, and drawing the masks takes a fifth of the time.
     config.model.dropout = 0.0
     config.run.steps = 440
     config.run.optimizer.warmup_steps = 50
-    # Two virtual CPU devices: parameters and rows are both cut in two, as on a pod.
+    # Two virtual CPU devices: parameters and rows are both split in two, as on a pod.
     config.run.mesh = ConfigDict(dict(data=1, fsdp=2, context=1, tensor=1))
     config.run.checkpoint.every = 100
     config.run.log.every = 20

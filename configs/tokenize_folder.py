@@ -1,16 +1,16 @@
-r"""Tokenize a folder of one's own pictures, clips and captions for a model of the nano size.
+r"""Tokenize a folder of your own images, clips and captions for a model of the nano size.
 
-Purpose: the first step on one's own data. The argument is the folder; it holds train.jsonl and, for
-held-out figures, validation.jsonl (docs/data.md says what a row is), and may hold text.model, a text
+Purpose: the first step on your own data. The argument is the folder. It holds train.jsonl and, for
+held-out figures, validation.jsonl (docs/data.md describes a row), and may hold text.model, a text
 tokenizer trained on the same captions.
 
   python -m emu3_jax.text.train --input=data/train.jsonl --field=text --output=data/text.model --size=8192
   python -m emu3_jax.tokenize --config=configs/tokenize_folder.py:data --config.output=runs/tokens
 
-Pictures keep their aspect at an area of 64 x 64 pixels, clips the same at 4 frames a second and at
-most 8 frames: what the shipped nano vision tokenizer was trained on. It knows emoji; on other
-pictures, look at what it keeps (python -m emu3_jax.tokenize.reconstruct) before a longer training.
-Expected: some 200 pictures/s on two cores.
+Images keep their aspect at an area of 64 x 64 pixels, clips the same at 4 frames a second and at
+most 8 frames: what the shipped nano vision tokenizer was trained on. It was trained on emoji only;
+for other images, check its reconstructions first (python -m emu3_jax.tokenize.reconstruct).
+Expected: some 200 images/s on two cores.
 """
 
 import pathlib

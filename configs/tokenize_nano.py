@@ -5,8 +5,8 @@ vision tokenizer, captions become pieces of the shipped SentencePiece model.
 
   python -m emu3_jax.tokenize --config=configs/tokenize_nano.py --config.output=runs/tokens_nano
 
-A model that sees the corpus more than a few times learns it by heart; configs/transformer_nano.py
-trains on eight versions of each item, seven of them moved by up to two pixels (--config.copies.train=8).
+A model that sees the corpus more than a few times memorises it; configs/transformer_nano.py trains
+on eight versions of each item, seven of them moved by up to two pixels (--config.copies.train=8).
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.text_tokenizer = "assets/text_nano.model"
     config.vocabulary = "small"
     config.video_format = "paper"
-    # One size for all: both limits are the 64 x 64 pixels of the corpus.
+    # One size for all items: both limits are the 64 x 64 pixels of the corpus.
     config.min_pixels = 64 * 64
     config.max_pixels = 64 * 64
     config.fps = 0.0  # every frame: the clips hold eight

@@ -1,11 +1,11 @@
 r"""The nano transformer: every modality of the embedded emoji corpus in one model, from scratch.
 
-Purpose: the model that the quickstart, the demos and the README pictures use, and the base that
-the ablations import. The mixture is the paper's in small: text, text→image, image→text,
+Purpose: the model that the quickstart, the demos and the README images use, and the base that
+the ablations import. The mixture is the paper's at small scale: text, text→image, image→text,
 text→video, video→text, with half weight on vision tokens (paper section 2.4) and dropout 0.1.
 
-Vision tokens start from their codebook entries, and each item is seen in eight versions: without
-either, such a model learns the 2,000 pictures by heart long before it draws anything new.
+Vision tokens start from their codebook entries, and each item has eight versions. Without either,
+such a model memorises the 2,000 images long before it draws anything new.
 
 The argument is the folder of token datasets (runs/tokens_nano).
 
@@ -13,10 +13,10 @@ Commands:
   python -m emu3_jax.tokenize --config=configs/tokenize_nano.py --config.copies.train=8
   JAX_NUM_CPU_DEVICES=2 python -m emu3_jax.train --config=configs/transformer_nano.py --workdir=runs/transformer_nano
 
-Observed: 76 minutes on two cores beside other work (5,600 to 7,500 tokens/s). Nats a code of a picture
-after 4,000, 8,000, 12,000, 16,000, 20,000 steps: 4.47, 3.97, 3.63, 3.24, 3.09 in training; 4.28, 4.05,
-3.87, 3.79, 3.77 on validation (64 items), where the captions' own nats rise from 2.84 to 3.20 all along
-while more persons are named rightly. The emoji evaluators' figures: docs/measurements.md.
+Observed: 76 minutes on two busy cores (5,600 to 7,500 tokens/s). Nats per image code after 4,000,
+8,000, 12,000, 16,000, 20,000 steps: 4.47, 3.97, 3.63, 3.24, 3.09 in training; 4.28, 4.05, 3.87,
+3.79, 3.77 on validation (64 items), where the captions' nats rise steadily from 2.84 to 3.20 while
+more persons are named correctly. The emoji evaluators' figures: docs/measurements.md.
 """
 
 from ml_collections import ConfigDict
@@ -32,14 +32,14 @@ def get_config(arg: str = "") -> ConfigDict:
             hidden_size=256,
             intermediate_size=704,
             num_layers=4,
-            # Few wide heads: on a CPU the scores of a head cost more than its matmuls.
+            # Few wide heads: on a CPU a head's scores cost more than its matmuls.
             num_heads=4,
             num_kv_heads=2,
             head_dim=64,
             dropout=0.1,
         )
     )
-    # Codes that look alike begin alike: 2,000 pictures are too few to learn that from.
+    # Similar codes start with similar vectors: 2,000 images are too few to learn that.
     config.start = ConfigDict(dict(codebook="assets/vision_tokenizer_nano"))
     config.loss = ConfigDict(dict(chunk_tokens=176, z_loss=0.0))
     config.data = ConfigDict(
@@ -47,7 +47,7 @@ def get_config(arg: str = "") -> ConfigDict:
             mixture=_mixture(tokens),
             batch_size=4,
             # The longest document, a captioned clip, has 328 tokens; longer rows would only add
-            # attention between documents that do not see each other.
+            # masked attention between documents.
             sequence_length=352,
             loss_weights=dict(text=1.0, image=0.5, video=0.5, structure=1.0),
             seed=0,

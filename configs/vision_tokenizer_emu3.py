@@ -1,25 +1,26 @@
-r"""The Emu3 vision tokenizer, 270 M parameters: pictures and clips at 256 x 256, the full objective.
+r"""The Emu3 vision tokenizer, 270 M parameters: images and clips at 256 x 256, the full objective.
 
 Purpose: an Emu3-class tokenizer from scratch on a TPU pod, and with the argument `twin` the same
 recipe at the sizes of the nano tokenizer on the embedded corpus, on which the ablations are run.
-The other argument is the folder of pictures and clips (train.jsonl, validation.jsonl).
+Any other argument is the folder of images and clips (train.jsonl, validation.jsonl).
 
-From the paper (section 2.2, table 1): the model, 32,768 codes, pictures and clips together, L2 +
+From the paper (section 2.2, table 1): the model, 32,768 codes, images and clips together, L2 +
 LPIPS + GAN + commitment. From MoVQGAN, which it started from (its config): weights 1.0, 0.1, 0.1 of
-L2, LPIPS and the discriminator, commitment 0.25, a hinge PatchGAN of 64 channels and two strided layers,
-averaged weights 0.9999, 256 x 256. From Emu3.5's tokenizer: Adam 0.5/0.9, 1e-4, 15,000 steps of
-warm-up, 500,000 steps, batch 256.
-UNKNOWN, chosen here: the mix of pictures and clips (as many frames of each), 8 frames a clip (two
-latent frames, so that the second is trained to know the first), crops, frame rates, care of the
-codebook, when the discriminator comes in. `--config.start.movqgan=FILE` begins as the authors did.
+L2, LPIPS and the discriminator, commitment 0.25, a hinge PatchGAN of 64 channels and two strided
+layers, averaged weights 0.9999, 256 x 256. From Emu3.5's tokenizer: Adam 0.5/0.9, 1e-4, 15,000
+steps of warm-up, 500,000 steps, batch 256.
+UNKNOWN, chosen here: the mix of images and clips (as many frames of each), 8 frames per clip (two
+latent frames, so that the second learns to use the first), crops, frame rates, codebook
+maintenance, the step at which the discriminator starts. `--config.start.movqgan=FILE` initialises
+as the authors did.
 
 Commands:
   python -m emu3_jax.aot --config=configs/vision_tokenizer_emu3.py --topology=v5p:4x4x4 --plan
   python -m emu3_jax.train --config=configs/vision_tokenizer_emu3.py:gs://BUCKET/pixels --workdir=gs://BUCKET/vision_tokenizer_emu3
   JAX_NUM_CPU_DEVICES=2 python -m emu3_jax.train --config=configs/vision_tokenizer_emu3.py:twin --workdir=runs/tokenizers/base
 
-Expected: docs/vision_tokenizer.md has the compiler's figures and the twins' results. At full size
-never run by us.
+Expected: docs/vision_tokenizer.md has the compiler's figures and the twins' results. Never run
+at full size by us.
 """
 
 from ml_collections import ConfigDict
@@ -98,7 +99,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def _shrunken(config: ConfigDict) -> ConfigDict:
-    """The recipe at sizes that two cores train in minutes: everything else stays."""
+    """The recipe at sizes that two cores train in minutes; all else is unchanged."""
     nano = vision_tokenizer_nano.get_config()
     config.model = nano.model
     config.model.quantizer = "nearest"

@@ -1,20 +1,20 @@
 r"""The nano vision tokenizer: the Emu3 architecture at 64 px, f8, for the embedded emoji corpus.
 
-Purpose: the tokenizer that the quickstart, the demos and the tests use. Every part is the real
-one (spatial norm, attention at the lowest level, causal layers in time, BatchNorm there); the
-width sits at the low resolutions, where a CPU convolves about four times faster.
+Purpose: the tokenizer that the quickstart, the demos and the tests use. It has all parts of
+Emu3's (spatial norm, attention at the lowest level, causal layers in time, BatchNorm there); most
+channels are at the low resolutions, where a CPU convolves about four times faster.
 
-Two frames a code in time, not four as Emu3: at four, clips stay a decibel short of the aim, and
-docs/measurements.md says why. Two devices: XLA runs two half batches side by side on two cores faster
-than one whole batch on both.
+Two frames per code in time, not four as in Emu3: with four, clips stay a decibel below the aim;
+docs/measurements.md explains why. Two devices: XLA runs two half batches side by side on two cores
+faster than one whole batch on both.
 
 Command:
   python -m emu3_jax.data.fluent_emoji --output=runs/emoji
   JAX_NUM_CPU_DEVICES=2 python -m emu3_jax.train --config=configs/vision_tokenizer_nano.py --workdir=runs/vision_tokenizer_nano
 
 Expected: 50 to 70 frames/s on two AVX-512 cores, 40 to 60 minutes. Observed (validation, averaged
-weights): stills 24.17, 25.18, 25.54, 25.58 dB and clips 23.20, 24.02, 24.32, 24.38 dB after 1,000, 2,000, 3,000,
-4,000 steps; all codes in use.
+weights): stills 24.17, 25.18, 25.54, 25.58 dB and clips 23.20, 24.02, 24.32, 24.38 dB after 1,000,
+2,000, 3,000, 4,000 steps; all codes in use.
 """
 
 from ml_collections import ConfigDict

@@ -1,18 +1,20 @@
 r"""The nano vision tokenizer's decoder, trained further for the full objective.
 
-Purpose: sharper pictures from the same tokens. Encoder and codebook stay as configs/
-vision_tokenizer_nano.py left them, so every token and every transformer trained on them stays
-valid; the decoder learns L2, L1, the perceptual distance and a discriminator (requirements-perceptual.txt).
+Purpose: sharper images from the same tokens. Encoder and codebook of
+configs/vision_tokenizer_nano.py are unchanged, so all tokens and the transformers trained on them
+remain valid; the decoder learns L2, L1, the perceptual distance and a discriminator
+(requirements-perceptual.txt).
 
-The argument is the directory of the tokenizer to begin from.
+The argument is the directory of the tokenizer to start from.
 
 Commands:
   python -m emu3_jax.convert export --model=runs/vision_tokenizer_nano --output=runs/vision_tokenizer_nano_export
   JAX_NUM_CPU_DEVICES=2 python -m emu3_jax.train --config=configs/vision_tokenizer_nano_decoder.py:runs/vision_tokenizer_nano_export --workdir=runs/vision_tokenizer_nano_decoder
 
-Observed: 30 minutes on two busy cores (17 frames/s). All of validation, before and after: perceptual
-distance of stills 0.046, 0.042, of clips 0.055, 0.050; PSNR 25.59, 25.37 and 24.38, 24.10 dB. A discriminator of
-0.1 costs 0.1 dB more and brings the pictures' features 12 to 15 % nearer (docs/vision_tokenizer.md).
+Observed: 30 minutes on two busy cores (17 frames/s). All of validation, before and after:
+perceptual distance of stills 0.046, 0.042, of clips 0.055, 0.050; PSNR 25.59, 25.37 and 24.38,
+24.10 dB. A discriminator of 0.1 costs 0.1 dB more and brings the images' features 12 to 15 % nearer
+(docs/vision_tokenizer.md).
 """
 
 from ml_collections import ConfigDict

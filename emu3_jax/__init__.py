@@ -1,7 +1,7 @@
 """emu3_jax: one decoder-only transformer over one stream of text, image and video tokens.
 
-What a user types after `import emu3_jax`; the rest of the package is reached by its modules. The
-import itself is light: JAX is loaded by the first call.
+This module holds the public entry points; import everything else from its own module. Importing
+the package is cheap: the first call loads JAX.
 """
 
 import os
@@ -24,18 +24,18 @@ def load_vision_tokenizer(
     """Reads a vision tokenizer.
 
     Args:
-      path: a directory with config.json and safetensors files as BAAI or the -hf conversions keep
-        them, a run directory of `python -m emu3_jax.train`, whose newest checkpoint is taken, or
-        the name of a shipped one: "nano" or "photo".
-      mesh: devices (`emu3_jax.sharding.make_mesh`) onto which the weights are read, tensor by
-        tensor; default: the first device.
+      path: a directory with config.json and safetensors files in BAAI's or the -hf layout, a run
+        directory of `python -m emu3_jax.train` (its newest checkpoint is read), or the name of a
+        shipped one: "nano" or "photo".
+      mesh: devices (`emu3_jax.sharding.make_mesh`) that receive the weights, tensor by tensor;
+        default: the first device.
 
     Returns:
       (module, variables). `module.apply(variables, pixels, method="encode")` turns floats in
       [-1, 1], [B, H, W, 3] or [B, T, H, W, 3], into int32 codes; method="decode" goes back.
 
     Raises:
-      ValueError: the directory holds no such thing, or files that do not fit together.
+      ValueError: the directory holds no such model, or its files do not fit together.
     """
     from emu3_jax.train import weights
 
@@ -48,18 +48,18 @@ def load_language_model(
     """Reads a language model's weights, without vocabulary and tokenizers.
 
     Args:
-      path: a directory with config.json and safetensors files as BAAI or the -hf conversions keep
-        them, a run directory of `python -m emu3_jax.train`, whose newest checkpoint is taken, or
-        the name of a shipped one: "nano".
-      mesh: devices (`emu3_jax.sharding.make_mesh`) onto which the weights are read, tensor by
-        tensor; default: the first device.
+      path: a directory with config.json and safetensors files in BAAI's or the -hf layout, a run
+        directory of `python -m emu3_jax.train` (its newest checkpoint is read), or the name of a
+        shipped one: "nano".
+      mesh: devices (`emu3_jax.sharding.make_mesh`) that receive the weights, tensor by tensor;
+        default: the first device.
 
     Returns:
       (module, variables). `module.apply(variables, tokens)` turns int32 [B, S] into float32 logits
       [B, S, V].
 
     Raises:
-      ValueError: the directory holds no such thing, or files that do not fit together.
+      ValueError: the directory holds no such model, or its files do not fit together.
     """
     from emu3_jax.train import weights
 
@@ -71,13 +71,13 @@ def load_bundle(
     vision_tokenizer: str | os.PathLike | None = None,
     mesh: "Mesh | None" = None,
 ) -> "Bundle":
-    """Reads a language model with all it needs to generate: vocabulary, grammar, tokenizers.
+    """Reads a language model with all that generation needs: vocabulary, grammar, tokenizers.
 
     Args:
       path: a run directory, a directory written by `python -m emu3_jax.convert`, released weights
         with their rank file or, in the -hf layout, their tokenizer, or the name "nano".
-      vision_tokenizer: directory or name of the vision tokenizer, or None where only codes are
-        wanted.
+      vision_tokenizer: directory or name of the vision tokenizer, or None if only codes are
+        needed.
       mesh: as in `load_language_model`, for the language model; default: the first device.
 
     Raises:

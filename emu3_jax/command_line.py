@@ -1,4 +1,4 @@
-"""What every command shares: flags in, one clear sentence out when the user's input is wrong."""
+"""What every command shares: flags, and one clear sentence when the user's input is wrong."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ from absl import app, flags, logging
 from emu3_jax import exit_codes, sharding, shipped
 from emu3_jax.config import ConfigError, apply_overrides, load_config
 
-# The flags defined here belong to the command that asks for them, which shows them in its --help.
+# The flags defined here belong to the command that defines them; its --help lists them.
 flags.disclaim_key_flags()
 
 CONFIG_PREFIX = "--config."
@@ -19,10 +19,10 @@ HELP = {"--help", "-help", "-h", "-?", "--helpshort"}
 
 
 def define_config(help_text: str = "") -> None:
-    """Defines `--config=NAME|FILE.py[:ARG]`, and with it the overrides `--config.a.b=value`.
+    """Defines `--config=NAME|FILE.py[:ARG]` and the overrides `--config.a.b=value`.
 
-    Once `run` has parsed the command line, flags.FLAGS.config is the locked ConfigDict with the
-    overrides in it, or None where the flag was not given.
+    After `run` has parsed the command line, flags.FLAGS.config is the locked ConfigDict with the
+    overrides applied, or None if the flag was not given.
     """
     help_text = help_text or "Config; override keys with --config.a.b=value."
     names = ", ".join(shipped.config_names())
@@ -32,9 +32,9 @@ def define_config(help_text: str = "") -> None:
 def define_path(
     name: str, find: Callable[[str], str | os.PathLike], help_text: str
 ) -> flags.FlagHolder[str | None]:
-    """Defines a flag whose value is the path that `find` makes of what is given.
+    """Defines a flag whose value is the path that `find` returns for the text given.
 
-    With a function of emu3_jax.shipped the flag takes a path or the name of something shipped.
+    With a function of emu3_jax.shipped the flag accepts a path or the name of a shipped file.
     """
     return flags.DEFINE(_Finder(find), name, None, help_text)
 
@@ -55,10 +55,10 @@ def define_mesh() -> None:
 
 
 def mesh() -> jax.sharding.Mesh:
-    """The mesh of the flag; where it was not given the first device, of several processes all.
+    """The mesh of the flag. Default: the first device; with several processes, all devices.
 
     Raises:
-      ValueError: no mesh is written so, or it is not one of the devices that there are.
+      ValueError: the text is not a mesh, or the mesh does not match the devices present.
     """
     text = flags.FLAGS.mesh
     if not text:
@@ -77,9 +77,9 @@ def run(main: Callable[..., None], usage: str, verbs: Sequence[str] = ()) -> Non
 
     A command with `verbs` takes one of them as its first word and calls `main(verb)`.
 
-    Those are the errors that input can cause, or storage; `exit_codes` tells which may pass by a
-    restart. All others keep their traceback, and
-    --verbosity=1 shows that of a shortened one as well. Ctrl-C exits with 130.
+    A user's input or storage can cause these errors, and `exit_codes` tells which of them a restart
+    may cure. All others keep their traceback, and --verbosity=1 shows the traceback of these as
+    well. Ctrl-C exits with 130.
     """
     sys.modules["__main__"].__doc__ = usage
     app.run(
@@ -97,7 +97,7 @@ def use_compilation_cache() -> None:
 
 
 def _parse(argv: list[str], verbs: Sequence[str]) -> list[str]:
-    """absl's parsing; config files and their overrides are told apart and read here."""
+    """Parses with absl; config files and their overrides are separated and read here."""
     if HELP & set(argv[1:]):
         print(sys.modules["__main__"].__doc__.strip())
         print("\nFlags:" + flags.FLAGS.main_module_help())
@@ -117,12 +117,12 @@ def _parse(argv: list[str], verbs: Sequence[str]) -> list[str]:
     except (flags.Error, ConfigError) as error:
         _fail(str(error))
     if flags.FLAGS["verbosity"].using_default_value:
-        flags.FLAGS.verbosity = logging.WARNING  # else absl turns it up to INFO for us
+        flags.FLAGS.verbosity = logging.WARNING  # absl would set INFO
     return rest
 
 
 def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
-    """--config.a.b=value arguments as {"a.b": "value"}, apart from all others."""
+    """--config.a.b=value arguments as {"a.b": "value"}, and all other arguments."""
     overrides, others = {}, []
     for argument in argv:
         if not argument.startswith(CONFIG_PREFIX):
@@ -154,7 +154,7 @@ def _guarded(main: Callable[[], None]) -> None:
         logging.debug("the error below was raised here", exc_info=True)
         _fail(str(error), exit_codes.of(error))
     except KeyboardInterrupt:
-        print("Stopped. Run the same command again to go on.", file=sys.stderr)
+        print("Stopped. Run the same command again to continue.", file=sys.stderr)
         sys.exit(130)
 
 

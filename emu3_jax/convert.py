@@ -1,15 +1,16 @@
 """Convert: python -m emu3_jax.convert export|import --model=DIR --output=DIR [--layout=hf] ...
 
-export writes a language model or a vision tokenizer, of a run directory (the averaged weights where
-the run keeps them) or of any model directory, as a directory of weights:
-  --layout=baai  as the released weights are; a language model takes its vocabulary and text
-                 tokenizer along where they are known
-  --layout=hf    as transformers loads them; with --vision_tokenizer=DIR both parts as one model
-Between directories every tensor keeps its bits, unless --dtype asks for another type.
+export reads a run directory (the averaged weights if the run keeps them) or any model directory and
+writes its language model or vision tokenizer as a directory of weights:
+  --layout=baai  the layout of the released weights; a language model is written with its
+                 vocabulary and text tokenizer if they are known
+  --layout=hf    the layout that transformers loads; --vision_tokenizer=DIR writes both parts as one
+                 model
+Between directories every tensor keeps its bits, unless --dtype names another type.
 
 import writes released weights of either layout as a model directory of this package, with the
-vocabulary and the rank file (of an -hf model rebuilt from its tokenizer): every command takes it as
---model or --vision_tokenizer, and `train` as start.transformer or start.weights.
+vocabulary and the rank file (for an -hf model, rebuilt from its tokenizer). Every command accepts
+it as --model or --vision_tokenizer, and `train` as start.transformer or start.weights.
 """
 
 import pathlib
@@ -29,11 +30,11 @@ MODEL = command_line.define_path(
     "model", shipped.language_model, "Run directory, model directory, or shipped model."
 )
 OUTPUT = flags.DEFINE_string("output", None, "Directory to write; an earlier model is replaced.")
-STEP = flags.DEFINE_integer("step", None, "Checkpoint of a run; default the newest.")
+STEP = flags.DEFINE_integer("step", None, "Checkpoint of a run; default: the newest.")
 DTYPE = flags.DEFINE_enum("dtype", SAME, [SAME, *DTYPES], "Type of the weights.")
 LAYOUT = flags.DEFINE_enum("layout", "baai", LAYOUTS, "Names and config of the directory.")
 PART = flags.DEFINE_enum(
-    "part", None, PARTS, "Half of a whole -hf model; default: both to hf, the language model else."
+    "part", None, PARTS, "Half of a whole -hf model; default: both for hf, else the language model."
 )
 OTHER = command_line.define_path(
     "vision_tokenizer",
@@ -62,7 +63,7 @@ def main(verb: str) -> None:
 
 def _check_import() -> None:
     if weights.is_run_directory(MODEL.value):
-        raise ValueError(f"{MODEL.value} is a run of this package; every command takes it as it is")
+        raise ValueError(f"{MODEL.value} is a run of this package; every command reads it directly")
     if LAYOUT.value == "hf":
         raise ValueError("--layout=hf goes with export only; an import is a model of this package")
 
@@ -80,7 +81,7 @@ def parts_to_write(path: str) -> tuple[str, ...]:
         found = tuple(part for part, there in zip(PARTS, has, strict=True) if there)
     if not found or PART.value not in (None, *found):
         what = PART.value or f"{LANGUAGE_MODEL} or {VISION_TOKENIZER}"
-        raise ValueError(f"{path} holds no {what} in a layout that is known")
+        raise ValueError(f"{path} holds no {what} in a known layout")
     if PART.value:
         return (PART.value,)
     return found if LAYOUT.value == "hf" and not OTHER.value else found[:1]
@@ -88,7 +89,7 @@ def parts_to_write(path: str) -> tuple[str, ...]:
 
 def report(path: str, parts: tuple[str, ...]) -> None:
     """Prints what was written."""
-    if not set(parts) <= set(PARTS):  # a task of one's own writes what it likes
+    if not set(parts) <= set(PARTS):  # a user's own task may write anything
         print(f"{path}: {' and '.join(parts)}")
         return
     size = sum(file.stat().st_size for file in pathlib.Path(path).glob("*.safetensors"))
@@ -99,7 +100,7 @@ def report(path: str, parts: tuple[str, ...]) -> None:
 
 
 def _write_directory(folder: pathlib.Path, parts: tuple[str, ...]) -> None:
-    """From files to files."""
+    """Converts files to files, without a model in memory."""
     source, hf, dtype = MODEL.value, LAYOUT.value == "hf", DTYPE.value
     if OTHER.value or parts == PARTS:
         relayout.write_whole_model(source, OTHER.value or source, folder, dtype)
@@ -115,11 +116,11 @@ def _write_language(source: str, folder: pathlib.Path) -> None:
     try:
         save_language(folder, load_language(source))
     except UnknownVocabularyError as error:
-        print(f"The weights alone are written, nothing can be generated from them: {error}")
+        print(f"Only the weights are written; generation is not possible from them: {error}")
 
 
 def _write_run(folder: pathlib.Path) -> None:
-    """Of which at least one half is a run directory: through memory."""
+    """Writes a model through memory: at least one half comes from a run directory."""
     mesh = command_line.mesh()
     other = weights.load_vision_tokenizer(OTHER.value, mesh=mesh) if OTHER.value else None
     options = exporting.ExportOptions(LAYOUT.value, DTYPE.value, other)

@@ -1,8 +1,8 @@
-"""Files and folders that are whole or not there, and logs that grow, on a disk or in a bucket.
+"""Atomic writes of files and folders, and logs that grow, on a disk or in a bucket.
 
-A file is written under a temporary name beside its own and then renamed: a process that is killed
-leaves the earlier file as it was. An object in a bucket (gs://…) appears whole by itself. What
-cannot be written is an OSError whose sentence names the file and not its temporary name.
+A file is written under a temporary name in the same folder and then renamed: a process that is
+killed leaves the earlier file as it was. An object in a bucket (gs://…) is atomic by itself. A
+failed write raises an OSError whose sentence names the file and not its temporary name.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from etils import epath
 
 AnyPath = str | os.PathLike[str]
 
-# An object in a bucket cannot grow, it is written anew; not more often than this, in seconds.
+# An object in a bucket cannot grow and is rewritten, at most once in this many seconds.
 REWRITE_EVERY = 60.0
 
 
@@ -30,7 +30,7 @@ def in_bucket(path: AnyPath) -> bool:
 
 
 def write_atomically(path: AnyPath, content: bytes | str) -> None:
-    """Writes a file, whole or not at all; text as UTF-8. Missing folders are made.
+    """Writes a file atomically; text as UTF-8. Missing folders are created.
 
     Raises:
       OSError: names `path` and the reason, such as a full disk.
@@ -50,7 +50,7 @@ def write_json(path: AnyPath, value: Any) -> None:
 
 
 def read_json(path: AnyPath) -> dict[str, Any]:
-    """Reads a JSON object; ValueError names the file if it is missing or something else."""
+    """Reads a JSON object; ValueError names the file if it is missing or not a JSON object."""
     path = epath.Path(path)
     try:
         value = json.loads(path.read_text())
@@ -65,9 +65,9 @@ def read_json(path: AnyPath) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def written_whole(path: AnyPath) -> Iterator[pathlib.Path]:
-    """Gives a temporary name, to be written to, that is renamed to `path` when the block ends.
+    """Yields a temporary name to write to, which is renamed to `path` when the block ends.
 
-    For libraries that write to a name themselves; disks only. An exception leaves neither file.
+    For libraries that open a file by name; disks only. After an exception neither file exists.
     """
     path = pathlib.Path(path)
     temporary = temporary_name(path)
@@ -82,10 +82,10 @@ def written_whole(path: AnyPath) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def new_folder(path: AnyPath) -> Iterator[pathlib.Path]:
-    """Gives an empty folder that becomes `path` when the block ends without an error.
+    """Yields an empty folder that becomes `path` when the block ends without an error.
 
     Raises:
-      OSError: names `path`, which at the end is there and not empty, or cannot be written.
+      OSError: names `path`, which exists at the end and is not empty, or cannot be written.
     """
     path = pathlib.Path(path).absolute()
     temporary = temporary_name(path)
@@ -100,9 +100,9 @@ def new_folder(path: AnyPath) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def replacing(path: AnyPath) -> Iterator[pathlib.Path]:
-    """As `new_folder`, in place of an earlier one.
+    """As `new_folder`, but replaces an earlier folder.
 
-    The earlier folder can be read in the block, is removed at the end, and survives an error.
+    The earlier folder can be read in the block. It is removed at the end and survives an error.
     """
     path = pathlib.Path(path).absolute()
     earlier = temporary_name(path)
@@ -119,13 +119,13 @@ def replacing(path: AnyPath) -> Iterator[pathlib.Path]:
 
 
 def temporary_name(path: pathlib.Path) -> pathlib.Path:
-    """A hidden name beside `path` that no other process takes, on whatever machine it runs."""
+    """A hidden name in the folder of `path` that no other process on any machine uses."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
 
 
 @contextlib.contextmanager
 def _sentences(path: AnyPath, temporary: AnyPath | None = None) -> Iterator[None]:
-    """An OSError about `path` or its temporary name becomes a sentence; one about others stays."""
+    """Turns an OSError about `path` or its temporary name into a sentence; others pass through."""
     path = os.fspath(path)
     temporary = path if temporary is None else os.fspath(temporary)
     try:
@@ -139,7 +139,7 @@ def _sentences(path: AnyPath, temporary: AnyPath | None = None) -> Iterator[None
         if isinstance(error, FileExistsError):
             reason = "it is a file, expected a folder"
         sentence = f"{where} cannot be written: {reason}" if reason else str(error)
-        # Of the class that python has for it (FileNotFoundError, …), by which callers tell it.
+        # Keeps Python's class of the error (FileNotFoundError, …), on which callers depend.
         kind = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
         failure = kind(sentence.replace(temporary, path))
         failure.errno = error.errno
@@ -147,9 +147,9 @@ def _sentences(path: AnyPath, temporary: AnyPath | None = None) -> Iterator[None
 
 
 class AppendedLines:
-    """Appends JSON lines to a file. On a disk each is there at once; a kill cuts one at most.
+    """Appends JSON lines to a file. On a disk each is written at once; a kill cuts at most one.
 
-    The file is made with the first line. `continued` tells whether it held something before.
+    The first line creates the file. `continued` is true if the file had content before.
     """
 
     def __init__(self, folder: AnyPath, name: str):
@@ -160,12 +160,12 @@ class AppendedLines:
         self._content, self._rewritten = b"", 0.0
 
     def append(self, values: dict[str, Any]) -> None:
-        """Adds one line; an OSError names the file."""
+        """Appends one line; an OSError names the file."""
         with _sentences(self._path):
             self._append(json.dumps(values).encode() + b"\n")
 
     def close(self) -> None:
-        """Writes what is left."""
+        """Writes the remaining lines."""
         if self._file is not None:
             self._file.close()
         elif self._content:
@@ -176,7 +176,7 @@ class AppendedLines:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self._path, "ab", buffering=0)
             if self.continued and not _ends_with_newline(self._path):
-                self._file.write(b"\n")  # the line that was being written when a run was killed
+                self._file.write(b"\n")  # the line that a killed run was writing
         self._file.write(line)
 
     def _rewrite(self, line: bytes) -> None:
@@ -195,14 +195,14 @@ def _ends_with_newline(path: AnyPath) -> bool:
 
 
 def read_lines(folder: AnyPath, name: str) -> list[dict[str, Any]]:
-    """The lines of a file, without any that a kill has cut.
+    """The lines of a file, without those that a kill has cut.
 
     Raises:
       ValueError: there is no such file.
     """
     path = epath.Path(folder) / name
     if not path.exists():
-        raise ValueError(f"{path} does not exist: no run has logged there")
+        raise ValueError(f"{path} does not exist: no run has written a log there")
     lines = []
     for text in path.read_text().splitlines():
         with contextlib.suppress(json.JSONDecodeError):

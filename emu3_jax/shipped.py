@@ -1,8 +1,8 @@
-"""What comes with the project, by name: configs, small models, text tokenizer, corpus.
+"""Shipped files by name: configs, small models, text tokenizer, corpus.
 
 In a clone these files are in the top-level folders configs/ and assets/, in an installed package
-in emu3_jax/_shipped/. A path that exists wins over a name. `configs/FILE.py` and `assets/NAME`
-are found from every working directory.
+in emu3_jax/_shipped/. An existing path takes precedence over a name. `configs/FILE.py` and
+`assets/NAME` are found from every working directory.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ _INSTALLED = _PACKAGE / "_shipped"
 ROOT = _INSTALLED if _INSTALLED.is_dir() else _PACKAGE.parent
 CONFIGS, ASSETS = ROOT / "configs", ROOT / "assets"
 
-# "nano" is short for the asset that this makes of it.
+# "nano" stands for the asset with this prefix and suffix.
 LANGUAGE_MODEL = ("language model", "transformer_", "")
 VISION_TOKENIZER = ("vision tokenizer", "vision_tokenizer_", "")
 TEXT_TOKENIZER = ("text tokenizer", "text_", ".model")
@@ -29,7 +29,7 @@ PathLike = str | os.PathLike
 
 
 class UnknownNameError(ValueError):
-    """A name that is neither a path nor something shipped."""
+    """A name that is neither a path nor a shipped file."""
 
 
 def asset(path: PathLike) -> PathLike:
@@ -50,12 +50,12 @@ def language_model(path: PathLike) -> PathLike:
 
 
 def vision_tokenizer(path: PathLike) -> PathLike:
-    """A directory of a vision tokenizer, likewise."""
+    """A directory of a vision tokenizer; otherwise as `language_model`."""
     return _named(path, *VISION_TOKENIZER)
 
 
 def text_tokenizer(path: PathLike) -> PathLike:
-    """A file of a text tokenizer, likewise."""
+    """A file of a text tokenizer; otherwise as `language_model`."""
     return _named(path, *TEXT_TOKENIZER)
 
 
@@ -63,7 +63,7 @@ def _named(path: PathLike, kind: str, prefix: str, suffix: str) -> PathLike:
     found = asset(path)
     text = os.fspath(found)
     if _exists(found) or not re.fullmatch(r"[\w-]+", text):
-        return found  # if it does not exist, whoever reads it says what was expected there
+        return found  # if it does not exist, its reader raises the error
     names = [p.name[len(prefix) :].removesuffix(suffix) for p in ASSETS.glob(f"{prefix}*{suffix}")]
     if text not in names:
         raise UnknownNameError(
@@ -110,10 +110,10 @@ def _hint(name: str, names: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def importable_configs(file: PathLike) -> Iterator[None]:
-    """Lets the config `file` say `from configs import transformer_nano`, wherever it is.
+    """Makes `from configs import transformer_nano` work in the config `file`, wherever it is.
 
-    A shipped file gets the shipped configs. Other files get those of a package or folder `configs`
-    of their own first. `sys.modules` is left as it was.
+    A shipped file imports the shipped configs. Other files first import from a package or folder
+    `configs` of their own. `sys.modules` is restored.
     """
     is_shipped = pathlib.Path(file).resolve().is_relative_to(CONFIGS.resolve())
     kept = _forget_configs()
@@ -132,8 +132,8 @@ def _forget_configs() -> dict:
 
 
 class _ShippedConfigs(importlib.abc.MetaPathFinder):
-    """Finds `configs` and `configs.NAME` among the shipped files; no package of that name is
-    installed, since it could be mistaken for the user's own."""
+    """Finds `configs` and `configs.NAME` among the shipped files. No package of that name is
+    installed, since it could hide the user's own."""
 
     @classmethod
     def find_spec(cls, fullname, path=None, target=None):

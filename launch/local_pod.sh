@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# A pod on this machine: N processes that run one command together, on the path that a pod's hosts take.
+# A pod on this machine: N processes run one command together, with the code path of a pod's hosts.
 #
 #   bash launch/local_pod.sh [--processes=2] [--port=PORT] [--dry_run] train --config=FILE --workdir=DIR
 #   bash launch/local_pod.sh [--processes=2] [--dry_run] tokenize --config=FILE
 #
-# Each line of output begins with the number of its process. Ctrl-C and SIGTERM go to all of them, which
-# save and end; the same command goes on. Runs on CPUs unless JAX_PLATFORMS says otherwise.
+# Each line of output begins with the number of its process. Ctrl-C and SIGTERM reach all processes,
+# which save and end; the same command continues. Runs on CPUs unless JAX_PLATFORMS is set.
 
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
@@ -22,7 +22,7 @@ while [[ $# -gt 0 ]]; do
     shift
 done
 check_command "$@"
-[[ "$processes" =~ ^[1-9][0-9]*$ ]] || fail "--processes must be a number from 1 on, found $processes"
+[[ "$processes" =~ ^[1-9][0-9]*$ ]] || fail "--processes must be at least 1, found $processes"
 
 [[ -x "$PYTHON_BIN" ]] || run set_up requirements.txt
 cd "$ROOT"

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Cloud TPU VMs as a queued resource: ask for them, run a command on every host, give them back.
+# Cloud TPU VMs as a queued resource: create them, run a command on every host, delete them.
 #
 #   Q="bash launch/queued_resource.sh"; N="--name=emu3 --zone=us-east5-a"
 #   $Q create $N --type=v5p-512 [--slices=1] [--runtime=VERSION] [--spot | --reserved] [--service_account=EMAIL]
 #   $Q start $N train --config=FILE --workdir=gs://BUCKET/RUN    # waits for the machines, copies the last commit
-#   $Q log $N                                                    # of host 0, as it grows
+#   $Q log $N                                                    # of host 0, live
 #   $Q stop $N                                                   # SIGTERM: each host saves and ends
 #   $Q delete $N
 #
-# --dry_run behind the verb says the commands and runs none. After a preemption: delete, create, start
-# with the same words; the run goes on from its last checkpoint.
+# --dry_run after the verb prints the commands and runs none. After a preemption: delete, create,
+# start with the same words; the run continues from its last checkpoint.
 
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
@@ -59,20 +59,19 @@ wait_until_active() {
     fi
     while state="$("${describe[@]}")" && [[ "$state" != ACTIVE ]]; do
         [[ ! "$state" =~ FAILED|SUSPEND|DELETING ]] || fail "$name is $state; delete and create it again"
-        echo "$name is $state; looking again in a minute"
+        echo "$name is $state; checking again in a minute"
         sleep 60
     done
-    [[ "$state" == ACTIVE ]] || fail "$name: its state cannot be read; the lines above say why"
+    [[ "$state" == ACTIVE ]] || fail "$name: its state cannot be read; the lines above give the reason"
 }
 
-# The shell line that a host runs; train finds the other hosts by itself.
+# The shell line for a host; train finds the other hosts by itself.
 host_line() {
     if [[ "$1" == train ]]; then
         quoted .venv/bin/python -m emu3_jax.train "${@:2}" --coordinator=auto
         return
     fi
-    # Workers know nothing of each other: each host is told its number, and that its own four chips
-    # are all there is.
+    # Workers are independent: each host receives its number and uses only its own four chips.
     local metadata='curl -sH Metadata-Flavor:Google http://metadata.google.internal/computeMetadata/v1/instance/attributes'
     echo "env TPU_PROCESS_BOUNDS=1,1,1 TPU_CHIPS_PER_PROCESS_BOUNDS=2,2,1 TPU_VISIBLE_CHIPS=0,1,2,3" \
         "$(quoted .venv/bin/python -m emu3_jax.tokenize "${@:2}")" \
@@ -82,9 +81,9 @@ host_line() {
 
 start() {
     check_command "$@"
-    [[ "$1" == train || "$slices" == 1 ]] || fail "tokenize runs on one slice; create one resource a slice"
+    [[ "$1" == train || "$slices" == 1 ]] || fail "tokenize runs on one slice; create one resource per slice"
     wait_until_active
-    folder="TEMPORARY_FOLDER" # not local: EXIT comes when this function is over
+    folder="TEMPORARY_FOLDER" # not local: the EXIT trap runs after this function
     if [[ -z "$DRY_RUN" ]]; then
         folder="$(mktemp -d)"
         trap 'rm -rf "$folder"' EXIT

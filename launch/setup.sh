@@ -1,10 +1,10 @@
-# Sourced by the scripts beside it: a virtual environment with what a requirements file asks for.
+# Sourced by the other scripts: a virtual environment with the packages of a requirements file.
 #
 #   source launch/setup.sh
-#   set_up requirements.txt      # makes or completes .venv, and leaves PYTHON_BIN behind
+#   set_up requirements.txt      # makes or completes .venv, and sets PYTHON_BIN
 #
-# Settings: PYTHON (an interpreter, 3.11 or newer) and VENV (the folder, default .venv). pip is used
-# as it is configured on the machine.
+# Settings: PYTHON (an interpreter, 3.11 or newer) and VENV (the folder, default .venv). pip uses
+# the machine's configuration.
 
 ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${VENV:-$ROOT/.venv}"
@@ -24,7 +24,7 @@ is_new_enough() {
 find_python() {
     local candidate
     if [[ -n "${PYTHON:-}" ]]; then
-        is_new_enough "$PYTHON" || fail "PYTHON=$PYTHON is no Python 3.11 or newer"
+        is_new_enough "$PYTHON" || fail "PYTHON=$PYTHON is not Python 3.11 or newer"
         echo "$PYTHON"
         return
     fi
@@ -37,8 +37,8 @@ find_python() {
     fail "no Python 3.11 or newer was found; install one, or name it: PYTHON=/path/to/python3.11"
 }
 
-# Says which Python is the newest on PATH and among pyenv's, or nothing where that of $VENV is. Each
-# is asked: a shim may refuse to run.
+# Prints the newest Python on PATH and among pyenv's, or nothing if $VENV already has it. Each is run:
+# a shim may fail.
 newer_python() {
     local about candidate default newest
     about='import ensurepip, sys, venv; v = sys.version_info
@@ -59,7 +59,7 @@ make_venv() {
     local python
     python="$(find_python)"
     echo "Making the virtual environment $VENV with $("$python" --version)"
-    # A folder that an interrupted start left behind is made anew.
+    # --clear replaces the folder of an interrupted start.
     "$python" -m venv --clear "$VENV" || fail \
         "$python cannot make a virtual environment; on Debian and Ubuntu install python3-venv"
 }
@@ -76,6 +76,6 @@ set_up() {
     fi
     echo "Installing $1 into $VENV (once; some 300 MB, a few minutes)"
     "$PYTHON_BIN" -m pip install --quiet --disable-pip-version-check -r "$requirements" || fail \
-        "installing $1 failed; the lines above say why. Running the same command again goes on"
+        "installing $1 failed; the lines above give the reason. Run the same command again to continue"
     touch "$stamp"
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The tests. A quarter of an hour on two cores; --slow adds the long ones. Other options go to pytest.
-# --newest: a part of them, in .venv-newest/, on the newest Python that runs on this machine.
+# Runs the tests: a quarter of an hour on two cores; --slow adds the long ones. Other options go to
+# pytest. --newest: a part of them, in .venv-newest/, on the newest Python that runs on this machine.
 #
 #   bash launch/test.sh [--slow] [--newest] [-k NAME] [tests/FOLDER/test_FILE.py] ...
 
@@ -8,7 +8,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 cd "$ROOT"
 
-# What a newer JAX changes first: compilers' texts, the mesh, checkpoints, generation, weights.
+# The parts most sensitive to a newer JAX: compiler texts, mesh, checkpoints, generation, weights.
 PART=(
     aot aot_compiler aot_texts
     sharding shardings transformer_mesh attention_context zigzag
@@ -31,7 +31,7 @@ done
 if [[ -n "$newest" ]]; then
     PYTHON="$(newer_python)"
     if [[ -z "$PYTHON" ]]; then
-        echo "No Python newer than that of $VENV runs here, so the tests on the newest are left out."
+        echo "No Python newer than that of $VENV runs here; skipping the tests on the newest Python."
         exit
     fi
     VENV="$ROOT/.venv-newest/$("$PYTHON" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
@@ -43,5 +43,5 @@ fi
 
 set_up requirements-test.txt
 "$PYTHON_BIN" -m ruff check emu3_jax configs examples tests benchmarks
-# Two workers: compiling uses one core, so two processes keep two cores busy.
+# Two workers: compiling uses one core, so two processes use two cores.
 exec "$PYTHON_BIN" -m pytest -q -n "${TEST_WORKERS:-2}" --dist loadfile ${slow[@]+"${slow[@]}"} ${arguments[@]+"${arguments[@]}"}

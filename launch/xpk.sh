@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# GKE: one JobSet through xpk (pip install xpk), which starts again by itself after a host has died or
-# was preempted, and goes on from the last checkpoint.
+# GKE: one JobSet through xpk (pip install xpk). It restarts by itself after a host has died or was
+# preempted, and continues from the last checkpoint.
 #
 #   bash launch/xpk.sh --cluster=CLUSTER --zone=ZONE --name=emu3-stage1 --type=v5p-512 [--slices=1] \
 #     [--image=IMAGE] [--restarts=50] [--dry_run] train --config=FILE --workdir=gs://BUCKET/RUN
 #
-# Without --image the last commit is put on python:3.12, and each host installs requirements-tpu.txt
-# when it starts; an image must hold the repository as its working directory, with those installed.
+# Without --image the last commit is added to python:3.12, and each host installs requirements-tpu.txt
+# at its start; an image must have the repository as its working directory, with them installed.
 
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
@@ -30,9 +30,9 @@ for option in cluster zone name type; do
     [[ -n "${!option}" ]] || fail "--$option is needed"
 done
 check_command "$@"
-[[ "$1" == train ]] || fail "only train runs here; docs/data.md says how tokenize runs on many machines"
+[[ "$1" == train ]] || fail "only train runs here; docs/data.md describes tokenize on many machines"
 
-# exec: SIGTERM must reach the training, which saves first and ends with 143.
+# exec: SIGTERM must reach the training process, which saves and exits with 143.
 line="exec python -m emu3_jax.train $(quoted "${@:2}") --coordinator=auto"
 if [[ -n "$image" ]]; then
     code=(--docker-image="$image")
@@ -43,13 +43,13 @@ else
         trap 'rm -rf "$folder"' EXIT
     fi
     pack_code "$folder"
-    # The copy belongs to another user, which git would refuse to name the revision of.
+    # The copy belongs to another user; git would refuse to report its revision.
     line="git config --global --add safe.directory '*' && \
 pip install --quiet -r requirements-tpu.txt && $line"
     code=(--base-docker-image=python:3.12 --script-dir="$folder/emu3_jax")
 fi
-# Exit 1 is an unexpected error, 3 a lost host; xpk adds what is from 127 on, so 143 as well. 2, what was
-# asked for is wrong, is final.
+# Exit 1 is an unexpected error, 3 a lost host; xpk adds codes from 127 on, including 143. Exit 2, a
+# wrong input, is final.
 run xpk workload create --cluster="$cluster" --zone="$zone" --workload="$name" --tpu-type="$type" \
     --num-slices="$slices" --max-restarts="$restarts" --restart-on-exit-codes=1,3 \
     --termination-grace-period-seconds=300 "${code[@]}" --command="$line"

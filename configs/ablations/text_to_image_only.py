@@ -1,13 +1,13 @@
 """Ablation: one task alone, text→image, against the mixture of five.
 
-Hypothesis: at the same number of tokens the single task wins on pictures, by less than its share
+Hypothesis: at the same number of tokens the single task wins on images, by less than its share
 of the tokens would suggest, if the other tasks teach the same associations.
 
   python -m emu3_jax.train --config=configs/ablations/text_to_image_only.py \
     --workdir=runs/ablations/text_to_image_only --config.run.steps=1500
 
-Observed (1,500 steps): validation 4.57 nats a code of a picture against 4.75; recall at 10 of drawn
-pictures 24.5 % against 11.5 %: more than its share of the tokens suggests, the tasks compete.
+Observed (1,500 steps): validation 4.57 nats per image code against 4.75; recall at 10 of drawn
+images 24.5 % against 11.5 %: more than its share of the tokens suggests, so the tasks compete.
 """
 
 from ml_collections import ConfigDict

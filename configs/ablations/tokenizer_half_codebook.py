@@ -1,6 +1,6 @@
-"""Ablation: half as many codes (16,384 for 32,768; in the twin 1,024 for 2,048).
+"""Ablation: half as many codes (16,384 instead of 32,768; in the twin 1,024 instead of 2,048).
 
-Hypothesis: a bit less a token costs some tenths of a decibel, and all codes are in use sooner.
+Hypothesis: one bit less per token costs some tenths of a decibel; all codes are in use sooner.
 
   python -m emu3_jax.train --config=configs/ablations/tokenizer_half_codebook.py:twin \
     --workdir=runs/tokenizers/tokenizer_half_codebook

@@ -1,6 +1,6 @@
 """Ablation: index backpropagation, the quantizer of Emu3.5, at the same number of codes.
 
-Hypothesis: every entry gets a gradient at every step, so all are in use without being revived.
+Hypothesis: every entry gets a gradient at every step, so all are in use without dead-code revival.
 
   python -m emu3_jax.train --config=configs/ablations/tokenizer_ibq.py:twin \
     --workdir=runs/tokenizers/tokenizer_ibq

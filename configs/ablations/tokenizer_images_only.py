@@ -1,6 +1,6 @@
-"""Ablation: pictures alone, as many items a step as pictures and clips together.
+"""Ablation: images alone, as many items per step as images and clips together.
 
-Hypothesis: better pictures, and clips that fall apart: nothing has trained the layers in time.
+Hypothesis: better images and broken clips, since nothing trains the layers in time.
 
   python -m emu3_jax.train --config=configs/ablations/tokenizer_images_only.py:twin \
     --workdir=runs/tokenizers/tokenizer_images_only

@@ -1,6 +1,6 @@
 """Ablation: the vision tokenizer without the discriminator.
 
-Hypothesis: A higher PSNR and softer pictures: what the discriminator asks for, pixels do not reward.
+Hypothesis: a higher PSNR and softer images: pixel losses do not reward what the discriminator does.
 
   python -m emu3_jax.train --config=configs/ablations/tokenizer_no_gan.py:twin \
     --workdir=runs/tokenizers/tokenizer_no_gan

@@ -1,6 +1,6 @@
 """Ablation: the vision tokenizer without the perceptual distance.
 
-Hypothesis: The discriminator alone keeps texture, but nothing ties it to the picture's own.
+Hypothesis: the discriminator alone keeps texture, but not the texture of the image itself.
 
   python -m emu3_jax.train --config=configs/ablations/tokenizer_no_lpips.py:twin \
     --workdir=runs/tokenizers/tokenizer_no_lpips

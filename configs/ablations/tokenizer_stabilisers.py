@@ -1,21 +1,22 @@
-"""Ablation: what keeps the discriminator of the vision tokenizer in check, each part off in turn.
+"""Ablation: the stabilisers of the vision tokenizer's discriminator, each switched off alone.
 
-Purpose: an on/off curve of every stabiliser. The shipped nano tokenizer's decoder is trained against
-a fresh discriminator, with five times the weight that its own recipe gives it and without the perceptual
-distance, so that a short run shows what goes wrong. The argument names what differs:
+Purpose: an on/off curve of every stabiliser. The shipped nano tokenizer's decoder is trained
+against a fresh discriminator, with five times the weight that its own recipe gives it and without
+the perceptual distance, so that a short run shows the failures. The argument names the change:
 
   (nothing)   ramp, adaptive weight, averaged weights; no gradient penalty
-  no_ramp     the generator's weight is whole from the discriminator's first step on
+  no_ramp     full weight in the generator's loss from the discriminator's first step on
   fixed       0.1 times the discriminator's gradient, however large it is
-  penalty     R1 on real pictures
+  penalty     R1 on real images
   no_average  validation with the last weights instead of their moving average
 
-Hypothesis: without the ramp PSNR drops when the discriminator comes in; with a fixed weight it goes on
-falling; the penalty holds the logits back; averages take the noise out of validation.
+Hypothesis: without the ramp PSNR drops when the discriminator comes in; with a fixed weight it
+keeps falling; the penalty limits the logits; averages remove noise from validation.
 
-Observed: with a fixed weight PSNR ends 0.27 (stills) and 0.33 dB (clips) lower; averages are worth 0.1 to
-0.2 dB until the rate is low; the penalty makes the gradients 300 times smaller; the ramp changes
-nothing beside the adaptive weight. 6 to 10 minutes a run; docs/vision_tokenizer.md has the table.
+Observed: with a fixed weight PSNR ends 0.27 (stills) and 0.33 dB (clips) lower; averages gain 0.1
+to 0.2 dB until the learning rate is low; the penalty makes the gradients 300 times smaller; the
+ramp changes nothing with the adaptive weight. 6 to 10 minutes per run; docs/vision_tokenizer.md has
+the table.
 
   for name in "" no_ramp fixed penalty no_average; do
     JAX_NUM_CPU_DEVICES=2 python -m emu3_jax.train \

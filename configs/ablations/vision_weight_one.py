@@ -1,11 +1,11 @@
-"""Ablation: vision tokens weigh as much as text (1.0) instead of half (paper section 2.4).
+"""Ablation: vision tokens have the weight of text (1.0) instead of half of it (paper section 2.4).
 
-Hypothesis: captions get worse, since nine of ten tokens are visual; pictures gain little.
+Hypothesis: captions get worse, since nine of ten tokens are visual; images gain little.
 
   python -m emu3_jax.train --config=configs/ablations/vision_weight_one.py \
     --workdir=runs/ablations/vision_weight_one --config.run.steps=1500
 
-Observed (1,500 steps): validation 4.71 nats a code of a picture against 4.75, text 3.00 against 2.99;
+Observed (1,500 steps): validation 4.71 nats per image code against 4.75, text 3.00 against 2.99;
 tones 47 % against 58 %, persons 4 % against 8 %.
 """
 

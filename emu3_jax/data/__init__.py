@@ -1,1 +1,1 @@
-"""From files people have (pictures, clips, captions) to batches a model trains on."""
+"""From files (images, clips, captions) to batches for training."""

@@ -1,4 +1,4 @@
-"""What training draws its batches from: an endless iterator whose position can be saved."""
+"""The source of training batches: an endless iterator whose position can be saved."""
 
 import abc
 from collections.abc import Mapping, Sequence
@@ -8,11 +8,11 @@ import numpy as np
 
 
 class Batches(abc.ABC):
-    """Batches of the rows that one process feeds.
+    """Batches of the rows that one process reads.
 
     Attributes:
       share: name of an array → (first of its rows that this process holds, rows of the global
-        array). Every process holds the whole of an array that is not named.
+        array). Arrays that are not named are whole in every process.
     """
 
     share: Mapping[str, tuple[int, int]] = MappingProxyType({})
@@ -26,21 +26,23 @@ class Batches(abc.ABC):
 
     @abc.abstractmethod
     def get_state(self) -> dict:
-        """JSON-able position behind the last batch."""
+        """The position after the last batch, JSON-able."""
 
     @abc.abstractmethod
     def set_state(self, state: dict) -> None:
-        """Goes on behind the batch at which `state` was taken; ValueError if it fits no more."""
+        """Continues after the batch at which `state` was taken; ValueError if it no longer fits."""
 
     def adapt_state(self, state: dict) -> dict:
-        """`state` made to fit, where these batches are others than those it was taken from."""
+        """`state` adapted to these batches, which may differ from those it was taken from."""
         return state
 
     @staticmethod
     def merge_states(states: Sequence[dict]) -> dict:
-        """The state of the global batch from those of all processes, taken behind one batch."""
-        assert all(state == states[0] for state in states), f"processes are apart: {states}"
+        """The state of the global batch from those of all processes, taken after the same batch."""
+        assert all(state == states[0] for state in states), (
+            f"processes are at different batches: {states}"
+        )
         return states[0]
 
     def close(self) -> None:  # noqa: B027
-        """Ends processes and threads, where there are any."""
+        """Ends worker processes and threads, if any."""

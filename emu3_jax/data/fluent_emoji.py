@@ -1,7 +1,7 @@
-"""The embedded corpus: Fluent emoji pictures and clips with captions, as a folder with jsonl files.
+"""The embedded corpus: Fluent emoji images and clips with captions, as a folder with jsonl files.
 
 The zip holds each clip as a film strip (eight frames side by side); `prepare` cuts the strips into
-animated WebP files, so that everything behind this file sees ordinary pictures, clips and rows.
+animated WebP files, so that all other code reads ordinary images, clips and rows.
 """
 
 import argparse
@@ -28,10 +28,10 @@ DONE = "prepared.json"
 
 
 def prepare(zip_path: str | os.PathLike, out_dir: str | os.PathLike) -> Path:
-    """Unpack the corpus into `out_dir` and return it; a folder that is already prepared stays.
+    """Unpacks the corpus into `out_dir` and returns it; a folder that is already prepared is kept.
 
-    Files: stills/<id>.webp, clips/<id>.webp (animated), and one jsonl a split (`SPLITS`) with a row
-    {"id","image","text",…} a still and a row {"id","video","text","seconds",…} a clip, and
+    Files: stills/<id>.webp, clips/<id>.webp (animated), and one jsonl per split (`SPLITS`) with a
+    row {"id","image","text",…} per still and a row {"id","video","text","seconds",…} per clip, and
     text.jsonl with rows {"id","text"} made of the captions and tags of the train split.
     """
     out_dir = Path(out_dir)
@@ -43,11 +43,11 @@ def prepare(zip_path: str | os.PathLike, out_dir: str | os.PathLike) -> Path:
         with zipfile.ZipFile(shipped.asset(zip_path)) as archive, new_folder(out_dir) as building:
             write_json(building / DONE, _unpack(archive, building))
     except (OSError, zipfile.BadZipFile, zlib.error, KeyError, ValueError) as error:
-        if not (out_dir / DONE).exists():  # else another process was faster
+        if not (out_dir / DONE).exists():  # else another process finished first
             raise ValueError(
                 f"{zip_path}: cannot be unpacked as the emoji corpus ({error})"
             ) from error
-    # Those of processes that were killed. One that is at work yet finds the corpus to be there.
+    # Folders of processes that were killed. One still at work finds the corpus done.
     for leftover in out_dir.parent.glob(f".{glob.escape(out_dir.name)}.*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
     return out_dir
@@ -82,7 +82,7 @@ def _write_clip(path: Path, strip: bytes, caption: dict) -> None:
 
 
 def sentence(caption: dict) -> str:
-    """What the text-only rows say of one emoji: its caption, its tags and its group."""
+    """The text-only row of one emoji: its caption, its tags and its group."""
     tags = ", ".join(caption["tags"]) if caption["tags"] else "none"
     return f"{caption['caption']}. tags: {tags}. group: {caption['group']}, {caption['subgroup']}."
 
@@ -93,8 +93,8 @@ def main() -> None:
         prog="python -m emu3_jax.data.fluent_emoji",
         description="Unpack the embedded emoji corpus into a folder with jsonl files.",
     )
-    parser.add_argument("--output", default="runs/emoji", help="folder to make (runs/emoji)")
-    parser.add_argument("--zip", default=str(EMBEDDED), help="the corpus as it is shipped")
+    parser.add_argument("--output", default="runs/emoji", help="folder to create (runs/emoji)")
+    parser.add_argument("--zip", default=str(EMBEDDED), help="the shipped corpus")
     arguments = parser.parse_args()
     try:
         folder = prepare(arguments.zip, arguments.output)

@@ -1,1 +1,1 @@
-"""Released weights in and out; the key maps are data."""
+"""Import and export of released weights; the key maps are data."""

@@ -1,11 +1,11 @@
-"""A directory that holds everything needed to generate: weights, vocabulary, text tokenizer.
+"""A directory with everything that generation needs: weights, vocabulary, text tokenizer.
 
-Beside `config.json` and the safetensors files of the released layout stand
+Besides `config.json` and the safetensors files of the released layout it holds
   vocab.json            the token space;
-  text_tokenizer.*      its text half, a SentencePiece model or a rank file (none for bytes), the
-                        released one under its released name;
+  text_tokenizer.*      the text tokenizer: a SentencePiece model or a rank file (none for bytes);
+                        the released one keeps its released name;
   bundle.json           schema, name of the text tokenizer, video format, fingerprints.
-A directory without `bundle.json` is taken for released weights: the released vocabulary, with the
+A directory without `bundle.json` is read as released weights: the released vocabulary, with the
 ranks of one of the files that the hub has beside the weights (`RANK_FILES`).
 """
 
@@ -33,30 +33,30 @@ from emu3_jax.vocab import Vocab
 SCHEMA = 1
 BUNDLE_FILE = "bundle.json"
 VOCAB_FILE = "vocab.json"
-# Beside the released weights stands the first, beside an -hf conversion the others.
+# The first comes with the released weights, the others with an -hf conversion.
 RELEASED_RANKS = "emu3.tiktoken"
 RANK_FILES = (RELEASED_RANKS, "vocab.json", "tokenizer.json")
 
 
 class BundleError(ValueError):
-    """A model directory that cannot be used; the message names the file and what it should be."""
+    """A model directory that cannot be used; the message names the file and what was expected."""
 
 
 class UnknownVocabularyError(BundleError):
-    """A directory of weights beside which nothing tells what its ids mean."""
+    """A directory of weights without a vocabulary for its ids."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Language:
-    """The half of a bundle that is not weights.
+    """The part of a bundle that is not weights.
 
     Attributes:
       vocab: the token space.
       grammar: order of tokens in documents, with the text tokenizer.
       vision_fingerprint: of the vision tokenizer whose codes the model was trained on, if known.
-      max_context: most tokens of one sequence, or None where nothing limits it.
-      media: how images and clips became codes ("min_pixels", "max_pixels", "fps", "max_frames"), of
-        what is known.
+      max_context: maximum tokens of one sequence, or None without a limit.
+      media: how images and clips became codes ("min_pixels", "max_pixels", "fps", "max_frames"), as
+        far as it is known.
     """
 
     vocab: Vocab
@@ -68,17 +68,17 @@ class Language:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Bundle:
-    """A language model with all it needs to be used.
+    """A language model with all that generation needs.
 
     Attributes:
       model: the transformer.
       variables: {"params": …}, its weights.
       vocab: the token space.
       grammar: builds prompts and reads documents.
-      vision: the vision tokenizer, or None where only codes are wanted.
+      vision: the vision tokenizer, or None if only codes are needed.
       vision_variables: its weights.
       vision_fingerprint: of the tokenizer that the model was trained with, if known.
-      max_context: most tokens of one sequence, or None.
+      max_context: maximum tokens of one sequence, or None.
       media: see Language.
     """
 
@@ -96,7 +96,7 @@ class Bundle:
 def save_language(path: str | os.PathLike, language: Language) -> None:
     """Writes vocab.json, the text tokenizer and bundle.json into the directory `path` (or gs://…).
 
-    A training run calls this on its own directory, so that its checkpoints can be generated from.
+    A training run calls this on its own directory, so that generation can use its checkpoints.
     """
     path = epath.Path(path)
     tokenizer = language.grammar.tokenizer
@@ -125,7 +125,7 @@ def save_language(path: str | os.PathLike, language: Language) -> None:
 
 
 def load_language(path: str | os.PathLike) -> Language:
-    """The inverse of `save_language`; for a directory of released weights, the released language.
+    """The inverse of `save_language`; for released weights, the released language.
 
     Raises:
       BundleError: a file is missing, unreadable, or belongs to another vocabulary;
@@ -133,7 +133,7 @@ def load_language(path: str | os.PathLike) -> Language:
     """
     path = epath.Path(path)
     if not path.is_dir():
-        raise BundleError(f"{path} is no directory; expected one that holds a model.")
+        raise BundleError(f"{path} is not a directory; expected one that holds a model.")
     if not (path / BUNDLE_FILE).exists():
         return _released_language(path)
     stored = read_json(path / BUNDLE_FILE)
@@ -159,8 +159,8 @@ def load_language(path: str | os.PathLike) -> Language:
 
 
 def _released_language(path: pathlib.Path) -> Language:
-    """The language of a directory as the hub ships it."""
-    size, vocab = language_config.read_config(path).vocab_size, vocab_lib.released()
+    """The language of a directory of released weights."""
+    size, vocab = language_config.read_transformer_config(path).vocab_size, vocab_lib.released()
     ranks = next((path / name for name in RANK_FILES if (path / name).exists()), None)
     if ranks is None:
         raise UnknownVocabularyError(
@@ -179,11 +179,11 @@ def _released_language(path: pathlib.Path) -> Language:
 
 
 def read_vocab(path: str | os.PathLike) -> Vocab:
-    """The token space of a directory, for which its text tokenizer is not needed."""
+    """The token space of a directory; does not need its text tokenizer."""
     path = pathlib.Path(path)
     if (path / BUNDLE_FILE).exists():
         return _stored_vocab(path)
-    if language_config.read_config(path).vocab_size == vocab_lib.released().size:
+    if language_config.read_transformer_config(path).vocab_size == vocab_lib.released().size:
         return vocab_lib.released()
     raise UnknownVocabularyError(
         f"{path} has neither {BUNDLE_FILE} nor the released vocabulary's size."
@@ -194,7 +194,7 @@ def _stored_vocab(path: pathlib.Path) -> Vocab:
     try:
         return Vocab.from_dict(read_json(path / VOCAB_FILE))
     except (TypeError, ValueError) as error:
-        raise BundleError(f"{path / VOCAB_FILE} is no vocabulary: {error}") from error
+        raise BundleError(f"{path / VOCAB_FILE} is not a vocabulary: {error}") from error
 
 
 def load_bundle(
@@ -204,8 +204,8 @@ def load_bundle(
 ) -> Bundle:
     """Reads a model directory and, if given, the directory of its vision tokenizer.
 
-    With a mesh the language model's weights go straight onto it, tensor by tensor; without one
-    they stay on the host.
+    With a mesh, the language model's weights are read onto it, tensor by tensor; without one they
+    stay on the host.
 
     Raises:
       BundleError: something is missing, or the two were not trained together.
@@ -223,7 +223,7 @@ def assemble(
     vision_tokenizer_path: str | os.PathLike | None = None,
     where: str = "the model",
 ) -> Bundle:
-    """Puts a bundle together and checks that its parts belong together."""
+    """Makes a bundle of its parts and checks that they belong together."""
     if model.config.vocab_size != language.vocab.size:
         raise BundleError(
             f"{where} has {model.config.vocab_size} token ids, its vocabulary "
@@ -300,9 +300,9 @@ def check_vision_tokenizer(
 
 
 def save_bundle(path: str | os.PathLike, bundle: Bundle, dtype: str = "float32") -> None:
-    """Writes the language model of a bundle as a directory, whole or not at all.
+    """Writes the language model of a bundle as a directory, atomically.
 
-    A model that was there before is replaced at the end. `dtype` is that of the file.
+    An earlier model is replaced at the end. `dtype` is the type in the file.
     """
     vocab = bundle.vocab
     extra = {f"{role}_token_id": getattr(vocab, role) for role in vocab_lib.ROLES}

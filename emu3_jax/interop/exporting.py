@@ -1,4 +1,4 @@
-"""A trained model, in memory, as a directory of weights in one of the released layouts."""
+"""Writes a trained model from memory as a directory of weights in a released layout."""
 
 import dataclasses
 import os
@@ -23,8 +23,8 @@ class ExportOptions:
 
     Attributes:
       layout: one of LAYOUTS.
-      dtype: of the file, a name in formats.safetensors_io.DTYPES, or SAME for the arrays' own.
-      vision_tokenizer: (module, variables) that a language model is written with as one -hf model.
+      dtype: type in the file, a name in formats.safetensors_io.DTYPES, or SAME for the arrays' own.
+      vision_tokenizer: (module, variables) to write with a language model as one -hf model.
     """
 
     layout: str
@@ -62,13 +62,13 @@ def write_vision_tokenizer(
     limits: tuple[int, int],
     options: ExportOptions,
 ) -> None:
-    """Writes a vision tokenizer and the pixel limits to which images are brought for it.
+    """Writes a vision tokenizer and the pixel limits of its images.
 
     Args:
-      folder: exists.
+      folder: an existing directory.
       module, variables: the tokenizer.
-      limits: least and most pixels of an image.
-      options: how.
+      limits: minimum and maximum pixels of an image.
+      options: layout and dtype.
     """
     if options.layout == HF:
         hf_export.save_vision_tokenizer(folder, (module.config, variables), options.dtype)

@@ -1,9 +1,9 @@
 """A trained model as a directory that transformers loads: AutoModel…from_pretrained(directory).
 
-Three classes exist there: the language model with its vision tokenizer
+transformers has three classes: the language model with its vision tokenizer
 (Emu3ForConditionalGeneration), and each of them alone (Emu3ForCausalLM, Emu3VQVAE). A directory
-holds config.json and safetensors files. The text tokenizer has a format of its own there and is
-not written.
+holds config.json and safetensors files. The text tokenizer has another format in transformers and
+is not written.
 """
 
 import itertools
@@ -18,7 +18,7 @@ from emu3_jax.models.language.transformer import TransformerConfig
 from emu3_jax.models.vision.tokenizer_config import VisionTokenizerConfig
 from emu3_jax.vocab import Vocab
 
-# Groups of every norm in transformers' vision tokenizer, where they are no config field.
+# Groups of every norm in transformers' vision tokenizer; not a config field there.
 GROUPS = 32
 
 
@@ -36,13 +36,13 @@ def save_model(
     Args:
       path: directory, created if need be.
       language, vision: (config, params) and (config, variables).
-      vocab: whose visual ids and EOL the vocabulary map names.
+      vocab: the token space; the vocabulary map lists its visual ids and EOL.
       max_context: `max_position_embeddings`.
-      image_token: id of the placeholder of a picture in a prompt, unused otherwise.
+      image_token: id of an image's placeholder in a prompt, otherwise unused.
       dtype: a name in DTYPES, or SAME for the arrays' own.
 
     Raises:
-      ValueError: sizes that transformers' classes do not have, or weights of another config.
+      ValueError: sizes that transformers' classes do not support, or weights of another config.
     """
     further = further_fields(vocab, max_context)
     config = whole_config(
@@ -53,8 +53,8 @@ def save_model(
     text_pairs = language_model.hf_key_map(language[0])
     vision_pairs = tokenizer_files.hf_key_map(vision[0])
     text = language_model.file_tensors(*language, dtype, text_pairs)
-    pictures = tokenizer_files.file_tensors(*vision, dtype, vision_pairs)
-    write_tensors(path, itertools.chain(text, pictures))
+    vision_tensors = tokenizer_files.file_tensors(*vision, dtype, vision_pairs)
+    write_tensors(path, itertools.chain(text, vision_tensors))
     write_config(path, config, language_model.dtype_name(language[1], dtype))
     language_config.write_generation(path, further)
 
@@ -69,7 +69,7 @@ def save_language_model(
     """Writes the language model alone; arguments as `save_model`."""
     further = further_fields(vocab, max_context)
     config = text_config(language[0], further) | {"architectures": ["Emu3ForCausalLM"]}
-    pairs = language_model.key_map(language[0])  # alone, the names are BAAI's
+    pairs = language_model.key_map(language[0])  # a language model alone has BAAI's names
     write_tensors(path, language_model.file_tensors(*language, dtype, pairs))
     write_config(path, config, language_model.dtype_name(language[1], dtype))
     language_config.write_generation(path, further)
@@ -86,18 +86,18 @@ def save_vision_tokenizer(
 
 
 def write_config(path: str | os.PathLike, config: dict, dtype: str) -> None:
-    """Writes config.json, which states the type of the weights as well."""
+    """Writes config.json, including the type of the weights."""
     write_json(pathlib.Path(path) / CONFIG_FILE, config | {"dtype": dtype})
 
 
 def further_fields(vocab: Vocab, max_context: int) -> dict:
-    """What `text_config` takes beside a TransformerConfig, of a model of ours."""
+    """The `further` fields of `text_config` for a model of this package."""
     ids = {f"{role}_token_id": getattr(vocab, role) for role in ("pad", "bos", "eos")}
     return {"max_position_embeddings": max_context} | ids
 
 
 def vocabulary(vocab: Vocab, image_token: int, codebook_size: int) -> dict:
-    """The fields of config.json that tell transformers which ids pictures are made of.
+    """The fields of config.json that give transformers the ids of image tokens.
 
     ValueError if the vision tokenizer has another number of codes than the vocabulary.
     """
@@ -128,14 +128,14 @@ def whole_config(text: dict, vision: dict, ids: dict) -> dict:
 
 
 def text_config(config: TransformerConfig, further: dict) -> dict:
-    """The section of a language model; ValueError for what transformers' class does not have."""
+    """The section of a language model; ValueError if transformers' class does not support it."""
     if config.head_dim * config.num_heads != config.hidden_size:
         raise ValueError(
             f"model.head_dim={config.head_dim} times model.num_heads={config.num_heads} must be "
             f"model.hidden_size={config.hidden_size} for transformers"
         )
     if further.get("max_position_embeddings") is None:
-        raise ValueError("the model states no longest sequence, which transformers needs")
+        raise ValueError("the model states no maximum sequence length, which transformers needs")
     fields = {key: getattr(config, name) for key, name in language_config.CONFIG_KEYS.items()}
     # Versions before 5 read rope_theta by itself.
     rotation = {"rope_theta": config.rope_theta, "rope_type": "default"}

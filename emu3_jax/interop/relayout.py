@@ -1,7 +1,7 @@
-"""A directory of weights in the other layout, or in the same one: tensors go from file to file.
+"""Converts a directory of weights to the other layout, or the same one, from file to file.
 
-Nothing is computed but the type, where another is asked for: all bits survive, those of the
-counters beside BatchNorm as well. One tensor is in memory at a time, and the files being written.
+Only the type changes, and only on request: all bits are kept, including those of BatchNorm's
+counters. Memory holds one tensor at a time and the files being written.
 """
 
 import itertools
@@ -26,7 +26,7 @@ from emu3_jax.interop.formats.safetensors_io import (
 from emu3_jax.interop.language import language_config, language_model
 from emu3_jax.interop.vision import tokenizer_files, vision_config
 
-# Pixel limits: beside a vision tokenizer in both layouts, in -hf beside the whole model as well.
+# Pixel limits: beside a vision tokenizer in both layouts; in -hf also beside the whole model.
 PREPROCESSOR_FILE = "preprocessor_config.json"
 # Files of one layout alone: tokenizers, the code on the hub, model cards.
 BESIDE = (".json", ".jinja", ".md", ".model", ".py", ".tiktoken", ".txt")
@@ -51,15 +51,15 @@ def write_language_model(
     """Writes the language model of a directory into another.
 
     Args:
-      source: in either layout, alone or half of a whole model.
+      source: directory in either layout, a language model alone or half of a whole model.
       path: directory, created if need be.
-      hf: whether in the -hf layout, else in BAAI's.
+      hf: whether to write the -hf layout, else BAAI's.
       dtype: a name in DTYPES, or SAME.
 
     Raises:
-      ValueError: `source` is no such directory, or has sizes that the layout does not have.
+      ValueError: `source` is not such a directory, or the layout does not support its sizes.
     """
-    config = language_config.read_config(source)
+    config = language_config.read_transformer_config(source)
     further = language_config.read_further(source)
     text = hf_export.text_config(config, further) if hf else None
     # Alone, the names of an -hf model are BAAI's.
@@ -77,7 +77,7 @@ def write_vision_tokenizer(
     source: str | os.PathLike, path: str | os.PathLike, hf: bool, dtype: str = SAME
 ) -> None:
     """Writes the vision tokenizer of a directory; arguments as `write_language_model`."""
-    config = vision_config.read_config(source)
+    config = vision_config.read_tokenizer_config(source)
     section = hf_export.vq_config(config) if hf else None
     pairs = tokenizer_files.hf_key_map(config, "") if hf else tokenizer_files.key_map(config)
     tensors, name = _vision_tensors(source, config, pairs, dtype)
@@ -98,15 +98,18 @@ def write_whole_model(
     """Writes two directories, or the halves of one, as one model in the -hf layout.
 
     Raises:
-      ValueError: as `write_language_model`, or the ids of pictures are not known.
+      ValueError: as `write_language_model`, or the ids of image tokens are unknown.
     """
-    config, pictures = language_config.read_config(language), vision_config.read_config(vision)
+    config, tokenizer_config = (
+        language_config.read_transformer_config(language),
+        vision_config.read_tokenizer_config(vision),
+    )
     further = language_config.read_further(language)
-    sections = hf_export.text_config(config, further), hf_export.vq_config(pictures)
-    stored = hf_export.whole_config(*sections, _picture_ids(language, pictures.codebook_size))
+    sections = hf_export.text_config(config, further), hf_export.vq_config(tokenizer_config)
+    stored = hf_export.whole_config(*sections, _image_ids(language, tokenizer_config.codebook_size))
     text, name = _language_tensors(language, config, language_model.hf_key_map(config), dtype)
-    vq_pairs = tokenizer_files.hf_key_map(pictures)
-    vq, _ = _vision_tensors(vision, pictures, vq_pairs, dtype)
+    vq_pairs = tokenizer_files.hf_key_map(tokenizer_config)
+    vq, _ = _vision_tensors(vision, tokenizer_config, vq_pairs, dtype)
     write_tensors(path, itertools.chain(text, vq))
     hf_export.write_config(path, stored, name)
     language_config.write_generation(path, further)
@@ -114,8 +117,8 @@ def write_whole_model(
     _copy_files(vision, path, vision_config.is_hf(vision))
 
 
-def _picture_ids(path: str | os.PathLike, codebook_size: int) -> dict:
-    """The fields of a whole model's config.json that name the ids of pictures."""
+def _image_ids(path: str | os.PathLike, codebook_size: int) -> dict:
+    """The fields of a whole model's config.json that name the ids of image tokens."""
     stored = read_json(pathlib.Path(path) / CONFIG_FILE)
     if stored.get("vocabulary_map"):
         fields = ("vocabulary_map", "image_token_id")
@@ -125,7 +128,7 @@ def _picture_ids(path: str | os.PathLike, codebook_size: int) -> dict:
 
 
 def _language_tensors(source, config, target: Sequence, dtype: str) -> tuple[Named, str]:
-    """The tensors under the names of `target`, and what config.json says of their type."""
+    """The tensors under the names of `target`, and their type for config.json."""
     check_dtype(dtype)
     tensors = Tensors(source)
     pairs = language_model.pairs_in(source, config, tensors)
@@ -159,7 +162,7 @@ def _type_name(tensors: Tensors, name: str, dtype: str) -> str:
 
 
 def _copy_files(source: str | os.PathLike, path: str | os.PathLike, same_layout: bool) -> None:
-    """Takes along what stands beside the weights and has a meaning in the layout of `path`."""
+    """Copies the files beside the weights that have a meaning in the layout of `path`."""
     for file in pathlib.Path(source).iterdir():
         own = file.name in WRITTEN or file.name.endswith(".index.json")
         beside = same_layout and file.suffix in BESIDE and not own

@@ -1,1 +1,1 @@
-"""The whole system once, on a CPU: the public commands in order, each stage resumable."""
+"""The whole system on a CPU: the public commands in order, each stage resumable."""

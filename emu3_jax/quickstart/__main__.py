@@ -1,8 +1,8 @@
-"""The whole system once, on a CPU: python -m emu3_jax.quickstart [--directory=runs/quickstart]
+"""The whole system on a CPU: python -m emu3_jax.quickstart [--directory=runs/quickstart]
 
 Unpacks the embedded emoji corpus, tokenizes it with the shipped vision tokenizer, pretrains a nano
 transformer from scratch over a mesh of two CPU devices, interrupts that training once and resumes
-it, evaluates, samples, and writes report.html. Run it again after a stop: what is finished is kept.
+it, evaluates, samples, and writes report.html. Run it again after a stop: finished work is kept.
 """
 
 import argparse
@@ -23,22 +23,22 @@ from emu3_jax.quickstart.runner import (
 )
 from emu3_jax.quickstart.stages import Plan
 
-# Unpacking, tokenizing, two parts of training, the evaluation of the tokenizer, the report; and for
-# each model an evaluation and three kinds of samples.
+# Stages: unpacking, tokenizing, two parts of training, evaluation of the tokenizer, and the report;
+# for each model an evaluation and three kinds of samples.
 FIXED_STAGES = 6
 STAGES_PER_MODEL = 4
 
 
 def run(plan: Plan, say=print) -> pathlib.Path:
-    """Runs everything that is not done yet; returns the path of the report.
+    """Runs all unfinished stages; returns the path of the report.
 
     Raises:
-      ValueError: an input is missing, a stage failed, or another quickstart is at work there.
-      Stopped: by a signal.
+      ValueError: an input is missing, a stage failed, or another quickstart is running there.
+      Stopped: a signal arrived.
     """
     plan.check()
     config = load_config(f"{plan.config}:{plan.directory}")
-    # A little before the middle, so that most of the curve lies behind the resumption.
+    # A little before the middle, so that most of the curve comes after the resumption.
     interrupt_at = max(1, (plan.steps or config.run.steps) * 2 // 5)
     resolved = config.to_json_best_effort(sort_keys=True)
     total = FIXED_STAGES + STAGES_PER_MODEL * len(plan.models())
@@ -63,8 +63,10 @@ def main() -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--directory", type=pathlib.Path, default=Plan.directory,
-                        help="everything is written below it (%(default)s)")  # fmt: skip
-    parser.add_argument("--steps", type=int, default=0, help="of training (the config's)")
+                        help="directory for all output (%(default)s)")  # fmt: skip
+    parser.add_argument(
+        "--steps", type=int, default=0, help="training steps (default: the config's)"
+    )
     parser.add_argument("--limit", type=int, default=Plan.limit,
                         help="items of a split to evaluate on (%(default)s)")  # fmt: skip
     parser.add_argument("--fresh", action="store_true", help="remove the directory first")
@@ -76,7 +78,7 @@ def main() -> None:
             shutil.rmtree(plan.directory)
         report = run(plan, lambda text: print(text, flush=True))
     except Stopped:
-        print("\nStopped. Run the same command again to go on.", file=sys.stderr)
+        print("\nStopped. Run the same command again to continue.", file=sys.stderr)
         sys.exit(130)
     except (StageError, ValueError, OSError) as error:
         print(f"\nError: {error}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Write the report: python -m emu3_jax.quickstart.quickstart_report --directory=runs/quickstart
 
-Reads what the other stages left in the directory; writes report.html and, for the README,
-samples.png (real pictures, and below them what the model drew).
+Reads the results of the other stages in the directory; writes report.html and, for the README,
+samples.png (real images, and generated ones below them).
 """
 
 import argparse
@@ -46,34 +46,34 @@ SUMMARY = (
     "emoji. Everything below was made on this machine's CPU by one command."
 )
 ABOUT = (
-    "A vision tokenizer cuts a picture into 8 × 8 codes, and those codes stand in one stream of "
+    "A vision tokenizer cuts an image into 8 × 8 codes, and those codes form one stream of "
     "tokens with the words of its caption. A decoder-only transformer learns to continue that "
-    "stream: words behind a picture are a caption, codes behind words are a picture, codes in time "
+    "stream: words after an image are a caption, codes after words are an image, codes in time "
     "are a clip. Below is one such stream, shortened.",
     "Samples come first: of the nano model shipped with the project, which shows what a small "
     "system can do, and of the model that this machine has just trained from scratch for a few "
-    "minutes, which shows that training works here. Captions and pictures were held out from both.",
+    "minutes, which shows that training works here. Captions and images were held out from both.",
 )
 NO_SHIPPED = (
     "This copy of the project holds no shipped model (assets/transformer_nano), so all samples are "
     "of the run just trained: a few minutes of training, which is enough for shapes and colours."
 )
 CREDITS = (
-    "Pictures and clips: Fluent Emoji, © Microsoft Corporation, MIT licence.",
+    "Images and clips: Fluent Emoji, © Microsoft Corporation, MIT licence.",
     "Captions: emojibase-data, © Miles Johnson, MIT licence; built on Unicode CLDR, © Unicode, "
     "Inc., Unicode-3.0 licence. Texts of the licences: assets/LICENSES.",
 )
 
 
 class Gathered:
-    """What lies below the quickstart's directory, as the report wants it."""
+    """The files of the quickstart's directory, in the form that the report needs."""
 
     def __init__(self, plan: Plan):
         self.plan = plan
         held_out = [row for s in SPLITS for row in items.read_split(plan.corpus, s)]
         self.by_key = {item.key: item for item in held_out}
         self.chosen = runner.read_json(plan.items)
-        self.models = [m for m in plan.models() if plan.samples(m, "pictures").is_dir()]
+        self.models = [m for m in plan.models() if plan.samples(m, "images").is_dir()]
         self.vision = weights.load_vision_tokenizer(plan.vision_tokenizer)
 
     def item(self, row: dict) -> items.Item:
@@ -81,11 +81,11 @@ class Gathered:
         return self.by_key[row["id"]]
 
     def drawn(self, model: str, kind: str) -> list[Drawn]:
-        """Pictures or clips beside the real ones."""
+        """Generated images or clips with the real ones."""
         folder, shown = self.plan.samples(model, kind), []
         for index, row in enumerate(self.chosen[kind]):
             real = self.item(row).pixels
-            if kind == "pictures":
+            if kind == "images":
                 made = media.read_image(folder / f"image_{index:05d}.png")
                 shown.append(Drawn(row["text"], made, real))
             else:
@@ -94,7 +94,7 @@ class Gathered:
         return shown
 
     def written(self, model: str) -> list[Written]:
-        """Captions beside the true ones."""
+        """Generated captions with the true ones."""
         file = self.plan.samples(model, "captions") / "captions.jsonl"
         if not file.is_file():
             return []
@@ -103,21 +103,22 @@ class Gathered:
         return [Written(self.item(row).pixels, row["text"], line["text"]) for row, line in pairs]
 
     def samples(self, model: str) -> Samples:
-        """Everything one model made."""
+        """All samples of one model."""
         text = (
             "Held-out items, chosen at even distances before any model was looked at. Drawn from "
-            "the caption alone; the real one beside it. Of the candidates for a picture "
-            f"({CHOOSING[0]}) the model itself chose one, by how likely it finds the caption when "
-            f"it reads them; a clip is the first try. Settings: {' '.join(DRAWING)}, seed 0."
+            "the caption alone, with the real one beside it. Of the candidates for an image "
+            f"({CHOOSING[0]}) the model itself chose one, by the likelihood that it gives the "
+            "caption after the image; a clip is the first sample. Settings: "
+            f"{' '.join(DRAWING)}, seed 0."
         )
         return Samples(
-            TITLES[model], text, self.drawn(model, "pictures"), self.drawn(model, "clips"),
+            TITLES[model], text, self.drawn(model, "images"), self.drawn(model, "clips"),
             self.written(model),
         )  # fmt: skip
 
-    def rebuilt(self, pictures: int = 8, clips: int = 4) -> list[Rebuilt]:
-        """Held-out pictures and clips through the vision tokenizer."""
-        chosen = self.chosen["pictures"][:pictures] + self.chosen["clips"][:clips]
+    def rebuilt(self, images: int = 8, clips: int = 4) -> list[Rebuilt]:
+        """Held-out images and clips through the vision tokenizer."""
+        chosen = self.chosen["images"][:images] + self.chosen["clips"][:clips]
         chosen = [self.item(row) for row in chosen]
         originals = [vision_codec.whole_tokens(self.vision[0].config, i.pixels) for i in chosen]
         codes = vision_codec.encode(self.vision, originals, 8)
@@ -128,8 +129,8 @@ class Gathered:
         ]
 
     def stream(self) -> list[tuple[str, str]]:
-        """One document as the model sees it, shortened."""
-        item = self.item(self.chosen["pictures"][0])
+        """One document as the model reads it, shortened."""
+        item = self.item(self.chosen["images"][0])
         codes = vision_codec.encode(self.vision, [item.pixels], 1)[0]
         tokenizer = load_text_tokenizer(self.plan.text_tokenizer)
         tokens = [("BOS", "text")]
@@ -142,7 +143,7 @@ class Gathered:
         return tokens + [(name, "structure") for name in ("EOF", "EOI")] + [("EOS", "text")]
 
     def evaluated(self) -> list[tuple[str, dict]]:
-        """Results of each model; those of the vision tokenizer stand with the first."""
+        """Results of each model; those of the vision tokenizer are with the first."""
         names = {"shipped": "shipped model", "trained": "this run"}
         results = [(names[m], dict(read_results(self.plan.evaluation(m)))) for m in self.models]
         for _, result in results:
@@ -155,7 +156,7 @@ class Gathered:
         tokens = sum(counts.tokens for counts in info.counts.values())
         facts = [(f"{tokens / 1e3:,.0f} k", "training tokens in the shards")]
         if "shipped" in self.models:
-            config = language_model.read_config(shipped.asset(self.plan.shipped))
+            config = language_model.read_transformer_config(shipped.asset(self.plan.shipped))
             facts.insert(0, (_millions(config), "parameters of the shipped model"))
         facts.append((_millions(self._trained_config(info.vocabulary)), "parameters of this run"))
         facts.append((f"{rows[-1]['step']:,}", "training steps, interrupted once and resumed"))
@@ -167,8 +168,8 @@ class Gathered:
         return TransformerConfig(**({"vocab_size": vocabulary.size} | model))
 
     def sheet(self) -> np.ndarray:
-        """For the README: real pictures, what the first model drew for them, and one clip."""
-        drawn = self.drawn(self.models[0], "pictures")
+        """For the README: real images, the first model's images for them, and one clip."""
+        drawn = self.drawn(self.models[0], "images")
         rows = []
         for start in range(0, len(drawn), 8):
             part = drawn[start : start + 8]
@@ -184,7 +185,7 @@ def _millions(config: TransformerConfig) -> str:
 
 
 def _stacked(sheets: Sequence[np.ndarray]) -> np.ndarray:
-    """Pictures below one another on white."""
+    """Images below one another on white."""
     width = max(sheet.shape[1] for sheet in sheets)
     missing = [((0, 0), (0, width - sheet.shape[1]), (0, 0)) for sheet in sheets]
     padded = [np.pad(s, m, constant_values=255) for s, m in zip(sheets, missing, strict=True)]
@@ -202,7 +203,7 @@ def timeline(directory: pathlib.Path) -> tuple[list[tuple[str, float]], list[tup
 
 
 def gather(plan: Plan) -> tuple[ReportInputs, np.ndarray]:
-    """Everything the report shows, and the sheet for the README."""
+    """All contents of the report, and the sheet for the README."""
     gathered = Gathered(plan)
     rows = read_metrics(plan.model)
     seconds, commands = timeline(plan.directory)

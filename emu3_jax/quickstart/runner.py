@@ -1,12 +1,12 @@
-"""Runs stages one after the other, so that a stop at any point loses no finished work.
+"""Runs stages in order, so that a stop at any point loses no finished work.
 
 Each stage has a marker, DIRECTORY/stages/NAME.json, with a fingerprint of its command, the content
-of its inputs and the fingerprints of the stages it comes after. A stage whose marker says done and
-whose fingerprint is unchanged is left as it is; one that was stopped goes on from what it had
-written; one whose fingerprint has changed is done anew.
+of its inputs and the fingerprints of the stages before it. A finished stage with an unchanged
+fingerprint is skipped; a stopped stage continues from what it had written; a stage with a changed
+fingerprint is redone.
 
-Ctrl-C, SIGTERM and SIGHUP are passed on to the running command, which ends in its own way (training
-saves a checkpoint first). The commands run in process groups of their own, so that a Ctrl-C at the
+Ctrl-C, SIGTERM and SIGHUP are forwarded to the running command, which ends by itself (training
+saves a checkpoint first). The commands run in their own process groups, so that a Ctrl-C at the
 terminal does not reach them twice.
 """
 
@@ -40,11 +40,11 @@ class StageError(ValueError):
 
 
 class Stopped(Exception):  # noqa: N818 (not an error)
-    """The user stopped the quickstart; running it again goes on."""
+    """The user stopped the quickstart; running it again continues."""
 
 
 def read_json(path: pathlib.Path, default=None):
-    """Reads a JSON file; `default` where there is none."""
+    """Reads a JSON file; `default` if there is none."""
     return json.loads(path.read_text()) if path.is_file() else default
 
 
@@ -57,7 +57,7 @@ def locked(directory: pathlib.Path) -> Iterator[int]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"another quickstart (or a command it left running) is at work in {directory}"
+                f"another quickstart (or a command that it left running) is running in {directory}"
             ) from None
         yield file.fileno()
 
@@ -73,17 +73,17 @@ class Runner:
         self._stopping = False
 
     def run(self, stages: Sequence[Stage], number: int, total: int) -> None:
-        """Runs what is not done yet; `number` is that of the first of `total` stages.
+        """Runs the unfinished stages; `number` is that of the first of `total` stages.
 
         Raises:
-          StageError: a command failed. Stopped: by a signal.
+          StageError: a command failed. Stopped: a signal arrived.
         """
         with self._signals():
             for index, stage in enumerate(stages, number):
                 self._stage(stage, f"[{index}/{total}]")
 
     def seconds(self, stage: Stage) -> float:
-        """What the stage took, over all its runs."""
+        """Time of the stage in seconds, over all its runs."""
         return self._marker(stage).get("seconds", 0.0)
 
     def _stage(self, stage: Stage, number: str) -> None:
@@ -97,12 +97,12 @@ class Runner:
             self._say(f"{number} {stage.title}: done before ({_duration(marker['seconds'])})")
             return
         if marker and (not same or marker.get("done")):
-            self._say(f"{number} its inputs have changed or its results are gone: done anew")
+            self._say(f"{number} its inputs have changed or its results are missing: running again")
             for path in stage.outputs:
                 _remove(path)
             marker = {}
         elif marker:
-            self._say(f"{number} was stopped before; goes on")
+            self._say(f"{number} was stopped before: continuing")
         self._say(f"\n{number} {stage.title}\n  {stage.shown()}")
         self.ran.add(stage.name)
         marker = {
@@ -130,7 +130,7 @@ class Runner:
         self._child = None
         if self._stopping:
             raise Stopped
-        # Training that was told to end by a signal says so.
+        # A training that was ended by a signal exits with this code.
         if code and not (interrupted and code == 128 + signal.SIGTERM):
             raise StageError(f"{stage.title}: the command failed (exit {code}); its log is {log}")
         if stage.interrupt_at and not interrupted:
@@ -140,7 +140,7 @@ class Runner:
             )
 
     def _watch(self, stage: Stage, log) -> bool:
-        """Starts the command, passes its lines on, interrupts it where asked; True if it was."""
+        """Starts the command, forwards its lines, interrupts it if due; True if interrupted."""
         self._child = subprocess.Popen(
             [sys.executable, *stage.command],
             env=_environment(stage.devices),
@@ -169,7 +169,7 @@ class Runner:
 
     @contextlib.contextmanager
     def _signals(self):
-        """Passes signals on to the running command; between commands they raise Stopped."""
+        """Forwards signals to the running command; between commands they raise Stopped."""
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {number: signal.signal(number, self._handle) for number in numbers}
         try:
@@ -181,7 +181,7 @@ class Runner:
     def _handle(self, number, frame) -> None:
         self._stopping = True
         if self._child is not None and self._child.poll() is None:
-            # SIGINT is what every command answers with a tidy end.
+            # Every command ends cleanly on SIGINT.
             self._child.send_signal(signal.SIGINT)
 
     def _fingerprint(self, stage: Stage) -> str:

@@ -1,6 +1,6 @@
-"""What the quickstart runs: each stage is one public command, with what it reads and writes.
+"""The stages of the quickstart: each is one public command, with its inputs and outputs.
 
-The stages are data. `runner` runs them and knows nothing about models; here nothing is run.
+The stages are data; nothing runs here. `runner` runs them and contains nothing about models.
 """
 
 import dataclasses
@@ -16,11 +16,11 @@ from emu3_jax import shipped
 STILL_SIZE = "8x8"
 CLIP_SIZE = "4x8x8"
 CLIP_FRAMES = 8
-# How pictures and clips are drawn. A small model hears the words of a caption faintly, so more
-# guidance than the released 3 pays; how much: docs/measurements.md.
+# How images and clips are drawn. A small model follows a caption weakly, so more guidance than the
+# released 3 helps; docs/measurements.md has the figures.
 DRAWING = ("--guidance=6", "--temperature=0.7", "--top_k=200")
-# The pictures shown are of eight candidates each the one that the model itself, reading them, would
-# caption so; what that pays stands there as well.
+# Each image shown is the best of eight candidates: the one after which the model itself finds the
+# caption most likely. docs/measurements.md has the gain.
 CHOOSING = ("--candidates=8", "--batch_size=64")
 
 
@@ -35,9 +35,9 @@ class Stage:
       after: names of stages whose results it reads.
       inputs: other files and folders whose content decides the result.
       settings: what else decides it, such as a resolved config.
-      outputs: what it writes. All must exist for the stage to count as done, and all are removed
-        before it runs again for another reason than having been stopped.
-      interrupt_at: the process is sent SIGTERM once it has logged this step; 0 leaves it alone.
+      outputs: files and folders that it writes. All must exist for the stage to count as done. All
+        are removed before it runs again, unless it was only stopped.
+      interrupt_at: SIGTERM is sent once the process has logged this step; 0: never.
       devices: virtual CPU devices.
     """
 
@@ -52,12 +52,12 @@ class Stage:
     devices: int = 1
 
     def shown(self) -> str:
-        """The command as one would type it."""
+        """The command as typed in a shell."""
         return " \\\n  ".join(_grouped(("python", *self.command)))
 
 
 def _grouped(words: Sequence[str]) -> list[str]:
-    """The interpreter and module on the first line, then one option a line."""
+    """The interpreter and module on the first line, then one option per line."""
     options = [_quoted(word) for word in words[3:]]
     return [" ".join(words[:3]), *options]
 
@@ -69,18 +69,18 @@ def _quoted(word: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What the quickstart works on; every path may be replaced, which the tests do.
+    """Inputs and outputs of the quickstart; tests replace the paths.
 
     Attributes:
-      directory: everything is written below it.
-      config: training config; gets the directory as its argument.
-      steps: of training; 0 takes the config's.
+      directory: folder for all output.
+      config: training config; its argument is the directory.
+      steps: training steps; 0 uses the config's.
       train_options: further options of the training command.
-      corpus_zip, text_tokenizer, vision_tokenizer: inputs that are part of the project.
+      corpus_zip, text_tokenizer, vision_tokenizer: inputs shipped with the project.
       tokenize_config, tokenize_options: how the corpus is tokenized.
-      shipped: directory of the shipped model; its stages are left out where it does not exist.
+      shipped: directory of the shipped model; without it, its stages are left out.
       limit: items of a validation split that the language models are evaluated on.
-      pictures, clips, captions: how many are sampled, of each model.
+      images, clips, captions: number of samples of each model.
       devices: virtual CPU devices of the training mesh.
     """
 
@@ -95,13 +95,13 @@ class Plan:
     tokenize_options: tuple[str, ...] = ()
     shipped: pathlib.Path = pathlib.Path("assets/transformer_nano")
     limit: int = 64
-    pictures: int = 16
+    images: int = 16
     clips: int = 4
     captions: int = 12
     devices: int = 2
 
     def check(self) -> None:
-        """Raises ValueError for an input that is not there."""
+        """Raises ValueError for a missing input."""
         shipped.config_file(self.config)
         shipped.config_file(self.tokenize_config)
         for path in _found(self.corpus_zip, self.text_tokenizer):
@@ -119,22 +119,22 @@ class Plan:
 
     @property
     def tokens(self) -> pathlib.Path:
-        """The token datasets, one a split."""
+        """The token datasets, one per split."""
         return self.directory / "tokens"
 
     @property
     def model(self) -> pathlib.Path:
-        """The run directory of the training."""
+        """The run directory of training."""
         return self.directory / "model"
 
     @property
     def items(self) -> pathlib.Path:
-        """The held-out rows that are sampled for, as `choose_items` chose them."""
+        """The held-out rows for sampling, chosen by `choose_items`."""
         return self.directory / "items.json"
 
     @property
     def report(self) -> pathlib.Path:
-        """What it all ends in."""
+        """The report."""
         return self.directory / "report.html"
 
     def evaluation(self, of: str) -> pathlib.Path:
@@ -142,7 +142,7 @@ class Plan:
         return self.directory / "evaluation" / of
 
     def samples(self, of: str, kind: str) -> pathlib.Path:
-        """What "shipped" or "trained" made: "pictures", "clips" or "captions"."""
+        """Samples of "shipped" or "trained": "images", "clips" or "captions"."""
         return self.directory / "samples" / of / kind
 
     def models(self) -> dict[str, pathlib.Path]:
@@ -158,22 +158,22 @@ class Plan:
 
 
 def _found(*assets: pathlib.Path) -> tuple[pathlib.Path, ...]:
-    """Where they are; those that do not exist as they are."""
+    """Their paths; unchanged for those that do not exist."""
     return tuple(pathlib.Path(shipped.asset(path)) for path in assets)
 
 
 def preparation(plan: Plan) -> list[Stage]:
-    """Corpus and shards: what the other stages are made from."""
+    """Corpus and shards, the inputs of the other stages."""
     unpack = Stage(
         "corpus",
-        "Unpack the corpus: pictures, clips, captions",
+        "Unpack the corpus: images, clips, captions",
         ("-m", "emu3_jax.data.fluent_emoji", f"--zip={plan.corpus_zip}", f"--output={plan.corpus}"),
         inputs=_found(plan.corpus_zip),
         outputs=(plan.corpus,),
     )
     tokenize = Stage(
         "tokens",
-        "Tokenize pictures, clips and captions into ArrayRecord shards",
+        "Tokenize images, clips and captions into ArrayRecord shards",
         ("-m", "emu3_jax.tokenize", f"--config={plan.tokenize_config}",
          "--config.corpus_zip=", f"--config.corpus={plan.corpus}",
          f"--config.output={plan.tokens}", f"--config.vision_tokenizer={plan.vision_tokenizer}",
@@ -191,7 +191,7 @@ def preparation(plan: Plan) -> list[Stage]:
 def training(plan: Plan, interrupt_at: int, resolved: str = "") -> list[Stage]:
     """The training in two parts: interrupted once, then resumed by the same command.
 
-    `resolved` is the config as text: a change in a file that it imports counts as well.
+    `resolved` is the config as text, so that a change in an imported file counts too.
     """
     command = (
         "-m", "emu3_jax.train", f"--config={plan.config}:{plan.directory}",
@@ -240,7 +240,7 @@ def evaluation(plan: Plan) -> list[Stage]:
         stages.append(
             Stage(
                 f"evaluate_{name}",
-                f"Evaluate the {name} model: likelihood, captions, drawn pictures",
+                f"Evaluate the {name} model: likelihood, captions, drawn images",
                 ("-m", "emu3_jax.evaluate", f"--evaluators={evaluators}", f"--model={path}",
                  *common, f"--tokens={plan.tokens}", f"--limit={plan.limit}", *DRAWING,
                  f"--output={plan.evaluation(name)}"),
@@ -252,13 +252,13 @@ def evaluation(plan: Plan) -> list[Stage]:
 
 
 def sampling(plan: Plan, items: dict) -> list[Stage]:
-    """Pictures, clips and captions of each model, for the held-out `items` of `choose_items`."""
-    pictures = tuple(f"--prompt={item['text']}" for item in items["pictures"])
+    """Images, clips and captions of each model, for the held-out `items` of `choose_items`."""
+    images = tuple(f"--prompt={item['text']}" for item in items["images"])
     clips = tuple(f"--prompt={item['text']}" for item in items["clips"])
     shown = tuple(f"--image={plan.corpus / item['image']}" for item in items["captions"])
     fps = CLIP_FRAMES / items["clips"][0]["seconds"] if clips else 0.0
     kinds = {
-        "pictures": ("text_to_image", (f"--size={STILL_SIZE}", *DRAWING, *CHOOSING, *pictures)),
+        "images": ("text_to_image", (f"--size={STILL_SIZE}", *DRAWING, *CHOOSING, *images)),
         "clips": ("text_to_video",
                   (f"--size={CLIP_SIZE}", f"--fps={fps:g}", *DRAWING, *clips)),
         "captions": ("image_to_text", ("--min_pixels=4096", "--max_pixels=4096",
@@ -285,14 +285,14 @@ def sampling(plan: Plan, items: dict) -> list[Stage]:
 
 
 def _reads(plan: Plan, name: str, path: pathlib.Path) -> dict:
-    """What a stage that uses a language model depends on."""
+    """The dependencies of a stage that uses a language model."""
     if name == "trained":
         return {"after": ("tokens", "train_2"), "inputs": _found(plan.vision_tokenizer)}
     return {"after": ("tokens",), "inputs": _found(plan.vision_tokenizer, path)}
 
 
 def reporting(plan: Plan, stages: Sequence[Stage]) -> Stage:
-    """The last stage; what it shows depends on all the others."""
+    """The last stage; it depends on all the others."""
     return Stage(
         "report",
         "Write the report",
@@ -305,10 +305,10 @@ def reporting(plan: Plan, stages: Sequence[Stage]) -> Stage:
 
 
 def choose_items(corpus: pathlib.Path, plan: Plan) -> dict[str, list[dict]]:
-    """Held-out rows to sample for, spread evenly over both validation splits.
+    """Held-out rows for sampling, spread evenly over both validation splits.
 
-    The choice looks at no model's results. Clips all have the commonest duration, since one command
-    states one frame rate.
+    The choice does not depend on any model's results. All clips have the most common duration,
+    since one command has one frame rate.
     """
     rows = []
     for split in ("validation", "validation_combination"):
@@ -320,7 +320,7 @@ def choose_items(corpus: pathlib.Path, plan: Plan) -> dict[str, list[dict]]:
     clips = [row for row in clips if row["seconds"] == seconds[0][0]]
     toned = [row for row in stills if row.get("tone")]
     return {
-        "pictures": _spread(stills, plan.pictures),
+        "images": _spread(stills, plan.images),
         "clips": _spread(clips, plan.clips),
         "captions": _spread(toned, plan.captions // 2)
         + _spread([row for row in stills if not row.get("tone")], (plan.captions + 1) // 2),

@@ -1,10 +1,10 @@
-"""Make token datasets of a raw corpus (pictures, clips, captions, text).
+"""Make token datasets from a raw corpus (images, clips, captions, text).
 
   python -m emu3_jax.tokenize --config=tokenize_nano --config.output=runs/tokens
 
 Each split becomes a folder with ArrayRecord shards and a dataset.json. Run the same command again
-after a stop: finished shards are kept. What was skipped, and why, stands in skipped.jsonl. On
-several machines give each --config.worker=I --config.workers=N and the same output.
+after a stop: finished shards are kept. skipped.jsonl lists the skipped items and the reasons. On
+several machines, give each --config.worker=I --config.workers=N and the same output.
 """
 
 import inspect
@@ -27,6 +27,8 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.define_config(help_text="Config file; see emu3_jax/tokenize/config.py for keys.")
+    command_line.define_config(
+        help_text="Config file; emu3_jax/tokenize/tokenize_config.py lists the keys."
+    )
     keys = inspect.cleandoc(TokenizeConfig.__doc__).partition("Attributes:\n")[2]
     command_line.run(_main, f"{__doc__}\nKeys of the config, set with --config.KEY=VALUE:\n{keys}")

@@ -1,13 +1,13 @@
-"""Tokenize a corpus on a Ray cluster: the shards, and the bytes, of `python -m emu3_jax.tokenize`.
+"""Tokenize a corpus on a Ray cluster, with the same bytes as `python -m emu3_jax.tokenize`.
 
   pip install -r requirements-ray.txt
   python -m emu3_jax.tokenize.on_ray --config=FILE --config.output=FOLDER --workers=64 --gpus=1
 
-Ray Data deals the shards out to a pool of workers, which hold the vision tokenizer for all of their
-shards. A worker that dies is replaced and its shard made anew; a command that dies is run again and
-keeps the finished shards. Corpus and output are on a file system that all machines share, and each
-machine has this code at the same place or gets it with the job (`ray job submit --working-dir=.`).
-On one machine it needs no cluster.
+Ray Data distributes the shards over a pool of workers; each worker loads the vision tokenizer once.
+A worker that dies is replaced and its shard is redone. A command that dies can be run again and
+keeps the finished shards. Corpus and output must be on a file system that all machines share, and
+each machine needs this code at the same path or receives it with the job
+(`ray job submit --working-dir=.`). One machine needs no cluster.
 """
 
 import logging
@@ -22,17 +22,19 @@ from emu3_jax.tokenize.run import SplitJob, TokenizeError, open_splits
 from emu3_jax.tokenize.shard_results import ShardResult
 from emu3_jax.tokenize.tokenize_config import TokenizeConfig
 
-WORKERS = flags.DEFINE_integer("workers", 1, "Workers at most; fewer while the cluster is smaller.")
-CPUS = flags.DEFINE_float("cpus", 2, "Processor cores that one worker takes.")
-GPUS = flags.DEFINE_float("gpus", 0, "GPUs that one worker takes.")
-TPUS = flags.DEFINE_float("tpus", 0, "TPU chips that one worker takes: all of a host.")
+WORKERS = flags.DEFINE_integer(
+    "workers", 1, "Maximum number of workers; fewer while the cluster is smaller."
+)
+CPUS = flags.DEFINE_float("cpus", 2, "CPU cores per worker.")
+GPUS = flags.DEFINE_float("gpus", 0, "GPUs per worker.")
+TPUS = flags.DEFINE_float("tpus", 0, "TPU chips per worker: all of a host.")
 
 
 class ShardWorker:
-    """A process of the pool: opens corpus and tokenizers once, then makes the shards it is told.
+    """A process of the pool: opens corpus and tokenizers once, then makes the shards it receives.
 
-    What is wrong with them comes back as an answer: an exception would only end the process, and
-    Ray would try again elsewhere.
+    Problems are returned as results: an exception would only end the process, and Ray would try
+    again elsewhere.
     """
 
     def __init__(self, config: TokenizeConfig, split: str):
@@ -47,11 +49,11 @@ class ShardWorker:
             return {"result": b"", "problem": str(error)}
 
     def open(self) -> SplitJob:
-        """Raises TokenizeError where the command works elsewhere, or with other tokenizers."""
+        """Raises TokenizeError if the command uses another folder or other tokenizers."""
         job = open_splits(self.config)[self.split]
         if not job.finished() and job.progress.plan() is None:
             raise TokenizeError(
-                f"{job.folder}: a worker does not find what the command wrote there; output must "
+                f"{job.folder}: a worker does not find the files of the command there; output must "
                 "be on a file system that all machines share"
             )
         return job
@@ -60,9 +62,9 @@ class ShardWorker:
 def tokenize_on_ray(
     config: TokenizeConfig, workers: int, cpus: float = 2, gpus: float = 0, tpus: float = 0
 ) -> list[Path]:
-    """What `tokenize` does, on a pool of up to `workers` processes; returns the folders.
+    """As `tokenize`, on a pool of up to `workers` processes; returns the folders.
 
-    Raises what `tokenize` raises.
+    Raises the errors of `tokenize`.
     """
     import ray
 
@@ -106,5 +108,7 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.define_config(help_text="Config file; see emu3_jax/tokenize/config.py for keys.")
+    command_line.define_config(
+        help_text="Config file; emu3_jax/tokenize/tokenize_config.py lists the keys."
+    )
     command_line.run(_main, __doc__)

@@ -1,4 +1,4 @@
-"""One raw item to the pixels and text a record is made of, or the reason why it is skipped."""
+"""One raw item to the pixels and text of a record, or the reason why it is skipped."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ from emu3_jax.sequence import Document, Grammar, Image, Segment, Text, Turn, Vid
 
 @dataclasses.dataclass(frozen=True)
 class MediaRules:
-    """How media are read: pixel limits, frame rate (None: as filmed), frame limit, and the
+    """How media are read: pixel limits, frame rate (None: the clip's own), frame limit, and the
     vision tokenizer's temporal factor."""
 
     limits: PixelLimits
@@ -29,7 +29,7 @@ class MediaRules:
 
 @dataclasses.dataclass
 class Medium:
-    """A picture or clip on its way to codes: uint8 pixels first, codes [h,w] or [t,h,w] later."""
+    """An image or clip: uint8 pixels before encoding, codes [h,w] or [t,h,w] after it."""
 
     pixels: np.ndarray | None
     fps: float = 0.0
@@ -37,11 +37,11 @@ class Medium:
     codes: np.ndarray | None = None
 
     def take(self, codes: np.ndarray) -> None:
-        """Keep the codes and let the pixels go."""
+        """Stores the codes and drops the pixels."""
         self.codes, self.pixels = codes, None
 
     def segment(self) -> Image | Video:
-        """The segment of a document that these codes are."""
+        """These codes as a segment of a document."""
         if self.codes.ndim == 2:
             return Image(self.codes)
         return Video(self.codes, self.fps, self.seconds)
@@ -49,36 +49,36 @@ class Medium:
 
 @dataclasses.dataclass
 class Prepared:
-    """An item with its media decoded, in the order in which the document shows them."""
+    """An item with its decoded media, in the order of the document."""
 
     item: RawItem
     media: list[Medium]
 
 
 def prepare(item: RawItem, rules: MediaRules | None) -> Prepared:
-    """Decode and resize what the item shows. ValueError (often MediaError) says what is wrong.
+    """Decodes and resizes the media of an item. ValueError (often MediaError) gives the problem.
 
-    `rules` is None where there is no vision tokenizer; then only text is possible.
+    `rules` is None without a vision tokenizer; then only text is possible.
     """
     if item.problem:
         raise ValueError(item.problem)
     if item.kind == "text" and not item.text:
-        raise ValueError("neither text nor a picture nor a clip")
+        raise ValueError("neither text nor an image nor a clip")
     shown = [("image", item.image), ("video", item.video)]
     for part in (*item.segments, *item.turns):
         shown += [(kind, part.get(kind)) for kind in ("image", "video")]
     shown = [(kind, source) for kind, source in shown if source is not None]
     if shown and rules is None:
-        raise ValueError("it shows a picture or a clip, but no vision tokenizer was given")
+        raise ValueError("it has an image or a clip, but no vision tokenizer was given")
     return Prepared(item, [_read(kind, source, item, rules) for kind, source in shown])
 
 
 def moved(prepared: Prepared, copy: int, max_shift: int) -> Prepared:
     """A copy of the item with each medium moved by up to `max_shift` pixels, edges repeated.
 
-    Where to depends on the item's key and the number of the copy alone. A whole clip moves as one.
+    The shift depends only on the item's key and the number of the copy. A clip moves as a whole.
     """
-    # A key that is no Unicode text is refused later, by `to_record`, where its item can be skipped.
+    # `to_record` rejects a key that is not Unicode text later, when its item can be skipped.
     name = f"{prepared.item.key} {copy}".encode(errors="surrogatepass")
     rng = np.random.default_rng(zlib.crc32(name))
     media_moved = [
@@ -100,13 +100,13 @@ def _moved(pixels: np.ndarray, rng: np.random.Generator, max_shift: int) -> np.n
 
 
 def _sampled(frames: np.ndarray, filmed_at: float, rules: MediaRules) -> tuple[np.ndarray, float]:
-    """Decoded frames at the rate the rules ask for, and that rate, as `media.read_video` does it.
+    """Decoded frames at the rate of the rules, and that rate, as `media.read_video` does.
 
-    Frames of a clip that does not state its rate (0) are taken for filmed at the one asked for.
+    A clip that does not state its rate (0) is assumed to have the rate of the rules.
     """
     fps = rules.fps or filmed_at
     if filmed_at and rules.fps:
-        # The frame on show at each multiple of 1 / fps; the clip ends when its last frame does.
+        # The frame shown at each multiple of 1 / fps; the clip ends when its last frame ends.
         count = math.ceil((len(frames) / filmed_at - TIME_TOLERANCE) * fps)
         shown = (np.arange(count) / fps + TIME_TOLERANCE) * filmed_at
         frames = frames[np.minimum(shown.astype(int), len(frames) - 1)]
@@ -136,10 +136,10 @@ def _read(kind: str, source: Any, item: RawItem, rules: MediaRules) -> Medium:
 
 
 def to_record(prepared: Prepared, source: str, grammar: Grammar) -> tuple[Record, int]:
-    """The record of an item whose media have their codes, and its length in tokens.
+    """The record of an item whose media are encoded, and its length in tokens.
 
-    Texts get their ids. ValueError for text that has none (a lone surrogate), for segments or turns
-    that make no document, and for a key or attributes that cannot be stored.
+    Texts are tokenized here. ValueError for text without ids (a lone surrogate), for segments or
+    turns that do not form a document, and for a key or attributes that cannot be stored.
     """
     item = prepared.item
     shown = iter(medium.segment() for medium in prepared.media)
@@ -151,7 +151,7 @@ def to_record(prepared: Prepared, source: str, grammar: Grammar) -> tuple[Record
         segments = (Text(item.text), *shown)
     segments = tuple(_with_ids(segment, grammar) for segment in segments)
     record = Record(item.key, source, item.kind, segments, item.attributes)
-    record.to_bytes()  # what cannot be stored is found here, where the item can still be skipped
+    record.to_bytes()  # raises for unstorable values while the item can still be skipped
     return record, grammar.document_length(Document(segments))
 
 

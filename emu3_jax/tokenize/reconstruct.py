@@ -1,10 +1,10 @@
-"""Files to codes and back, to look at: what a vision tokenizer keeps of one's own pictures.
+"""Encode files and decode the codes, to inspect what a vision tokenizer preserves.
 
   python -m emu3_jax.tokenize.reconstruct --vision_tokenizer=DIR --output=DIR \\
     --input=photo.jpg --input=film.mp4 [--clips=independent] [--tile=64 --overlap=8]
 
-For each file writes NAME.png, or NAME.mp4 for a clip: the picture as the tokenizer was given it at
-the left, what it made of its codes at the right; and NAME.npy, the codes. Prints PSNR and SSIM.
+For each file, writes NAME.png, or NAME.mp4 for a clip, with the tokenizer's input at the left and
+its reconstruction at the right; and NAME.npy with the codes. Prints PSNR and SSIM.
 """
 
 import io
@@ -25,29 +25,36 @@ VISION = command_line.define_path(
     "vision_tokenizer", shipped.vision_tokenizer, "Weights, run directory, nano or photo."
 )
 OUTPUT = flags.DEFINE_string("output", None, "Directory to write.")
-INPUT = flags.DEFINE_multi_string("input", [], "Picture or clip; give as many as you like.")
+INPUT = flags.DEFINE_multi_string("input", [], "Image or clip; may be repeated.")
 CLIPS = flags.DEFINE_enum(
-    "clips", "causal", vision_codec.CLIPS, "A long clip as one, or its latent frames apart."
+    "clips",
+    "causal",
+    vision_codec.CLIPS,
+    "Encode a long clip as one, or each latent frame independently.",
 )
 FPS = flags.DEFINE_float("fps", 0.0, "Rate at which clips are read; 0 takes every frame.")
 MAX_FRAMES = flags.DEFINE_integer("max_frames", 64, "Clips are cut to this many frames.")
-MIN_PIXELS = flags.DEFINE_integer("min_pixels", None, "Smaller pictures are enlarged to this.")
-MAX_PIXELS = flags.DEFINE_integer("max_pixels", None, "Larger pictures are reduced to this.")
+MIN_PIXELS = flags.DEFINE_integer("min_pixels", None, "Smaller images are enlarged to this area.")
+MAX_PIXELS = flags.DEFINE_integer("max_pixels", None, "Larger images are reduced to this area.")
 TILE = flags.DEFINE_integer(
-    "tile", 0, "Side in tokens of tiles for what does not fit memory, an approximation; 0: whole."
+    "tile",
+    0,
+    "Side of tiles in tokens, for images too large for memory (approximate); 0: no tiles.",
 )
 OVERLAP = flags.DEFINE_integer("overlap", 8, "Tokens that neighbouring tiles share.")
-# Frames a second of the file written where the file read does not say.
+# Frames per second of the output if the input does not state its rate.
 DEFAULT_FPS = 8.0
 
 
 def main() -> None:
-    """Reads, encodes, decodes and writes every file; a bad one is named before any work."""
+    """Reads, encodes, decodes and writes every file; names a bad file before any work."""
     if not VISION.value or not OUTPUT.value or not INPUT.value:
         raise ValueError("--vision_tokenizer, --output and --input are needed; see --help")
     stems = [pathlib.Path(path).stem for path in INPUT.value]
     if len(set(stems)) < len(stems):
-        raise ValueError("two inputs have the same name without its ending; the outputs would too")
+        raise ValueError(
+            "two inputs have the same name without the extension; so would the outputs"
+        )
     tokenizer = weights.load_vision_tokenizer(VISION.value)
     factor = tokenizer[0].config.spatial_factor
     limits = pixel_limits(VISION.value, factor, MIN_PIXELS.value, MAX_PIXELS.value)
@@ -70,14 +77,14 @@ def main() -> None:
 
 
 def _read(path: str, limits: media.PixelLimits, config) -> tuple[np.ndarray, float]:
-    """uint8 [H, W, 3] or [T, H, W, 3] at its size for the tokenizer, and frames per second."""
+    """uint8 [H, W, 3] or [T, H, W, 3] at the tokenizer's size, and frames per second."""
     try:
         frames, fps, _ = media.read_video(path, FPS.value or None, MAX_FRAMES.value)
     except media.MediaError as no_clip:
         try:
             frames, fps = media.read_image(path), 0.0
-        except media.MediaError as no_picture:
-            raise ValueError(f"{no_clip}; nor is it a picture: {no_picture}") from no_picture
+        except media.MediaError as no_image:
+            raise ValueError(f"{no_clip}; it is not an image either: {no_image}") from no_image
     if frames.ndim == 4 and len(frames) == 1:
         frames = frames[0]
     pixels = media.resize(frames, *media.smart_resize(*frames.shape[-3:-1], limits))
@@ -85,11 +92,11 @@ def _read(path: str, limits: media.PixelLimits, config) -> tuple[np.ndarray, flo
 
 
 def _there_and_back(tokenizer, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(codes, uint8 pixels of the codes), whole or in tiles as the flags say."""
+    """(codes, uint8 pixels of the codes), whole or in tiles, by the flags."""
     if TILE.value:
-        place = (TILE.value, OVERLAP.value)
-        codes = tiling.encode(tokenizer, pixels, *place, clips=CLIPS.value)
-        return codes, tiling.decode(tokenizer, codes, *place, clips=CLIPS.value)
+        tiles = (TILE.value, OVERLAP.value)
+        codes = tiling.encode(tokenizer, pixels, *tiles, clips=CLIPS.value)
+        return codes, tiling.decode(tokenizer, codes, *tiles, clips=CLIPS.value)
     codes = vision_codec.encode(tokenizer, [pixels], 1, clips=CLIPS.value)[0]
     return codes, vision_codec.decode(tokenizer, [codes], 1, clips=CLIPS.value)[0]
 

@@ -1,11 +1,11 @@
-"""A whole corpus, shard by shard: resumable, in a fixed order, with an account of what was skipped.
+"""A whole corpus, shard by shard: resumable, in a fixed order, with a list of skipped items.
 
-A shard is finished when its progress file exists; that is written after its records. A run that
-starts again does the shards without one, and the datasets end up the same to the byte. The worker
-that finds all shards of a split finished writes dataset.json, and then the progress files go.
+A shard is finished when its progress file exists; the file is written after the records. A
+restarted run makes the shards without one, and the datasets are the same to the byte. The worker
+that finds all shards of a split finished writes dataset.json and then removes the progress files.
 
-Nothing but the output folder ties the workers together: any number of them may come, go, be killed
-and do the same shard at once.
+Workers communicate only through the output folder: any number of them may start, stop, be killed
+and make the same shard at once.
 """
 
 import logging
@@ -34,20 +34,20 @@ from emu3_jax.train import weights
 log = logging.getLogger(__name__)
 
 SKIPPED_FILE = "skipped.jsonl"
-# Fewer items than this say too little about the share that is unusable to stop a run early.
+# With fewer items, the share of unusable ones is too uncertain to stop a run early.
 EARLY_STOP_ITEMS = 2000
 
 
 class TokenizeError(ValueError):
-    """A corpus that cannot be made into a dataset; the sentence says why."""
+    """A corpus that cannot become a dataset; the sentence gives the reason."""
 
 
 def tokenize(config: TokenizeConfig, encoder: VisionEncoder | None = None) -> list[Path]:
-    """Make the dataset of every split, or this worker's share of it; returns their folders.
+    """Makes the dataset of every split, or this worker's share of it; returns their folders.
 
-    `encoder` stands in for the vision tokenizer the config names. Raises ValueError for a config,
-    corpus or tokenizer that cannot be used, for an output made with another config, and where more
-    items than `max_skipped` are unusable (finished shards stay).
+    `encoder` replaces the vision tokenizer that the config names. Raises ValueError for a config,
+    corpus or tokenizer that cannot be used, for an output made with another config, and if more
+    items than `max_skipped` are unusable (finished shards are kept).
     """
     splits = open_splits(config, encoder)
     return [
@@ -59,7 +59,7 @@ def tokenize(config: TokenizeConfig, encoder: VisionEncoder | None = None) -> li
 def open_splits(
     config: TokenizeConfig, encoder: VisionEncoder | None = None
 ) -> "dict[str, SplitJob]":
-    """The corpus and the tokenizers opened, nothing made yet; errors as `tokenize` says."""
+    """Opens the corpus and the tokenizers and makes nothing yet; errors as `tokenize`."""
     if config.corpus_zip:
         fluent_emoji.prepare(config.corpus_zip, config.corpus)
     sources = {
@@ -76,7 +76,7 @@ def open_splits(
 
 
 def make_grammar(config: TokenizeConfig, encoder: VisionEncoder | None) -> Grammar:
-    """The grammar of the config's tokenizers; without a vision tokenizer one code is left room."""
+    """The grammar of the config's tokenizers; without a vision tokenizer it has one code."""
     tokenizer = load_text_tokenizer(config.text_tokenizer)
     codebook_size = encoder.codebook_size if encoder else 1
     if config.vocabulary == "released":
@@ -92,7 +92,7 @@ def make_grammar(config: TokenizeConfig, encoder: VisionEncoder | None) -> Gramm
 
 
 class SplitJob:
-    """One split on its way to one dataset."""
+    """The work on one split, which becomes one dataset."""
 
     def __init__(self, split: str, maker: ShardMaker):
         self.split, self.maker, self.config = split, maker, maker.config
@@ -108,13 +108,13 @@ class SplitJob:
         }
 
     def make(self, index: int, item_done: Callable[[], None] = lambda: None) -> ShardResult:
-        """Make one shard and write down that it is finished; the same bytes whoever does it."""
+        """Makes one shard and marks it finished; the bytes do not depend on the worker."""
         result = self.maker.make(index, item_done)
         self.progress.store(index, result)
         return result
 
     def one_by_one(self, todo: list[int], item_done: Callable[[], None]) -> Iterator[ShardResult]:
-        """Make shards in this process, until others have finished the dataset."""
+        """Makes shards in this process, until other workers have finished the dataset."""
         for index in todo:
             if self.finished():
                 return
@@ -125,18 +125,18 @@ class SplitJob:
         mine: Iterable[int],
         make: Callable[[list[int], Callable[[], None]], Iterable[ShardResult]],
     ) -> Path:
-        """Do the shards `mine` that are not done, and finish the dataset if none is left to others.
+        """Makes the unfinished shards of `mine`, and completes the dataset if all are finished.
 
-        `make(todo, item_done)` answers with the result of each shard, in any order, and may call
+        `make(todo, item_done)` yields the result of each shard, in any order, and may call
         `item_done` for each item.
         """
         if self.finished():
-            log.info("%s: is finished already", self.folder)
+            log.info("%s: already finished", self.folder)
         else:
             try:
                 self._work(mine, make)
             except FileNotFoundError:
-                # Where workers end together, the first removes what the others are about to use.
+                # If workers end together, the first removes files that the others are about to use.
                 if not self.finished():
                     raise
         if self.finished():
@@ -150,7 +150,9 @@ class SplitJob:
         found = self.progress.results()
         todo = [index for index in mine if found[index] is None]
         if len(todo) < len(mine):
-            log.info("%s: %d of %d shards are there", self.split, len(mine) - len(todo), len(mine))
+            log.info(
+                "%s: %d of %d shards are finished", self.split, len(mine) - len(todo), len(mine)
+            )
         meter = Meter(self.split, len(todo), self.config.items_per_shard)
         items, skipped = _sums(found)
         for result in make(todo, meter.item_done):
@@ -161,15 +163,15 @@ class SplitJob:
                 self._check_skipped(items, skipped)
         results = self.progress.results()
         if self.finished():
-            return  # by another worker, which may have removed some of the results meanwhile
+            return  # by another worker, which may already have removed some of the results
         missing = results.count(None)
         if missing:
-            log.info("%s: %d shards are left to other workers", self.split, missing)
+            log.info("%s: %d shards remain for other workers", self.split, missing)
         else:
             self._finish(results)
 
     def _forget_skips(self, mine: list[int]) -> None:
-        """Where too much was skipped before, do the shards with skips again: it may be repaired."""
+        """Redoes shards with skips if too many were skipped before: they may be repaired."""
         found = self.progress.results()
         if not self._too_many(*_sums(found)) and any(one and one.shards for one in found):
             return
@@ -178,7 +180,7 @@ class SplitJob:
                 self.progress.forget(index)
 
     def finished(self) -> bool:
-        """Whether the dataset is there, whole; an error if what is there had another plan."""
+        """Whether the dataset is complete; an error if the folder was made with another plan."""
         info = read_json(self.folder / DATASET_FILE)
         stored = self.progress.plan() if info is None else info["recipe"]
         if stored is None:
@@ -189,7 +191,7 @@ class SplitJob:
                     repr(p[name]) if name in p else "not set" for p in (stored, self.plan)
                 )
                 raise TokenizeError(
-                    f"{self.folder}: was made with {name} {before}, now it is {now}; choose "
+                    f"{self.folder}: was made with {name} {before}, the config has {now}; choose "
                     "another output or delete that folder"
                 )
         shards = [] if info is None else info["shards"]
@@ -207,7 +209,7 @@ class SplitJob:
             )
 
     def _finish(self, results: list[ShardResult]) -> None:
-        """Write dataset.json of the results of all shards: each worker would write the same."""
+        """Writes dataset.json from the results of all shards; every worker would write the same."""
         items, skipped = _sums(results)
         self._check_skipped(items, skipped)
         counts: dict[str, Counts] = {}
@@ -216,7 +218,7 @@ class SplitJob:
             if total.records:
                 counts[kind] = total
         if not counts:
-            raise TokenizeError(f"{self.split}: the corpus is empty, not one item became a record")
+            raise TokenizeError(f"{self.split}: the corpus is empty, no item became a record")
         lines = [json_bytes(one) + b"\n" for one in skipped]
         write_atomically(self.folder / SKIPPED_FILE, b"".join(lines))
         shards = sorted(
@@ -237,14 +239,14 @@ class SplitJob:
         _report(self.folder, counts, skipped)
 
     def _tidy(self) -> None:
-        """Remove what a finished dataset no longer needs; other workers may be at it, too."""
+        """Removes files that a finished dataset does not need; other workers may do so too."""
         self.progress.remove()
         for leftover in self.folder.glob("*.tmp"):
-            leftover.unlink(missing_ok=True)  # of a run that was killed
+            leftover.unlink(missing_ok=True)  # from a killed run
 
 
 def _sums(results: list[ShardResult | None]) -> tuple[int, list[dict[str, str]]]:
-    """Number of items, and those skipped, of the shards that are finished."""
+    """Number of items, and the skipped ones, of the finished shards."""
     done = [result for result in results if result is not None]
     return sum(one.items for one in done), [skip for one in done for skip in one.skipped]
 

@@ -1,4 +1,4 @@
-"""One raw shard to its records: the same bytes whoever makes it, and however often."""
+"""One raw shard to its records, reproducible to the byte."""
 
 import collections
 import dataclasses
@@ -17,7 +17,7 @@ from emu3_jax.tokenize.tokenize_config import TokenizeConfig
 
 
 class ShardMaker:
-    """Makes the shards of one split: `make(i)` for any i below `len`, in any order."""
+    """Makes the shards of one split: `make(i)` for any i below `len(self)`, in any order."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class ShardMaker:
         self.config, self.encoder, self.grammar = config, encoder, grammar
         self.folder = Path(config.output) / split
         self.copies = config.copies.get(split, 1)
-        # The raw shards of all sources in a row; their number in it names the output files.
+        # The raw shards of all sources in order; the index names the output files.
         self.shards = [(source, i) for source in sources for i in range(source.num_shards)]
         self.rules = None
         if encoder is not None:
@@ -42,7 +42,7 @@ class ShardMaker:
         return len(self.shards)
 
     def make(self, index: int, item_done: Callable[[], None]) -> ShardResult:
-        """Read, encode and write one raw shard; the records stand in the order of the items."""
+        """Reads, encodes and writes one raw shard; the records keep the order of the items."""
         source, number = self.shards[index]
         result = ShardResult(0, [], {}, [])
         prepared: list[list[Prepared]] = []  # each item with its copies
@@ -61,14 +61,14 @@ class ShardMaker:
         return result
 
     def decoded(self, items: Iterator[RawItem]) -> Iterator[tuple[RawItem, Prepared | ValueError]]:
-        """Items with what `prepare` made of them or its error, in order; decoded by threads."""
+        """Items with the result of `prepare` or its error, in order; threads decode them."""
         seen: set[str] = set()
         waiting: collections.deque = collections.deque()
         threads = self.config.decode_threads
         with ThreadPoolExecutor(threads) as pool:
             for item in items:
                 if item.key in seen:
-                    item = dataclasses.replace(item, problem="its id stood in this shard before")
+                    item = dataclasses.replace(item, problem="its id appears earlier in this shard")
                 seen.add(item.key)
                 waiting.append((item, pool.submit(prepare, item, self.rules)))
                 if len(waiting) > 4 * threads:
@@ -77,14 +77,14 @@ class ShardMaker:
                 yield _outcome(*waiting.popleft())
 
     def _copies(self, prepared: Prepared) -> list[Prepared]:
-        """Further versions of an item with media, as many as the config asks for."""
+        """Moved copies of an item with media, as many as the config sets."""
         copies = self.copies if prepared.media else 1
         return [moved(prepared, copy, self.config.max_shift) for copy in range(1, copies)]
 
     def _records(
         self, prepared: list[list[Prepared]], source: str, result: ShardResult
     ) -> dict[str, list[Record]]:
-        """Records by kind; counts them, and what cannot be stored, in the result."""
+        """Records by kind; counts them and the skipped items in the result."""
         by_kind: dict[str, list[Record]] = collections.defaultdict(list)
         for versions in prepared:
             try:
@@ -108,7 +108,7 @@ class ShardMaker:
 
 
 def _until_damage(source: Source, number: int) -> Iterator[RawItem]:
-    """The items of a shard; what cannot be read of it counts as one item with a problem."""
+    """The items of a shard; its unreadable rest counts as one item with a problem."""
     try:
         yield from source.items(number)
     except SourceError as error:

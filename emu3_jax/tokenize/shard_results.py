@@ -1,7 +1,7 @@
-"""How far a split is: what has become of each raw shard, one small file a shard, and what is said.
+"""Progress of a split: the result of each raw shard, one small file per shard, and its log lines.
 
 Several workers, on several machines, share the folder. Any of them may remove it once the dataset
-is complete, so a file that is gone is no error here; whoever reads asks for every shard's result.
+is complete, so a missing file is not an error here; callers check every shard's result.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ REPORT_SECONDS = 10.0
 
 @dataclasses.dataclass
 class ShardResult:
-    """What became of one shard; stored as its progress file."""
+    """The result of one shard; stored as its progress file."""
 
     items: int
     shards: list[Shard]
@@ -45,34 +45,34 @@ class ShardResult:
 
 
 class ShardResults:
-    """The plan of a split and the results of its `shards` raw shards, in a folder of their own."""
+    """The plan of a split and the results of its `shards` raw shards, in their own folder."""
 
     def __init__(self, folder: Path, shards: int):
         self.folder, self.shards = folder / PROGRESS_FOLDER, shards
 
     def begin(self, plan: dict) -> None:
-        """Make the folder and write down what the dataset is made of."""
+        """Creates the folder and writes the plan of the dataset."""
         write_atomically(self.folder / PLAN_FILE, json_bytes(plan))
 
     def plan(self) -> dict | None:
-        """What `begin` wrote; None where nothing has begun, or all is finished."""
+        """The plan that `begin` wrote; None before the start and after the end."""
         return read_json(self.folder / PLAN_FILE)
 
     def store(self, index: int, result: ShardResult) -> None:
-        """A shard is finished; its records are written before."""
+        """Marks a shard as finished; its records are already written."""
         write_atomically(self._file(index), result.to_bytes())
 
     def forget(self, index: int) -> None:
-        """A shard is to be done again."""
+        """Marks a shard as unfinished."""
         self._file(index).unlink(missing_ok=True)
 
     def results(self) -> list[ShardResult | None]:
-        """One result a shard, None for those that are not finished."""
+        """One result per shard, None for unfinished ones."""
         contents = [_read(self._file(index)) for index in range(self.shards)]
         return [None if one is None else ShardResult.from_bytes(one) for one in contents]
 
     def remove(self) -> None:
-        """Remove the folder; another worker may be doing the same."""
+        """Removes the folder; another worker may do the same at once."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _file(self, index: int) -> Path:
@@ -80,7 +80,7 @@ class ShardResults:
 
 
 class Meter:
-    """Says now and then how far a split is and when it will be done."""
+    """Logs the progress of a split and its remaining time at intervals."""
 
     def __init__(self, split: str, shards: int, items_per_shard: int):
         self.split, self.shards, self.per_shard = split, shards, items_per_shard
@@ -88,23 +88,23 @@ class Meter:
         self.start = self.last = time.monotonic()
 
     def item_done(self) -> None:
-        """Count one item; say something if that was long ago."""
+        """Counts one item; logs if the last line is old enough."""
         self.items += 1
         self.in_shard += 1
         if time.monotonic() - self.last > REPORT_SECONDS:
             self.say()
 
     def shard_done(self, items: int, skipped: int) -> None:
-        """Count one shard: its items, counted one by one before or not, and those skipped."""
+        """Counts one shard: its items, whether or not counted one by one, and the skipped ones."""
         self.done += 1
         self.items += items - self.in_shard
         self.skipped += skipped
-        # What shards really hold: tars do not keep to items_per_shard.
+        # The actual size of shards: tars do not follow items_per_shard.
         self.per_shard, self.in_shard = max(1, self.items / self.done), 0
         self.say()
 
     def say(self) -> None:
-        """Log shards, items, their rate, skips and the time left."""
+        """Logs shards, items, their rate, skips and the time left."""
         self.last = time.monotonic()
         spent = self.last - self.start
         share = (self.done + min(1.0, self.in_shard / self.per_shard)) / self.shards
@@ -117,15 +117,15 @@ class Meter:
 
 
 def json_bytes(value: Any) -> bytes:
-    """JSON in UTF-8, of any text.
+    """JSON in UTF-8, for any text.
 
-    UTF-8 has no lone surrogates; backslashreplace makes of each what JSON itself writes for it.
+    UTF-8 has no lone surrogates; backslashreplace writes each as JSON's own escape.
     """
     return json.dumps(value, ensure_ascii=False).encode(errors="backslashreplace")
 
 
 def read_json(file: Path) -> dict | None:
-    """What a JSON file holds; None where there is no file."""
+    """The content of a JSON file; None if there is no file."""
     content = _read(file)
     return None if content is None else json.loads(content)
 

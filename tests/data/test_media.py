@@ -1,4 +1,4 @@
-"""Reading and writing pictures and clips, and what happens when they are bad."""
+"""Reading and writing images and clips, and errors for bad ones."""
 
 import io
 import json
@@ -14,7 +14,7 @@ from emu3_jax.data import media
 from emu3_jax.data.media import MediaError, PixelLimits
 
 
-def picture(height=20, width=30, seed=0):
+def random_image(height=20, width=30, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
 
 
@@ -62,7 +62,7 @@ def test_model_numbers_round_trip_within_the_truncation():
     back = media.to_uint8(there).astype(int)
     assert np.all((values - back >= 0) & (values - back <= 1))
     assert media.to_uint8(np.float32([-3, 3])).tolist() == [0, 255]
-    # Released: cut off, not rounded.
+    # Released: truncated, not rounded.
     assert media.to_uint8(np.float32([200.9 / 127.5 - 1]))[0] == 200
 
 
@@ -73,23 +73,23 @@ def test_model_numbers_are_those_of_the_released_order():
     mean = deviation = np.array(0.5, np.float32)
     expected = (rescaled - mean) / deviation
     assert expected.dtype == np.float32
-    picture = values.reshape(8, 8, 4)
-    np.testing.assert_array_equal(media.to_model(picture), expected.reshape(8, 8, 4))
+    image = values.reshape(8, 8, 4)
+    np.testing.assert_array_equal(media.to_model(image), expected.reshape(8, 8, 4))
 
 
 def test_resize_is_pillows_bicubic():
-    pixels = picture(40, 60)
+    pixels = random_image(40, 60)
     expected = Image.fromarray(pixels).resize((24, 16), Image.Resampling.BICUBIC)
     assert np.array_equal(media.resize(pixels, 16, 24), np.asarray(expected))
     assert media.resize(pixels[None], 16, 24).shape == (1, 16, 24, 3)
-    assert media.center_square(picture(4, 8)).shape == (4, 4, 3)
+    assert media.center_square(random_image(4, 8)).shape == (4, 4, 3)
 
 
 # ------------------------------------------------------------------------------------ images
 
 
-def test_exif_orientation_turns_the_picture_upright():
-    pixels = picture()
+def test_exif_orientation_turns_the_image_upright():
+    pixels = random_image()
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise
     found = media.read_image(encoded(Image.fromarray(pixels), "PNG", exif=exif))
@@ -138,7 +138,7 @@ def test_sixteen_bits_are_scaled():
 
 
 def test_other_modes_become_rgb():
-    pixels = Image.fromarray(picture())
+    pixels = Image.fromarray(random_image())
     for mode, kind in (("CMYK", "JPEG"), ("L", "PNG"), ("1", "PNG"), ("P", "GIF"), ("LA", "PNG")):
         found = media.read_image(encoded(pixels.convert(mode), kind))
         assert found.shape == (20, 30, 3) and found.dtype == np.uint8
@@ -147,22 +147,22 @@ def test_other_modes_become_rgb():
 
 
 def test_of_an_animated_file_the_first_frame_is_taken(tmp_path):
-    frames = np.stack([picture(seed=1), picture(seed=2)])
+    frames = np.stack([random_image(seed=1), random_image(seed=2)])
     media.write_webp(tmp_path / "a.webp", frames, fps=4)
     assert np.array_equal(media.read_image(tmp_path / "a.webp"), frames[0])
 
 
-def test_bad_pictures_are_one_sentence_that_names_the_file(tmp_path):
-    whole = encoded(Image.fromarray(picture(200, 200)), "PNG")
-    jpeg = encoded(Image.fromarray(picture(200, 200)), "JPEG")
+def test_bad_images_are_one_sentence_that_names_the_file(tmp_path):
+    whole = encoded(Image.fromarray(random_image(200, 200)), "PNG")
+    jpeg = encoded(Image.fromarray(random_image(200, 200)), "JPEG")
     bad = {
         "empty.png": (b"", "empty"),
-        "text.png": (b"this is no picture", "not a picture"),
+        "text.png": (b"this is no image", "not an image"),
         "truncated.png": (whole[: len(whole) // 2], "cannot be"),
         "truncated.jpg": (jpeg[: len(jpeg) // 2], "cannot be decoded"),
-        "header.png": (whole[:20], "cannot be|not a picture"),
+        "header.png": (whole[:20], "cannot be|not an image"),
         "bomb.png": (_png_of_size(20_000, 20_000), "limit|bomb"),
-        "zero.png": (_png_of_size(0, 4), "cannot be|not a picture|no pixels"),
+        "zero.png": (_png_of_size(0, 4), "cannot be|not an image|no pixels"),
         "float.tif": (encoded(Image.new("F", (4, 4)), "TIFF"), "floating-point"),
     }
     for name, (content, reason) in bad.items():
@@ -172,18 +172,18 @@ def test_bad_pictures_are_one_sentence_that_names_the_file(tmp_path):
         assert str(tmp_path / name) in str(caught.value)
     with pytest.raises(MediaError, match="missing.png: cannot be read"):
         media.read_image(tmp_path / "missing.png")
-    with pytest.raises(MediaError, match="tar:7: not a picture"):
+    with pytest.raises(MediaError, match="tar:7: not an image"):
         media.read_image(b"nothing", name="tar:7")
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_pictures_just_over_the_limit_are_not_decoded():
+def test_images_just_over_the_limit_are_not_decoded():
     with pytest.raises(MediaError, match="more than the limit of 67108864"):
         media.read_image(_png_of_size(8193, 8192))
 
 
 def _png_of_size(width: int, height: int) -> bytes:
-    """A PNG that states a size and has next to no pixels."""
+    """A PNG that states a size and has almost no pixels."""
 
     def chunk(name, payload):
         checksum = struct.pack(">I", zlib.crc32(name + payload))
@@ -198,7 +198,7 @@ def _png_of_size(width: int, height: int) -> bytes:
 
 
 def test_animated_webp_is_lossless_and_keeps_equal_frames(tmp_path):
-    frames = np.stack([picture(seed=i // 2) for i in range(6)])  # each frame twice
+    frames = np.stack([random_image(seed=i // 2) for i in range(6)])  # each frame twice
     media.write_webp(tmp_path / "a.webp", frames, fps=8 / 3.024)
     pixels, fps, seconds = media.read_video(tmp_path / "a.webp")
     assert np.array_equal(pixels, frames)
@@ -208,7 +208,7 @@ def test_animated_webp_is_lossless_and_keeps_equal_frames(tmp_path):
 
 
 def test_frames_that_an_encoder_merged_come_apart_again():
-    a, b, c = (Image.fromarray(picture(seed=i)) for i in range(3))
+    a, b, c = (Image.fromarray(random_image(seed=i)) for i in range(3))
     content = encoded(
         a, "GIF", save_all=True, append_images=[b, c], duration=[400, 100, 100], loop=0
     )
@@ -268,22 +268,22 @@ def test_a_clip_too_long_to_decode_is_refused(tmp_path, monkeypatch):
 
 
 def test_png_carries_its_metadata(tmp_path):
-    media.write_png(tmp_path / "new" / "a.png", picture(), {"prompt": "a cat, 雪", "seed": 3})
+    media.write_png(tmp_path / "new" / "a.png", random_image(), {"prompt": "a cat, 雪", "seed": 3})
     with Image.open(tmp_path / "new" / "a.png") as image:
         assert image.text == {"prompt": "a cat, 雪", "seed": "3"}
-    assert np.array_equal(media.read_image(tmp_path / "new" / "a.png"), picture())
+    assert np.array_equal(media.read_image(tmp_path / "new" / "a.png"), random_image())
 
 
 def test_a_failing_write_leaves_the_earlier_file(tmp_path, monkeypatch):
-    media.write_png(tmp_path / "a.png", picture())
+    media.write_png(tmp_path / "a.png", random_image())
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="No space left"):
-        media.write_png(tmp_path / "a.png", picture(seed=1))
+        media.write_png(tmp_path / "a.png", random_image(seed=1))
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
-    assert np.array_equal(media.read_image(tmp_path / "a.png"), picture())
+    assert np.array_equal(media.read_image(tmp_path / "a.png"), random_image())
     with pytest.raises(ValueError, match="expected uint8"):
-        media.write_png(tmp_path / "b.png", picture().astype(np.float32))
+        media.write_png(tmp_path / "b.png", random_image().astype(np.float32))

@@ -1,4 +1,4 @@
-"""Rows of documents: no picture is cut, no token is lost, little room is wasted."""
+"""Rows of documents: no image is cut, no token is lost, little room is wasted."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def document(length, whole=True, first=0, source=0):
 
 
 class Stream:
-    """An endless stream of documents of random lengths, told apart by their ids."""
+    """An endless stream of documents of random lengths, with distinct ids."""
 
     def __init__(self, low=3, high=40, whole=True, seed=0):
         self.low, self.high, self.whole, self.seed = low, high, whole, seed
@@ -44,7 +44,7 @@ def test_best_fit_fills_the_fullest_row_with_room():
 def test_pairs_of_a_document():
     whole = document(10)
     assert pieces(whole, 9) == [(whole, 0, 9)]
-    assert pieces(whole, 8) == []  # a picture is never cut
+    assert pieces(whole, 8) == []  # an image is never cut
     text = document(10, whole=False)
     assert [p[1:] for p in pieces(text, 4)] == [(0, 4), (4, 8), (8, 9)]
 
@@ -71,7 +71,7 @@ def test_every_document_comes_once_and_whole():
             index = int(tokens.ids[0]) // 1000 - 1
             assert index not in seen and (start, stop) == (0, len(stream[index].ids) - 1)
             seen[index] = stop
-    # Nothing is left out before the window that is being emitted.
+    # Nothing is dropped before the current window.
     assert set(range(p.position.document)) <= set(seen)
 
 
@@ -108,7 +108,7 @@ def test_too_long_documents_are_counted_or_an_error(caplog):
     lengths = [len(Stream(40, 90)[i].ids) - 1 for i in range(first)]
     assert p.position.dropped == sum(n > 64 for n in lengths) > 0
     assert "longer than the sequence length 64" in caplog.text
-    with pytest.raises(ValueError, match="longer than the sequence length 64; not one fits"):
+    with pytest.raises(ValueError, match="longer than the sequence length 64; none fits"):
         packer(Stream(low=100, high=101), seq_len=64).next_row()
 
 

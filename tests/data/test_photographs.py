@@ -22,7 +22,7 @@ EXAMPLE = ROOT / "examples" / "photographs"
 def _script():
     spec = importlib.util.spec_from_file_location("prepare_photographs", EXAMPLE / "prepare.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # its dataclasses look for it there
+    sys.modules[spec.name] = module  # dataclasses look it up there
     spec.loader.exec_module(module)
     return module
 
@@ -71,7 +71,7 @@ def test_photographs_are_copied_and_films_cut_at_their_shots(packages, tmp_path)
     for row, first in zip(clips, (0, 35, 70), strict=True):
         found = media.read_video(out / row["video"])[0]
         assert found.shape == (row["frames"], 16, 24, 3) and row["seconds"] == row["frames"] / 10
-        # Neighbouring frames differ by two levels; the film's own compression is worth less.
+        # Neighbouring frames differ by two levels; the film's own compression changes less.
         expected = 2 * np.arange(first, first + row["frames"])
         np.testing.assert_allclose(found.mean(axis=(1, 2, 3)), expected, atol=1.5)
     counts = {"train": {"stills": 1, "clips": 3}, "validation": {"stills": 1, "clips": 0}}
@@ -79,7 +79,7 @@ def test_photographs_are_copied_and_films_cut_at_their_shots(packages, tmp_path)
     groups = (PixelGroup("stills", "stills", 8, 2), PixelGroup("clips", "clips", 8, 3, 8))
     batch = next(pixel_batches(PixelConfig(str(out), groups=groups)))
     assert batch["stills"].shape == (2, 8, 8, 3) and batch["clips"].shape == (3, 8, 8, 8, 3)
-    assert prepare("nowhere", out) == out  # what is prepared stays
+    assert prepare("nowhere", out) == out  # a prepared folder is kept
 
 
 def test_large_films_are_scaled_down(packages, tmp_path, monkeypatch):
@@ -107,7 +107,7 @@ def test_what_does_not_fit_leaves_no_half_corpus(kind, packages, tmp_path):
         message = "y.png: expected a photograph in colour, found L"
     elif kind == "broken":
         (packages / "b/y.png").write_bytes((packages / "b/y.png").read_bytes()[:60])
-        message = "y.png: the picture cannot be decoded"
+        message = "y.png: the image cannot be decoded"
     elif kind == "short":
         films = (Film(**{**vars(FILM), "shots": ((0, 91),)}),)
         message = "c/z.webp: 90 frames, expected at least 91"

@@ -185,7 +185,7 @@ def test_batches_do_not_depend_on_workers_nor_on_a_stop(dataset):
     iterator.set_state(json.loads(state))
     for batch, wanted in zip(take(iterator, 6), expected[5:11], strict=True):
         assert_same(batch, wanted)
-    # And back, with a state that worker processes made.
+    # And back, with a state from worker processes.
     state = json.dumps(iterator.get_state())
     iterator = make_iterator(cfg, GRAMMAR)
     iterator.set_state(json.loads(state))
@@ -225,7 +225,7 @@ def test_the_states_of_all_hosts_make_that_of_the_batch(dataset):
     ids=str,
 )
 def test_a_run_with_other_data_goes_on_where_the_last_window_began(dataset, changes):
-    """Adapted on request only: no row goes back to what it has seen before its last window."""
+    """Adapted on request only: no row goes back before its last window."""
     old = make_iterator(config(dataset), GRAMMAR)
     take(old, 11)
     state = json.loads(json.dumps(old.get_state()))
@@ -269,7 +269,7 @@ def test_codes_of_two_vision_tokenizers_do_not_meet(dataset, tmp_path):
     entries = [MixtureEntry(folder, "image_to_text", name=folder) for folder in (dataset, other)]
     with pytest.raises(ValueError, match="tokens was made .* v1, but .*other was made with v2"):
         make_iterator(DataConfig(tuple(entries), ROWS, LENGTH), GRAMMAR)
-    # Words have no codes; whose codes the others have counts, wherever they stand in the mixture.
+    # Text has no codes; the tokenizer of the others' codes counts, at any position in the mixture.
     entries[0] = MixtureEntry(alone, "text")
     state = make_iterator(DataConfig(tuple(entries), ROWS, LENGTH), GRAMMAR).get_state()
     assert state["vision_tokenizer"] == "v2"
@@ -294,7 +294,7 @@ def test_too_long_documents_are_counted_or_an_error(dataset, tmp_path, monkeypat
     take(iterator, 9)
     assert iterator.dropped > 0
     path = write_dataset(tmp_path / "long", [long])
-    with pytest.raises(ValueError, match="not one fits"):
+    with pytest.raises(ValueError, match="none fits"):
         next(make_iterator(config(str(path), {"text_to_image": 1.0}), GRAMMAR))
     stated = json.loads((path / "dataset.json").read_text())
     stated["counts"]["image"]["shortest"] = 240
@@ -311,10 +311,10 @@ def test_bad_configs_are_one_sentence(dataset):
     ):
         with pytest.raises(ValueError, match=reason):
             MixtureEntry(dataset, **fields)
-    with pytest.raises(ValueError, match="names no dataset"):
+    with pytest.raises(ValueError, match="the mixture is empty"):
         DataConfig((), 1, 8)
     entry = MixtureEntry(dataset, "text")
-    with pytest.raises(ValueError, match="two mixture entries are called 'text'"):
+    with pytest.raises(ValueError, match="two mixture entries have the name 'text'"):
         DataConfig((entry, entry), 1, 8)
     with pytest.raises(ValueError, match="batch_size must be at least 1"):
         DataConfig((entry,), 0, 8)

@@ -1,4 +1,4 @@
-"""Batches of raw pictures and clips: a function of (config, step), cropped, panned, shared out."""
+"""Batches of raw images and clips: a function of (config, step), cropped, panned, shared out."""
 
 import dataclasses
 import json
@@ -17,12 +17,12 @@ STILLS, CLIPS = PixelGroup("stills", "stills", 16, 4), PixelGroup("clips", "clip
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     rows = []
     for i in range(8):
         pixels = rng.integers(0, 256, (16, 16, 3), np.uint8)
-        pixels[0, 0] = i  # tells the items apart; a flip moves it to the other end
+        pixels[0, 0] = i  # identifies the item; a flip moves it to the other end
         media.write_png(folder / f"{i}.png", pixels)
         rows.append({"id": f"s{i}", "image": f"{i}.png", "text": ""})
     for i in range(4):
@@ -36,7 +36,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def ramps(tmp_path_factory):
-    """One picture whose red is twice the column and whose green is twice the row."""
+    """One image whose red is twice the column and whose green is twice the row."""
     folder = tmp_path_factory.mktemp("ramps")
     media.write_png(folder / "a.png", _ramps(80, 120))
     _write_rows(folder, [{"id": 1, "image": "a.png"}])
@@ -191,7 +191,7 @@ def test_random_crops_lie_anywhere_and_have_all_sizes(ramps):
     iterator = pixel_batches(dataclasses.replace(cfg, flip=False))
     boxes = np.array([_box_of(cut) for _ in range(4) for cut in next(iterator)["stills"]])
     left, top, side = boxes.T
-    # Levels are whole numbers, two a pixel of the picture; it was scaled down by 54 / 80 before.
+    # Levels are whole numbers, two per pixel of the image, which was scaled down by 54 / 80 before.
     assert np.all(side > 0.3 * 80 - 1.5) and np.all(side < 80 + 1.5)
     assert side.min() < 30 and side.max() > 74
     assert left.min() > -1.5 and (left + side).max() < 121.5 and (left + side).max() > 110
@@ -199,7 +199,7 @@ def test_random_crops_lie_anywhere_and_have_all_sizes(ramps):
 
 
 def test_cuts_are_exact_to_parts_of_a_pixel():
-    # At scale 1 the cubic filter keeps ramps, so only rounding to a level is left (two a pixel).
+    # At scale 1 the cubic filter keeps ramps, so only rounding to a level remains (two per pixel).
     cut = crops.cut(_ramps(40, 60), (10.3, 7.75, 26.3, 23.75), 16).astype(float)
     np.testing.assert_allclose(cut[0, :, 0], 2 * (10.3 + np.arange(16)), atol=0.51)
     np.testing.assert_allclose(cut[:, 0, 1], 2 * (7.75 + np.arange(16)), atol=0.51)
@@ -209,7 +209,7 @@ def test_cuts_are_exact_to_parts_of_a_pixel():
 
 
 @pytest.mark.parametrize("size", [(40, 40), (30, 200), (200, 30)])
-def test_windows_of_pans_move_evenly_within_the_picture(size):
+def test_windows_of_pans_move_evenly_within_the_image(size):
     height, width = size
     moves, zooms = [], []
     for seed in range(200):
@@ -258,27 +258,27 @@ def test_the_sum_is_over_all_items(root, monkeypatch):
     read = media.read_image
     monkeypatch.setattr(media, "read_image", lambda path: reads.append(path) or read(path))
     iterator = pixel_batches(config(root, STILLS, cache_bytes=4 * 16 * 16 * 3))
-    for _ in range(6):  # three epochs of eight pictures, four of which are kept
+    for _ in range(6):  # three epochs of eight images, four of which are kept
         next(iterator)
     assert len(reads) >= 8 + 4 + 4
 
 
 def test_bad_items_are_replaced_up_to_a_limit(root, tmp_path):
     media.write_png(tmp_path / "a.png", np.full((16, 16, 3), 7, np.uint8))
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     rows = ['{"id": 1, "image": "a.png"}', '{"id": 2, "image": "bad.png"}']
     (tmp_path / "train.jsonl").write_text("\n".join(rows))
     cfg = config(str(tmp_path), STILLS)
-    with pytest.raises(media.MediaError, match="bad.png: not a picture.*max_bad_items=0"):
+    with pytest.raises(media.MediaError, match="bad.png: not an image.*max_bad_items=0"):
         next(pixel_batches(cfg))
     stills = next(pixel_batches(dataclasses.replace(cfg, max_bad_items=1)))["stills"]
     assert np.all(levels(stills) == 7)
     long = PixelGroup("long", "clips", 16, 1, 4)
     with pytest.raises(media.MediaError, match="webp: 7 frames are fewer than the 10 that a train"):
         next(pixel_batches(config(root, long, strides=(3, 4))))
-    with pytest.raises(media.MediaError, match="not one video can be used"):
+    with pytest.raises(media.MediaError, match="no video can be used"):
         next(pixel_batches(config(root, long, strides=(3, 4), max_bad_items=4)))
-    with pytest.raises(ValueError, match="hold no video, of which the group 'clips' is made"):
+    with pytest.raises(ValueError, match="hold no video, which the group 'clips' is made of"):
         pixel_batches(config(str(tmp_path), max_bad_items=1))
     (tmp_path / "train.jsonl").write_text(rows[0] + "\nno row")
     with pytest.raises(media.MediaError, match="train.jsonl:2: not a JSON row"):
@@ -288,7 +288,7 @@ def test_bad_items_are_replaced_up_to_a_limit(root, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(groups=[STILL] * 2), "names must differ, 'a' stands there twice"),
+        (dict(groups=[STILL] * 2), "names must differ, 'a' appears twice"),
         (dict(groups=[]), "at least one must have a count above 0"),
         (dict(groups=[STILL | dict(count=0)]), "at least one must have a count above 0"),
         (dict(groups=[STILL | dict(count=-1)]), "group 'a': size must be above 0 and count not"),

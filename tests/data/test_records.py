@@ -1,4 +1,4 @@
-"""Stored examples and datasets: nothing is lost, and foreign data is refused by name."""
+"""Stored examples and datasets: nothing is lost, and errors name foreign data."""
 
 import dataclasses
 import json
@@ -57,7 +57,7 @@ def test_dataset_round_trip(tmp_path):
 def test_what_comes_together_goes_with_one_tokenizer():
     check_same("vision tokenizer", {})
     check_same("vision tokenizer", {"a is": "v1", "b states": "", "c states": None, "d is": "v1"})
-    message = "^b is the vision tokenizer v1, but d was made with v2; make one of the two anew"
+    message = "^b is the vision tokenizer v1, but d was made with v2; remake one of the two"
     with pytest.raises(ValueError, match=message):
         stated = {"a states": "", "b is": "v1", "c is": "v1", "d was made with": "v2"}
         check_same("vision tokenizer", stated)
@@ -90,7 +90,7 @@ def test_the_video_format_matters_where_there_are_clips(tmp_path):
 
 
 def test_broken_datasets_are_named(tmp_path):
-    with pytest.raises(RecordError, match="no finished dataset"):
+    with pytest.raises(RecordError, match="not a finished dataset"):
         open_dataset(tmp_path)
     write_dataset(tmp_path, [image_record(i) for i in range(500)])
     shard = tmp_path / "image.array_record"

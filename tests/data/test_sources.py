@@ -33,7 +33,7 @@ def all_items(source):
 
 def test_folder_rows_in_shards(tmp_path):
     rows = [{"id": i, "text": f"t{i}", "colour": i} for i in range(7)]
-    rows[2] |= {"image": "pictures/2.png"}
+    rows[2] |= {"image": "images/2.png"}
     rows[3] |= {"video": "3.mp4"}
     path = write_rows(tmp_path / "train.jsonl", rows)
     source = FolderSource(path, items_per_shard=3)
@@ -45,7 +45,7 @@ def test_folder_rows_in_shards(tmp_path):
     ]
     items = all_items(source)
     assert [item.kind for item in items] == ["text"] * 2 + ["image", "video"] + ["text"] * 3
-    assert items[2].image == str(tmp_path / "pictures/2.png")
+    assert items[2].image == str(tmp_path / "images/2.png")
     assert items[5].attributes == {"colour": 5} and items[5].text == "t5"
     assert items[5].where == f"{path}:6"
 
@@ -84,7 +84,7 @@ def test_an_empty_or_missing_corpus_is_an_error(tmp_path):
         FolderSource(tmp_path / "a.jsonl")
     with pytest.raises(SourceError, match="b.jsonl: cannot be read"):
         open_source("b.jsonl", tmp_path)
-    with pytest.raises(SourceError, match="names no corpus; expected"):
+    with pytest.raises(SourceError, match="is not a corpus; expected"):
         open_source("something", tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Damaged tars: what can be read is used, and the rest is one item with a reason."""
+"""Damaged tars: readable examples are used, and the rest is one item with a reason."""
 
 import bz2
 import gzip
@@ -44,7 +44,7 @@ def read(tmp_path, content):
 
 
 def at(example, member=0, block=0):
-    """Where a block of a member lies in the tar."""
+    """Offset of a member's block in the tar."""
     return 512 * (4 * example + 2 * member + block)
 
 
@@ -53,9 +53,9 @@ def at(example, member=0, block=0):
     [
         (at(3) + 100, 2, "from the example '2' on .*truncated header"),
         (at(3, 0, 1) + 2, 2, "from the example '2' on .*unexpected end of data"),
-        (at(3, 1), 3, "from the example '3' on .*stops before the mark of its end"),
+        (at(3, 1), 3, "from the example '3' on .*stops before its end marker"),
         (at(3, 1, 1) + 1, 3, "from the example '3' on .*unexpected end of data"),
-        (at(3), 2, "from the example '2' on .*stops before the mark of its end"),
+        (at(3), 2, "from the example '2' on .*stops before its end marker"),
         (0, 0, r"0.tar: cannot be read as a tar file \(file could not be opened"),
     ],
 )

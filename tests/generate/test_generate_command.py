@@ -31,7 +31,7 @@ def test_a_bundle_survives_its_directory(tiny_directories, tiny_bundle, tmp_path
 
 
 def test_directories_that_do_not_fit_are_refused(tiny_directories, tmp_path):
-    with pytest.raises(ValueError, match="no directory"):
+    with pytest.raises(ValueError, match="is not a directory"):
         bundle_lib.load_bundle(tmp_path / "nowhere")
     with pytest.raises(ValueError, match="config.json cannot be read"):
         bundle_lib.load_bundle(tmp_path)

@@ -1,4 +1,4 @@
-"""The command that brings models from one layout to the other, and into this package."""
+"""The command that converts models between the layouts, and into this package."""
 
 import importlib.resources
 import pathlib
@@ -52,7 +52,7 @@ def test_weights_without_a_known_vocabulary(tmp_path):
     _done("export", f"--model={LANGUAGE}", f"--output={tmp_path / 'hf'}", "--layout=hf")
     _same(language_model.load(tmp_path / "hf"), language_model.load(LANGUAGE))
     printed = _done("export", f"--model={HF}", f"--output={tmp_path / 'baai'}", "--layout=baai")
-    assert "The weights alone are written" in printed
+    assert "Only the weights are written" in printed
     _same(language_model.load(tmp_path / "baai"), language_model.load(HF))
 
 
@@ -101,7 +101,9 @@ def test_an_import_of_a_conversion_is_a_whole_model_of_ours(conversion, tmp_path
     bundle = emu3_jax.load_bundle(ours)
     assert bundle.vocab == vocab.released() and bundle.max_context == 9216
     assert bundle.grammar.tokenizer.encode("猫 12") == [100472, 220, 16, 17]
-    assert language_model.read_config(ours) == language_model.read_config(source)
+    assert language_model.read_transformer_config(ours) == language_model.read_transformer_config(
+        source
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,12 +117,12 @@ def test_an_import_of_a_conversion_is_a_whole_model_of_ours(conversion, tmp_path
         ),
         (
             ["export", f"--model={VISION}", "--output=x", "--part=language_model"],
-            "holds no language_model in a layout that is known",
+            "holds no language_model in a known layout",
         ),
         (["import", f"--model={VISION}", "--output=x", "--layout=hf"], "--layout=hf goes with"),
         (
             ["export", f"--model={VISION}", f"--output={ROOT / 'docs'}"],
-            "docs is there and is no exported model; name a new directory",
+            "docs exists and is not an exported model; name a new directory",
         ),
     ],
 )
@@ -143,7 +145,7 @@ def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path):
     assert (path / "config.json").read_text() == "two"
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
     (path / "checkpoints").mkdir()
-    with pytest.raises(ValueError, match="is no exported model"), replacing_model(path):
+    with pytest.raises(ValueError, match="is not an exported model"), replacing_model(path):
         pass
 
 

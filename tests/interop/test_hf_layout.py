@@ -1,4 +1,4 @@
-"""Checkpoints as the -hf conversions keep them, against figures of transformers."""
+"""Checkpoints in the -hf layout, against figures of transformers."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ def golden():
 
 
 def test_codes_and_pixels_are_those_of_transformers(golden):
-    model, variables = tokenizer_files.load_vision_tokenizer(HF)
+    model, variables = tokenizer_files.load_module(HF)
     image = np.moveaxis(golden["image"], 1, -1)
     codes = jax.jit(lambda x: model.apply(variables, x, method="encode"))(image)
     np.testing.assert_array_equal(codes, golden["codes"])
@@ -38,7 +38,7 @@ def test_codes_and_pixels_are_those_of_transformers(golden):
 
 
 def test_logits_are_those_of_transformers(golden):
-    model, variables = language_model.load_language_model(HF)
+    model, variables = language_model.load_module(HF)
     logits = jax.jit(model.apply)(variables, golden["ids"])
     np.testing.assert_allclose(logits, golden["logits"], atol=2e-4)
 
@@ -110,10 +110,10 @@ def test_another_rotation_is_refused(tmp_path):
     stored["text_config"]["rope_parameters"]["rope_type"] = "yarn"
     (tmp_path / "config.json").write_text(json.dumps(stored))
     with pytest.raises(ValueError, match="rope_scaling is .*yarn"):
-        language_model.read_config(tmp_path)
+        language_model.read_transformer_config(tmp_path)
 
 
-# What transformers leaves out of the sections of a whole model, since its classes have it so.
+# Fields that transformers omits in the sections of a whole model: the defaults of its classes.
 TEXT_DEFAULTS = ("attention_dropout", "hidden_act", "initializer_range", "rms_norm_eps")
 VISION_DEFAULTS = ("attention_dropout", "attn_resolutions", "double_latent", "embed_dim",
                    "in_channels", "latent_channels", "num_attention_heads", "out_channels",
@@ -136,15 +136,15 @@ def test_sections_that_state_only_what_differs(tmp_path, rope):
 def test_sections_that_state_nothing_are_as_released(tmp_path):
     config = {"model_type": "emu3", "text_config": {"model_type": "emu3_text_model"}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    found = language_model.read_config(tmp_path)
+    found = language_model.read_transformer_config(tmp_path)
     names = language_config.CONFIG_KEYS.values()
     assert all(getattr(found, name) == getattr(released(), name) for name in names)
     assert found.dropout == 0.1 and found.head_dim == 128
-    assert tokenizer_files.read_config(tmp_path) == VisionTokenizerConfig()
+    assert tokenizer_files.read_tokenizer_config(tmp_path) == VisionTokenizerConfig()
     ids = {"pad_token_id": 151643, "bos_token_id": 151849, "eos_token_id": 151850}
     further = language_config.read_further(tmp_path)
     assert further == ids | {"max_position_embeddings": 9216, "initializer_range": 0.02}
-    # The script of the released conversions states it of the whole model.
+    # The script of the released conversions states it for the whole model.
     (tmp_path / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 131072}))
     assert language_config.read_further(tmp_path)["max_position_embeddings"] == 131072
 
@@ -153,10 +153,10 @@ def test_attention_of_a_vision_tokenizer(tmp_path):
     stored = json.loads((HF / "config.json").read_text())
     file = tmp_path / "config.json"
     file.write_text(json.dumps(stored["vq_config"] | {"attn_resolutions": None}))
-    assert tokenizer_files.read_config(tmp_path).attn_resolutions == ()
+    assert tokenizer_files.read_tokenizer_config(tmp_path).attn_resolutions == ()
     file.write_text(json.dumps(stored["vq_config"] | {"num_attention_heads": 2}))
     with pytest.raises(ValueError, match="num_attention_heads is 2, expected 1"):
-        tokenizer_files.read_config(tmp_path)
+        tokenizer_files.read_tokenizer_config(tmp_path)
 
 
 def test_names_at_the_released_size():
@@ -171,7 +171,7 @@ def test_names_at_the_released_size():
 
 
 def _released_vocab_part():
-    """The token space of the golden checkpoint, read off its config."""
+    """The token space of the golden checkpoint, from its config."""
     stored = json.loads((HF / "config.json").read_text())
     ids = stored["vocabulary_map"]
     text = stored["text_config"]

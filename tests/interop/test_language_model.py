@@ -63,7 +63,7 @@ def test_save_is_the_inverse_of_load(tmp_path):
     shared -= {"initializer_range"}  # the golden model was drawn wider than the released one
     assert {key: stored[key] for key in shared} == {key: original[key] for key in shared}
     assert stored["auto_map"]["AutoModelForCausalLM"] == "modeling_emu3.Emu3ForCausalLM"
-    assert language_model.read_config(tmp_path / "m") == config
+    assert language_model.read_transformer_config(tmp_path / "m") == config
     ids = json.loads((tmp_path / "m" / "generation_config.json").read_text())
     assert ids == {"pad_token_id": 900}
 
@@ -107,7 +107,7 @@ def test_bfloat16_and_a_head_dim_that_is_not_the_quotient(tmp_path):
     for name in ("key", "value"):
         params["layers"]["attention"][name]["kernel"] = np.zeros((3, 96, 1, 32), np.float32)
     language_model.save(tmp_path / "wide", wide, params)
-    assert language_model.read_config(tmp_path / "wide") == wide
+    assert language_model.read_transformer_config(tmp_path / "wide") == wide
     narrow = dataclasses.replace(wide, hidden_size=64)
     with pytest.raises(ValueError, match=r"lm_head/kernel has shape \[96, 1024\], expected \[64,"):
         language_model.save(tmp_path / "no", narrow, params)
@@ -142,7 +142,9 @@ def test_files_of_an_earlier_model_are_removed(tmp_path):
 def test_a_rotation_that_is_scaled_by_nothing(tmp_path, scaling):
     stored = json.loads((PATH / "config.json").read_text()) | {"rope_scaling": scaling}
     (tmp_path / "config.json").write_text(json.dumps(stored))
-    assert language_model.read_config(tmp_path) == language_model.read_config(PATH)
+    assert language_model.read_transformer_config(
+        tmp_path
+    ) == language_model.read_transformer_config(PATH)
 
 
 def test_one_error_for_everything_that_does_not_fit(tmp_path):

@@ -1,4 +1,4 @@
-"""Directory to directory: every bit survives, and what stands beside the weights is taken along."""
+"""Directory to directory: every bit is kept, and the files beside the weights are copied."""
 
 import json
 import shutil
@@ -79,8 +79,12 @@ def test_a_whole_model_apart_and_together_again(tmp_path, dtype):
             if name.startswith("text_model.")
         },
     )
-    assert language_model.read_config(tmp_path / "language") == language_model.read_config(HF)
-    assert tokenizer_files.read_config(tmp_path / "vision") == tokenizer_files.read_config(HF)
+    assert language_model.read_transformer_config(
+        tmp_path / "language"
+    ) == language_model.read_transformer_config(HF)
+    assert tokenizer_files.read_tokenizer_config(
+        tmp_path / "vision"
+    ) == tokenizer_files.read_tokenizer_config(HF)
     relayout.write_whole_model(source, source, tmp_path / "whole")
     relayout.write_whole_model(source, tmp_path / "vision", tmp_path / "joined")
     for folder in ("whole", "joined"):

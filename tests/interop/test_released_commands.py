@@ -30,7 +30,7 @@ from emu3_jax.sequence import Document, Grammar, Image, Text
 from emu3_jax.text import QwenTiktoken
 
 PAGE = (ROOT / "docs" / "released_weights.md").read_text(encoding="utf-8")
-# What the commands of the page would take long for is asked for in small.
+# Small sizes for the slow commands of the page.
 SMALLER = {
     "text_to_image": "--area=64",
     "image_to_text": "--max_new=4",
@@ -57,7 +57,7 @@ def get_config(arg=""):
 
 
 def page_commands():
-    """The words of each command of the page, where it writes to a folder of its own."""
+    """The words of each command of the page, which writes to its own folder."""
     commands = []
     for block in re.findall(r"^```bash\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
@@ -69,7 +69,7 @@ def page_commands():
     return commands
 
 
-# What came out of these is then used as the page says.
+# Later commands of the page use the output of these.
 TRAIN = "emu3_jax.train --config=pretrain.py"
 BEFORE = [f"{TRAIN} --workdir=runs/mine"]
 AFTER = [
@@ -117,7 +117,7 @@ def models(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outputs(models):
-    """What each command printed, by its words; all of them ended well."""
+    """The output of each command, by its words; all of them succeeded."""
     commands = [*map(str.split, BEFORE), *page_commands(), *map(str.split, AFTER)]
     done = subprocess.run(
         [sys.executable, str(ROOT / "tests" / "support" / "command_runner.py")],
@@ -154,7 +154,7 @@ def test_the_commands_of_the_page_write_what_they_say(models, outputs):
 
 
 def _language(path):
-    """The params of a directory or of a run, without the rows that fill the vocabulary up."""
+    """The params of a directory or of a run, without the padding of the vocabulary."""
     params = jax.device_get(emu3_jax.load_language_model(path)[1]["params"])
     size = LANGUAGE.vocab_size
     params["embed"]["embedding"] = params["embed"]["embedding"][:size]
@@ -168,7 +168,7 @@ def _same(found, expected):
 
 @pytest.mark.parametrize("name", ["Emu3-Gen-ours", "runs/ours"])
 def test_an_import_begins_a_run(models, outputs, name):
-    """The learning rate is 0: after a step the run still has what it began from."""
+    """The learning rate is 0: after a step the run still has its initial weights."""
     _same(_language(models / name), _language(models / "Emu3-Gen"))
 
 
@@ -194,7 +194,7 @@ def test_exports_of_a_run(models, outputs):
     run = _language(models / "runs/mine")
     rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16).astype(np.float32), run)
     for folder in (baai, whole):
-        config = language_model.read_config(folder)
+        config = language_model.read_transformer_config(folder)
         assert (config.hidden_size, config.rope_theta) == (8, 1e6)
         _same(_language(folder), rounded)
     bundle = emu3_jax.load_bundle(baai)
@@ -204,7 +204,7 @@ def test_exports_of_a_run(models, outputs):
 
 
 def test_likelihood_of_an_import(models, outputs):
-    """Of one caption and one picture, against the logits of the weights it was made from."""
+    """The likelihood of one caption and one image, against the logits of the original weights."""
     results = json.loads((models / "evaluation" / "results.json").read_text())
     model, variables = emu3_jax.load_language_model(models / "Emu3-Gen")
     bundle = emu3_jax.load_bundle(models / "Emu3-Gen")

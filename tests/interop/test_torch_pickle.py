@@ -82,13 +82,13 @@ def test_nothing_of_a_malicious_file_is_run(write, tmp_path):
             ):
                 torch_pickle.read(file)
             assert not victim.exists()
-            if function is os.mkdir:  # and it would have been run
+            if function is os.mkdir:  # and it would have run
                 pickle.loads(pickled)
                 victim.rmdir()
 
 
 def test_a_file_cannot_change_the_reader(tmp_path):
-    """BUILD sets attributes of what is on the stack; the next file must not feel it."""
+    """BUILD sets attributes of objects on the stack, which must not affect the next file."""
     evil = b"ctorch._utils\n_rebuild_tensor_v2\n}X\x0c\x00\x00\x00__defaults__)sb."
     evil_class = b"ccollections\nOrderedDict\n}X\x05\x00\x00\x00itemsNsb."
     for pickled in (evil, evil_class):

@@ -126,7 +126,7 @@ def test_levels_that_do_not_exist_have_no_attention(tmp_path, attention, true):
     stored = {"model_type": "Emu3VisionVQ", "ch": 32, "ch_mult": [1, 1]}
     file = tmp_path / CONFIG_FILE
     file.write_text(json.dumps(stored | {"attn_resolutions": attention}))
-    assert interop.read_config(tmp_path).attn_resolutions == true
+    assert interop.read_tokenizer_config(tmp_path).attn_resolutions == true
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -143,7 +143,7 @@ def test_many_files_of_any_type_onto_the_host_and_onto_a_mesh(tmp_path, dtype):
     expected = jax.tree.map(lambda a: a.astype(dtype).astype(np.float32), full)
     jax.tree.map(np.testing.assert_array_equal, variables, expected)
     mesh = sharding.make_mesh(sharding.MeshConfig(fsdp=2), jax.devices()[:2])
-    _, on_mesh = interop.load_vision_tokenizer(tmp_path, mesh)
+    _, on_mesh = interop.load_module(tmp_path, mesh)
     jax.tree.map(np.testing.assert_array_equal, on_mesh, expected)
     assert all(leaf.sharding.mesh == mesh for leaf in jax.tree.leaves(on_mesh))
 

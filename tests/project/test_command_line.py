@@ -32,7 +32,7 @@ def main():
     if WHAT.value == "bug":
         raise TypeError("a bug")
     if WHAT.value == "stop":
-        # What is started in the background ignores the signal unless it is told not to.
+        # Background processes ignore the signal by default.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -129,7 +129,7 @@ def test_a_bug_keeps_its_traceback(files):
 def test_ctrl_c(files):
     result = _run(files, f"--config={files}/tiny.py", "--what=stop")
     assert result.returncode == 128 + signal.SIGINT
-    assert result.stderr == "Stopped. Run the same command again to go on.\n"
+    assert result.stderr == "Stopped. Run the same command again to continue.\n"
 
 
 def test_help_explains_and_lists_the_flags(files):

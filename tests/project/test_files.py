@@ -1,4 +1,4 @@
-"""Files and folders are whole or not there, and what cannot be written is named.
+"""Files and folders are written atomically, and errors name them.
 
 Those in a bucket: see test_bucket.py.
 """
@@ -233,5 +233,5 @@ def test_lines_are_there_at_once_and_a_cut_one_costs_itself_alone(tmp_path):
     lines.append({"n": 2})
     lines.close()
     assert read_lines(tmp_path / "run", "log") == [{"n": 0}, {"n": 2}]
-    with pytest.raises(ValueError, match="other does not exist: no run has logged there"):
+    with pytest.raises(ValueError, match="other does not exist: no run has written a log there"):
         read_lines(tmp_path, "other")

@@ -1,4 +1,4 @@
-"""The house: imports go downwards, files and functions stay small."""
+"""The layout of the package: imports go downwards, files and functions stay small."""
 
 import ast
 import pathlib
@@ -39,7 +39,7 @@ MAX_FUNCTION_LINES = 60
 MAX_MODULES = 12  # in a folder, beside __init__ and __main__
 
 FILES = sorted(PACKAGE.rglob("*.py"))
-# Each is what its folder says: tasks and evaluators, emoji and other captions.
+# The folder distinguishes them: tasks and evaluators.
 SAME_NAMES = {"registry"}
 
 
@@ -94,7 +94,7 @@ def test_every_room_has_a_floor():
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_go_downwards(path):
     if path == PACKAGE / "__init__.py":
-        return  # the face: it names things of every floor, lazily
+        return  # the public module imports from every floor, lazily
     assert not _problems(path)
 
 

@@ -1,4 +1,4 @@
-"""The scripts in launch/: what they would run, word for word, and that the words arrive."""
+"""The scripts in launch/: the commands they would run, word for word, and that the words arrive."""
 
 import os
 import re
@@ -64,12 +64,12 @@ def _path_without_python(folder):
         ({"path/python3.39": "39", "path/python3.38": "38"}, "of path/python3.39"),
         ({"path/python3.39": None, "pyenv/versions/3.38.1/bin/python3": "38"},
          "of pyenv/versions/3.38.1/bin/python3"),
-        ({"pyenv/versions/3.8.18/bin/python3": ""}, ""),  # too old: it says nothing
+        ({"pyenv/versions/3.8.18/bin/python3": ""}, ""),  # too old: it prints nothing
     ],
     ids=["none", "refuses", "two", "pyenv", "old"],
 )  # fmt: skip
 def test_the_newest_python_is_one_that_runs(tmp_path, found, expected):
-    """On a path with the stand-ins alone: each says its minor version and its name, or fails."""
+    """On a path with only the stand-ins: each prints its minor version and its name, or fails."""
     tools = _path_without_python(tmp_path / "path")
     for name, minor in found.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -108,7 +108,7 @@ esac
     ],
 )
 def test_ci_runs_all_tests_and_a_part_on_the_newest_python(tmp_path, pythons, code, lines):
-    """The exit code and the last line are those of the part that failed, where one did."""
+    """The exit code and the last line are those of the part that failed, if one did."""
     for folder in ("launch", ".ci"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     (tmp_path / "requirements-test.txt").touch()
@@ -144,7 +144,7 @@ def test_local_pod_tells_each_process_its_part():
 
 
 def test_local_pod_runs_and_passes_on_what_goes_wrong(tmp_path):
-    """Two workers tokenize one corpus; then both of them refuse to do it otherwise."""
+    """Two workers tokenize one corpus; then both refuse to do it with another config."""
     (tmp_path / "a.jsonl").write_text('{"id": "1", "text": "a"}\n{"id": "2", "text": "b"}\n')
     (tmp_path / "config.py").write_text(
         "from ml_collections import ConfigDict\n"
@@ -163,7 +163,7 @@ def test_local_pod_runs_and_passes_on_what_goes_wrong(tmp_path):
 
 @pytest.mark.slow
 def test_local_pod_trains(tmp_path):
-    """Ends with a checkpoint when told to, and goes on from it."""
+    """Ends with a checkpoint on request, and continues from it."""
     config = write_run(tmp_path, 16, **{"run.mesh.data": 2, "run.mesh.fsdp": 4})
     words = ["train", f"--config={config}", f"--workdir={tmp_path}/run"]
     words += ["--config.evaluation.0.every=0", "--config.run.checkpoint.every=1000000"]
@@ -249,7 +249,7 @@ FAKE_PYTHON = '#!/usr/bin/env bash\n[[ "$2" != emu3_jax.* ]] || printf "<%s>" "$
 
 @pytest.fixture
 def repository(tmp_path):
-    """A small one with the scripts in it, since what runs on a host is a commit."""
+    """A small repository with the scripts, since hosts run a commit."""
     folder = tmp_path / "repository"
     shutil.copytree(ROOT / "launch", folder / "launch")
     for path in ROOT.glob("requirements*.txt"):
@@ -299,9 +299,9 @@ def test_the_words_arrive_on_the_host(command, repository, tmp_path):
 @pytest.mark.parametrize(
     "script, words, message",
     [
-        ("local_pod.sh", ["frain"], "expected train or tokenize behind the options, found frain"),
-        ("local_pod.sh", ["--processes=0", "train"], "--processes must be a number from 1 on"),
-        ("local_pod.sh", [], "no command; behind the options comes train or tokenize"),
+        ("local_pod.sh", ["frain"], "expected train or tokenize after the options, found frain"),
+        ("local_pod.sh", ["--processes=0", "train"], "--processes must be at least 1"),
+        ("local_pod.sh", [], "no command; give train or tokenize with its flags"),
         ("xpk.sh", ["--cluster=c", "train"], "--zone is needed"),
         ("queued_resource.sh", ["begin"], "the first word must be one of create, start"),
         ("queued_resource.sh", ["create", *NODE], "create needs --type=v4-N"),

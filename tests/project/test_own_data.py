@@ -1,4 +1,4 @@
-"""The README's way with one's own data, on a folder of a few pictures."""
+"""The README's commands for your own data, on a folder of a few images."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from emu3_jax.data import media
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SECTION = re.search(r"## On your own data\n(.*?)\n\*\*On one GPU", README, re.DOTALL)
-# So small that compiling takes most of the time; everything else as the README has it.
+# So small that compiling takes most of the time; all else as in the README.
 SMALL = (
     "--config.run.steps=2", "--config.model.hidden_size=32", "--config.model.intermediate_size=32",
     "--config.model.num_layers=1", "--config.model.num_heads=1", "--config.model.num_kv_heads=1",
@@ -33,7 +33,7 @@ def commands(folder):
     return found
 
 
-def test_the_commands_of_the_readme_take_a_folder_to_pictures(tmp_path):
+def test_the_commands_of_the_readme_take_a_folder_to_images(tmp_path):
     data = tmp_path / "data"
     data.mkdir()
     rng = np.random.default_rng(0)
@@ -62,5 +62,5 @@ def test_the_commands_of_the_readme_take_a_folder_to_pictures(tmp_path):
     stated = json.loads((runs / "tokens" / "train" / "dataset.json").read_text())
     assert stated["counts"]["image"]["records"] == 12
     assert list((runs / "mine" / "evaluation").glob("*.json"))
-    picture = next((runs / "mine" / "samples").glob("*.png"))
-    assert media.read_image(picture).shape == (64, 64, 3)
+    image = next((runs / "mine" / "samples").glob("*.png"))
+    assert media.read_image(image).shape == (64, 64, 3)

@@ -1,4 +1,4 @@
-"""The package as pip installs it: what is in it, and that it works far from the project."""
+"""The package as pip installs it: its content, and that it works outside the project."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from paths import ROOT
 import emu3_jax
 from emu3_jax import shipped
 
-pytest.importorskip("setuptools", "77")  # what pyproject.toml asks for
+pytest.importorskip("setuptools", "77")  # required by pyproject.toml
 
 PACKAGE = ROOT / "emu3_jax"
 EXTRAS = {"gpu", "tpu", "aot", "ray", "tfds", "test", "perceptual"}
@@ -44,7 +44,7 @@ def metadata(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A folder with what a wheel holds."""
+    """A folder with the content of a wheel."""
     folder = tmp_path_factory.mktemp("built")
     base = tmp_path_factory.mktemp("base")
     setup("egg_info", f"--egg-base={base}", "build", f"--build-base={base}",
@@ -163,7 +163,7 @@ def test_the_revision_is_not_that_of_a_checkout_around_the_package(built, tmp_pa
 
 @pytest.mark.slow
 def test_installed_into_a_fresh_environment(tmp_path):
-    """pip installs the wheel; every command says its --help, and one of each kind works."""
+    """pip installs the wheel; every command prints its --help, and one of each kind works."""
     setup("egg_info", f"--egg-base={tmp_path}", "build", f"--build-base={tmp_path / 'build'}",
           "bdist_wheel", f"--dist-dir={tmp_path}", f"--bdist-dir={tmp_path / 'bdist'}")  # fmt: skip
     venv.create(tmp_path / "venv", with_pip=True)

@@ -1,4 +1,4 @@
-"""The quickstart: stages are reused, resumed or done anew as they should; and all of it, tiny."""
+"""The quickstart: stages are reused, resumed or run again as they should; and all of it, tiny."""
 
 import json
 import os
@@ -17,8 +17,8 @@ from emu3_jax.quickstart.__main__ import run
 from emu3_jax.quickstart.runner import Runner, StageError, Stopped, locked, read_json
 from emu3_jax.quickstart.stages import Plan, Stage
 
-# Stands in for training: counts to ten in a file, saves on a signal, goes on from there. The first
-# start does not end before it is told to.
+# Stands in for training: counts to ten in a file, saves on a signal, continues from there. The
+# first start ends only on a signal.
 COUNTER = """
 import pathlib, signal, sys, time
 folder = pathlib.Path(sys.argv[1]); folder.mkdir(exist_ok=True)
@@ -127,7 +127,7 @@ def test_a_stop_by_the_user_loses_nothing_but_the_step_in_flight(tmp_path, numbe
 
 
 def test_a_killed_quickstart_leaves_no_second_writer(tmp_path):
-    # SIGKILL cannot be passed on; the command it leaves running keeps the lock until it ends.
+    # SIGKILL cannot be forwarded; the command left running holds the lock until it ends.
     end = tmp_path / "end"
     command = f"""if True:
         import pathlib, time
@@ -172,9 +172,9 @@ def test_an_input_that_is_missing_is_named_before_any_work(tmp_path):
 
 def test_the_shipped_model_is_left_out_where_it_is_not_there(tmp_path):
     plan = Plan(shipped=tmp_path / "none")
-    items = {"pictures": [{"text": "a"}], "clips": [], "captions": []}
+    items = {"images": [{"text": "a"}], "clips": [], "captions": []}
     names = [stage.name for stage in stages.evaluation(plan) + stages.sampling(plan, items)]
-    assert names == ["evaluate_vision_tokenizer", "evaluate_trained", "sample_trained_pictures"]
+    assert names == ["evaluate_vision_tokenizer", "evaluate_trained", "sample_trained_images"]
 
 
 # ------------------------------------------------------------------ all of it, with tiny parts
@@ -242,13 +242,13 @@ def plan(tmp_path_factory):
         tokenize_options=("--config.image_batch=4",),
         shipped=folder / "none",
         limit=4,
-        pictures=2,
+        images=2,
         clips=1,
         captions=2,
     )
 
 
-def test_from_pictures_to_report_with_a_stop_on_the_way(plan, monkeypatch):
+def test_from_images_to_report_with_a_stop_on_the_way(plan, monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv(
         "JAX_COMPILATION_CACHE_DIR",
@@ -270,7 +270,7 @@ def test_from_pictures_to_report_with_a_stop_on_the_way(plan, monkeypatch):
         assert part in page
     steps = [json.loads(line)["step"] for line in (plan.model / "metrics.jsonl").open()]
     assert sorted(set(steps)) == [1, 2, 3, 4, 5]
-    # Twice resumed, perhaps from the same step: the stop may come before the next is done.
+    # Resumed twice, perhaps from the same step: the stop may come before the next step ends.
     assert read_json(plan.directory / "resumed.json")[0] >= 2
     assert (plan.directory / "samples.png").stat().st_size > 0
 

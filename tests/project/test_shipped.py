@@ -1,4 +1,4 @@
-"""Names of what is shipped, and config files that import a base."""
+"""Names of shipped files, and config files that import a base."""
 
 import functools
 import os
@@ -33,7 +33,7 @@ def test_short_names_stand_for_assets():
 
 def test_whole_names_are_found_from_every_folder(elsewhere):
     assert shipped.vision_tokenizer("vision_tokenizer_nano").is_dir()
-    # What is to be exported may be either kind of model.
+    # An exported model may be of either kind.
     assert shipped.language_model("assets/vision_tokenizer_photo").is_dir()
     assert shipped.asset(pathlib.Path("assets/fluent_emoji.zip")).is_file()
     assert load_text_tokenizer("assets/text_nano.model").size == load_text_tokenizer("nano").size
@@ -128,7 +128,7 @@ def test_own_configs_come_before_the_shipped_ones(elsewhere, regular):
         "def get_config(arg=''): return ConfigDict(dict(run=dict(steps=1), mine=True))"
     )
     assert load_config("own.py").mine
-    # A shipped config is what it was when it was shipped, wherever the command runs.
+    # A shipped config does not depend on where the command runs.
     shipped_one = load_config("ablations/no_dropout")
     assert shipped_one.model.hidden_size == 256
 

@@ -1,9 +1,9 @@
-"""Every file in configs/ makes what it says, and an ablation changes what its name says.
+"""Every file in configs/ resolves to its golden file, and an ablation changes what its name states.
 
 golden/configs/ holds each of them resolved, every field, so that a change of a recipe or of a
-default is a visible difference. To write them anew:
+default is a visible difference. To rewrite them:
 
-  UPDATE_GOLDEN=1 python -m pytest tests/test_shipped_configs.py
+  UPDATE_GOLDEN=1 python -m pytest tests/project/test_shipped_configs.py
 """
 
 import json

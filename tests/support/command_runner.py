@@ -1,10 +1,10 @@
-"""Runs commands of the package, each in a process and a folder of its own, importing once for all.
+"""Runs commands of the package, each in its own process and folder, with one import for all.
 
   python tests/support/command_runner.py <<< '[["folder", ["emu3_jax.convert", "export", …]], …]'
 
-Importing takes longer than these commands work, so every command is a fork of a process that has
-imported what they all need and has not touched a device. Prints one line of JSON a command, the
-exit code and the output; stops behind the first that fails.
+Importing takes longer than the commands themselves, so every command is a fork of a process that
+has imported the common modules and has not touched a device. Prints one line of JSON per command,
+with the exit code and the output; stops after the first failure.
 """
 
 import json
@@ -12,7 +12,7 @@ import os
 import runpy
 import sys
 
-# Imported for the forks: not one of these starts the threads of a backend.
+# Imported for the forks: none of these starts the threads of a backend.
 import flax.linen  # noqa: F401
 import grain  # noqa: F401
 import jax  # noqa: F401
@@ -42,7 +42,7 @@ def run(folder: str, words: list[str], output: str) -> int:
 
 
 def main() -> None:
-    """See the head of this file."""
+    """Runs the commands given on stdin as JSON."""
     for folder, words in json.load(sys.stdin):
         output = os.path.join(folder, "output.txt")
         code = run(folder, words, output)

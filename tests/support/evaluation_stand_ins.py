@@ -19,10 +19,10 @@ SIDE = 16
 
 def person(name: str, tone: int) -> np.ndarray:
     """A face above a shirt, uint8 [SIDE, SIDE, 3]."""
-    picture = np.full((SIDE, SIDE, 3), 255, np.uint8)
-    picture[2:8, 4:12] = SKIN[tone]
-    picture[8:16, 2:14] = SHIRTS[name]
-    return picture
+    image = np.full((SIDE, SIDE, 3), 255, np.uint8)
+    image[2:8, 4:12] = SKIN[tone]
+    image[8:16, 2:14] = SHIRTS[name]
+    return image
 
 
 def write_corpus(folder) -> None:

@@ -1,4 +1,4 @@
-"""A whole task that the package has never heard of: a line is fitted, on a frozen base.
+"""A whole task outside the package: a line is fitted, on a frozen base.
 
 Configs name it by its import path, "line_task:LineTask".
 """

@@ -1,4 +1,4 @@
-"""What each quantizer should say, in float64, and small ones of each kind to say it."""
+"""The expected results of each quantizer, in float64, and small quantizers of each kind."""
 
 import jax
 import numpy as np

@@ -26,7 +26,7 @@ from emu3_jax.train.tasks.language.pretrain import PretrainConfig
 from emu3_jax.train.tasks.vision.vision_tokenizer import VisionTokenizerTrainConfig
 
 LIMITS = media.PixelLimits(min_pixels=4 * 4, max_pixels=8 * 8, spatial_factor=2)
-STEP = 7  # of the checkpoint of `save_run`
+STEP = 7  # step of the checkpoint of `save_run`
 GUIDED = Sampling(guidance=2.0, top_k=20, seed=4)
 
 
@@ -58,7 +58,7 @@ def language_model(vocab, hidden=16):
 
 
 def save_models(root):
-    """Writes root/vision and root/language, a model trained with it, so to speak."""
+    """Writes root/vision and root/language, a model with its fingerprint."""
     save_vision_tokenizer(root / "vision")
     fingerprint = vision_fingerprint(*tokenizer_files.load(root / "vision"))
     vocab = vocab_lib.small(256, 32)
@@ -79,7 +79,7 @@ def save_vision_run(path, model, variables):
 
 
 def save_language_run(path, model, variables, ema=None):
-    """Writes a run directory of a transformer's config and variables, but for its language."""
+    """Writes a run directory of a transformer's config and variables, without its language."""
     data = DataConfig((MixtureEntry("unused", "text"),), batch_size=1, sequence_length=8)
     config = PretrainConfig(model, data, RunConfig(steps=STEP), "bytes")
     return save_run(path, config, variables, ema)

@@ -26,7 +26,7 @@ def get_config(arg=""):
 def write_run(
     folder: pathlib.Path, records: int, evaluate_every: int = 3, **changes
 ) -> pathlib.Path:
-    """Writes a token dataset of `records` pictures and a config; returns the config's path.
+    """Writes a token dataset of `records` images and a config; returns the config's path.
 
     `changes` are keys of the config, with dots in them, and what they become.
     """

@@ -24,7 +24,7 @@ VOCAB = GRAMMAR.vocab.size
 def pretrain_task(
     model, data, loss=None, start=None, grammar=GRAMMAR, vision_fingerprint=None
 ) -> PretrainTask:
-    """Its grammar is given and not read from data."""
+    """A pretraining task with a given grammar, not one read from data."""
     config = PretrainConfig(
         model,
         data,
@@ -41,7 +41,7 @@ def pretrain_task(
 def vision_task(
     model, data, loss=None, steps=100, codebook=None, start=None, read_data=True
 ) -> VisionTokenizerTask:
-    """With defaults for what a test is not about."""
+    """A vision task with defaults for all that a test does not set."""
     config = VisionTokenizerTrainConfig(
         model,
         data,
@@ -54,7 +54,7 @@ def vision_task(
 
 
 def tiny_pretrain_task(dropout=0.0, dataset="unused", model=None, **loss) -> PretrainTask:
-    """Two layers on two tasks of one dataset."""
+    """A pretraining task of two layers on two tasks of one dataset."""
     model = model or TransformerConfig(
         VOCAB, 16, 32, 2, 4, 2, 4, vocab_multiple=64, dropout=dropout
     )

@@ -7,7 +7,7 @@ from emu3_jax.interop.vision import tokenizer_files
 from emu3_jax.models.vision.tokenizer import VisionTokenizerConfig
 
 CODES = 16
-# One level and no attention but in the middle: all that can be left out, compiling takes longest.
+# One level and attention only in the middle: the minimum, since compiling takes longest.
 MODEL = VisionTokenizerConfig(
     codebook_size=CODES, ch=4, ch_mult=(1,), num_res_blocks=1, attn_resolutions=(),
     norm_groups=2, temporal_downsample_factor=2,
@@ -24,7 +24,7 @@ TINY = VisionTokenizerConfig(
 
 
 def random_variables(config):
-    """Of a scale that keeps activations near one, nothing zero."""
+    """Random variables, none zero, at a scale that keeps activations near one."""
     generator = np.random.default_rng(0)
     flat = {}
     for pair in tokenizer_files.key_map(config):

@@ -30,7 +30,7 @@ def image_record(i=0):
 
 
 def write_dataset(path, records, grammar=GRAMMAR, **changes):
-    """A dataset of one shard a kind."""
+    """A dataset of one shard per kind."""
     shards, counts = [], {}
     for kind in dict.fromkeys(record.kind for record in records):
         chosen = [record for record in records if record.kind == kind]

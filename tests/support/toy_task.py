@@ -92,7 +92,7 @@ class ToyTask(Task):
 
 
 def poison(batch):
-    """A batch whose loss is not a number."""
+    """A batch whose loss is NaN."""
     return batch | {"y": np.full_like(batch["y"], np.nan)}
 
 
@@ -114,7 +114,7 @@ def leaves(tree) -> dict[str, np.ndarray]:
 
 
 def assert_same_trees(found, expected):
-    """Bit for bit."""
+    """Asserts equality bit for bit."""
     found, expected = leaves(found), leaves(expected)
     assert found.keys() == expected.keys()
     for name in expected:
@@ -141,5 +141,5 @@ def losses(workdir):
 
 
 def checkpoint_names(workdir):
-    """What lies in the checkpoint folder."""
+    """The content of the checkpoint folder."""
     return {child.name for child in (workdir / "checkpoints").iterdir()}

@@ -1,4 +1,4 @@
-"""Files to codes and back: tiles, clips in one or apart, the command."""
+"""Files to codes and back: tiles, causal and independent clips, the command."""
 
 import subprocess
 import sys
@@ -10,7 +10,7 @@ from evaluation_stand_ins import GreyTokenizer
 from emu3_jax.data import media
 from emu3_jax.data.codec import tiling, vision_codec
 
-GREY = (GreyTokenizer(), {})  # local: each code sees its own cell alone
+GREY = (GreyTokenizer(), {})  # local: each code depends on its own cell only
 
 
 def _pixels(*shape, seed=0):
@@ -42,7 +42,7 @@ def test_tiles_of_a_local_tokenizer_are_the_whole(shape):
 
 def test_tiles_fade_into_each_other():
     class Tinted(GreyTokenizer):
-        """Draws each tile in a shade of its own: that of its first code."""
+        """Draws each tile in its own shade: that of its first code."""
 
         def decode(self, codes):
             return super().decode(codes * 0 + codes[:, :1, :1])
@@ -71,7 +71,7 @@ def test_clips_apart_know_nothing_of_each_other():
     causal = vision_codec.encode(tokenizer, [clip], 1)[0]
     np.testing.assert_array_equal(causal[0], apart[0][0])
     assert (causal[1] != apart[0][1]).any()
-    # One at a time both: another batch size adds up in another order, and rounds to other bytes.
+    # Both one at a time: another batch size sums in another order and rounds to other bytes.
     rebuilt = vision_codec.decode(tokenizer, [apart[0]], 1, clips="independent")[0]
     second = vision_codec.decode(tokenizer, [apart[0][1:]], 1)[0]
     np.testing.assert_array_equal(rebuilt[frames:], second)
@@ -98,7 +98,7 @@ def test_the_command_puts_both_side_by_side(tmp_path):
     frames, fps, _ = media.read_video(out / "clip.mp4")
     assert frames.shape == (8, 64, 128, 3) and fps == 4
     assert np.load(out / "clip.npy").shape == (4, 8, 8)
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     result = _command(*common, f"--input={tmp_path / 'bad.png'}")
     assert (
         result.returncode == 2 and "bad.png" in result.stderr and "Traceback" not in result.stderr

@@ -1,4 +1,4 @@
-"""From raw files to datasets: right codes, resumable to the byte, an account of what is skipped."""
+"""From raw files to datasets: correct codes, resumable to the byte, a list of skipped items."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ def encoder(vision):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Pictures of two shapes, clips of several lengths, text, a chat, a document."""
+    """Images of two shapes, clips of several lengths, text, a chat, a document."""
     folder = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
     rows = []
@@ -67,7 +67,7 @@ def corpus(tmp_path_factory):
 
 
 def encode(vision, pixels):
-    """Codes of one picture or clip, straight from the module."""
+    """Codes of one image or clip, straight from the module."""
     module, variables = vision
     apply = jax.jit(lambda v, x: module.apply(v, x, method="encode"))
     return np.asarray(apply(variables, media.to_model(pixels)[None]))[0]
@@ -120,18 +120,18 @@ def test_records_hold_what_the_vision_tokenizer_sees(unbroken, corpus, vision, e
     np.testing.assert_array_equal(clip.codes, encode(vision, pixels))
 
 
-def test_copies_are_moved_pictures_of_the_same_item(corpus, vision, encoder, tmp_path):
+def test_copies_are_moved_images_of_the_same_item(corpus, vision, encoder, tmp_path):
     folder = tokenize(config(corpus, tmp_path, copies={"train": 3}, max_shift=2), encoder)[0]
     dataset = open_dataset(folder)
     kinds = {kind: [r.key for r in dataset.records(kind)] for kind in ("image", "text")}
     assert kinds["image"][:4] == ["s0", "s0~1", "s0~2", "s1"]
-    assert not any("~" in key for key in kinds["text"])  # words alone are stored once
+    assert not any("~" in key for key in kinds["text"])  # text alone is stored once
     first, second, third = (dataset.records("image")[i] for i in range(3))
     assert first.segments[0] == second.segments[0] and first.attributes == third.attributes
     assert first.segments[1] != second.segments[1] != third.segments[1]
 
 
-def test_a_copy_is_the_picture_moved_with_its_edge_repeated():
+def test_a_copy_is_the_image_moved_with_its_edge_repeated():
     pixels = np.arange(2 * 6 * 5 * 3, dtype=np.uint8).reshape(2, 6, 5, 3)
     prepared = Prepared(RawItem("k", video=pixels), [Medium(pixels)])
     copies = [moved(prepared, copy, 2).media[0].pixels for copy in range(1, 20)]
@@ -198,7 +198,7 @@ def test_a_broken_run_goes_on_to_the_same_bytes(
         tokenize(config(corpus, tmp_path), encoder)
     monkeypatch.setattr(shard, "ShardWriter", whole)
     assert not (tmp_path / "train" / "dataset.json").exists()
-    # What a kill leaves behind.
+    # Files that a kill leaves.
     (tmp_path / "train" / "image-00003-of-00004.array_record.tmp").write_bytes(b"half")
     done = {p.stem for p in (tmp_path / "train" / "progress").glob("0*.json")}
     before = [p for p in (tmp_path / "train").glob("*.array_record") if p.name[6:11] in done]
@@ -213,7 +213,7 @@ def test_a_finished_dataset_is_left_alone_and_another_config_is_refused(
 ):
     monkeypatch.setattr(shard, "ShardWriter", None)
     tokenize(config(corpus, unbroken.parent), encoder)
-    with pytest.raises(TokenizeError, match="train: was made with max_pixels 256, now it is 400"):
+    with pytest.raises(TokenizeError, match="train: was made with max_pixels 256, the config has"):
         tokenize(config(corpus, unbroken.parent, max_pixels=400), encoder)
 
 
@@ -227,15 +227,15 @@ def test_several_workers_make_the_same_dataset(unbroken, corpus, encoder, tmp_pa
 def test_bad_items_are_skipped_under_a_limit_and_listed(corpus, encoder, tmp_path):
     rows = [{"id": f"s{i}", "image": str(corpus / f"{i}.png"), "text": "x"} for i in range(6)]
     media.write_webp(tmp_path / "short.webp", np.zeros((3, 16, 16, 3), np.uint8), fps=4)
-    (tmp_path / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "bad.png").write_bytes(b"no image")
     media.write_png(tmp_path / "thin.png", np.zeros((8, 80, 3), np.uint8))
     bad = [
         ({"id": "short", "video": "short.webp"}, "3 frames is shorter than .* temporal factor 4"),
-        ({"id": "bad", "image": "bad.png"}, "bad.png: not a picture"),
+        ({"id": "bad", "image": "bad.png"}, "bad.png: not an image"),
         ({"id": "thin", "image": "thin.png"}, "aspect ratio 10.00"),
         ({"id": "gone", "image": "gone.png"}, "gone.png: cannot be read"),
-        ({"id": "s1", "text": "again"}, "id stood in this shard before"),
-        ({"id": "nothing"}, "neither text nor a picture nor a clip"),
+        ({"id": "s1", "text": "again"}, "id appears earlier in this shard"),
+        ({"id": "nothing"}, "neither text nor an image nor a clip"),
         ({"id": "turn", "turns": [{"question": "a"}]}, 'a turn needs a "answer"'),
         ({"id": "half", "text": "\ud800"}, "surrogate"),
     ]
@@ -259,7 +259,7 @@ def test_an_empty_corpus_is_an_error(encoder, tmp_path):
     with pytest.raises(ValueError, match="train.jsonl: the corpus is empty"):
         tokenize(config(tmp_path, tmp_path / "out"), encoder)
     (tmp_path / "train.jsonl").write_text('{"id": 1}\n')
-    with pytest.raises(TokenizeError, match="not one item became a record"):
+    with pytest.raises(TokenizeError, match="no item became a record"):
         tokenize(config(tmp_path, tmp_path / "out", max_skipped=1.0), encoder)
 
 
@@ -277,12 +277,12 @@ def test_released_vocabulary(corpus, encoder):
 
 def test_bad_configs_are_one_sentence(corpus):
     for change, reason in (
-        ({"splits": {}}, "names no split"),
+        ({"splits": {}}, "splits is empty"),
         ({"splits": {"train": "train.jsonl"}}, "splits.train must be a list"),
         ({"vocabulary": "big"}, 'vocabulary must be "small" or "released"'),
         ({"worker": 2, "workers": 2}, "worker must be from 0"),
         ({"copies": {"trian": 2}, "max_shift": 1}, "copies names the split 'trian', splits has"),
-        ({"copies": {"train": 2}}, "copies.train must be a number from 1 on, and max_shift"),
+        ({"copies": {"train": 2}}, "copies.train must be at least 1, and max_shift"),
         ({"output": ""}, "output is empty"),
         ({"output": "gs://bucket/tokens"}, "output is gs://bucket/tokens, expected a folder"),
     ):
@@ -297,8 +297,8 @@ def test_devices_share_a_batch_without_changing_codes(vision, encoder):
     np.testing.assert_array_equal(codes, encoder.encode(pixels, rows=4))
 
 
-def test_on_several_cpus_none_takes_itself_to_be_alone(vision, monkeypatch):
-    """Alone it would pass large frames one by one, for which others would send it theirs."""
+def test_several_cpus_do_not_use_the_single_cpu_code(vision, monkeypatch):
+    """A single CPU would encode large frames one by one, which on a mesh gathers all frames."""
     alone = []
     monkeypatch.setattr(cpu, "one_at_a_time", lambda *_: alone.append(cpu.is_single_cpu()) or False)
     pixels = np.zeros((2, 20, 12, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""The commands of emu3_jax.tokenize: what they ask for, and what an interruption leaves."""
+"""The commands of emu3_jax.tokenize: required flags, and the files after an interruption."""
 
 import subprocess
 import sys

@@ -51,7 +51,7 @@ def test_an_odd_row_is_skipped_and_named(row, reason, tmp_path):
 
 
 def test_a_skipped_item_with_copies_counts_once(tmp_path, monkeypatch):
-    """And its key, which no file can hold, does not stop the copies from being made."""
+    """Its key, which no file can hold, does not prevent the copies."""
     media.write_png(tmp_path / "a.png", np.zeros((16, 16, 3), np.uint8))
 
     def prepare(item, rules):
@@ -80,7 +80,7 @@ def test_a_record_that_cannot_be_stored_is_a_record_error():
 
 @pytest.mark.parametrize("limit", [0.0, 1.0])
 def test_a_repaired_row_is_read_when_too_much_was_skipped(limit, tmp_path, monkeypatch):
-    """With limit 1 nothing is too much, but a dataset of nothing is no dataset."""
+    """With limit 1 all items may be skipped, but a dataset must not be empty."""
     lines = [good(0), "{broken", good(2), good(3)] if limit == 0.0 else ["{broken"] * 4
     write(tmp_path, lines)
     settings = config(tmp_path, max_skipped=limit, items_per_shard=2)
@@ -95,7 +95,7 @@ def test_a_repaired_row_is_read_when_too_much_was_skipped(limit, tmp_path, monke
     folder = tokenize(settings)[0]
     assert len(open_dataset(folder)) == 4 and open_dataset(folder).info.skipped == 0
     assert (folder / "skipped.jsonl").read_bytes() == b""
-    assert done == ([0] if limit == 0.0 else [0, 1])  # what was good is not done again
+    assert done == ([0] if limit == 0.0 else [0, 1])  # good items are not redone
 
 
 def test_skips_within_the_limit_are_kept_by_a_run_that_goes_on(tmp_path, monkeypatch):

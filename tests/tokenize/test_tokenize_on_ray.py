@@ -1,4 +1,4 @@
-"""Ray deals out the shards: the dataset is that of one process, also when a worker is killed."""
+"""Ray distributes shards: the dataset equals that of one process, even if a worker is killed."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def content(folder):
 
 
 class Killed(on_ray.ShardWorker):
-    """A worker that is killed while it writes shard 3, the first time that somebody does so."""
+    """A worker that is killed while it writes shard 3, on the first attempt."""
 
     def __call__(self, row):
         killed = pathlib.Path(self.config.output) / "killed"

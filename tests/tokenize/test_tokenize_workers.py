@@ -1,4 +1,4 @@
-"""Workers that share an output: races at the start and at the end, and what a plan forbids."""
+"""Workers that share an output: races at the start and at the end, and conflicts of plans."""
 
 import json
 import multiprocessing
@@ -29,7 +29,7 @@ def corpus(tmp_path):
 
 
 def check_complete(folder):
-    """The dataset holds all rows, and nothing but the dataset is there."""
+    """The dataset holds all rows, and the folder holds nothing else."""
     dataset = open_dataset(folder)
     assert [record.key for record in dataset.records("text")] == ["t0", "t1", "t2"]
     names = {shard.file for shard in dataset.info.shards} | {"dataset.json", "skipped.jsonl"}
@@ -43,7 +43,7 @@ def test_another_number_of_copies_is_another_dataset(copies, other, corpus):
 
     once(copies)
     once(copies)
-    wanted = f"made with copies {'3' if copies == 3 else 'not set'}, now it is "
+    wanted = f"made with copies {'3' if copies == 3 else 'not set'}, the config has "
     with pytest.raises(TokenizeError, match=wanted + ("3" if other == 3 else "not set")):
         once(other)
 
@@ -56,7 +56,7 @@ def test_a_worker_whose_progress_files_vanish_leaves_the_dataset_alone(corpus, m
 
     def slow_open(self, *arguments, **options):
         stream = opened(self, *arguments, **options)
-        # The second worker counts the results: meanwhile the first finishes and removes them all.
+        # While the second worker counts the results, the first finishes and removes them all.
         if self == progress / "00000.json" and (progress / "00001.json").exists():
             if not interrupted:
                 interrupted.append(self)
@@ -121,7 +121,7 @@ def test_a_listed_file_that_is_lost_is_made_again(corpus):
 
 
 def _work(worker, corpus, together, errors):
-    """One worker in a process of its own: every round starts when the other one is ready."""
+    """One worker in its own process: every round starts when the other one is ready."""
     for number in range(ROUNDS):
         together.wait()
         try:
@@ -145,7 +145,7 @@ def test_processes_that_start_and_end_together(corpus):
 
 
 def _work_until_killed(worker, corpus, output, where):
-    """One of three workers, killed while it writes shard `where`, or before it says that it did."""
+    """One of three workers, killed while it writes shard `where` or before it marks it finished."""
     from emu3_jax.tokenize import run, shard
 
     def die(*arguments):
@@ -177,7 +177,7 @@ def test_killed_workers_and_another_number_of_them_change_no_byte(tmp_path):
         assert process.exitcode == -signal.SIGKILL
     left = {file.name for file in (out / "train").iterdir()}
     assert any(name.endswith(".tmp") for name in left), "shard 3 was not being written"
-    assert "text-00001-of-00009.array_record" in left  # written, but not said to be
+    assert "text-00001-of-00009.array_record" in left  # written, but not marked finished
     assert {file.stem for file in (out / "train/progress").glob("0*")} == {"00000"}
     for worker in (1, 0):
         (folder,) = tokenize(config(tmp_path, out, workers=2, worker=worker))

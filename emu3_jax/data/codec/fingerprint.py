@@ -1,4 +1,4 @@
-"""Which tokenizers made some ids and codes: the names that datasets and models state."""
+"""Fingerprints of the tokenizers that made ids and codes; datasets and models state them."""
 
 import dataclasses
 import hashlib
@@ -19,12 +19,12 @@ NOT_IN_CODES = (*COMPUTATION, "dropout", "out_channels", "gradient")
 def vision_fingerprint(config: Any, arrays: Mapping[str, Any]) -> str:
     """Twelve hex digits of what decides a vision tokenizer's codes: equal only for equal codes.
 
-    That is the encoder, the last layer before the codebook, and the codebook. A decoder that was
-    trained further reads the same tokens, so it has no part in it.
+    These are the encoder, the last layer before the codebook, and the codebook. The decoder does
+    not count: one that is trained further reads the same tokens.
 
     Args:
-      config: a VisionTokenizerConfig. Fields at their defaults are left out, so that a field that
-        comes later changes no fingerprint.
+      config: a VisionTokenizerConfig. Fields at their defaults are left out, so that a new field
+        changes no fingerprint.
       arrays: its variables, {"params": …, "batch_stats": …}; nested mappings, in any order.
     """
     plain = {
@@ -55,12 +55,12 @@ def _flat(arrays: Mapping, prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def check_same(what: str, stated: Mapping[str, str | None]) -> None:
-    """Checks that all that come together go with one tokenizer, vocabulary or format.
+    """Checks that all parts belong to one tokenizer, vocabulary or format.
 
     Args:
       what: "vision tokenizer", "vocabulary", …
       stated: the beginning of a sentence ("runs/tokens was made with") → the fingerprint or name
-        that ends it; None or "" where nothing is stated.
+        that ends it; None or "" if none is stated.
 
     Raises:
       ValueError: two differ: "runs/tokens was made with the vocabulary 1, but …".
@@ -72,6 +72,6 @@ def check_same(what: str, stated: Mapping[str, str | None]) -> None:
     if len(known) > 1:
         (one, here), (other, there), *_ = known.items()
         raise ValueError(
-            f"{here} the {what} {one}, but {there} {other}; make one of the two anew with the "
+            f"{here} the {what} {one}, but {there} {other}; remake one of the two with the "
             f"other's {what}"
         )

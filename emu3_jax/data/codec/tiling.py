@@ -1,8 +1,8 @@
-"""Pictures too large for memory, in overlapping tiles. An approximation, never exactly the whole.
+"""Images too large for memory, in overlapping tiles: an approximation of the whole image.
 
-The norms of the tokenizer take their statistics, and its attention looks, over a whole frame; a
-tile knows only itself. Codes are taken from the tile in whose middle they are; decoded tiles fade
-into each other over their overlap, so that no seam is seen.
+The tokenizer's norms and its attention span a whole frame; a tile contains only itself. Each code
+comes from the tile whose middle it is closest to. Decoded tiles fade into each other over their
+overlap, which hides the tile boundaries.
 """
 
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def encode(
       tokenizer: (module, variables).
       pixels: cut to whole tokens first.
       tile: side of a tile in tokens.
-      overlap: least number of tokens that neighbours share.
+      overlap: minimum number of tokens that neighbours share.
       **options: of `vision_codec.encode`.
     """
     factor = tokenizer[0].config.spatial_factor
@@ -86,7 +86,7 @@ def decode(
 
 
 def _ramp(part: tuple[int, int], parts: Sequence[tuple[int, int]], factor: int) -> np.ndarray:
-    """Weight of each line of a tile: rises from zero over what it shares with its neighbours."""
+    """Weight of each line of a tile: rises from zero over the overlap with its neighbours."""
     index = list(parts).index(part)
     length = (part[1] - part[0]) * factor
     weight = np.ones(length, np.float32)

@@ -1,11 +1,11 @@
-"""A vision tokenizer at work: uint8 pictures and clips of any size to codes and back.
+"""Encoding and decoding: uint8 images and clips of any size to codes and back.
 
-A clip longer than one latent frame is coded either as one causal clip (`CAUSAL`), where later codes
-know the frames before, or as clips of one latent frame that know nothing of each other
-(`INDEPENDENT`), as the official script does with released weights. Decode as it was encoded.
+A clip longer than one latent frame is encoded either as one causal clip (`CAUSAL`), where later
+codes depend on earlier frames, or as independent clips of one latent frame each (`INDEPENDENT`), as
+the official script does with released weights. Decode the same way.
 
-On the mesh that is set every device codes its rows of a batch. Several processes make the same
-calls with the same pictures, and each gets all results.
+Every device of the current mesh processes its rows of a batch. With several processes, all make the
+same calls with the same images, and each receives all results.
 """
 
 import functools
@@ -34,22 +34,22 @@ def _jitted(module: Any, method: str):
 
 def encode(
     tokenizer: tuple[Any, Any],
-    pictures: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
     batch_size: int,
     clips: str = CAUSAL,
     done: Done = lambda count: None,
 ) -> list[np.ndarray]:
     """Codes of uint8 [H, W, 3] or [T, H, W, 3] → int32 [h, w] or [t, h, w] each.
 
-    Pictures are cut at the right, at the bottom and at the end to multiples of the tokenizer's
-    factors. `done` is called after each batch with the number of its pictures.
+    Images are cropped at the right and the bottom, clips also at the end, to multiples of the
+    tokenizer's factors. `done` is called after each batch with the number of its images.
 
     Raises:
-      ValueError: a picture or clip smaller than one token, or `clips` is not one of CLIPS.
+      ValueError: an image or clip smaller than one token, or `clips` is not one of CLIPS.
     """
     module, variables = tokenizer
-    cut = [whole_tokens(module.config, picture) for picture in pictures]
-    if _apart(clips):
+    cut = [whole_tokens(module.config, image) for image in images]
+    if _independent(clips):
         pieces, owners = _pieces(cut, module.config.temporal_downsample_factor, rank=4)
         return _joined(encode(tokenizer, pieces, batch_size, done=done), owners)
     encoder, variables = _jitted(module, "encode"), sharding.on_devices(variables)
@@ -69,32 +69,32 @@ def decode(
     clips: str = CAUSAL,
     done: Done = lambda count: None,
 ) -> list[np.ndarray]:
-    """Pictures of codes: int32 [h, w] → uint8 [H, W, 3], [t, h, w] → uint8 [T, H, W, 3].
+    """Pixels of codes: int32 [h, w] → uint8 [H, W, 3], [t, h, w] → uint8 [T, H, W, 3].
 
-    `done` as for `encode`.
+    `clips` and `done` are as for `encode`.
     """
     module, variables = tokenizer
-    if _apart(clips):
+    if _independent(clips):
         pieces, owners = _pieces([np.asarray(c) for c in codes], 1, rank=3)
         return _joined(decode(tokenizer, pieces, batch_size, done=done), owners)
     decoder, variables = _jitted(module, "decode"), sharding.on_devices(variables)
-    pictures: list = [None] * len(codes)
+    images: list = [None] * len(codes)
     for indices, batch in batches_of_one_shape([np.asarray(c) for c in codes], batch_size):
         out = media.to_uint8(np.asarray(decoder(variables, sharding.spread(batch, "batch"))))
-        for index, picture in zip(indices, out, strict=False):
-            pictures[index] = picture
+        for index, image in zip(indices, out, strict=False):
+            images[index] = image
         done(len(indices))
-    return pictures
+    return images
 
 
-def _apart(clips: str) -> bool:
+def _independent(clips: str) -> bool:
     if clips not in CLIPS:
         raise ValueError(f"clips must be one of {', '.join(CLIPS)}, found {clips!r}")
     return clips == INDEPENDENT
 
 
 def _pieces(arrays: Sequence[np.ndarray], length: int, rank: int):
-    """Arrays of `rank` cut along axis 0 into pieces of `length`, and whose piece each is."""
+    """Arrays of `rank` cut along axis 0 into pieces of `length`, and the owner of each piece."""
     pieces, owners = [], []
     for index, array in enumerate(arrays):
         count = len(array) // length if array.ndim == rank else 1
@@ -110,18 +110,18 @@ def _joined(pieces: Sequence[np.ndarray], owners: Sequence[int]) -> list[np.ndar
     return [np.concatenate(group) if len(group) > 1 else group[0] for group in groups.values()]
 
 
-def whole_tokens(config: Any, picture: np.ndarray) -> np.ndarray:
-    """Cuts uint8 [(T,) H, W, 3] to whole tokens."""
+def whole_tokens(config: Any, image: np.ndarray) -> np.ndarray:
+    """Crops uint8 [(T,) H, W, 3] to whole tokens."""
     space, time = config.spatial_factor, config.temporal_downsample_factor
-    height, width = (size - size % space for size in picture.shape[-3:-1])
-    frames = picture.shape[0] - picture.shape[0] % time if picture.ndim == 4 else 1
+    height, width = (size - size % space for size in image.shape[-3:-1])
+    frames = image.shape[0] - image.shape[0] % time if image.ndim == 4 else 1
     if 0 in (height, width, frames):
         raise ValueError(
-            f"a picture of shape {picture.shape} is smaller than one token"
+            f"an image of shape {image.shape} is smaller than one token"
             f" ({time} frames of {space}x{space} pixels)"
         )
-    picture = picture[..., :height, :width, :]
-    return picture[:frames] if picture.ndim == 4 else picture
+    image = image[..., :height, :width, :]
+    return image[:frames] if image.ndim == 4 else image
 
 
 def batches_of_one_shape(
@@ -130,7 +130,8 @@ def batches_of_one_shape(
     """Groups arrays by shape → (their indices, the stacked batch padded to `batch_size`).
 
     The last batch of a shape repeats its first array, so that each shape compiles once; only the
-    first `len(indices)` rows count. On a mesh there are as many rows more as it takes to cut them.
+    first `len(indices)` rows count. On a mesh the number of rows is rounded up to a multiple of the
+    devices.
     """
     ways = sharding.ways_of(jax.sharding.get_abstract_mesh(), "batch")
     groups: dict[tuple, list[int]] = {}

@@ -1,4 +1,4 @@
-"""The vision tokenizer at work: media of one size are gathered into batches for the device."""
+"""Encoding for datasets: media of one size are collected into batches for the device."""
 
 import functools
 from collections import defaultdict
@@ -20,7 +20,7 @@ def encode_batch(module, variables, pixels):
 
 
 def mesh_of(devices) -> Mesh:
-    """The mesh on which `encode_batch` runs: weights whole everywhere, the batch in shares."""
+    """The mesh on which `encode_batch` runs: replicated weights, the batch split over devices."""
     return sharding.make_mesh(sharding.MeshConfig(data=-1, fsdp=1), devices)
 
 
@@ -44,23 +44,23 @@ class VisionEncoder:
     def encode(self, pixels: np.ndarray, rows: int) -> np.ndarray:
         """uint8 [B,H,W,3] or [B,T,H,W,3] -> int32 codes [B,h,w] or [B,t,h,w].
 
-        The batch is filled up to `rows` (and to a multiple of the devices), so that each shape
+        The batch is padded to `rows` (and to a multiple of the devices), so that each shape
         compiles once.
         """
         devices = self._mesh.size
         rows = -(-max(rows, len(pixels)) // devices) * devices
         filling = np.broadcast_to(pixels[:1], (rows - len(pixels), *pixels.shape[1:]))
         batch = media.to_model(np.concatenate([pixels, filling]))
-        with jax.set_mesh(self._mesh):  # or a CPU would take itself to be alone
+        with jax.set_mesh(self._mesh):  # else code for a single CPU is chosen
             codes = self._encode(self._variables, jax.device_put(batch, self._split))
         return np.asarray(codes)[: len(pixels)]
 
 
 class Batcher:
-    """Collects media by shape and hands the codes of each to its callback.
+    """Collects media by shape and passes the codes of each to its callback.
 
-    `add` encodes as soon as one shape has a full batch, `flush` what is left. Which media share a
-    batch depends on the order of `add` alone.
+    `add` encodes once one shape has a full batch, `flush` encodes the rest. Only the order of `add`
+    decides which media share a batch.
     """
 
     def __init__(self, encoder: VisionEncoder, image_batch: int, clip_batch: int):
@@ -69,14 +69,14 @@ class Batcher:
         self._waiting: dict[tuple[int, ...], list] = defaultdict(list)
 
     def add(self, pixels: np.ndarray, done: Callable[[np.ndarray], None]) -> None:
-        """Take uint8 [H,W,3] or [T,H,W,3]; `done(codes)` is called here or in a later call."""
+        """Adds uint8 [H,W,3] or [T,H,W,3]; `done(codes)` is called now or in a later call."""
         waiting = self._waiting[pixels.shape]
         waiting.append((pixels, done))
         if len(waiting) == self._rows[pixels.ndim]:
             self._run(pixels.shape)
 
     def flush(self) -> None:
-        """Encode what still waits."""
+        """Encodes what still waits."""
         for shape in list(self._waiting):
             self._run(shape)
 

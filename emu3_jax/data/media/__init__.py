@@ -1,7 +1,7 @@
-"""Pictures and clips: from files to uint8 arrays, to the numbers a model reads, and back to files.
+"""Images and clips: from files to uint8 arrays, to model inputs, and back to files.
 
-Every reader takes a path or the file's bytes and ends in an array or in a `MediaError` whose one
-sentence names the file. Files are written whole or not at all.
+Every reader takes a path or the file's bytes and returns an array or raises a `MediaError` whose
+one sentence names the file. Files are written atomically.
 """
 
 from emu3_jax.data.media.clips import MAX_CLIP_PIXELS, read_video

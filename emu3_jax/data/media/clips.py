@@ -1,4 +1,4 @@
-"""Film files and animated pictures to uint8 arrays, sampled by time stamps."""
+"""Video files and animated images to uint8 arrays, sampled by time stamps."""
 
 import io
 
@@ -7,11 +7,11 @@ import numpy as np
 from emu3_jax.data.media.images import MediaSource, describe, open_image, read_content, to_rgb
 from emu3_jax.data.media.sizes import MediaError
 
-# All frames of one clip together: 1.5 GiB once decoded.
+# All frames of one clip together: 1.5 GiB when decoded.
 MAX_CLIP_PIXELS = 1 << 29
-# Containers round time stamps to a millisecond or to a tick; a frame this late still is on time.
+# In seconds: containers round time stamps to a millisecond or to a tick.
 TIME_TOLERANCE = 0.002
-# Browsers show a GIF frame of no stated duration for a tenth of a second.
+# Browsers show a GIF frame without a duration for a tenth of a second.
 DEFAULT_FRAME_SECONDS = 0.1
 
 
@@ -21,17 +21,17 @@ def read_video(
     max_frames: int | None = None,
     name: str | None = None,
 ) -> tuple[np.ndarray, float, float]:
-    """(uint8 [T,H,W,3], frames per second, seconds) of a film file or an animated WebP, GIF or PNG.
+    """(uint8 [T,H,W,3], frames per second, seconds) of a video or an animated WebP, GIF or PNG.
 
-    With `fps` the frame on show at each multiple of 1/fps is taken, by time stamps; without, every
-    frame. `max_frames` cuts the end off, before it is decoded where possible. `seconds` is the
-    length of what is returned. Raises MediaError for anything unreadable.
+    With `fps`, the result has the frame shown at each multiple of 1/fps, by time stamps; without,
+    every frame. `max_frames` cuts off the end, before decoding if possible. `seconds` is the length
+    of the returned clip. Raises MediaError for anything unreadable.
     """
     label = describe(source, name)
     if fps is not None and fps <= 0 or max_frames is not None and max_frames < 1:
         raise ValueError(f"fps and max_frames must be positive, found {fps} and {max_frames}")
     content = read_content(source, label)
-    if _is_picture_file(content):
+    if _is_image_file(content):
         frames, fps = _animation_frames(content, label, fps)
     else:
         frames = _film_frames(content, label)
@@ -43,17 +43,17 @@ def read_video(
         raise MediaError(f"{label}: the clip cannot be decoded ({error})") from error
 
 
-def _is_picture_file(content: bytes) -> bool:
+def _is_image_file(content: bytes) -> bool:
     if content[:4] == b"RIFF":
         return content[8:12] == b"WEBP"
     return content[:4] == b"GIF8" or content[:8] == b"\x89PNG\r\n\x1a\n"
 
 
 def _animation_frames(content: bytes, label: str, fps: float | None):
-    """Frames (start, end in seconds, get) of an animation, and the rate to sample them at.
+    """Frames (start, end in seconds, get) of an animation, and the sampling rate.
 
-    Encoders merge equal frames into one that stands longer, so an animation whose frames stand
-    unequally long is spread out again at the rate of its shortest frame.
+    Encoders merge equal frames into one of longer duration. An animation whose frames differ in
+    duration is therefore resampled at the rate of its shortest frame.
     """
     image = open_image(content, label)
     count = getattr(image, "n_frames", 1)
@@ -71,15 +71,15 @@ def _animation_frames(content: bytes, label: str, fps: float | None):
     except Exception as error:
         raise MediaError(f"{label}: frame {len(frames)} cannot be decoded ({error})") from error
     shown = [end - start for start, end, _ in frames]
-    # GIF counts in hundredths of a second, so an even rate may jump by one of those.
+    # GIF counts in hundredths of a second, so an even rate may vary by one of them.
     if fps is None and max(shown) - min(shown) > 0.0101:
         fps = 1 / min(shown)
     return frames, fps
 
 
 def _film_frames(content: bytes, label: str):
-    """Frames (start, end in seconds, get) of a film, decoded as they are asked for."""
-    import av  # slow to import, and pictures do not need it
+    """Frames (start, end in seconds, get) of a video, decoded on request."""
+    import av  # slow to import, and images do not need it
 
     try:
         with av.open(io.BytesIO(content)) as container:
@@ -101,11 +101,11 @@ def _film_frames(content: bytes, label: str):
         raise
     except (av.FFmpegError, OSError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise MediaError(f"{label}: the film cannot be decoded ({reason})") from error
+        raise MediaError(f"{label}: the video cannot be decoded ({reason})") from error
 
 
 def _upright(frame) -> np.ndarray:
-    """A decoded frame as RGB, turned as the file's display matrix says (phones film sideways)."""
+    """A decoded frame as RGB, rotated by the file's display matrix (phones record sideways)."""
     pixels = frame.to_ndarray(format="rgb24")
     return np.ascontiguousarray(np.rot90(pixels, k=round(frame.rotation / 90) % 4))
 
@@ -138,5 +138,5 @@ def _sample(frames, fps: float | None, max_frames: int | None, label: str):
 def _too_long(label: str, count: int, width: int, height: int) -> str:
     return (
         f"{label}: {count} frames of {width}x{height} pixels are more than the limit of "
-        f"{MAX_CLIP_PIXELS} pixels a clip; set a frame limit or a lower frame rate"
+        f"{MAX_CLIP_PIXELS} pixels per clip; set a frame limit or a lower frame rate"
     )

@@ -1,4 +1,4 @@
-"""Picture files to uint8 arrays, whatever they hold; a bad one is a MediaError that names it."""
+"""Image files of any mode to uint8 arrays; a bad file raises a MediaError that names it."""
 
 import io
 import os
@@ -10,22 +10,22 @@ from PIL import Image, ImageOps
 
 from emu3_jax.data.media.sizes import MediaError
 
-# 8192 x 8192. A decoded picture of this size takes 192 MiB; beyond it we take a decompression bomb
-# for the likelier reading, as Pillow itself does from 89 million on.
+# 8192 x 8192. A decoded image of this size takes 192 MiB. A larger one is more likely a
+# decompression bomb; Pillow itself warns from 89 million pixels on.
 MAX_IMAGE_PIXELS = 1 << 26
 
 MediaSource = str | os.PathLike | bytes
 
 
 def describe(source: MediaSource, name: str | None = None) -> str:
-    """The name a message gives to a source."""
+    """The name of a source in messages."""
     if name is not None:
         return name
     return f"<{len(source)} bytes>" if isinstance(source, bytes) else os.fspath(source)
 
 
 def read_content(source: MediaSource, label: str) -> bytes:
-    """The bytes of a source; MediaError where there are none."""
+    """The bytes of a source; MediaError if there are none."""
     if not isinstance(source, bytes):
         try:
             source = Path(source).read_bytes()
@@ -37,16 +37,16 @@ def read_content(source: MediaSource, label: str) -> bytes:
 
 
 def open_image(content: bytes, label: str) -> Image.Image:
-    """The opened, not yet decoded picture; the size is checked before memory is spent on it."""
+    """The opened, not yet decoded image; its size is checked before decoding needs memory."""
     try:
         image = Image.open(io.BytesIO(content))
     except Image.UnidentifiedImageError as error:
-        raise MediaError(f"{label}: not a picture in any format that Pillow reads") from error
-    except Exception as error:  # decoders raise whatever hostile bytes make them raise
-        raise MediaError(f"{label}: the picture cannot be opened ({error})") from error
+        raise MediaError(f"{label}: not an image in any format that Pillow reads") from error
+    except Exception as error:  # hostile bytes can make decoders raise anything
+        raise MediaError(f"{label}: the image cannot be opened ({error})") from error
     width, height = image.size
     if width < 1 or height < 1:
-        raise MediaError(f"{label}: the picture has no pixels ({width}x{height})")
+        raise MediaError(f"{label}: the image has no pixels ({width}x{height})")
     if width * height > MAX_IMAGE_PIXELS:
         raise MediaError(
             f"{label}: {width}x{height} pixels is more than the limit of {MAX_IMAGE_PIXELS}"
@@ -55,7 +55,7 @@ def open_image(content: bytes, label: str) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """Any Pillow mode -> uint8 [H,W,3]; transparency over white, 16 bits scaled to 8."""
+    """Any Pillow mode -> uint8 [H,W,3]; transparency over white, 16 bits scaled to 8 bits."""
     return np.array(_rgb(image))
 
 
@@ -77,12 +77,12 @@ def read_image(
     name: str | None = None,
     fit: Callable[[int, int], tuple[int, int]] | None = None,
 ) -> np.ndarray:
-    """uint8 [H,W,3] of a picture file, upright by its EXIF orientation.
+    """uint8 [H,W,3] of an image file, rotated upright by its EXIF orientation.
 
-    CMYK, palette, grey and 16-bit pictures become 8-bit RGB, transparency is laid over white, and
-    of an animated file the first frame is taken. `fit` answers (height, width) with the size that
-    is wanted; the result is that of `resize` on the whole picture, which then is never copied into
-    an array. Raises MediaError for anything unreadable.
+    CMYK, palette, grey and 16-bit images become 8-bit RGB, transparency is laid over white, and an
+    animated file gives its first frame. `fit` maps (height, width) to the size to return; the
+    result equals `resize` of the whole image, which is then never copied into an array. Raises
+    MediaError for anything unreadable.
     """
     label = describe(source, name)
     image = open_image(read_content(source, label), label)
@@ -91,7 +91,7 @@ def read_image(
         ImageOps.exif_transpose(image, in_place=True)
         image = _rgb(image)
     except Exception as error:
-        raise MediaError(f"{label}: the picture cannot be decoded ({error})") from error
+        raise MediaError(f"{label}: the image cannot be decoded ({error})") from error
     if fit is not None:
         height, width = fit(image.height, image.width)
         if (height, width) != (image.height, image.width):

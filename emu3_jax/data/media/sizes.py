@@ -1,4 +1,4 @@
-"""Pictures as arrays: how large they may be, and the numbers a model reads."""
+"""Images as arrays: size limits, resizing, and conversion to model inputs."""
 
 from dataclasses import dataclass
 
@@ -9,14 +9,14 @@ MAX_ASPECT = 5.0  # long side over short side; a constant of the released image 
 
 
 class MediaError(ValueError):
-    """A picture or clip that cannot be used; the sentence names the file and the reason."""
+    """An image or clip that cannot be used; the sentence names the file and the reason."""
 
 
 @dataclass(frozen=True)
 class PixelLimits:
-    """How large a picture may be when it reaches the vision tokenizer.
+    """Limits on the area of an image for the vision tokenizer.
 
-    The defaults are the released preprocessor_config.json. `spatial_factor` is the vision
+    The defaults are those of the released preprocessor_config.json. `spatial_factor` is the vision
     tokenizer's downsampling.
     """
 
@@ -42,12 +42,12 @@ def smart_resize(height: int, width: int, limits: PixelLimits = PixelLimits()) -
     factor = limits.spatial_factor
     if height < factor or width < factor:
         raise MediaError(
-            f"a picture of {width}x{height} pixels is too small: each side needs at least {factor}"
+            f"an image of {width}x{height} pixels is too small: each side needs at least {factor}"
         )
     aspect = max(height, width) / min(height, width)
     if aspect > MAX_ASPECT:
         raise MediaError(
-            f"a picture of {width}x{height} pixels has the aspect ratio {aspect:.2f}; "
+            f"an image of {width}x{height} pixels has the aspect ratio {aspect:.2f}; "
             f"at most {MAX_ASPECT:g} is allowed"
         )
     new_height = round(height / factor) * factor
@@ -62,7 +62,7 @@ def smart_resize(height: int, width: int, limits: PixelLimits = PixelLimits()) -
         new_width = -int(-width * beta // factor) * factor
     if new_height < factor or new_width < factor:
         raise MediaError(
-            f"a picture of {width}x{height} pixels does not fit into {limits.max_pixels} pixels "
+            f"an image of {width}x{height} pixels does not fit into {limits.max_pixels} pixels "
             f"with sides of at least {factor}"
         )
     return new_height, new_width
@@ -86,8 +86,9 @@ def center_square(pixels: np.ndarray) -> np.ndarray:
     return pixels[..., top : top + side, left : left + side, :]
 
 
-# The 256 values in the released order: bytes times 1/255 in float64, rounded to float32, and there
-# mean and deviation of 0.5. Another order gives other last bits, on which a code can hang.
+# The 256 values in the released order: bytes times 1/255 in float64, rounded to float32, then
+# normalised there by mean and deviation 0.5. Another order changes last bits, which can change
+# codes.
 _UNIT = (np.arange(256) * (1 / 255)).astype(np.float32)
 _MODEL_VALUES = (_UNIT - np.float32(0.5)) / np.float32(0.5)
 
@@ -98,6 +99,6 @@ def to_model(pixels: np.ndarray) -> np.ndarray:
 
 
 def to_uint8(pixels: np.ndarray) -> np.ndarray:
-    """float [-1,1] -> uint8; clipped, then cut off and not rounded (released post-processing)."""
+    """float [-1,1] -> uint8; clipped, then truncated, not rounded (released post-processing)."""
     scaled = (np.asarray(pixels, np.float32) * np.float32(0.5) + np.float32(0.5)) * np.float32(255)
     return np.clip(scaled, 0, 255).astype(np.uint8)

@@ -1,6 +1,6 @@
-"""Arrays to files: PNG, animated WebP, MP4; a file appears whole or not at all.
+"""Arrays to files: PNG, animated WebP, MP4. Writes are atomic.
 
-Paths are those of a disk or of a bucket (gs://…).
+Paths lie on a disk or in a bucket (gs://…).
 """
 
 import io
@@ -26,15 +26,15 @@ def write_png(path, pixels: np.ndarray, metadata: dict[str, str] | None = None) 
 def write_webp(path, frames: np.ndarray, fps: float) -> None:
     """uint8 [T,H,W,3] as a lossless, endlessly looping animated WebP with exactly T frames.
 
-    Encoders merge equal neighbours and so change the number of frames; therefore each frame is
-    compressed alone and the container (RIFF; WebP container specification) is put together here.
+    Encoders merge equal neighbours, which changes the number of frames. Each frame is therefore
+    compressed alone, and this function writes the container (RIFF; WebP container specification).
     """
     frames = _checked(frames, 4)
     height, width = frames.shape[1:3]
     size = struct.pack("<I", width - 1)[:3] + struct.pack("<I", height - 1)[:3]
     stamps = [round(1000 * index / fps) for index in range(len(frames) + 1)]
     chunks = _chunk(b"VP8X", bytes([0x02, 0, 0, 0]) + size)  # 0x02: the file is an animation
-    chunks += _chunk(b"ANIM", bytes([255, 255, 255, 255, 0, 0]))  # white, looping for ever
+    chunks += _chunk(b"ANIM", bytes([255, 255, 255, 255, 0, 0]))  # white, looping forever
     for frame, start, end in zip(frames, stamps, stamps[1:], strict=False):
         buffer = io.BytesIO()
         # The fastest setting: a tenth larger than the default and twenty times as fast.
@@ -51,7 +51,7 @@ def _chunk(name: bytes, payload: bytes) -> bytes:
 
 
 def write_mp4(path, frames: np.ndarray, fps: float) -> None:
-    """uint8 [T,H,W,3] as MP4 (H.264, yuv420p); odd sides get their last row or column twice."""
+    """uint8 [T,H,W,3] as MP4 (H.264, yuv420p); odd sides repeat their last row or column."""
     import av
 
     frames = _checked(frames, 4)

@@ -1,4 +1,4 @@
-"""Pictures and clips of a folder, decoded, by number; kept in memory up to a limit."""
+"""Images and clips of a folder, decoded, by number; kept in memory up to a limit."""
 
 import logging
 from pathlib import Path
@@ -12,13 +12,13 @@ log = logging.getLogger(__name__)
 
 
 class DecodedItems:
-    """The uint8 pictures [H,W,3] and clips [T,H,W,3] that jsonl files name.
+    """The uint8 images [H,W,3] and clips [T,H,W,3] that jsonl files name.
 
     root, files: folder and the jsonl files in it (layout of `sources.FolderSource`).
-    short_side: what is larger is scaled down until its short side has this many pixels.
-    cache_bytes: decoded items are kept up to this sum; the rest is read again each time.
-    max_bad_items: unreadable items, and clips too short for what is asked, are replaced by their
-      successor; one more than this is a MediaError that names it.
+    short_side: larger items are scaled down to a short side of this many pixels.
+    cache_bytes: decoded items are kept up to this sum; the others are read again each time.
+    max_bad_items: unreadable items, and clips too short for the request, are replaced by their
+      successor; one more than this raises a MediaError that names it.
     """
 
     def __init__(
@@ -55,16 +55,16 @@ class DecodedItems:
     def get(
         self, source: str, index: int, square: int | None = None, frames: int = 1
     ) -> np.ndarray:
-        """Item `index` of a source, or the next that can be used.
+        """Item `index` of a source, or the next usable one.
 
         Args:
           source: "image" or "video".
           index: below `count(source)`.
-          square: side of the centred square that is wanted; None: all of the item.
-          frames: how many a clip must have at least; it is returned whole.
+          square: side of the centred square to return; None: the whole item.
+          frames: minimum number of frames of a clip; it is returned whole.
 
         Raises:
-          MediaError: more than `max_bad_items` are bad, or all.
+          MediaError: more than `max_bad_items` items are bad, or all of them.
         """
         count = len(self._items[source])
         for candidate in range(index, index + count):
@@ -79,7 +79,7 @@ class DecodedItems:
             if source == "image" or len(pixels) >= frames:
                 return pixels
             self._too_short(key, len(pixels), frames)
-        raise media.MediaError(f"{self._root}: not one {source} can be used")
+        raise media.MediaError(f"{self._root}: no {source} can be used")
 
     def _too_short(self, key: tuple[str, int], found: int, wanted: int) -> None:
         if (*key, wanted) in self._bad:

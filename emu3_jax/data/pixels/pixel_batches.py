@@ -1,8 +1,8 @@
-"""Batches of raw pictures and clips, on which the vision tokenizer trains.
+"""Batches of raw images and clips, on which the vision tokenizer trains.
 
-Batch n is a function of (config, n) alone, however many processes read it: each group deals out its
-items in an order that is shuffled anew each epoch, and every random choice (crop, window of a clip,
-frame rate, flip) comes from a generator seeded by the item's place in that order.
+Batch n is a function of (config, n) alone, whatever the number of processes: each group takes its
+items in an order that is reshuffled each epoch, and every random choice (crop, window of a clip,
+frame rate, flip) comes from a generator seeded by the item's position in that order.
 """
 
 import math
@@ -20,18 +20,18 @@ from emu3_jax.data.pixels.decoded import DecodedItems
 
 KINDS = ("stills", "clips", "pans")
 CROPS = ("centre", "random")
-# grain wants to know how long a stream is.
+# grain requires the length of a stream.
 ENDLESS = 1 << 40
 
 
 @dataclass(frozen=True)
 class PixelGroup:
-    """Items of one kind, one size and one length, of which each batch holds the same number.
+    """Items of one kind, size and length; each batch holds the same number of them.
 
     name: key in the batch and in the metrics ("stills", "clips_32", "stills_128").
     kind: "stills"; "clips", made of the corpus's clips; "pans", clips made of its stills by moving
       a window over them (`crops.pan_boxes`), for corpora without video.
-    size: side in pixels. count: items a batch; 0 leaves the group out.
+    size: side in pixels. count: items per batch; 0 leaves the group out.
     frames: of a clip or pan, at least 2; 1 for stills.
     """
 
@@ -59,33 +59,33 @@ class PixelGroup:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the group's array in the global batch."""
+        """Shape of the group's array in the global batch."""
         frames = () if self.kind == "stills" else (self.frames,)
         return (self.count, *frames, self.size, self.size, 3)
 
     @property
     def source(self) -> str:
-        """Which files it is made of: "image" or "video" (the key of their rows)."""
+        """The files it is made of: "image" or "video" (the key in their rows)."""
         return "video" if self.kind == "clips" else "image"
 
 
 @dataclass(frozen=True)
 class PixelConfig:
-    """Which pictures and clips, how large, and how many a batch.
+    """Which images and clips a batch holds, how large and how many.
 
-    Every batch holds every group. Sizes and lengths could also take turns, a batch each; together
-    they make one compiled step of fixed shapes, every update sees the same mixture, and no process
-    must agree with others on whose turn it is.
+    Every batch holds every group. Sizes and lengths could also alternate between batches. Together
+    they make one compiled step of fixed shapes, every update has the same mixture, and processes
+    need not agree on the next size.
 
     root, files: folder and the jsonl files in it (layout of `sources.FolderSource`).
-    groups: what a batch holds.
+    groups: contents of a batch.
     crop: "centre", the centred square as large as the short side; "random", a square of
-      `min_crop` to 1 of the short side anywhere in the picture (the same for all frames of a clip).
+      `min_crop` to 1 of the short side anywhere in the image (the same for all frames of a clip).
       Pans choose their windows themselves.
     flip, reverse: half of the items are mirrored; half of the clips and pans run backwards.
     strides: a training clip takes every k-th frame, k drawn from those that its length allows.
     cache_bytes: decoded items are kept in memory up to this sum, at the size that the groups need;
-      the rest is read again each time.
+      the others are read again each time.
     max_bad_items: unreadable items, and clips too short for a group, are replaced by their
       successor; one more than this is an error.
     """
@@ -109,7 +109,7 @@ class PixelConfig:
         names = [group.name for group in self.groups]
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
-            raise ValueError(f"groups: names must differ, {repeated[0]!r} stands there twice")
+            raise ValueError(f"groups: names must differ, {repeated[0]!r} appears twice")
         if not self.active:
             raise ValueError("groups: at least one must have a count above 0")
         if self.crop not in CROPS:
@@ -126,21 +126,21 @@ class PixelConfig:
 
     @property
     def active(self) -> tuple[PixelGroup, ...]:
-        """The groups that a batch holds: those with a count."""
+        """The groups with a count above 0."""
         return tuple(group for group in self.groups if group.count)
 
 
 class _Order:
-    """Which of `count` items stands at a place of an endless stream: every epoch a permutation.
+    """The item at a position of an endless stream of `count` items: every epoch a permutation.
 
-    grain's own shuffle needs no memory, but takes milliseconds an item where there are few items.
+    grain's own shuffle needs no memory, but takes milliseconds per item if there are few items.
     """
 
     def __init__(self, count: int, seed: int):
         self._count, self._seed, self._epoch = count, seed, None
 
-    def at(self, place: int) -> int:
-        epoch, index = divmod(place, self._count)
+    def at(self, position: int) -> int:
+        epoch, index = divmod(position, self._count)
         if epoch != self._epoch:
             rng = np.random.default_rng((self._seed, epoch))
             self._epoch, self._permutation = epoch, rng.permutation(self._count)
@@ -148,7 +148,7 @@ class _Order:
 
 
 class _BatchMaker:
-    """Number of a batch -> its arrays, or those rows of them that this process reads."""
+    """Number of a batch -> its arrays, or the rows of them that this process reads."""
 
     def __init__(self, config: PixelConfig, rows: dict[str, range]):
         self._config, self._rows = config, rows
@@ -160,8 +160,8 @@ class _BatchMaker:
             count = self._items.count(group.source)
             if not count:
                 raise ValueError(
-                    f"{config.root}: {config.files} hold no {group.source}, of which the group "
-                    f"{group.name!r} is made"
+                    f"{config.root}: {config.files} hold no {group.source}, which the group "
+                    f"{group.name!r} is made of"
                 )
             self._seeds[group.name] = _seed(config, group)
             self._orders[group.name] = _Order(count, self._seeds[group.name])
@@ -169,20 +169,20 @@ class _BatchMaker:
     def __call__(self, batch: int) -> dict[str, np.ndarray]:
         arrays = {}
         for group in self._config.active:
-            places = [batch * group.count + row for row in self._rows[group.name]]
-            items = [self._item(group, place) for place in places]
+            positions = [batch * group.count + row for row in self._rows[group.name]]
+            items = [self._item(group, position) for position in positions]
             arrays[group.name] = media.to_model(np.stack(items))
         return arrays
 
-    def _item(self, group: PixelGroup, place: int) -> np.ndarray:
-        """The item at a place of the group's order, as uint8 of the group's shape."""
+    def _item(self, group: PixelGroup, position: int) -> np.ndarray:
+        """The item at a position of the group's order, as uint8 of the group's shape."""
         config = self._config
-        # The 1 keeps it apart from the generators of `_Order`.
-        rng = np.random.default_rng((self._seeds[group.name], place, 1))
+        # The 1 separates it from the generators of `_Order`.
+        rng = np.random.default_rng((self._seeds[group.name], position, 1))
         square = config.crop == "centre" and group.kind != "pans"
         pixels = self._items.get(
             group.source,
-            self._orders[group.name].at(place),
+            self._orders[group.name].at(position),
             square=group.size if square else None,
             frames=(group.frames - 1) * min(config.strides) + 1,
         )
@@ -203,13 +203,13 @@ class _BatchMaker:
 
 
 def _seed(config: PixelConfig, group: PixelGroup) -> int:
-    """Of one group by its name: it shows the same items whichever groups stand beside it."""
+    """Seed of a group, from its name: its items do not depend on the other groups."""
     entropy = (config.seed, zlib.crc32(group.name.encode()))
     return int(np.random.SeedSequence(entropy).generate_state(1)[0])
 
 
 def _short_side(config: PixelConfig) -> int:
-    """Short side, in pixels, above which a picture holds more than any group ever shows."""
+    """Short side, in pixels, above which no group uses the additional resolution."""
     smallest = {"pans": crops.PAN_SIDES[0]}
     needs = [group.size / smallest.get(group.kind, config.min_crop) for group in config.active]
     return math.ceil(max(needs))
@@ -226,7 +226,7 @@ def _window(
 
 
 class PixelIterator(Batches):
-    """Endless batches from one on, made ahead in a thread; see `pixel_batches`."""
+    """Endless batches from number `start` on, prefetched by a thread; see `pixel_batches`."""
 
     def __init__(self, config: PixelConfig, start: int, rows: dict[str, range]):
         self.share = {group.name: (rows[group.name][0], group.count) for group in config.active}
@@ -241,11 +241,11 @@ class PixelIterator(Batches):
         return next(self._iterator)
 
     def get_state(self) -> dict:
-        """Position behind the last batch, the same in every process."""
+        """The position after the last batch, the same in every process."""
         return self._iterator.get_state()
 
     def set_state(self, state: dict) -> None:
-        """Go on behind the batch at which `state` was taken, in however many processes."""
+        """Continues after the batch at which `state` was taken, with any number of processes."""
         self._iterator.set_state(state)
 
 
@@ -255,18 +255,18 @@ def pixel_batches(
     """Endless iterator of batches from number `start` on.
 
     Args:
-      config: what a batch holds.
+      config: contents of a batch.
       start: number of the first batch.
-      rows: rows that this process reads of a group of so many; all of them by default. A task
-        gives `functools.partial(sharding.rows_here, mesh)`.
+      rows: maps the number of rows of a group to those that this process reads; default: all. A
+        task passes `functools.partial(sharding.rows_here, mesh)`.
 
     Returns:
-      Iterator over {group.name: float32 [rows, size, size, 3], of clips and pans
+      Iterator over {group.name: float32 [rows, size, size, 3]; for clips and pans
       [rows, frames, size, size, 3]}, in [-1, 1].
 
     Raises:
-      ValueError: rows outside the batch; files that hold nothing for a group.
-      MediaError, SourceError: what cannot be read; the sentence names the file.
+      ValueError: rows outside the batch, or files that hold nothing for a group.
+      MediaError, SourceError: a file that cannot be read; the sentence names it.
     """
     mine = {group.name: rows(group.count) for group in config.active}
     for group in config.active:

@@ -1,4 +1,4 @@
-"""Raw corpora in the layouts people have: a folder with jsonl files, WebDataset tars, TFDS."""
+"""Raw corpora: a folder with jsonl files, WebDataset tars, or TFDS."""
 
 import os
 from pathlib import Path
@@ -12,8 +12,8 @@ __all__ = ["FolderSource", "RawItem", "Source", "SourceError", "open_source"]
 def open_source(spec: str, root: str | os.PathLike = ".", items_per_shard: int = 512) -> Source:
     """The source a string names: a jsonl file, "webdataset:PATTERN" or "tfds:NAME:SPLIT".
 
-    Paths are relative to `root`. PATTERN is a glob or holds one range {000..123}. SourceError for
-    what does not exist, is empty, or is no such string.
+    Paths are relative to `root`. PATTERN is a glob or contains one range {000..123}. Raises
+    SourceError for a corpus that does not exist or is empty, and for any other string.
     """
     kind, _, rest = spec.partition(":")
     if kind == "webdataset" and rest:
@@ -28,5 +28,5 @@ def open_source(spec: str, root: str | os.PathLike = ".", items_per_shard: int =
     if spec.endswith(".jsonl"):
         return FolderSource(Path(root) / spec, items_per_shard)
     raise SourceError(
-        f'{spec!r} names no corpus; expected PATH.jsonl, "webdataset:PATTERN" or "tfds:NAME:SPLIT"'
+        f'{spec!r} is not a corpus; expected PATH.jsonl, "webdataset:PATTERN" or "tfds:NAME:SPLIT"'
     )

@@ -1,4 +1,4 @@
-"""A folder with a jsonl file: one row an example, media beside it."""
+"""A folder with a jsonl file: one row per example, media files beside it."""
 
 import json
 import os
@@ -11,16 +11,16 @@ from emu3_jax.data.sources.source import RawItem, SourceError
 class FolderSource:
     """A folder and a jsonl file in it.
 
-    A row is {"id", "text", "image" or "video" or neither, …}; "segments" or "turns" instead of
-    these make a document or a chat (see `RawItem`). Media paths are relative to the folder of the
-    jsonl file, every other key becomes an attribute. `items_per_shard` rows make one shard.
+    A row is {"id", "text", "image" or "video" or neither, …}; with "segments" or "turns" instead,
+    it is a document or a chat (see `RawItem`). Media paths are relative to the folder of the jsonl
+    file. Every other key becomes an attribute. A shard has `items_per_shard` rows.
     """
 
     def __init__(self, jsonl: str | os.PathLike, items_per_shard: int = 512):
         self.path = Path(jsonl)
         self.name = self.path.stem
         self._per_shard = items_per_shard
-        # Line number and byte offset where each shard begins: a corpus of any length stays on disk.
+        # Line number and byte offset of each shard: a corpus of any length stays on disk.
         self._starts: list[tuple[int, int]] = []
         self._rows = 0
         offset = 0
@@ -35,7 +35,7 @@ class FolderSource:
         except OSError as error:
             raise SourceError(f"{self.path}: cannot be read ({error.strerror})") from error
         if not self._rows:
-            raise SourceError(f"{self.path}: the corpus is empty; expected one JSON row a line")
+            raise SourceError(f"{self.path}: the corpus is empty; expected one JSON row per line")
 
     def __len__(self) -> int:
         return self._rows
@@ -46,7 +46,7 @@ class FolderSource:
         return len(self._starts)
 
     def items(self, shard: int) -> Iterator[RawItem]:
-        """The rows of one shard; media files are named and not opened."""
+        """The rows of one shard, with the paths of media files, which are not opened."""
         number, offset = self._starts[shard]
         left = self._per_shard
         with open(self.path, "rb") as lines:
@@ -62,7 +62,7 @@ class FolderSource:
         where = f"{self.path}:{number}"
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # the latter: brackets thousands deep
+        except (ValueError, RecursionError) as error:  # RecursionError: brackets thousands deep
             return RawItem(where, where=where, problem=f"not a JSON row ({error})")
         if not isinstance(row, dict) or "id" not in row:
             problem = 'expected an object with the keys "id" and "text"'
@@ -75,7 +75,7 @@ class FolderSource:
         return RawItem(key, **fields, attributes=row, where=where)
 
     def _fields(self, row: dict) -> dict:
-        """Takes the keys that RawItem knows out of the row."""
+        """Removes the fields of RawItem from the row and returns them."""
         fields = {"text": row.pop("text", None) or ""}
         if not isinstance(fields["text"], str):
             raise SourceError(f'"text" must be a string, found {fields["text"]!r}')

@@ -1,4 +1,4 @@
-"""What every raw corpus answers with: items, a shard at a time, in an order that never changes."""
+"""The interface of a raw corpus: items, one shard at a time, in a fixed order."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,11 +13,11 @@ class SourceError(ValueError):
 
 @dataclass(frozen=True)
 class RawItem:
-    """One example as found, of one of five kinds.
+    """One raw example, of one of five kinds.
 
     A caption with at most one of `image` and `video` (a path, the file's bytes, or uint8 pixels);
     or `segments`, an interleaved document; or `turns`, a chat. A segment is {"text"}, {"image"} or
-    {"video"}; a turn is {"question", "answer"} with "image" or "video" if it shows something.
+    {"video"}; a turn is {"question", "answer"}, with "image" or "video" if it has one.
     """
 
     key: str
@@ -27,11 +27,11 @@ class RawItem:
     segments: tuple[dict, ...] = ()
     turns: tuple[dict, ...] = ()
     attributes: dict = field(default_factory=dict)
-    # Frames a second of a `video` that is pixels; 0 where the corpus does not say.
+    # Frames per second of a `video` given as pixels; 0 if the corpus does not state it.
     fps: float = 0.0
-    # What messages call the item: file and line, or tar and member.
+    # The item's name in messages: file and line, or tar and member.
     where: str = ""
-    # Why the source could not make an item of what it found; "" where it could.
+    # Why the source could not read the item; "" if it could.
     problem: str = ""
 
     @property
@@ -55,10 +55,10 @@ class Source(Protocol):
 
     @property
     def num_shards(self) -> int:
-        """How many shards there are (at least one)."""
+        """Number of shards (at least one)."""
 
     def items(self, shard: int) -> Iterator[RawItem]:
         """The items of one shard, in the same order at every call.
 
-        SourceError, after the items before it, where the rest of the shard cannot be read.
+        If the rest of the shard cannot be read, raises SourceError after the items before it.
         """

@@ -1,4 +1,4 @@
-"""Datasets of tensorflow-datasets that are prepared on this machine; nothing is downloaded."""
+"""Datasets of tensorflow-datasets prepared on this machine; nothing is downloaded."""
 
 import math
 import os
@@ -9,7 +9,7 @@ import numpy as np
 from emu3_jax.data.sources.source import RawItem, SourceError
 
 MEDIA_KEYS = ("image", "video")
-# Where an example states the frames a second of its clip.
+# Features that state the frames per second of a clip.
 RATE_KEYS = ("fps", "frame_rate")
 TEXT_KEYS = ("caption", "captions", "text", "title", "label")
 
@@ -17,9 +17,9 @@ TEXT_KEYS = ("caption", "captions", "text", "title", "label")
 class TfdsSource:
     """A prepared TFDS dataset, read by index (its files must be ArrayRecord).
 
-    The picture or clip is the feature "image" or "video", the text the first of `TEXT_KEYS` that
-    exists: of several captions the first, of a class label its name. Other plain features become
-    attributes; one of `RATE_KEYS` says how fast a clip was filmed. The data directory is TFDS's own
+    The image or clip is the feature "image" or "video". The text is the first of `TEXT_KEYS` that
+    exists: the first of several captions, the name of a class label. Other plain features become
+    attributes; one of `RATE_KEYS` is the frame rate of a clip. The data directory is TFDS's own
     (TFDS_DATA_DIR or ~/tensorflow_datasets).
     """
 
@@ -31,7 +31,7 @@ class TfdsSource:
         try:
             builder = tfds.builder(name, data_dir=where)
             self._data = builder.as_data_source(split=split)
-        except Exception as error:  # TFDS raises its own, and those of its readers
+        except Exception as error:  # TFDS raises errors of its own and of its readers
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise SourceError(
                 f"tfds:{name}: cannot be read from {where} as split {split!r} ({reason}); prepare "
@@ -94,7 +94,7 @@ def _pixels(kind: str, value) -> np.ndarray:
 
 
 def _rate(value) -> float:
-    """Frames a second as the example states them; 0, which is unknown, for what is no rate."""
+    """Frames per second as the example states them; 0 (unknown) if the value is not a rate."""
     rate = float(value) if isinstance(value, (int, float, np.number)) else 0.0
     return rate if 0 < rate < math.inf else 0.0
 

@@ -13,17 +13,17 @@ from emu3_jax.data.sources.source import RawItem, SourceError
 
 IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 VIDEO_ENDINGS = ("mp4", "webm", "mkv", "mov", "avi", "m4v")
-# What reading a damaged tar, compressed or not, raises.
+# Errors raised by reading a damaged tar, compressed or not.
 DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
-# Where the json keeps the caption when there is no .txt member.
+# Keys of the json for the caption if there is no .txt member.
 CAPTION_KEYS = ("caption", "text", "title")
 
 
 class WebDatasetSource:
-    """Tar files; each is one shard, and the members of one key stand side by side in it.
+    """Tar files; each is one shard, and the members of one key are adjacent in it.
 
-    `pattern` is a glob, a folder of tars, or holds one range such as {00000..00123}. The caption is
-    KEY.txt, else the json's "caption"; the json's entries become attributes.
+    `pattern` is a glob, a folder of tars, or contains one range such as {00000..00123}. The caption
+    is KEY.txt, else the json's "caption"; the json's entries become attributes.
     """
 
     def __init__(self, pattern: str):
@@ -32,14 +32,14 @@ class WebDatasetSource:
 
     @property
     def num_shards(self) -> int:
-        """One a tar file."""
+        """Number of tar files."""
         return len(self.paths)
 
     def items(self, shard: int) -> Iterator[RawItem]:
         """The examples of one tar, media as bytes.
 
-        SourceError where a tar is damaged: after the examples before that, without the one whose
-        members may be incomplete.
+        If the tar is damaged, raises SourceError after the examples before the damage, without the
+        one whose members may be incomplete.
         """
         path = self.paths[shard]
         key, members = None, {}
@@ -71,11 +71,11 @@ def _expand(pattern: str) -> list[str]:
         paths = [f"{before}{number:0{len(first)}d}{after}" for number in numbers]
         missing = [path for path in paths if not os.path.isfile(path)]
         if missing:
-            raise SourceError(f"{missing[0]}: does not exist, but {pattern} asks for it")
+            raise SourceError(f"{missing[0]}: does not exist, but {pattern} includes it")
     else:
         paths = sorted(glob.glob(pattern))
     if not paths:
-        raise SourceError(f"{pattern}: the corpus is empty; no tar file is named so")
+        raise SourceError(f"{pattern}: the corpus is empty; no tar file matches")
     return paths
 
 
@@ -87,19 +87,19 @@ def _members(path: str) -> Iterator[tuple[str, bytes]]:
 
 
 class _Member(tarfile.TarInfo):
-    """A member, or the damage in its place.
+    """A member, or an error for a damaged header.
 
-    tarfile takes a broken header for the end of the archive, and the rest would be lost unnoticed.
+    tarfile treats a broken header as the end of the archive, which would silently lose the rest.
     """
 
     @classmethod
     def fromtarfile(cls, tar: tarfile.TarFile) -> "_Member":
         try:
             return super().fromtarfile(tar)
-        except tarfile.EOFHeaderError:  # the mark of the end
+        except tarfile.EOFHeaderError:  # the end marker
             raise
         except tarfile.EmptyHeaderError as error:
-            raise tarfile.ReadError("the file stops before the mark of its end") from error
+            raise tarfile.ReadError("the file stops before its end marker") from error
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"a damaged header: {error}") from error
 
@@ -117,7 +117,7 @@ def _item(path: str, key: str, members: dict[str, bytes]) -> RawItem:
     except (ValueError, RecursionError) as error:
         return RawItem(key, where=where, problem=f"its json or txt member is unreadable ({error})")
     if not isinstance(attributes, dict):
-        return RawItem(key, where=where, problem="its json member is no object")
+        return RawItem(key, where=where, problem="its json member is not an object")
     if text is None:
         text = next((attributes[k] for k in CAPTION_KEYS if attributes.get(k)), "")
     return RawItem(key, str(text).strip("\n"), **media, attributes=attributes, where=where)

@@ -1,4 +1,4 @@
-"""Which documents training sees: datasets, what is learnt from them, and in which proportion."""
+"""The training mixture: datasets, the tasks learnt from them, and their proportions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +16,14 @@ MEDIA_RULES = ("min_pixels", "max_pixels", "fps", "max_frames")
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is learnt from a record.
+class DocumentTask:
+    """How a record becomes a document to train on.
 
     Attributes:
-      kind: of the records that it needs.
-      reversed: the segments are read in the reversed order (stored is the caption, then the image
-        or the video).
-      has_prompt: a caption comes first, which guidance at generation leaves out.
+      kind: kind of the records that it needs.
+      reversed: the segments are reversed (a record stores the caption first, then the image or the
+        video).
+      has_prompt: the document begins with a caption, which guidance omits at generation.
     """
 
     kind: str
@@ -31,18 +31,18 @@ class Task:
     has_prompt: bool = False
 
     def order(self, segments: Sequence[Segment]) -> tuple[Segment, ...]:
-        """The segments of a record in the order in which they are read."""
+        """The segments of a record in the order of the document."""
         return tuple(segments[::-1] if self.reversed else segments)
 
 
-TASKS = {
-    "text": Task("text"),
-    "text_to_image": Task("image", has_prompt=True),
-    "image_to_text": Task("image", reversed=True),
-    "text_to_video": Task("video", has_prompt=True),
-    "video_to_text": Task("video", reversed=True),
-    "document": Task("document"),
-    "chat": Task("chat"),
+DOCUMENT_TASKS = {
+    "text": DocumentTask("text"),
+    "text_to_image": DocumentTask("image", has_prompt=True),
+    "image_to_text": DocumentTask("image", reversed=True),
+    "text_to_video": DocumentTask("video", has_prompt=True),
+    "video_to_text": DocumentTask("video", reversed=True),
+    "document": DocumentTask("document"),
+    "chat": DocumentTask("chat"),
 }
 
 
@@ -52,13 +52,13 @@ class MixtureEntry:
 
     Attributes:
       dataset: folder with a dataset.json.
-      task: one of `TASKS`.
-      weight: how often a document of this entry comes up, relative to the other entries.
+      task: one of `DOCUMENT_TASKS`.
+      weight: frequency of this entry's documents, relative to the other entries.
       null_prompt: share of the documents whose caption is left empty, for guidance at generation
-        (released fine-tuning: 0.05); only where the caption comes first.
-      train_condition: whether what comes first (the caption, or the picture to be described) is
-        trained on too; pretraining does, fine-tuning as released does not.
-      name: what metrics call the entry; "" for its task.
+        (released fine-tuning: 0.05); only for tasks whose caption comes first.
+      train_condition: whether the loss covers the first segment too (the caption, or the image to
+        be described); pretraining does, released fine-tuning does not.
+      name: name of the entry in metrics; "" for its task.
     """
 
     dataset: str
@@ -69,13 +69,15 @@ class MixtureEntry:
     name: str = ""
 
     def __post_init__(self):
-        if self.task not in TASKS:
-            raise ValueError(f"task must be one of {', '.join(TASKS)}, found {self.task!r}")
+        if self.task not in DOCUMENT_TASKS:
+            raise ValueError(
+                f"task must be one of {', '.join(DOCUMENT_TASKS)}, found {self.task!r}"
+            )
         if not self.weight > 0:
             raise ValueError(f"weight must be above zero, found {self.weight}")
         if not 0 <= self.null_prompt <= 1:
             raise ValueError(f"null_prompt must be from 0 to 1, found {self.null_prompt}")
-        if self.null_prompt and not TASKS[self.task].has_prompt:
+        if self.null_prompt and not DOCUMENT_TASKS[self.task].has_prompt:
             raise ValueError(f"null_prompt is for captions that come first, not for {self.task}")
 
     @property
@@ -86,7 +88,7 @@ class MixtureEntry:
 
 class Tokens(NamedTuple):
     """One document as tokens: arrays [n] as in `emu3_jax.sequence.Sequence`, the index of its
-    mixture entry, and whether it must stay whole because it shows a picture or a clip."""
+    mixture entry, and whether it must stay whole because it shows an image or a clip."""
 
     ids: np.ndarray
     weights: np.ndarray
@@ -97,7 +99,7 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True)
 class _Build:
-    """Record -> Tokens; the random numbers decide on the empty caption."""
+    """Record -> Tokens; the generator decides whether the caption is left empty."""
 
     entry: MixtureEntry
     source: int
@@ -106,7 +108,7 @@ class _Build:
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Tokens:
         segments = list(record.segments)
-        task = TASKS[self.entry.task]
+        task = DOCUMENT_TASKS[self.entry.task]
         if self.entry.null_prompt and rng.random() < self.entry.null_prompt:
             segments[0] = Text("", ids=())
         segments = list(task.order(segments))
@@ -122,13 +124,13 @@ def _shows(segment: Segment) -> bool:
 
 
 def check_names(entries: Sequence[MixtureEntry]) -> tuple[str, ...]:
-    """The entries' names for metrics; ValueError for an empty mixture and for a name twice."""
+    """The entries' names for metrics; ValueError for an empty mixture or a repeated name."""
     names = tuple(entry.label for entry in entries)
     if not names:
-        raise ValueError("mixture names no dataset, expected at least one entry")
+        raise ValueError("the mixture is empty, expected at least one entry")
     for name in names:
         if names.count(name) > 1:
-            raise ValueError(f"two mixture entries are called {name!r}; give one another name")
+            raise ValueError(f"two mixture entries have the name {name!r}; rename one")
     return names
 
 
@@ -150,7 +152,7 @@ def media_rules(entries: Sequence[MixtureEntry]) -> dict[str, float]:
 def vision_tokenizer_of(entries: Sequence[MixtureEntry]) -> str:
     """Fingerprint of the one vision tokenizer whose codes the datasets hold; "" for text alone.
 
-    Raises ValueError naming two datasets that hold codes of two tokenizers: equal numbers would
+    Raises ValueError naming two datasets with codes of different tokenizers: equal numbers would
     mean different things.
     """
     stated = {
@@ -168,17 +170,17 @@ def open_mixture(
     seq_len: int,
     seed: int,
 ) -> list[grain.MapDataset]:
-    """Each entry as an endless dataset of `Tokens`, shuffled anew each epoch.
+    """Each entry as an endless dataset of `Tokens`, reshuffled each epoch.
 
-    Raises ValueError naming the dataset that does not fit the grammar or the others, has no
-    records for its task, or of whose documents not even the shortest fits into `seq_len`.
+    Raises ValueError naming a dataset that does not fit the grammar or the other datasets, has no
+    records for its task, or whose shortest document is longer than `seq_len`.
     """
     check_names(entries)
-    vision_tokenizer_of(entries)  # raises where there are two
+    vision_tokenizer_of(entries)  # raises if there are two
     datasets = []
     for index, entry in enumerate(entries):
         opened = open_dataset(entry.dataset, grammar)
-        records = opened.records(TASKS[entry.task].kind)
+        records = opened.records(DOCUMENT_TASKS[entry.task].kind)
         _check_length(opened, entry, seq_len)
         # Entries that read the same records must not draw the same order.
         dataset = grain.MapDataset.source(records).seed(1000 * seed + index).shuffle().repeat()
@@ -188,7 +190,7 @@ def open_mixture(
 
 
 def _check_length(dataset: TokenDataset, entry: MixtureEntry, seq_len: int) -> None:
-    kind = TASKS[entry.task].kind
+    kind = DOCUMENT_TASKS[entry.task].kind
     shortest = dataset.info.counts[kind].shortest - 1
     if kind != "text" and shortest > seq_len:
         raise RecordError(
@@ -202,8 +204,8 @@ def row_stream(
 ) -> grain.MapDataset:
     """The endless stream of documents of one row of the batch.
 
-    Of each entry, row r takes the documents r, r + rows, r + 2 rows, … so that all rows together
-    see each document once an epoch, whoever reads them.
+    Row r takes the documents r, r + rows, r + 2 rows, … of each entry, so that all rows together
+    read each document once per epoch, whichever process reads a row.
     """
     parts = [dataset[row::rows] for dataset in datasets]
     return grain.MapDataset.mix(parts, [entry.weight for entry in entries])

@@ -1,9 +1,9 @@
-"""Several documents in one row of tokens, without cutting any that shows a picture or a clip.
+"""Packs several documents into one row of tokens; documents with media are never cut.
 
-A stream of documents is taken in windows: as many as fit into `window` rows. Within a window the
-longest document goes first, each into the fullest row that still has room (best fit), and the rows
-leave in a random order, so that long documents do not all come first. What a stream has given so
-far is therefore told by two numbers: where its window begins and how many rows have left it.
+A stream of documents is read in windows: as many documents as fit into `window` rows. Within a
+window, the longest document goes first, each into the fullest row that still has room (best fit).
+The rows are emitted in random order, so that long documents do not all come first. Two numbers
+therefore give the position of a stream: the start of its window and the number of emitted rows.
 """
 
 import bisect
@@ -19,9 +19,9 @@ from emu3_jax.sequence import TokenClass
 
 log = logging.getLogger(__name__)
 
-# After so many documents in a row that do not fit, none will.
+# If so many successive documents do not fit, none will.
 GIVE_UP_AFTER = 10_000
-# Array -> (type, value where there is no token). The id of padding is the vocabulary's.
+# Array -> (type, value of padding). The padding id comes from the vocabulary.
 FIELDS = {
     "inputs": (np.int32, None),
     "targets": (np.int32, None),
@@ -34,8 +34,8 @@ FIELDS = {
 
 
 class Position(NamedTuple):
-    """How far a stream is: the document its window begins with, rows that have left that window,
-    documents dropped so far because they are too long."""
+    """Position of a stream: the first document of its window, the rows emitted from that window,
+    and the documents dropped so far because they are too long."""
 
     document: int = 0
     emitted: int = 0
@@ -43,7 +43,7 @@ class Position(NamedTuple):
 
 
 def pieces(tokens: Tokens, seq_len: int) -> list[tuple[Tokens, int, int]]:
-    """(document, start, stop) of its (input, target) pairs; [] if it does not fit and stays whole.
+    """(document, start, stop) of its (input, target) pairs; [] if it stays whole and does not fit.
 
     A document of n ids has n - 1 pairs. Text longer than `seq_len` is cut at that length.
     """
@@ -75,8 +75,8 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
 def assemble(row: Sequence[tuple[Tokens, int, int]], seq_len: int, pad: int) -> dict:
     """The arrays [seq_len] of one row; `FIELDS` names them.
 
-    `classes`, `weights` and `sources` belong to the targets, `segment_ids` count from 1, and
-    `positions` begin anew with each piece.
+    `classes`, `weights` and `sources` describe the targets, `segment_ids` count from 1, and
+    `positions` restart at each piece.
     """
     arrays = {
         name: np.full(seq_len, pad if empty is None else empty, dtype)
@@ -99,14 +99,14 @@ def assemble(row: Sequence[tuple[Tokens, int, int]], seq_len: int, pad: int) -> 
 class RowPacker:
     """One row's stream of documents, packed; an endless iterator of rows of pieces.
 
-    `position` tells where it is, and a packer made with it goes on from there. `window` is the
-    number of rows packed together, `seed` decides the order in which they leave.
+    A packer made with the `position` of another continues from there. `window` is the number of
+    rows packed together; `seed` decides the order in which they are emitted.
     """
 
     def __init__(self, documents, seq_len: int, window: int, seed: tuple, position: Position):
         self._documents, self._seq_len, self._window = documents, seq_len, window
         self._seed = seed
-        # Documents from `_first` on that were read already.
+        # Documents already read, from number `_first` on.
         self._first, self._read = position.document, []
         self._dropped = position.dropped
         self._fill()
@@ -114,7 +114,7 @@ class RowPacker:
 
     @property
     def position(self) -> Position:
-        """Where the next row comes from."""
+        """Position of the next row."""
         return Position(self._first, self._emitted, self._dropped)
 
     def next_row(self) -> list[tuple[Tokens, int, int]]:
@@ -126,7 +126,7 @@ class RowPacker:
         return row
 
     def skip(self, rows: int) -> None:
-        """Leave out so many rows, faster than taking them."""
+        """Skips this many rows, faster than reading them."""
         while rows:
             if self._emitted == len(self._rows):
                 self._next_window()
@@ -148,15 +148,15 @@ class RowPacker:
         return self._read[offset]
 
     def _fill(self) -> None:
-        """Take documents for one window and pack them."""
+        """Reads the documents of one window and packs them."""
         used = total = 0
         while total <= self._window * self._seq_len:
             total += sum(stop - start for _, start, stop in self._get(used))
             used += 1
             if not total and used >= GIVE_UP_AFTER:
                 raise ValueError(
-                    f"{used} documents in a row are longer than the sequence length "
-                    f"{self._seq_len}; not one fits"
+                    f"{used} successive documents are longer than the sequence length "
+                    f"{self._seq_len}; none fits"
                 )
         while True:
             chosen = [piece for piece_list in self._read[:used] for piece in piece_list]
@@ -164,14 +164,14 @@ class RowPacker:
             if len(packed) <= self._window or used == 1:
                 break
             used -= 1
-            # Do not end on documents that are dropped: they would change nothing.
+            # Do not end with dropped documents: they would change nothing.
             while used > 1 and not self._read[used]:
                 used -= 1
         self._used = used
         self._dropped_here = sum(not piece_list for piece_list in self._read[:used])
         if self._dropped_here:
             log.warning(
-                "%d of %d documents are longer than the sequence length %d and left out",
+                "%d of %d documents are longer than the sequence length %d and are dropped",
                 *(self._dropped_here, used, self._seq_len),
             )
         rng = np.random.Generator(
@@ -184,7 +184,7 @@ class PackedRows(grain.IterDataset):
     """Endless dataset of the arrays [rows, seq_len] of some rows of the batch, and "position" int64
     [rows, 3], the `Position` of each row's stream afterwards.
 
-    The position travels with its batch, so that it is right behind any number of buffers and
+    The position is part of its batch, so that it stays correct with any number of buffers and
     processes.
     """
 
@@ -216,10 +216,10 @@ class _PackedRowsIterator(grain.DatasetIterator):
         return batch
 
     def get_state(self) -> dict:
-        """Nothing: the position travels with the batches."""
+        """Returns {}: the position is part of the batches."""
         return {}
 
     def set_state(self, state: dict) -> None:
-        """Not needed; a stream is started anew where it shall go on."""
+        """Accepts {} only: a stream is restarted at its position instead."""
         if state:
             raise ValueError("rows are restored by the positions in their batches")

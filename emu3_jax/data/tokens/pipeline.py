@@ -1,7 +1,7 @@
 """Batches for pretraining: token datasets in, packed rows out, with a position to resume from.
 
 Batch n is a function of (config, n): row r of every batch has its own stream of documents, so
-neither the number of hosts nor of worker processes plays a part.
+neither the number of hosts nor the number of worker processes matters.
 """
 
 import zlib
@@ -27,17 +27,17 @@ from emu3_jax.sequence import Grammar, LossWeights
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What training reads.
+    """The data of a pretraining run.
 
     Attributes:
       mixture: datasets with their tasks and weights.
       batch_size: rows of the global batch, over all hosts.
-      sequence_length: tokens to predict in a row.
+      sequence_length: tokens to predict per row.
       loss_weights: weight of a token by its class (0.5 on vision tokens: paper, section 2.4).
       seed: of the order of documents and of every other random choice.
-      pack_window: rows that are packed together; more waste less room and need more memory.
-      workers: processes that read and pack; 0 does it in a thread of this one.
-      prefetch: batches that are made ahead.
+      pack_window: rows packed together; more rows waste less room and need more memory.
+      workers: processes that read and pack; 0 uses a thread of this process.
+      prefetch: number of batches prepared in advance.
     """
 
     mixture: tuple[MixtureEntry, ...]
@@ -102,13 +102,13 @@ class BatchIterator(Batches):
 
     @property
     def dropped(self) -> int:
-        """Documents left out so far by these rows because they are longer than a row."""
+        """Documents of these rows dropped so far because they are longer than a row."""
         return sum(position.dropped for position in self._positions.values())
 
     def get_state(self) -> dict:
-        """JSON-able position behind the last batch: its number and three integers a row.
+        """The position after the last batch, JSON-able: its number and three integers per row.
 
-        It holds the rows of this host; `merge_states` makes one of those of all hosts.
+        It covers the rows of this host; `merge_states` combines the states of all hosts.
         """
         return {
             "batch": self._batch,
@@ -122,18 +122,18 @@ class BatchIterator(Batches):
 
     @staticmethod
     def merge_states(states: Sequence[dict]) -> dict:
-        """The state of the global batch from those of its hosts, taken behind the same batch."""
+        """The state of the global batch from those of its hosts, taken after the same batch."""
         numbers = {state["batch"] for state in states}
         assert len(numbers) == 1, f"hosts are at different batches: {sorted(numbers)}"
         rows = {row: position for state in states for row, position in state["rows"].items()}
         return {**states[0], "rows": rows}
 
     def adapt_state(self, state: dict) -> dict:
-        """The state that goes on from one of another mixture, row length, batch size, ….
+        """A state for these batches from one of another mixture, row length, batch size, ….
 
-        Each row begins a new window at the document with which its last one began, so some
-        documents may be seen again; where the number of rows is another, all begin where the
-        average row was. A state of the same batches is returned as it is.
+        Each row begins a new window at the first document of its last window, so some documents
+        may be repeated. If the number of rows has changed, all rows begin at the position of the
+        average row. A state of the same batches is returned unchanged.
         """
         contents = state.get("contents", self._contents)
         if state.get("stream", self._stream) == self._stream and contents == self._contents:
@@ -155,9 +155,9 @@ class BatchIterator(Batches):
         }
 
     def set_state(self, state: dict) -> None:
-        """Go on behind the batch at which `state` was taken, by whichever hosts and workers.
+        """Continues after the batch at which `state` was taken, with any hosts and workers.
 
-        Rows that the state does not hold (another host had them) are packed again from the start,
+        Rows that the state does not cover (those of another host) are packed again from the start,
         which takes a while. ValueError for the state of other batches (see `adapt_state`), or of
         data that another vision tokenizer made.
         """
@@ -170,13 +170,13 @@ class BatchIterator(Batches):
         if state["vision_tokenizer"] != self._vision_tokenizer:
             raise ValueError(
                 f"the run began on codes of the vision tokenizer {state['vision_tokenizer']!r}, "
-                f"but its data was made anew with {self._vision_tokenizer!r}; the codes mean other "
+                f"but its data was remade with {self._vision_tokenizer!r}; the codes mean other "
                 "things now: begin another run, or tokenize with the first one"
             )
         if state.get("stream", self._stream) != self._stream:
             raise ValueError(
                 "the saved data position is of another mixture, seed or pack_window; rows of "
-                "documents have no place in common with it"
+                "documents have no position in common with it"
             )
         for label, content in state.get("contents", {}).items():
             if content != self._contents[label]:
@@ -192,14 +192,14 @@ class BatchIterator(Batches):
         self._start({row: self._batch for row in self._rows if row not in known})
 
     def close(self) -> None:
-        """Stop the worker processes and threads; the next batch starts them again."""
+        """Stops the worker processes and threads; the next batch starts them again."""
         for iterator in self._iterators or ():
             iterator.close()
         self._iterators = None
 
     def _start(self, skips: dict[int, int]) -> None:
         if self._config.workers and not flags.FLAGS.is_parsed():
-            flags.FLAGS.mark_as_parsed()  # grain reads flags; without a command there are none
+            flags.FLAGS.mark_as_parsed()  # grain reads flags, which only a command parses
         groups = min(self._config.workers, len(self._rows)) or 1
         self._iterators = []
         for part in np.array_split(np.array(self._rows), groups):
@@ -235,17 +235,17 @@ class BatchIterator(Batches):
 
 
 def _fingerprint(config: DataConfig) -> str:
-    """Of all that decides which documents stand in which row of which batch, but their contents."""
+    """Fingerprint of all that assigns documents to rows and batches, without their contents."""
     shape = (config.batch_size, config.sequence_length, config.pack_window, config.seed)
     entries = [(e.label, e.task, e.weight, e.null_prompt) for e in config.mixture]
     return f"{zlib.crc32(repr((shape, entries)).encode()):08x}"
 
 
 def make_iterator(config: DataConfig, grammar: Grammar, rows: range | None = None) -> BatchIterator:
-    """The batches of a config; `rows` are those of the global batch that this host reads (all).
+    """The batches of a config; `rows` of the global batch are read by this host (default: all).
 
-    Raises ValueError before any reading: datasets that do not fit the grammar, hold nothing for
-    their task, or hold only documents that are too long; rows outside the batch.
+    Raises ValueError before any reading: datasets do not fit the grammar, hold nothing for their
+    task, or hold only documents that are too long; or rows lie outside the batch.
     """
     rows = range(config.batch_size) if rows is None else rows
     if not len(rows) or min(rows) < 0 or max(rows) >= config.batch_size:

@@ -1,9 +1,9 @@
-"""What one stored example is, and what a dataset of them states about itself.
+"""Stored examples (records), and datasets of them with their description.
 
 A dataset is a folder: ArrayRecord files, each holding records of one kind, and a dataset.json. A
-record keeps text (with its ids) and visual codes, not the token sequence, so that one dataset
-serves every task; dataset.json says with which vocabulary and tokenizers the ids and codes were
-made, and reading it with others is an error.
+record holds text (with its ids) and visual codes, not the token sequence, so that one dataset
+serves every task. dataset.json names the vocabulary and the tokenizers of the ids and codes;
+reading with others is an error.
 """
 
 import bisect
@@ -30,7 +30,7 @@ from emu3_jax.vocab import Vocab
 
 SCHEMA = 1
 DATASET_FILE = "dataset.json"
-# text: text alone; image, video: a caption and one picture or clip; document: any segments in a
+# text: text alone; image, video: a caption and one image or clip; document: any segments in a
 # fixed order; chat: a document whose loss flags matter (only answers are trained on).
 KINDS = ("text", "image", "video", "document", "chat")
 
@@ -43,9 +43,9 @@ class RecordError(ValueError):
 class Record:
     """One stored example.
 
-    `segments` are those of `emu3_jax.sequence`, texts with their ids; of kind image and video they
-    are (Text, Image) and (Text, Video). `source` names the corpus, `attributes` is what else the
-    corpus said (JSON-able).
+    `segments` are those of `emu3_jax.sequence`, texts with their ids; records of kind image and
+    video have (Text, Image) and (Text, Video). `source` names the corpus; `attributes` are further
+    fields of the corpus (JSON-able).
     """
 
     key: str
@@ -55,9 +55,10 @@ class Record:
     attributes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
-        """The record as stored: msgpack, integers little-endian and as narrow as they fit.
+        """The record as stored: msgpack, integers little-endian in the narrowest type that fits.
 
-        RecordError for what msgpack cannot hold, as a lone surrogate or an integer beyond 64 bits.
+        RecordError for what msgpack cannot hold, such as a lone surrogate or an integer above 64
+        bits.
         """
         segments = [_pack(segment) for segment in self.segments]
         try:
@@ -71,7 +72,7 @@ class Record:
         try:
             key, source, kind, segments, attributes = msgpack.unpackb(content)
             return cls(key, source, kind, tuple(_unpack(s) for s in segments), attributes)
-        except Exception as error:  # msgpack and numpy raise many kinds on foreign bytes
+        except Exception as error:  # msgpack and numpy raise many errors on foreign bytes
             raise RecordError(f"not a stored record of schema {SCHEMA} ({error})") from error
 
 
@@ -102,7 +103,7 @@ def _unpack(packed: list) -> Segment:
 
 
 def _integers(values) -> tuple[int, bytes]:
-    """(bytes a number, little-endian bytes); 2 bytes where all numbers fit."""
+    """(bytes per number, little-endian bytes); 2 bytes per number if all fit."""
     values = np.asarray(values, np.int64).ravel()
     width = 2 if not len(values) or values.max() < 1 << 16 else 4
     return width, values.astype(f"<u{width}").tobytes()
@@ -146,11 +147,11 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """What dataset.json states. The tokenizers are stated as fingerprints.
+    """The content of dataset.json. Tokenizers are stated as fingerprints.
 
     `vision_tokenizer` is "" for a dataset of text alone; `counts` is by kind; `skipped` is the
-    number of items left out, which skipped.jsonl lists; `recipe` is what else the content depends
-    on (sources, pixel limits, …).
+    number of skipped items, which skipped.jsonl lists; `recipe` holds all else that the content
+    depends on (sources, pixel limits, …).
     """
 
     vocabulary: Vocab
@@ -178,7 +179,7 @@ class DatasetInfo:
 
     @classmethod
     def from_json(cls, text: str) -> "DatasetInfo":
-        """The inverse of `to_json`; ValueError names what is missing or of another schema."""
+        """The inverse of `to_json`; ValueError names a missing entry or another schema."""
         plain = json.loads(text)
         if not isinstance(plain, dict) or plain.get("schema") != SCHEMA:
             found = plain.get("schema") if isinstance(plain, dict) else plain
@@ -213,7 +214,7 @@ class ShardWriter:
         return self
 
     def write(self, record: Record) -> None:
-        """Append one record; OSError where the disk is full."""
+        """Appends one record; OSError if the disk is full."""
         try:
             self._writer.write(record.to_bytes())
         except RuntimeError as error:
@@ -249,12 +250,12 @@ class TokenDataset:
 
 
 class StoredRecords(Sequence):
-    """Records by index, read from their files when asked for; a RecordError names a broken file."""
+    """Records by index, read from their files on access; a RecordError names a broken file."""
 
     def __init__(self, folder: epath.Path, shards: Sequence[Shard]):
         self._files = [folder / shard.file for shard in shards]
         self._ends = list(itertools.accumulate(shard.records for shard in shards))
-        # Stating the range spares opening every file to count its records.
+        # With stated ranges, files need not be opened to count their records.
         self._raw = grain.sources.ArrayRecordDataSource(
             [f"{file}[0:{shard.records}]" for file, shard in zip(self._files, shards, strict=True)]
         )
@@ -274,7 +275,7 @@ class StoredRecords(Sequence):
 
 
 def write_dataset_info(path: str | os.PathLike, info: DatasetInfo) -> None:
-    """Write dataset.json, which makes the folder a dataset; last, and whole or not at all."""
+    """Writes dataset.json, atomically and last: it makes the folder a dataset."""
     write_atomically(Path(path) / DATASET_FILE, info.to_json())
 
 
@@ -283,21 +284,21 @@ def open_dataset(
     grammar: Grammar | None = None,
     vision_tokenizer: str | None = None,
 ) -> TokenDataset:
-    """Open a dataset and check that it fits the grammar and the vision tokenizer's fingerprint.
+    """Opens a dataset and checks that it fits the grammar and the vision tokenizer's fingerprint.
 
-    The folder may lie in a bucket (gs://). Raises RecordError naming the folder: no or unreadable
-    dataset.json, a shard that is missing; ValueError naming both sides: another vocabulary, text
-    tokenizer, video format or vision tokenizer.
+    The folder may lie in a bucket (gs://). Raises RecordError naming the folder if dataset.json or
+    a shard is missing or unreadable, and ValueError naming both sides if the vocabulary, text
+    tokenizer, video format or vision tokenizer differs.
     """
     path = epath.Path(path)
     file = path / DATASET_FILE
     if not file.is_file():
-        raise RecordError(f"{path}: is no finished dataset (it has no {DATASET_FILE})")
+        raise RecordError(f"{path}: is not a finished dataset (it has no {DATASET_FILE})")
     try:
         info = DatasetInfo.from_json(file.read_text())
     except (ValueError, OSError) as error:
         raise RecordError(f"{file}: cannot be read as a dataset's description ({error})") from error
-    # One listing: in a bucket each question takes a tenth of a second.
+    # One listing: in a bucket each request takes a tenth of a second.
     there = {file.name for file in path.iterdir()}
     for shard in info.shards:
         if shard.file not in there:

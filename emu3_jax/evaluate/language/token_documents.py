@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from etils import epath
 
 from emu3_jax import sequence
-from emu3_jax.data.tokens.mixture import TASKS
+from emu3_jax.data.tokens.mixture import DOCUMENT_TASKS
 from emu3_jax.data.tokens.records import DATASET_FILE, Record, open_dataset
 from emu3_jax.sequence import Document, Grammar
 
@@ -54,6 +54,6 @@ def tasks_of(record: Record) -> dict[str, Document]:
     """The documents a record gives, by task: captioned images and videos are read both ways."""
     return {
         name: Document(task.order(record.segments))
-        for name, task in TASKS.items()
+        for name, task in DOCUMENT_TASKS.items()
         if task.kind == record.kind
     }

@@ -1,1 +1,1 @@
-"""Files of tensors: safetensors, torch's pickles, and from them onto a mesh."""
+"""Tensor files: safetensors, torch's pickles, and loading them onto a mesh."""

@@ -1,7 +1,7 @@
-"""Weights from files straight onto the devices of a mesh, one tensor at a time.
+"""Loads weights from files onto the devices of a mesh, one tensor at a time.
 
-The host holds the tensor that is being read and the piece that a device is being given, never a
-whole model: what a pod's hosts have room for does not depend on the size of the model.
+The host holds the tensor being read and the piece being transferred, never a whole model: host
+memory does not limit the size of the model.
 """
 
 import math
@@ -18,7 +18,7 @@ Path = tuple[str, ...]
 class OntoMesh:
     """Arrays of given shapes and shardings, filled piece by piece.
 
-    `arrays` holds what is there so far; what is never written stays zero (vocabulary padding).
+    `arrays` holds the arrays written so far; unwritten parts stay zero (vocabulary padding).
     """
 
     def __init__(self, abstract: Mapping[Path, jax.ShapeDtypeStruct]):
@@ -27,12 +27,12 @@ class OntoMesh:
         self._writers = {}
 
     def write(self, path: Path, layer: int | None, array: np.ndarray) -> None:
-        """Puts an array at the origin of `path`, or of its `layer` where layers are stacked.
+        """Writes an array at the origin of `path`, or of its `layer` if layers are stacked.
 
         Args:
           path: one of the names in `abstract`.
           layer: index on the first axis, or None for the whole array.
-          array: as large as the place or smaller (without padding), of any floating type.
+          array: as large as the target or smaller (without padding), of any floating type.
         """
         whole = self._abstract[path]
         if layer is None:
@@ -50,11 +50,11 @@ class OntoMesh:
         of_layer = NamedSharding(whole.sharding.mesh, PartitionSpec(*whole.sharding.spec[1:]))
         piece = _placed(array, whole.shape[1:], whole.dtype, of_layer)
         stack = self._writers[path](self.arrays[path], piece, layer)
-        self.arrays[path] = stack.block_until_ready()  # else pieces would queue up on the host
+        self.arrays[path] = stack.block_until_ready()  # else pieces queue up on the host
 
 
 def _placed(array: np.ndarray, shape: tuple[int, ...], dtype, sharding) -> jax.Array:
-    """`array`, zeros behind it up to `shape`, in its shards; each is cut out by itself."""
+    """`array`, padded with zeros to `shape`, in its shards; each is made separately."""
 
     def piece(index: tuple[slice, ...]) -> np.ndarray:
         starts = [part.indices(size)[:2] for part, size in zip(index, shape, strict=True)]

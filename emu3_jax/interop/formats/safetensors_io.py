@@ -1,7 +1,7 @@
 """Weights on disk: one safetensors file, or several with an index, read tensor by tensor.
 
-Both are what the hub serves. A file is written under a temporary name and renamed, the index
-last, so that a directory never holds half of a model under its final names.
+The hub serves both. Files are written under temporary names and then renamed, the index last, so
+that a directory never holds half of a model under the final names.
 """
 
 import contextlib
@@ -20,16 +20,16 @@ CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SHARDS = "model-*-of-*.safetensors"
-SHARD_BYTES = 5 * 10**9  # as the released checkpoints are cut
+SHARD_BYTES = 5 * 10**9  # as in the released checkpoints
 
-# Types of weights in a file; SAME leaves every tensor in the type it has.
+# Types of weights in a file; SAME keeps the type of every tensor.
 SAME = "same"
 DTYPES = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 _TYPE_NAMES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def model_type(path: str | os.PathLike) -> str | None:
-    """What the config.json of a directory calls its kind of model; ValueError if there is none."""
+    """The kind of model that a directory's config.json states; ValueError if there is none."""
     return files.read_json(pathlib.Path(path) / CONFIG_FILE).get("model_type")
 
 
@@ -40,15 +40,15 @@ def check_dtype(dtype: str) -> None:
 
 
 def as_type(array: np.ndarray, dtype: str) -> np.ndarray:
-    """The array in one of DTYPES, or as it is."""
+    """The array in one of DTYPES, or unchanged for SAME."""
     return array if dtype == SAME else array.astype(DTYPES[dtype])
 
 
 class Tensors:
-    """The tensors of a directory, of which only names and shapes are in memory.
+    """The tensors of a directory; only names and shapes are in memory.
 
     Raises:
-        ValueError: no weights there, or a file that is no safetensors file; names it.
+        ValueError: no weights, or a file that is not a safetensors file; names it.
     """
 
     def __init__(self, path: str | os.PathLike):
@@ -82,8 +82,8 @@ class Tensors:
     def read(self, name: str) -> np.ndarray:
         """One tensor in the type it is stored in.
 
-        The file is open only meanwhile: an open one is mapped, and would count as memory with
-        every part of it that has been read.
+        The file is closed afterwards: an open file is memory-mapped, and every part read would
+        count as memory.
         """
         with _opened(self._where[name]) as tensors:
             return tensors.get_tensor(name)
@@ -93,7 +93,7 @@ class Tensors:
     ) -> None:
         """ValueError that lists every missing, unexpected and mis-shaped tensor at once.
 
-        Tensors named in `optional` may be there or not, in any shape.
+        Tensors named in `optional` may be present or absent, in any shape.
         """
         problems = differences(self._shapes, expected, optional)
         if problems:
@@ -137,7 +137,7 @@ def write_file(
     """Writes one safetensors file; an OSError, such as for a full disk, names `where`."""
     try:
         safetensors.numpy.save_file(tensors, file, metadata={"format": "pt"})
-    except safetensors.SafetensorError as error:  # also where the system refused
+    except safetensors.SafetensorError as error:  # also for errors of the operating system
         raise OSError(f"{where} cannot be written: {error}") from error
 
 
@@ -146,7 +146,7 @@ def write_tensors(
     tensors: Iterable[tuple[str, np.ndarray]],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write (name, array) pairs to a directory, at most `shard_bytes` a file and in memory."""
+    """Writes (name, array) pairs to a directory; at most `shard_bytes` per file and in memory."""
     path = pathlib.Path(path)
     path.mkdir(parents=True, exist_ok=True)
     written: list[tuple[pathlib.Path, list[str]]] = []
@@ -163,7 +163,7 @@ def write_tensors(
             if shard and size + array.nbytes > shard_bytes:
                 flush()
                 shard, size = {}, 0
-            shard[name] = np.asarray(array, order="C")  # a scalar stays one
+            shard[name] = np.asarray(array, order="C")  # keeps scalars
             size += array.nbytes
             total += array.nbytes
         flush()
@@ -191,7 +191,7 @@ def _rename(path: pathlib.Path, written: list[tuple[pathlib.Path, list[str]]], t
 
 
 def _remove_shards(path: pathlib.Path, keep: Collection[str]) -> None:
-    """Removes the files of an earlier model that was cut in another way."""
+    """Removes the files of an earlier model with another number of files."""
     for file in path.glob(SHARDS):
         if file.name not in keep:
             file.unlink()
@@ -199,15 +199,15 @@ def _remove_shards(path: pathlib.Path, keep: Collection[str]) -> None:
 
 @contextlib.contextmanager
 def replacing_model(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """As `files.replacing`, where nothing or an earlier model is.
+    """As `files.replacing`, but replaces only an earlier model.
 
     Raises:
-      ValueError: `path` is something else than a model without folders in it, which nobody wants
-        removed (a run, or a folder with all sorts of things).
+      ValueError: `path` exists and is not a model without subfolders, such as a run or a folder of
+        other files, which must not be removed.
     """
     path = pathlib.Path(path)
     if path.exists() and not _is_replaceable(path):
-        raise ValueError(f"{path} is there and is no exported model; name a new directory")
+        raise ValueError(f"{path} exists and is not an exported model; name a new directory")
     with files.replacing(path) as folder:
         yield folder
 

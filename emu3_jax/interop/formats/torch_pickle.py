@@ -1,9 +1,9 @@
-"""State dicts that torch.save wrote, read without torch and without running what a file says.
+"""Reads state dicts written by torch.save, without torch and without running code of the file.
 
-A pickle names functions to call. Here those names are looked up in a short table of what tensors
-need (`_names`) and never imported, so a file that asks for anything else ends in an error.
+A pickle names functions to call. Here these names are looked up in a short table of what tensors
+need (`_names`) and never imported; a file that names anything else raises an error.
 
-Two formats. Since torch 1.6: a zip with <folder>/data.pkl and one <folder>/data/<key> a storage.
+Two formats. Since torch 1.6: a zip with <folder>/data.pkl and one <folder>/data/<key> per storage.
 Before: four pickles one after another (magic number, protocol, machine, objects), the list of
 storage keys, and for each key its length and bytes.
 """
@@ -60,8 +60,8 @@ def read(file: str | os.PathLike) -> dict[str, np.ndarray]:
     elements than its storage, is refused.
 
     Raises:
-      ValueError: no such file, not one of torch.save's, cut short, asking for anything beside
-        tensors, or holding something else than a dict of them; names the file.
+      ValueError: the file does not exist, is not from torch.save, is truncated, names anything but
+        tensors, or is not a dict of tensors; names the file.
     """
     file = pathlib.Path(file)
     try:
@@ -71,7 +71,7 @@ def read(file: str | os.PathLike) -> dict[str, np.ndarray]:
             return read_one(stream)
     except OSError as error:
         raise ValueError(f"{file} cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # a broken pickle fails in as many ways as there are opcodes
+    except Exception as error:  # a broken pickle can fail in any way
         reason = str(error) or type(error).__name__
         raise ValueError(f"{file} cannot be read as a state dict of torch: {reason}") from error
 
@@ -94,7 +94,7 @@ def _read_zip(stream: BinaryIO) -> dict[str, np.ndarray]:
 
 
 def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Bytes of a file in the zip; torch never packs them, a bomb would."""
+    """Bytes of a file in the zip; torch never compresses them, a zip bomb does."""
     if name not in archive.namelist():
         raise ValueError(f"{name} is missing in it")
     if archive.getinfo(name).compress_type != zipfile.ZIP_STORED:
@@ -105,7 +105,7 @@ def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
 def _read_legacy(stream: BinaryIO) -> dict[str, np.ndarray]:
     size = os.fstat(stream.fileno()).st_size
     if _unpickled(stream) != LEGACY_MAGIC or _unpickled(stream) != LEGACY_PROTOCOL:
-        raise ValueError("it does not begin as torch.save's files do")
+        raise ValueError("it does not begin like a file of torch.save")
     if not _unpickled(stream)["little_endian"]:
         raise ValueError("it was written by a big-endian machine")
     tensors = _tensors_of(_unpickled(stream))
@@ -167,20 +167,20 @@ def _unpickled(stream: BinaryIO):
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes dicts, lists, numbers, strings and what `_names` holds; nothing else."""
+    """Makes dicts, lists, numbers, strings and the objects of `_names`; nothing else."""
 
     def __init__(self, stream: BinaryIO):
         super().__init__(stream, encoding="utf-8")  # keys of files from Python 2
         self.names = _names()
 
     def find_class(self, module: str, name: str):
-        """What a pickle calls module.name; ValueError if a tensor does not need it."""
+        """The object module.name of a pickle; ValueError if a tensor does not need it."""
         if (module, name) not in self.names:
-            raise ValueError(f"it asks for {module}.{name}, which no tensor needs; nothing was run")
+            raise ValueError(f"it names {module}.{name}, which no tensor needs; nothing was run")
         return self.names[module, name]
 
     def persistent_load(self, pid) -> _Storage:
-        """('storage', class, key, device, elements, …) -> the storage; what is behind is unused."""
+        """('storage', class, key, device, elements, …) -> the storage; further items are unused."""
         kind, name, key, _, numel, *view = pid
         if kind != "storage" or name not in STORAGES or any(view):
             raise ValueError("it holds a storage of a kind that state dicts do not have")
@@ -188,14 +188,14 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _names() -> dict[tuple[str, str], object]:
-    """Everything a file may name, made anew for each: a pickle can also set attributes."""
+    """Everything that a file may name, made for each file: a pickle can also set attributes."""
 
     class StateDict(dict):
-        """A class of its own since torch hangs attributes on it (the versions of modules)."""
+        """A dict subclass, since torch sets attributes on it (the versions of modules)."""
 
     def tensor(storage, offset, shape, strides, *_) -> _Tensor:
         if not isinstance(storage, _Storage):
-            raise ValueError("it makes a tensor of something that is no storage")
+            raise ValueError("it makes a tensor of something that is not a storage")
         return _Tensor(storage, int(offset), tuple(map(int, shape)), tuple(map(int, strides)))
 
     def parameter(data, *_):

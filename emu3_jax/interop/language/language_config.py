@@ -1,7 +1,7 @@
-"""config.json of a language model, of BAAI's and of the -hf layout.
+"""config.json of a language model, in BAAI's and the -hf layout.
 
-What the model is made of becomes a TransformerConfig. What stands beside it (longest sequence, ids,
-the area of the pictures it was trained on) are `further` fields, which an export takes along.
+The fields of the model become a TransformerConfig. The others (maximum sequence length, ids, the
+area of the images it was trained on) are `further` fields, which an export copies.
 """
 
 import dataclasses
@@ -28,8 +28,8 @@ CONFIG_KEYS = {
     "rms_norm_eps": "norm_eps",
     "attention_dropout": "dropout",
 }
-# What a field is where the file lacks it: the same in the official code (configuration_emu3.py) and
-# in transformers (4.48 to 5.23), which writes of a part of a model only what differs from this.
+# Defaults of missing fields: the same in the official code (configuration_emu3.py) and in
+# transformers (4.48 to 5.23), which writes only the differences from them for a part of a model.
 DEFAULTS = {
     "vocab_size": vocab.released().size,
     "hidden_size": 4096,
@@ -50,14 +50,14 @@ CONSTANTS = {
     "mlp_bias": False,
     "sliding_window": None,
 }
-# The same that the released config.json states.
+# Values of the released config.json.
 RELEASED = {
     "model_type": "Emu3",
     "hidden_act": "silu",
     "rope_scaling": None,
     "tie_word_embeddings": False,
 }
-# Field beside them -> what it is where an -hf file lacks it. None: unknown then.
+# Further field -> its value if an -hf file lacks it. None: unknown.
 FURTHER = {
     "max_position_embeddings": 9216,
     "initializer_range": 0.02,
@@ -65,7 +65,7 @@ FURTHER = {
     **{f"{role}_token_id": None for role in ("boi", "img", "eol", "eof", "eoi")},
     "image_area": None,
 }
-# The released config.json has these as well; they lead transformers to the code on the hub.
+# Also in the released config.json; they point transformers to the code on the hub.
 RELEASED_CODE = {
     "architectures": ["Emu3ForCausalLM"],
     "auto_map": {
@@ -80,7 +80,7 @@ def is_hf(path: str | os.PathLike) -> bool:
     return model_type(path) in HF_MODEL_TYPES
 
 
-def read_config(path: str | os.PathLike) -> TransformerConfig:
+def read_transformer_config(path: str | os.PathLike) -> TransformerConfig:
     """The config of a directory in BAAI's or the -hf layout.
 
     Raises:
@@ -109,7 +109,7 @@ def read_config(path: str | os.PathLike) -> TransformerConfig:
 
 
 def unsupported(fields: dict, constants: dict = CONSTANTS) -> list[str]:
-    """Every field that has another value than the one in `constants`, as part of a sentence."""
+    """Every field whose value differs from `constants`, as part of a sentence."""
     return [
         f"{key} is {fields[key]!r}, expected {expected!r}"
         for key, expected in constants.items()
@@ -118,20 +118,20 @@ def unsupported(fields: dict, constants: dict = CONSTANTS) -> list[str]:
 
 
 def read_further(path: str | os.PathLike) -> dict:
-    """The fields of FURTHER that are known of a directory."""
+    """The known fields of FURTHER of a directory."""
     whole = read_json(pathlib.Path(path) / CONFIG_FILE)
     stored = plain_fields(whole)
     known = {}
     if whole.get("model_type") in HF_MODEL_TYPES:
         known = {key: value for key, value in FURTHER.items() if value is not None}
-        # The released conversion states it of the whole model, not of its text half.
+        # The released conversion states it for the whole model, not for its text half.
         if "max_position_embeddings" in whole:
             known["max_position_embeddings"] = whole["max_position_embeddings"]
     return known | {key: stored[key] for key in FURTHER if stored.get(key) is not None}
 
 
 def plain_fields(stored: dict) -> dict:
-    """The fields of a config.json of either layout under BAAI's names, as far as it has them."""
+    """The fields of a config.json of either layout that it has, under BAAI's names."""
     fields = dict(stored)
     if stored.get("model_type") in HF_MODEL_TYPES:
         default = {} if stored["model_type"] == "emu3" else stored
@@ -147,7 +147,7 @@ def plain_fields(stored: dict) -> dict:
 def write_released(
     path: str | os.PathLike, config: TransformerConfig, further: dict, dtype: str
 ) -> None:
-    """Writes config.json and generation_config.json as the released directories have them."""
+    """Writes config.json and generation_config.json like those of the released directories."""
     stored = RELEASED_CODE | RELEASED
     stored |= {key: getattr(config, name) for key, name in CONFIG_KEYS.items()}
     stored |= {"initializer_range": FURTHER["initializer_range"], "torch_dtype": dtype}
@@ -158,7 +158,7 @@ def write_released(
 
 
 def write_generation(path: str | os.PathLike, further: dict) -> None:
-    """Writes generation_config.json: where a text begins and ends, and what fills it up."""
+    """Writes generation_config.json: the ids of begin, end and padding."""
     keys = ("bos_token_id", "eos_token_id", "pad_token_id")
     ids = {key: further[key] for key in keys if key in further}
     if ids:

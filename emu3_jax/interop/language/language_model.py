@@ -1,8 +1,8 @@
-"""Language model weights as BAAI and the -hf conversions keep them: config.json and safetensors.
+"""Language model weights in BAAI's and the -hf layout: config.json and safetensors.
 
 The layout is data: `KEYS` and `LAYER_KEYS` give each tensor its name in the file, its path here,
-and the meaning of its dimensions on both sides; shapes, transposes and the report of what does not
-fit all follow from those.
+and the meaning of its dimensions on both sides. Shapes, transposes and the report of misfits all
+follow from them.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from emu3_jax.interop.formats.safetensors_io import (
     differences,
     write_tensors,
 )
-from emu3_jax.interop.language.language_config import is_hf, read_config, write_released
+from emu3_jax.interop.language.language_config import is_hf, read_transformer_config, write_released
 from emu3_jax.models.language.transformer import Transformer, TransformerConfig
 
 # Name in the file, path here, dimensions in the file, dimensions here. The file's linear layers
@@ -37,7 +37,7 @@ KEYS = (
     ("model.norm.weight", "final_norm/scale", "embed", "embed"),
     ("lm_head.weight", "lm_head/kernel", "vocab embed", "embed vocab"),
 )
-# The same inside a layer, behind "model.layers.{i}." in the file and "layers/" here.
+# The same inside a layer, after "model.layers.{i}." in the file and "layers/" here.
 LAYER_KEYS = (
     ("input_layernorm.weight", "attention_norm/scale", "embed", "embed"),
     (
@@ -70,18 +70,18 @@ LAYER_KEYS = (
     ("mlp.down_proj.weight", "down/kernel", "embed mlp", "mlp embed"),
 )
 
-# BAAI name -> -hf name, as one substitution: as a save of the whole model writes it, as the class
-# in memory has it, and in a text model alone.
+# BAAI name -> -hf name, as one substitution: in a saved whole model, in the class in memory, and in
+# a text model alone.
 HF_NAMES = ((r"^", "text_model."), (r"^model\.", "model.text_model."), (r"^", ""))
 
 
-# Tensors that old conversions keep and every loader computes.
+# Tensors that old conversions store and every loader computes.
 COMPUTED = ".rotary_emb.inv_freq"
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """One tensor of the file and its place here; the vocabulary is the true one on both sides."""
+    """One tensor of the file and its path here; neither side counts vocabulary padding."""
 
     name: str
     path: tuple[str, ...]
@@ -106,19 +106,19 @@ class Pair:
         return tuple(self.sizes[dim] for dim in self.dims.split())
 
     def from_file(self, array: np.ndarray) -> np.ndarray:
-        """The file's tensor with our dimensions."""
+        """The file's tensor with the dimensions used here."""
         order = [self._flat_dims.index(dim) for dim in self.dims.split()]
         return array.reshape([self.sizes[dim] for dim in self._flat_dims]).transpose(order)
 
     def to_file(self, array: np.ndarray) -> np.ndarray:
-        """Our array (padding included) as the file has it."""
+        """The array used here (padding included) in the form of the file."""
         array = array[tuple(slice(0, size) for size in self.shape)]
         order = [self.dims.split().index(dim) for dim in self._flat_dims]
         return array.transpose(order).reshape(self.file_shape)
 
 
 def key_map(config: TransformerConfig) -> list[Pair]:
-    """Every tensor of a model of this config: its name and shape in the file and its place here."""
+    """Every tensor of a model of this config: its name and shape in the file and its path here."""
     sizes = {
         "vocab": config.vocab_size,
         "embed": config.hidden_size,
@@ -146,7 +146,7 @@ def hf_key_map(config: TransformerConfig, rename: tuple[str, str] = HF_NAMES[0])
 
 
 def pairs_in(path: str | os.PathLike, config: TransformerConfig, tensors: Tensors) -> list[Pair]:
-    """The pairs under whose names a directory of either layout has them, after all checks.
+    """The pairs with the names in a directory of either layout, after all checks.
 
     Raises:
         ValueError: lists the tensors that are missing, unexpected or mis-shaped.
@@ -159,15 +159,15 @@ def pairs_in(path: str | os.PathLike, config: TransformerConfig, tensors: Tensor
 def named_pairs(
     path: str | os.PathLike, config: TransformerConfig, tensors: Tensors
 ) -> tuple[list[Pair], list[str]]:
-    """The same without checks, and the names of what may lie beside them in the file.
+    """The same without checks, and the names of other tensors that the file may hold.
 
-    That is a whole -hf model's other half, and what every loader computes.
+    These are the other half of a whole -hf model, and tensors that every loader computes.
     """
     names = tensors.shapes()
     beside = [name for name in names if name.endswith(COMPUTED)]
     if not is_hf(path):
         return key_map(config), beside
-    # Of the -hf names those by which the file has the embedding.
+    # The -hf names under which the file has the embedding.
     candidates = [hf_key_map(config, rename) for rename in HF_NAMES]
     pairs = next((pairs for pairs in candidates if pairs[0].name in names), candidates[0])
     return pairs, beside + [name for name in names if "vqmodel." in name]
@@ -182,20 +182,20 @@ def load(
 
     Args:
         path: holds config.json and model.safetensors, or several files with their index.
-        param_dtype: a name in DTYPES; whatever the file has is converted.
-        mesh: where the weights go, by the rules of `sharding`; None leaves them on the host.
+        param_dtype: a name in DTYPES; the file's type is converted.
+        mesh: devices for the weights, by the rules of `sharding`; None leaves them on the host.
 
     Returns:
         (config, params): layers stacked, vocabulary rows padded with zeros; jax arrays laid out
         over the mesh, or numpy arrays.
 
     Raises:
-        ValueError: a file is missing or unreadable, a config field is not one this model has, or
-            tensors are missing, unexpected or mis-shaped: all of those in one message; or a size
-            that the mesh does not divide.
+        ValueError: a file is missing or unreadable, a config field is not supported, tensors are
+            missing, unexpected or mis-shaped (one message lists all), or the mesh does not
+            divide a size.
     """
-    config = dataclasses.replace(read_config(path), param_dtype=param_dtype)
-    # Shapes first and then one tensor at a time: 34 GB are never held twice.
+    config = dataclasses.replace(read_transformer_config(path), param_dtype=param_dtype)
+    # Shapes first, then one tensor at a time: 34 GB are never in memory twice.
     destination = _OnHost(config) if mesh is None else OntoMesh(_on_mesh(config, mesh))
     tensors = Tensors(path)
     for pair in pairs_in(path, config, tensors):
@@ -205,7 +205,7 @@ def load(
 
 
 class _OnHost:
-    """Numpy arrays, filled as OntoMesh fills its own."""
+    """Numpy arrays, filled like those of OntoMesh."""
 
     def __init__(self, config: TransformerConfig):
         dtype = DTYPES[config.param_dtype]
@@ -213,8 +213,8 @@ class _OnHost:
         self.arrays = {path: np.zeros(leaf.shape, dtype) for path, leaf in leaves.items()}
 
     def write(self, path: tuple[str, ...], layer: int | None, array: np.ndarray) -> None:
-        place = self.arrays[path] if layer is None else self.arrays[path][layer]
-        place[tuple(slice(0, size) for size in array.shape)] = array
+        target = self.arrays[path] if layer is None else self.arrays[path][layer]
+        target[tuple(slice(0, size) for size in array.shape)] = array
 
 
 def _on_mesh(config: TransformerConfig, mesh) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
@@ -229,32 +229,32 @@ def save(
     dtype: str = "float32",
     extra: dict | None = None,
 ) -> None:
-    """Write a directory in the released layout; each file appears whole or not at all.
+    """Writes a directory in the released layout; each file is written atomically.
 
     Args:
-        path: directory, created if need be.
-        config: what the params were made with.
+        path: directory, created if needed.
+        config: config of the params.
         params: arrays plain or boxed with their axis names, layers stacked or not as in config.
         dtype: a name in DTYPES, or SAME for the params' own.
         extra: further fields of config.json, such as max_position_embeddings, pad_token_id,
-            bos_token_id, eos_token_id; the official code has the released values as defaults.
+            bos_token_id, eos_token_id; the official code defaults to the released values.
 
     Raises:
-        ValueError: the params are not those of this config, or the dtype has no name here.
+        ValueError: the params do not fit the config, or the dtype is unknown.
     """
     write_tensors(path, file_tensors(config, params, dtype, key_map(config)))
     write_released(path, config, extra or {}, dtype_name(params, dtype))
 
 
 def dtype_name(params: dict, dtype: str) -> str:
-    """What config.json says of the type: `dtype`, or that of the embedding for SAME."""
+    """The type for config.json: `dtype`, or that of the embedding for SAME."""
     return nn.unbox(params["embed"])["embedding"].dtype.name if dtype == SAME else dtype
 
 
 def file_tensors(
     config: TransformerConfig, params: dict, dtype: str, pairs: Iterable[Pair]
 ) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, array) of each pair, made when asked for; errors as `save`, before the first."""
+    """(name, array) of each pair, made lazily; errors as `save`, before the first."""
     check_dtype(dtype)
     flat = flax.traverse_util.flatten_dict(nn.unbox(dict(params)))
     _check_params(config, flat)
@@ -267,7 +267,7 @@ def file_tensors(
     return map(tensor, pairs)
 
 
-def load_language_model(
+def load_module(
     path: str | os.PathLike, mesh: jax.sharding.Mesh | None = None
 ) -> tuple[Transformer, dict]:
     """(module, {"params": …}) of a directory, on `mesh` or the default device; errors as `load`."""

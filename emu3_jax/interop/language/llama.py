@@ -1,7 +1,7 @@
-"""The layers of a text model of the Llama family as the beginning of a multimodal transformer.
+"""Initialises a multimodal transformer from the layers of a text model of the Llama family.
 
-Emu3's transformer is Llama's, so the names in the file are those of `language_model`; what differs
-is the vocabulary, which is not taken along but for ids that mean the same in both.
+Emu3's transformer is Llama's, so the names in the file are those of `language_model`. Only the
+vocabulary differs; it is not copied, except for ids that mean the same in both.
 """
 
 import os
@@ -25,16 +25,16 @@ from emu3_jax.interop.language.language_config import (
 )
 from emu3_jax.models.language.transformer import TransformerConfig
 
-# Emu3's, in BAAI's layout and in the -hf one, and what other models of the family call themselves.
+# model_type of Emu3 in BAAI's and the -hf layout, and of other models of the family.
 EMU3_TYPES = ("Emu3", *HF_MODEL_TYPES)
 MODEL_TYPES = (*EMU3_TYPES, "llama", "mistral")
-# Fields of config.json that must be those of the run; the vocabulary and dropout need not.
+# Fields of config.json that must equal those of the run; vocabulary and dropout may differ.
 SIZES = tuple(key for key in CONFIG_KEYS if key not in ("vocab_size", "attention_dropout"))
 EMBEDDING, HEAD = ("embed", "embedding"), ("lm_head", "kernel")
 
 
 def check(path: str | os.PathLike, config: TransformerConfig, shared_ids: int = 0) -> None:
-    """ValueError that lists everything in which the model at `path` is not one to begin from."""
+    """ValueError that lists all reasons why the model at `path` cannot initialise this one."""
     _open(pathlib.Path(path), config, shared_ids)
 
 
@@ -44,10 +44,10 @@ def load_into(
     """The params with the layers and the final norm of the model at `path`, tensor by tensor.
 
     Args:
-      params: of a Transformer of `config`, jax arrays on their mesh; they give the layout.
-      path: config.json and safetensors files; of Emu3 in either layout, a whole model as well.
-      config: of the transformer here.
-      shared_ids: vectors of the first ids that are taken along.
+      params: params of a Transformer of `config`, jax arrays on a mesh, whose layout is kept.
+      path: config.json and safetensors files; for Emu3 either layout, also a whole model.
+      config: config of the transformer here.
+      shared_ids: number of first ids whose vectors are copied.
 
     Raises:
       ValueError: as `check`.
@@ -113,7 +113,7 @@ def _open(path: pathlib.Path, config: TransformerConfig, shared_ids: int):
 
 
 def _fields(stored: dict) -> dict:
-    """The fields of a config.json, with what the class of its model type has where it lacks one."""
+    """The fields of a config.json, with the defaults of its model type for missing ones."""
     if stored["model_type"] in EMU3_TYPES:
         return DEFAULTS | plain_fields(stored)
     heads = stored.get("num_attention_heads")

@@ -4,7 +4,7 @@
                    the pytorch-fid project (names as torchvision's; the classifier is not read)
   load_i3d         I3D RGB of Kinetics-400: `rgb_imagenet.pt` of the pytorch-i3d project
 
-Both are read without torch, and from safetensors with the same names as well.
+Both are read without torch; safetensors files with the same names work too.
 """
 
 import os
@@ -60,7 +60,7 @@ def _read(path: str | os.PathLike, what: str) -> Mapping[str, np.ndarray]:
 
 
 def _check(features: Callable, units: Mapping, shape: tuple[int, ...]) -> None:
-    """Traces the network without running it, so that arrays that do not fit are found at once."""
+    """Traces the network without running it, to find arrays that do not fit."""
     if broken := [name for name, unit in units.items() if not all(map(_finite, unit))]:
         raise ValueError(f"{broken[0]} holds numbers that are not finite")
     try:

@@ -1,17 +1,17 @@
-"""A MoVQGAN as the beginning of a vision tokenizer, as Emu3's own began (paper section 2.2).
+"""Initialises a vision tokenizer from a MoVQGAN, as Emu3's own was (paper section 2.2).
 
-The 2-D networks have the same names and shapes and are taken as they are. How Emu3 began the layers
-in time and grew the codebook from 16,384 to 32,768 is not published; here:
+The 2-D networks have the same names and shapes and are copied. How Emu3 initialised the layers in
+time and grew the codebook from 16,384 to 32,768 is not published; here:
 
 Time. Residual layers begin as the identity, the halving layers as the mean of the frames they join,
-the doubling ones as repetition. The SiLU behind each of these would bend what passes, so values
-pass far up its straight part: the first layer adds LIFT, and `quant_conv` takes it off again
-(exact to 1e-6, since silu(t) = t up to t e^-t). In the decoder nothing but convolutions with zero
-padding follows, so LIFT must be gone before: the last layer takes it off and shrinks its output
-by SHRINK, where silu(t) = t / 2 up to t² / 4; what reads it is enlarged by 2 / SHRINK.
+the doubling ones as repetition. The SiLU after each of these is not linear, so values pass through
+its nearly linear range: the first layer adds LIFT, and `quant_conv` subtracts it again (exact to
+1e-6, since silu(t) = t up to t e^-t). In the decoder only convolutions with zero padding follow, so
+LIFT must be removed before them: the last layer subtracts it and shrinks its output by SHRINK,
+where silu(t) = t / 2 up to t² / 4; the next layer is scaled by 2 / SHRINK.
 
-Codebook. The entries that were there keep their codes; entry n + i begins beside entry i, moved by
-NEAR times the standard deviation of all entries in each dimension.
+Codebook. The existing entries keep their codes; entry n + i begins next to entry i, moved by NEAR
+times the standard deviation of all entries in each dimension.
 """
 
 import os
@@ -39,23 +39,23 @@ NOT_READ = ("loss.", "ema_")
 
 
 def load(file: str | os.PathLike, config: VisionTokenizerConfig) -> dict:
-    """Variables of a tokenizer of `config` that draws pictures as the MoVQGAN in `file` does.
+    """Variables of a tokenizer of `config` that reconstructs images as the MoVQGAN in `file` does.
 
     Args:
-      file: safetensors with the names of the MoVQGAN repository. Its checkpoints are pickles of
-        torch; there, once: safetensors.torch.save_file(torch.load(ckpt)["state_dict"], file).
-      config: 2-D sizes as the MoVQGAN's; at least as many codes; the quantizer "nearest".
+      file: safetensors with the names of the MoVQGAN repository. Its checkpoints are torch pickles;
+        convert once: safetensors.torch.save_file(torch.load(ckpt)["state_dict"], file).
+      config: the MoVQGAN's 2-D sizes, at least as many codes, and the quantizer "nearest".
 
     Returns:
       {"params": …, "batch_stats": …} of float32 numpy arrays.
 
     Raises:
-      ValueError: another quantizer, not a safetensors file, or arrays missing, unexpected or of
-        another shape; all are named.
+      ValueError: another quantizer, not a safetensors file, or arrays that are missing, unexpected
+        or of another shape; the message lists them all.
     """
     if config.quantizer != "nearest":
         raise ValueError(
-            f"a MoVQGAN takes the nearest entry of a codebook, so model.quantizer must be "
+            f"a MoVQGAN uses the nearest entry of a codebook, so model.quantizer must be "
             f"'nearest', found {config.quantizer!r}."
         )
     stored = {
@@ -90,7 +90,7 @@ def load(file: str | os.PathLike, config: VisionTokenizerConfig) -> dict:
 
 
 def grown_codebook(codebook_ND: np.ndarray, size: int) -> np.ndarray:
-    """float32 [size, D]: the entries, and copies a little beside them; see the head of the file."""
+    """float32 [size, D]: the entries, and slightly moved copies; see the module docstring."""
     entries, dim = codebook_ND.shape
     copies = np.arange(entries, size) % entries
     spread = NEAR * codebook_ND.std(axis=0)
@@ -99,7 +99,7 @@ def grown_codebook(codebook_ND: np.ndarray, size: int) -> np.ndarray:
 
 
 def _begin_in_time(flat: dict, config: VisionTokenizerConfig) -> None:
-    """Writes the layers in time, and into their neighbours what undoes LIFT and SHRINK."""
+    """Writes the layers in time, and the inverse of LIFT and SHRINK into their neighbours."""
     if not config.temporal_halvings:
         return
     last = config.temporal_halvings - 1
@@ -128,7 +128,7 @@ def _in_time(path: tuple[str, ...]) -> bool:
 
 
 def _stored_name(pair: tokenizer_files.Pair) -> str:
-    """As in the released file, but that MoVQGAN's convolutions beside the quantizer are 2-D."""
+    """As in the released file, but MoVQGAN's convolutions around the quantizer are 2-D."""
     if pair.path[1] in QUANT_CONVS:
         return pair.name.replace(".conv.", ".")
     return pair.name
@@ -141,7 +141,7 @@ def _stored_shape(pair: tokenizer_files.Pair) -> tuple[int, ...]:
 
 
 def _initial(config: VisionTokenizerConfig) -> dict[tuple[str, ...], np.ndarray]:
-    """Flat variables at initialisation; only what is in time keeps them."""
+    """Flat variables at initialisation; only the layers in time keep them."""
     side = config.spatial_factor
     still = jnp.zeros((1, side, side, config.in_channels), jnp.float32)
     variables = VisionTokenizer(config).init(jax.random.key(0), still)

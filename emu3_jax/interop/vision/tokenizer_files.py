@@ -1,9 +1,9 @@
-"""Vision tokenizer weights as BAAI and the -hf conversions keep them: config.json and safetensors.
+"""Vision tokenizer weights in BAAI's and the -hf layout: config.json and safetensors.
 
-The layouts are data: `MODULES` rewrites the path of a module, `LEAVES` names its arrays and says
-how their axes move, `HF_NAMES` makes a BAAI name an -hf one. They are read from our side: the
-config fixes every array of the model, each array has one name and one shape in the file, and that
-one list of pairs serves loading, saving and the report of what does not fit.
+The layouts are data: `MODULES` rewrites the path of a module, `LEAVES` gives the names of its
+arrays and the order of their axes, `HF_NAMES` maps a BAAI name to an -hf one. The config fixes
+every array of the model, and each array has one name and one shape in the file. This list of pairs
+serves loading, saving and the report of misfits.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from emu3_jax.interop.formats.safetensors_io import (
     differences,
     write_tensors,
 )
-from emu3_jax.interop.vision.vision_config import is_hf, read_config, write_released
+from emu3_jax.interop.vision.vision_config import is_hf, read_tokenizer_config, write_released
 from emu3_jax.models.vision.tokenizer import VisionTokenizer
 from emu3_jax.models.vision.tokenizer_config import VisionTokenizerConfig
 
@@ -41,8 +41,8 @@ MODULES = (
     (r"/", r"."),
 )
 
-# (collection, array) -> (name in the file, axes of the file's array in the order of ours).
-# Convolutions: torch keeps (out, in, *kernel), we keep (*kernel, in, out).
+# (collection, array) -> (name in the file, axes of the file's array in the order used here).
+# Convolutions: torch has (out, in, *kernel), this package (*kernel, in, out).
 LEAVES = {
     ("params", "kernel"): ("weight", {4: (2, 3, 1, 0), 5: (2, 3, 4, 1, 0)}),
     ("params", "bias"): ("bias", None),
@@ -61,15 +61,15 @@ HF_NAMES = (
     (r"\.(q|k|v)\.(weight|bias)$", r".\1_proj.\2"),
     (r"\.proj_out\.", r".out_proj."),
 )
-# The projections of attention are linear layers there, 1x1 convolutions in BAAI's file.
+# Attention projections are linear layers in -hf, 1x1 convolutions in BAAI's file.
 HF_LINEAR = r"\.(q|k|v|proj_out)\.weight$"
-# What stands before the names: in a model of both parts, as an -hf save writes it and as the
-# class in memory has it, and in a vision tokenizer alone.
+# Prefixes of the names: in a saved -hf model of both parts, in the class in memory, and in a vision
+# tokenizer alone.
 HF_PREFIXES = ("vqmodel.", "model.vqmodel.", "")
-# A counter torch stores with every BatchNorm. Nothing reads it while the momentum is a number, as
-# it is here: it is no variable of ours, and begins as 0 in the file of a model of ours.
+# A counter that torch stores with every BatchNorm. It is unused if the momentum is a number, as it
+# is here, so it is not a variable of this package and is written as 0.
 COUNTER = "num_batches_tracked"
-# An array that every tokenizer has, whose type is that of the file.
+# An array of every tokenizer; its type is the type of the file.
 TYPED_BY = ("params", "quant_conv", "conv", "kernel")
 
 
@@ -78,10 +78,10 @@ class Pair:
     """One array: its path here, its name in the file, and both shapes.
 
     Attributes:
-      path, shape: here.
-      name: in the file.
-      axes: axes of the file's array in the order of ours, None where they agree.
-      linear: the file has (out, in) where we have a 1x1 convolution.
+      path, shape: path and shape here.
+      name: name in the file.
+      axes: axes of the file's array in the order used here, None if they agree.
+      linear: the file has (out, in) for a 1x1 convolution here.
     """
 
     path: tuple[str, ...]
@@ -102,12 +102,12 @@ class Pair:
         return self._torch_shape[:2] if self.linear else self._torch_shape
 
     def from_file(self, array: np.ndarray) -> np.ndarray:
-        """The file's array with the axes in our order."""
+        """The file's array with the axes in the order used here."""
         array = array.reshape(self._torch_shape)
         return array if self.axes is None else np.ascontiguousarray(array.transpose(self.axes))
 
     def to_file(self, array: np.ndarray) -> np.ndarray:
-        """Our array with the axes in the file's order."""
+        """An array with the axes in the file's order."""
         if self.axes is not None:
             array = array.transpose(np.argsort(self.axes))
         return np.ascontiguousarray(array.reshape(self.file_shape))
@@ -148,7 +148,7 @@ def hf_key_map(config: VisionTokenizerConfig, prefix: str = HF_PREFIXES[0]) -> t
 
 
 def counters(pairs: tuple[Pair, ...]) -> list[str]:
-    """Names of the BatchNorm counters that stand beside the arrays in the file."""
+    """Names of the BatchNorm counters in the file."""
     suffix = ".running_mean"
     return [p.name.removesuffix(suffix) + "." + COUNTER for p in pairs if p.name.endswith(suffix)]
 
@@ -156,7 +156,7 @@ def counters(pairs: tuple[Pair, ...]) -> list[str]:
 def pairs_in(
     path: str | os.PathLike, config: VisionTokenizerConfig, tensors: Tensors
 ) -> tuple[Pair, ...]:
-    """The pairs under whose names a directory of either layout has them, after all checks.
+    """The pairs with the names in a directory of either layout, after all checks.
 
     Raises:
       ValueError: lists the arrays that are missing, unexpected or of another shape.
@@ -179,17 +179,17 @@ def load(
     Args:
       path: directory with config.json and weights in one safetensors file or several with an index,
         of any floating type.
-      mesh: where the weights go, by the rules of `sharding`; None leaves them on the host.
+      mesh: devices for the weights, by the rules of `sharding`; None leaves them on the host.
 
     Returns:
       (config, {"params": ..., "batch_stats": ...}) in float32: jax arrays laid out over the mesh,
       or numpy arrays.
 
     Raises:
-      ValueError: a file is missing or unreadable, or arrays are missing, unexpected or of another
-        shape, all of those listed; or a size that the mesh does not divide.
+      ValueError: a file is missing or unreadable, arrays are missing, unexpected or of another
+        shape (one message lists all), or the mesh does not divide a size.
     """
-    config = read_config(path)
+    config = read_tokenizer_config(path)
     destination = None if mesh is None else OntoMesh(_on_mesh(config, mesh))
     tensors, flat = Tensors(path), {}
     for pair in pairs_in(path, config, tensors):
@@ -202,7 +202,7 @@ def load(
 
 
 def _hf_prefix(names: Collection[str]) -> str:
-    """What stands before the names of the file, judged by the codebook's."""
+    """The prefix of the names in the file, taken from the codebook's name."""
     found = [prefix for prefix in HF_PREFIXES if f"{prefix}quantize.embedding.weight" in names]
     return (found or HF_PREFIXES)[0]
 
@@ -221,20 +221,20 @@ def save(
     """Writes a directory in the released layout, each file under a temporary name first.
 
     Args:
-      path: directory, created if need be.
-      config: what the variables were made with.
+      path: directory, created if needed.
+      config: config of the variables.
       variables: {"params": ..., "batch_stats": ...}, arrays plain or boxed with their axis names.
       dtype: a name in DTYPES, or SAME for the arrays' own; BatchNorm's statistics stay float32.
 
     Raises:
-      ValueError: the variables are not those of this config, or the dtype has no name here.
+      ValueError: the variables do not fit the config, or the dtype is unknown.
     """
     write_tensors(path, file_tensors(config, variables, dtype, key_map(config)))
     write_released(path, config, dtype_name(variables, dtype))
 
 
 def dtype_name(variables: dict, dtype: str) -> str:
-    """What config.json says of the type: `dtype`, or that of the arrays for SAME."""
+    """The type for config.json: `dtype`, or that of the arrays for SAME."""
     if dtype != SAME:
         return dtype
     return flax.traverse_util.flatten_dict(nn.unbox(dict(variables)))[TYPED_BY].dtype.name
@@ -245,7 +245,7 @@ def file_tensors(
 ) -> Iterator[tuple[str, np.ndarray]]:
     """(name, array) of everything in a file with these pairs; errors as `save`, before the first.
 
-    Each array is made when asked for.
+    Arrays are made lazily.
     """
     check_dtype(dtype)
     flat = flax.traverse_util.flatten_dict(nn.unbox(dict(variables)))
@@ -256,11 +256,11 @@ def file_tensors(
 
 
 def pair_dtype(pair: Pair, dtype: str) -> str:
-    """Of one array in a file of `dtype`: statistics lose too much in fewer digits."""
+    """The type of one array in a file of `dtype`: statistics need full precision."""
     return "float32" if dtype != SAME and pair.path[0] == "batch_stats" else dtype
 
 
-def load_vision_tokenizer(
+def load_module(
     path: str | os.PathLike, mesh: jax.sharding.Mesh | None = None
 ) -> tuple[VisionTokenizer, dict]:
     """(module, variables) of a directory in either layout; arguments and errors as `load`."""
@@ -269,7 +269,7 @@ def load_vision_tokenizer(
 
 
 def _check_variables(flat: dict, pairs: tuple[Pair, ...]) -> None:
-    """ValueError that lists everything in which the variables differ from the config."""
+    """ValueError that lists all differences between the variables and the config."""
     expected = {"/".join(pair.path): pair.shape for pair in pairs}
     problems = differences({"/".join(p): np.shape(array) for p, array in flat.items()}, expected)
     if problems:

@@ -1,4 +1,4 @@
-"""config.json of a vision tokenizer, of BAAI's and of the -hf layout."""
+"""config.json of a vision tokenizer, in BAAI's and the -hf layout."""
 
 import dataclasses
 import os
@@ -9,7 +9,7 @@ from emu3_jax.interop.formats.safetensors_io import CONFIG_FILE, model_type
 from emu3_jax.models.vision.tokenizer_config import COMPUTATION, VisionTokenizerConfig
 
 HF_MODEL_TYPES = ("emu3", "emu3_vqgan")
-# Fields of an -hf vq_config named as those of VisionTokenizerConfig, and those named otherwise.
+# Fields of an -hf vq_config with the names of VisionTokenizerConfig, and those with other names.
 HF_SAME = (
     "codebook_size",
     "embed_dim",
@@ -24,12 +24,12 @@ HF_CONFIG_KEYS = {
     "latent_channels": "z_channels",
     "double_latent": "double_z",
 }
-# Choices that this model does not have -> why; another value in a config.json is an error.
+# Unsupported choices -> reason; another value in a config.json is an error.
 CONSTANTS = {
     "double_z": (False, "this quantizer reads one set of latents"),
     "num_attention_heads": (1, "the attention here has one head"),
 }
-# Config fields for which the released file has no key: written only where they differ.
+# Config fields without a key in the released file: written only if they differ.
 _OURS = ("norm_groups", "quantizer", "gradient", "fsq_levels")
 _RELEASED = {
     "double_z": False,
@@ -47,10 +47,10 @@ def is_hf(path: str | os.PathLike) -> bool:
     return model_type(path) in HF_MODEL_TYPES
 
 
-def read_config(path: str | os.PathLike) -> VisionTokenizerConfig:
+def read_tokenizer_config(path: str | os.PathLike) -> VisionTokenizerConfig:
     """The config of a directory in BAAI's or the -hf layout; ValueError if it is not one.
 
-    What the file lacks is as released, which is what the classes of both have as defaults.
+    Missing fields have the released values, which are the defaults of both layouts' classes.
     """
     file = pathlib.Path(path) / CONFIG_FILE
     stored = read_json(file)
@@ -77,14 +77,14 @@ def read_config(path: str | os.PathLike) -> VisionTokenizerConfig:
 
 
 def _with_true_levels(fields: dict) -> dict:
-    """The fields without levels that do not exist, where the official code has no attention."""
+    """The fields without attention at levels that do not exist, as in the official code."""
     levels = len(fields.get("ch_mult", VisionTokenizerConfig.ch_mult))
     attention = fields.get("attn_resolutions", VisionTokenizerConfig.attn_resolutions) or ()
     return fields | {"attn_resolutions": [i for i in attention if 0 <= i < levels]}
 
 
 def write_released(path: str | os.PathLike, config: VisionTokenizerConfig, dtype: str) -> None:
-    """Writes config.json as the released directory has it."""
+    """Writes config.json like that of the released directory."""
     stored = dataclasses.asdict(config)
     as_released = [n for n in _OURS if stored[n] == getattr(VisionTokenizerConfig, n)]
     for name in (*COMPUTATION, *as_released):

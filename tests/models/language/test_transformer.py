@@ -39,7 +39,7 @@ TINY = TransformerConfig(
 
 @pytest.fixture(scope="module")
 def golden():
-    model, variables = language_model.load_language_model(GOLDEN / "language_model")
+    model, variables = language_model.load_module(GOLDEN / "language_model")
     return model, variables, np.load(GOLDEN / "language_model.npz")
 
 

@@ -32,7 +32,7 @@ def golden():
 
 @pytest.fixture(scope="module")
 def released():
-    return interop.load_vision_tokenizer(RELEASED)
+    return interop.load_module(RELEASED)
 
 
 @pytest.fixture(scope="module")

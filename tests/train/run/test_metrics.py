@@ -87,7 +87,9 @@ def test_a_line_cut_by_a_kill_costs_itself_alone(tmp_path):
 
 
 def test_a_directory_without_metrics(tmp_path):
-    with pytest.raises(ValueError, match="metrics.jsonl does not exist: no run has logged there"):
+    with pytest.raises(
+        ValueError, match="metrics.jsonl does not exist: no run has written a log there"
+    ):
         read_metrics(tmp_path)
 
 
