@@ -307,7 +307,7 @@ def test_the_tokenizer_trains_and_tokenizes_and_a_transformer_samples_and_scores
 @pytest.mark.parametrize(
     "name, file, words",
     [
-        ("tokenize", STAGE1, "--program=tokenize is none of the task pretrain, which has train, s"),
+        ("tokenize", STAGE1, "--program=tokenize is not a program of the task pretrain, which has"),
         ("sample", "configs/vision_tokenizer_nano.py", "vision_tokenizer, which has train, token"),
     ],
 )

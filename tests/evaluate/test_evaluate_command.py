@@ -79,7 +79,7 @@ REFUSED = {
     ),
     "a file and names": (
         ["--output=out", "--evaluators=likelihood", "--config=few.py"],
-        "--evaluators and --config both say what is evaluated",
+        "--evaluators and --config both choose the evaluators",
     ),
     "weights without entries": (["--output=out", "--model=language"], "language states no evalu"),
     "a wrong key": (

@@ -35,7 +35,7 @@ class Counting(evaluator.Evaluator):
     name: str = "counting"
 
     def run(self, subject):
-        """Two metrics, a table, a picture, a clip, a note."""
+        """Two metrics, a table, an image, a clip, a note."""
         return Result(
             {"share": 12.5, "missing": float("nan")},
             {"rows": Table(("id", "text"), ((1, 'a "quoted", word'),))},
@@ -54,7 +54,7 @@ def test_results_are_written_and_read_back(tmp_path):
     entry = found["results"]["counting"]
     assert entry["metrics"]["missing"] is None
     assert (tmp_path / entry["tables"]["rows"]).read_text() == ('id,text\n1,"a ""quoted"", word"\n')
-    assert (tmp_path / entry["pictures"]["dot"]).stat().st_size > 0
+    assert (tmp_path / entry["images"]["dot"]).stat().st_size > 0
     assert evaluator.read_results(tmp_path)["counting"]["share"] == 12.5
     assert media.read_video(tmp_path / entry["clips"]["film"])[0].shape == (3, 16, 16, 3)
     assert entry["notes"] == ["a doubt"]
@@ -99,7 +99,7 @@ def test_an_entry_states_some_settings_and_its_record_all():
     assert registry.make(config.evaluation) == made
 
 
-def test_pictures_are_drawn_as_released_where_an_entry_says_nothing_else():
+def test_images_are_drawn_as_released_where_an_entry_says_nothing_else():
     sampling = EmojiRetrieval().sampling
     assert dataclasses.asdict(sampling) == dataclasses.asdict(presets.DEMO)
     (other,) = registry.make([dict(evaluator="emoji_retrieval", sampling=dict(guidance=6.0))])

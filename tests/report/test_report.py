@@ -47,7 +47,7 @@ def inputs(**changes):
         evaluated=(("shipped", RESULTS),),
         stages=(("Pretrain", 190.0),),
         commands=(("Pretrain", "python -m emu3_jax.train --a=<b>"),),
-        credits=("Pictures: MIT.",),
+        credits=("Images: MIT.",),
     )
     return ReportInputs(**(values | changes))
 
@@ -77,8 +77,8 @@ def test_text_is_escaped(page):
 
 
 def test_every_part_is_there(page):
-    for text in ("What you are looking at", "Pictures from captions", "Clips from captions",
-                 "Captions from pictures", "resumed at 70", "Text tokens", "Image tokens",
+    for text in ("What you are looking at", "Images from captions", "Clips from captions",
+                 "Captions from images", "resumed at 70", "Text tokens", "Image tokens",
                  "57.2", "99.5", "among 339 held-out", "25.31", "3 min 10 s", "✗ tone",
                  "✓ name"):  # fmt: skip
         assert text in page, text
