@@ -93,8 +93,7 @@ def train(
       next call with the same arguments resumes.
 
     Raises:
-      HaltedError: `run.nonfinite` or `run.divergence` stopped the run; the last good checkpoint is
-        intact.
+      HaltedError: `run.nonfinite` or `run.divergence` ended the run; checkpoints are intact.
       CheckpointError: a checkpoint cannot be read or written; earlier ones are intact.
       ValueError: mesh, data or initial weights do not fit; raised before the first step.
     """

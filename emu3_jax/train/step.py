@@ -69,20 +69,12 @@ def make_train_step(
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
     """Returns the pure function (state, batch[, limits]) → (state, metrics) that `train` jits.
 
-    A step whose loss or gradient is not finite changes only the step counter. It reports
-    `nonfinite` = 1 and adds nothing to the other metrics; the loop decides what happens next.
-    With `limits`, float32 [2], a finite step also changes only the step counter if its loss is
-    above the first limit or its gradient norm above the second. It reports `spike` = 1 and adds to
-    all metrics.
+    A step whose loss or gradient is not finite changes only the step counter, reports `nonfinite`
+    = 1 and adds nothing to the other metrics; the loop decides what happens next. With `limits`,
+    float32 [2], a finite step also changes only the counter if its loss is above the first limit or
+    its gradient norm above the second. It reports `spike` = 1 and adds to all metrics.
 
-    Metrics are (sum, count) pairs, as in Loss.
-
-    Args:
-      task: supplies the loss and `after_update`.
-      optimizer: the transformation of `Task.optimizer`.
-      accumulation: micro-batches per update; must divide the rows of the batch.
-      ema_decay: decay of the averaged weights, if the state has them.
-      key: base key; each step folds in its number.
+    Metrics are (sum, count) pairs, as in Loss. Arguments are those of `jitted_train_step`.
     """
 
     def train_step(
@@ -145,9 +137,12 @@ def jitted_train_step(
     every process can read them.
 
     Args:
-      task, optimizer, accumulation, ema_decay, key: as in `make_train_step`.
+      task, optimizer: the task, and the transformation of its `Task.optimizer`.
       state: the state or its `abstract_state`; only the shardings of its leaves are read.
       mesh: the mesh of the state.
+      accumulation: micro-batches per update; must divide the rows of the batch.
+      ema_decay: decay of the averaged weights, if the state has them.
+      key: base key; each step folds in its number.
     """
     step = make_train_step(task, optimizer, accumulation=accumulation, ema_decay=ema_decay, key=key)
     layout = jax.tree.map(lambda x: x.sharding, state)

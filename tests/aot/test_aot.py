@@ -1,4 +1,4 @@
-"""Compiling for machines that are not there: the step that trains, what moves, advice."""
+"""Compiling for absent machines: the training step, what crosses the mesh, advice."""
 
 import collections
 import dataclasses
@@ -179,7 +179,7 @@ def _report(gib, limit=10.0):
     return report.Report(0.0, gib, gib, limit, gib <= limit, 0.0, {}, 0.0)
 
 
-def test_without_an_estimate_the_rest_is_told(monkeypatch, capsys):
+def test_without_an_estimate_the_rest_is_printed(monkeypatch, capsys):
     def refuse(program, target):
         raise estimate.NoEstimateError("why not")
 

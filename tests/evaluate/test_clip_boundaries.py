@@ -7,7 +7,7 @@ from emu3_jax.evaluate.vision.clip_boundaries import boundary_metrics, clip_boun
 
 
 def test_a_sag_at_the_ends_of_training_clips_is_measured_in_decibels():
-    slope = 30.0 - 0.1 * np.arange(32)  # what fades evenly is no boundary
+    slope = 30.0 - 0.1 * np.arange(32)  # a constant slope is not a boundary
     curve = slope.copy()
     curve[[7, 8]] -= 0.4
     curve[[15, 16]] -= 1.0
@@ -20,13 +20,13 @@ def test_a_sag_at_the_ends_of_training_clips_is_measured_in_decibels():
     )
 
 
-def test_the_ends_of_a_clip_are_no_clip_boundaries():
+def test_the_ends_of_a_clip_are_not_boundaries():
     curve = np.full(16, 30.0)
     curve[[0, 15]] = 10.0
     assert [boundary.sag for boundary in clip_boundaries([curve], 8)] == [0.0]
 
 
-def test_seams_are_averaged_over_the_clips_that_have_them():
+def test_boundaries_are_averaged_over_the_clips_that_have_them():
     short, long = np.full(8, 20.0), np.full(12, 40.0)
     short[4] -= 2.0
     long[8] -= 3.0
@@ -34,7 +34,7 @@ def test_seams_are_averaged_over_the_clips_that_have_them():
     assert [(s.frame, s.sag) for s in found] == [(4, 0.5), (8, 1.5)]
 
 
-def test_too_short_for_a_clip_boundaries():
+def test_clips_that_are_too_short_have_no_boundaries():
     assert clip_boundaries([np.ones(11)], 8) == []
     assert clip_boundaries([np.ones(12)], 2) == []
     assert boundary_metrics([]) == {}

@@ -1,4 +1,4 @@
-"""Captions taken apart, scored against truths, and beside answers that never look."""
+"""Captions: parsing, scores against truths, and answers that ignore the image."""
 
 import evaluation_stand_ins as parts
 import pytest

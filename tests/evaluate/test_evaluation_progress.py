@@ -1,4 +1,4 @@
-"""What long evaluations say while they work."""
+"""Progress lines of long evaluations."""
 
 import evaluation_stand_ins as parts
 import numpy as np

@@ -1,4 +1,4 @@
-"""The protocol, the files that it leaves, the command, and the models behind the evaluators."""
+"""The interface of evaluators, the files they write, the command, and their models."""
 
 import dataclasses
 import json
@@ -67,7 +67,7 @@ def test_results_are_written_and_read_back(tmp_path):
     assert "note: a doubt" in evaluator.format_results(results)
 
 
-def test_what_any_evaluator_lacks_is_told_before_the_first_runs():
+def test_a_missing_model_is_an_error_before_the_first_evaluator_runs():
     started = []
     with pytest.raises(ValueError, match="counting measures a language model, and there is none"):
         evaluator.run_all(Subject(), [Counting()], started.append)
@@ -143,7 +143,7 @@ GOOD = dict(evaluator="likelihood", tokens="t")
         ),
     ],
 )
-def test_entries_that_cannot_be_used_are_told_in_one_sentence(entries, message):
+def test_entries_that_cannot_be_used_end_in_one_sentence(entries, message):
     with pytest.raises(ConfigError, match="^" + message) as error:
         registry.make(entries)
     assert "\n" not in str(error.value)

@@ -146,7 +146,7 @@ def test_clips_are_shown_beside_their_reconstructions(result):
     assert shown[:, 4:20].std(-1).max() > 0
 
 
-def test_sizes_that_differ_are_told_apart():
+def test_sizes_that_differ_have_rows_of_their_own():
     rng = np.random.default_rng(0)
     large, small = (rng.integers(0, 256, (s, s, 3), np.uint8) for s in (24, 16))
     rebuilt = [large // 2, small, small // 2]

@@ -1,4 +1,4 @@
-"""The report on vision tokenizers: what its verdicts rest on, and what the page holds."""
+"""The report on vision tokenizers: its verdicts and the contents of the page."""
 
 import base64
 import json
@@ -244,7 +244,7 @@ def test_figures_settings_and_commands(made):
     assert "python -m emu3_jax.train &#x27;--config=a b.py&#x27;" in page
     assert "/some/where" not in page
     assert "highest 9 (step 160)" in page and "full: look at Gradient norm" in page
-    assert "how it was started was not recorded" in page
+    assert "its command was not recorded" in page
 
 
 def test_curves_of_all_runs_share_a_chart(made):

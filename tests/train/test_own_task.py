@@ -1,4 +1,4 @@
-"""A task that the package has never heard of goes everywhere that its own tasks go."""
+"""A task defined outside the package works in every command."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What a fresh run begins from: text models, codebooks, other vision tokenizers."""
+"""Initial weights of a fresh run: text models, codebooks, other vision tokenizers."""
 
 import dataclasses
 import json

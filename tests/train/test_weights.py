@@ -1,4 +1,4 @@
-"""Models of run directories, straight onto the mesh that asks for them."""
+"""Models of run directories, loaded directly onto a mesh."""
 
 import collections
 import dataclasses

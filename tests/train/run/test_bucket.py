@@ -40,7 +40,7 @@ class Bucket(MemoryFileSystem):
 
 @pytest.fixture
 def bucket(monkeypatch, tmp_path):
-    """Stands for every bucket; the current folder is one in which nothing may appear."""
+    """Stands for every bucket; nothing may appear in the current folder."""
     fake = Bucket()
     monkeypatch.setattr(Bucket, "store", {})
     monkeypatch.setattr(Bucket, "pseudo_dirs", [""])
@@ -90,7 +90,7 @@ def test_the_language_of_a_run(bucket, tmp_path):
         assert (tmp_path / "copy" / name).read_bytes() == epath.Path(RUN, name).read_bytes()
 
 
-def test_a_run_is_told_from_a_model(bucket):
+def test_a_run_is_distinguished_from_a_model(bucket):
     assert not checkpoint.is_run_directory(RUN)
     (epath.Path(RUN) / "checkpoints" / "4").mkdir(parents=True)
     (epath.Path(RUN) / "checkpoints" / "4" / "state").write_text("")
