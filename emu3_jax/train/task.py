@@ -131,7 +131,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def init(self, key: jax.Array) -> Tree:
-        """Returns initial variables {"params": …, other collections}, from inside jit.
+        """Returns initial variables {"params": …, other collections}; called inside jit.
 
         Arrays are boxed with logical axis names (`nn.LogicallyPartitioned`); `emu3_jax.sharding`
         turns the names into shardings.
@@ -221,7 +221,7 @@ class Task(abc.ABC):
     def save_beside(self, run_directory: os.PathLike) -> None:
         """Writes files that loading the model needs beside config and checkpoints.
 
-        Called by the first process when a run begins.
+        The first process calls it at every start of a run.
         """
         del run_directory
 
