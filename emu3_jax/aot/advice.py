@@ -1,4 +1,4 @@
-"""What to change when a program does not fit, and the search for one that does."""
+"""What to change if a program does not fit, and the search for a config that fits."""
 
 from collections.abc import Callable
 
@@ -11,13 +11,13 @@ from emu3_jax.train.program import TrainProgram
 Compile = Callable[[TrainProgram, Machine], Report]
 
 CHEAPEST_FIRST = ("none", "dots", "attention", "full")
-"""Names of REMAT by what the backward pass computes again, least first."""
+"""Names of REMAT by how much the backward pass recomputes, least first."""
 assert set(CHEAPEST_FIRST) == set(REMAT)
 
 
 def what_to_change(report: Report, program: TrainProgram, machine: Machine) -> str:
-    """One sentence for a program that does not fit."""
-    need = f"{report.hbm_gib:.1f} GiB a device are needed and there are {report.limit_gib:.1f}: "
+    """Returns one sentence for a program that does not fit."""
+    need = f"{report.hbm_gib:.1f} GiB per device are needed and there are {report.limit_gib:.1f}: "
     if report.arguments_gib is not None and report.arguments_gib > report.limit_gib:
         return need + (
             "the state alone is too large, so take more chips for run.mesh.fsdp, or "
@@ -35,7 +35,7 @@ def what_to_change(report: Report, program: TrainProgram, machine: Machine) -> s
             "run.accumulation"
         )
     return need + (
-        "cut the rows over run.mesh.context, or the layers over run.mesh.tensor, or take more "
+        "shard the rows over run.mesh.context, or the layers over run.mesh.tensor, or take more "
         "chips for run.mesh.fsdp"
     )
 
@@ -43,19 +43,19 @@ def what_to_change(report: Report, program: TrainProgram, machine: Machine) -> s
 def search(
     program: TrainProgram, machine: Machine, compile_for: Compile, say=print
 ) -> tuple[Report, TrainProgram]:
-    """The cheapest policy with which the config's batch fits, then the largest batch with that.
+    """Finds the cheapest policy with which the config's batch fits, then the largest batch with it.
 
-    Batches are tried in multiples of what gives each share of the mesh one row more.
+    Batch sizes are tried in steps of one row per shard of the mesh.
 
     Args:
-      program: of a transformer.
-      machine: what for.
-      compile_for: compiles one program.
-      say: told of every attempt.
+      program: the training program of a transformer.
+      machine: the machine to compile for.
+      compile_for: compiles one program and returns its report.
+      say: called with a line about every attempt.
 
     Returns:
-      The last program that fits, with its report; the config's own with model.remat=full where
-      none does.
+      (report, program) of the largest batch that fits. If none fits, those of the config's batch
+      with model.remat=full.
 
     Raises:
       ValueError: the config does not train a transformer.
@@ -90,7 +90,7 @@ def search(
 
 
 def _shares(program: TrainProgram, machine: Machine) -> int:
-    """In how many parts the rows of a batch are cut."""
+    """Returns the number of shards of a batch's rows."""
     mesh = program.mesh(machine.devices)
     shares = 1
     for axis in sharding.mesh_axes("batch"):

@@ -1,4 +1,4 @@
-"""One program for one machine: compile it, print what was found."""
+"""Compiles one program for one machine and prints the report."""
 
 import functools
 import json
@@ -25,15 +25,15 @@ def compile_and_report(
     with_estimate: bool,
     plan_only: bool = False,
 ) -> report.Report:
-    """Prints a table, what to change where it does not fit, and last one line of JSON.
+    """Prints a table, what to change if it does not fit, and then one line of JSON.
 
     Args:
-        config: whose program.
-        name: which program, see `program_of`.
-        target: compiled for this.
-        search: look for the cheapest remat policy and the largest batch first.
-        with_estimate: estimate the time of a step as well, where it fits.
-        plan_only: stop at the compiler's plan, which has no time.
+      config: the config of the task.
+      name: name of the program, see `program_of`.
+      target: the machine to compile for.
+      search: first search for the cheapest remat policy and the largest batch.
+      with_estimate: also estimate the time of a step, if it fits.
+      plan_only: stop at the compiler's plan, which has no time.
     """
     program = program_of(config, name)
     say = functools.partial(print, flush=True)  # a compile takes long
@@ -60,15 +60,15 @@ def compile_and_report(
 
 
 def program_of(config: ConfigDict, name: str = TRAIN) -> Program:
-    """The program `name` of a config's task: its update, or one of `Task.programs`.
+    """Returns the program `name` of a config's task: "train", or one of `Task.programs`.
 
-    No data is read, but for the size of the vocabulary where the config does not state it.
+    Data is read only for the size of the vocabulary, if the config does not set it.
     """
     task = registry.make(registry.resolve(config.to_dict()), read_data=False)
     programs = {TRAIN: TrainProgram(task), **task.programs()}
     if name not in programs:
         raise ConfigError(
-            f"--program={name} is none of the task {task.config.task}, which has "
+            f"--program={name} is not a program of the task {task.config.task}, which has "
             f"{', '.join(programs)}"
         )
     return programs[name]

@@ -1,17 +1,17 @@
-"""The compiler at work in a process of its own: what it plans, and what it says at the end.
+"""Runs the compiler in a process of its own and reads its plan and its final result.
 
-XLA first fuses, schedules and places every array: its plan, which it writes into files when asked
-to (--xla_dump_to). Then it writes code for each fusion, which on a few cores takes most of the time
-(a quarter of an hour and more for a vision tokenizer's convolutions) and changes neither the arrays
-nor what crosses the mesh. A compile cannot be broken off, so a process is ended where the plan is
-enough. A small program may be compiled before anybody has looked for its plan, and a TPU's compiler
-refuses a large one when its plan is written; a report of the plan is therefore made from its files
-alone, whichever of the two was noticed first.
+XLA first fuses, schedules and places every array. This is its plan, which --xla_dump_to writes into
+files. Then it generates code for each fusion. On a few cores that takes most of the time (a quarter
+of an hour and more for a vision tokenizer's convolutions), and it changes neither the arrays nor
+what crosses the mesh. A compile cannot be cancelled, so if the plan is enough, the process is
+killed. A small program may finish before its plan is noticed, and the TPU compiler refuses a large
+one after it has written the plan. A report of the plan is therefore made from the files alone, in
+whatever order these events are noticed.
 
-Memory is that of the plan, by which the compiler itself decides whether a program fits: what it
-says of a program that is too large is the same sum to the last digit.
-`Compiled.memory_analysis()` counts more: a TPU program of 14.0 GiB that was compiled for 15.75 has
-19.2 by it. Other projects quote it, so it is reported too.
+Memory is that of the plan, by which the compiler decides whether a program fits: if it refuses a
+program, its message has the same sum to the last digit. `Compiled.memory_analysis()` counts more: a
+TPU program of 14.0 GiB that was compiled for 15.75 has 19.2 by it. Other projects quote that
+figure, so it is reported too.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ from emu3_jax.train.program import TrainProgram
 _POLL_S = 0.5
 _ARRAYS = "*after_optimizations-buffer-assignment.txt"
 _PROGRAM = "*after_optimizations.txt"
-# A color is a memory of its own; the page came with jaxlib 0.12.
+# A color is a separate memory; "page" is new in jaxlib 0.12.
 _ALLOCATION = re.compile(
     r"allocation \d+: size (?P<size>\d+)(?P<color>, color \d+)?(, page \d+)?, "
     r"(?P<kind>(parameter|output|constant|thread-local|maybe-live-out|preallocated-temp)\b.*):"
@@ -43,7 +43,7 @@ _ALLOCATION = re.compile(
 
 
 class _Plan(NamedTuple):
-    """What is known from the plan: bytes, and kind → {"count", "gib"}."""
+    """Figures from the plan: bytes, and kind of collective → {"count", "gib"}."""
 
     arguments: int
     temporaries: int
@@ -52,7 +52,7 @@ class _Plan(NamedTuple):
 
 
 class _Code(NamedTuple):
-    """What is known once the code is written, in bytes."""
+    """Figures from the finished compile, in bytes."""
 
     size: int
     temporaries: int  # by memory_analysis()
@@ -64,18 +64,18 @@ def examine(
     plan_only: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> report.Report:
-    """What the program needs on the machine, without an estimate of its time.
+    """Returns what the program needs on the machine, without an estimate of its time.
 
     Args:
-      program: what to compile.
-      target: what for.
+      program: the program to compile.
+      target: the machine to compile for.
       plan_only: stop at the plan; code_gib and memory_analysis_gib are None.
-      say: told when the plan is there and the code is still to be written.
+      say: called with a line when the plan is complete and code generation begins.
 
     Raises:
       ValueError: mesh, model and batch do not fit together.
-      UnreadableError: the compiler writes its plan in a form that is not known.
-      RuntimeError: the compiler refuses the program for another reason than its size.
+      UnreadableError: the compiler writes its plan in an unknown form.
+      RuntimeError: the compiler refuses the program for a reason other than its size.
     """
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as name, _compiling(program, target, name) as receiver:
@@ -88,7 +88,7 @@ def examine(
         seconds = time.perf_counter() - began
         planned = len(_plan_files(folder)) == 2
         if planned and plan_only:
-            said = None  # what the compiler said after its plan
+            said = None  # ignore what came after the plan
         if isinstance(said, ValueError):
             raise said
         refusal = report.too_large(said) if isinstance(said, RuntimeError) else None
@@ -114,13 +114,16 @@ def examine(
 
 
 def bytes_of_arrays(text: str) -> tuple[int, int, int]:
-    """(arguments, temporaries, outputs) of a device's main memory, from XLA's list of allocations.
+    """Returns bytes (arguments, temporaries, outputs) in a device's main memory.
 
-    Outputs are those that do not take the place of an argument. Not counted: other memories
-    ("color N": what a TPU has on the chip) and the stacks of single instructions ("thread-local").
+    Outputs are those that do not reuse the memory of an argument. Other memories ("color N": on a
+    TPU, those on the chip) and the stacks of single instructions ("thread-local") do not count.
+
+    Args:
+      text: XLA's list of allocations.
 
     Raises:
-      UnreadableError: an allocation is written in another form, or none is an argument.
+      UnreadableError: an allocation has an unknown form, or none is an argument.
     """
     arguments = temporaries = outputs = parameters = 0
     for line in text.splitlines():
@@ -146,7 +149,7 @@ def bytes_of_arrays(text: str) -> tuple[int, int, int]:
 
 @contextlib.contextmanager
 def _compiling(program: TrainProgram, target: Machine, folder: str) -> Iterator[Connection]:
-    """Where a process that compiles will say what came of it; it is ended with the block."""
+    """Yields the pipe on which a compiling process sends its result; kills it after the block."""
     processes = multiprocessing.get_context("spawn")
     receiver, sender = processes.Pipe(duplex=False)
     arguments = (program, target.name, target.slices, folder, sender)
@@ -161,7 +164,7 @@ def _compiling(program: TrainProgram, target: Machine, folder: str) -> Iterator[
 
 
 def _until_planned(receiver: Connection, folder: Path) -> ValueError | RuntimeError | _Code | None:
-    """None once the plan lies in `folder`, else what came of it when it ends before."""
+    """Returns None once the plan is in `folder`, or the result if the process ends before."""
     while not _is_whole(folder):
         if receiver.poll(_POLL_S):
             return None if _is_whole(folder) else _received(receiver)
@@ -169,8 +172,8 @@ def _until_planned(receiver: Connection, folder: Path) -> ValueError | RuntimeEr
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether the plan is written to its end: XLA writes one file after another, so a file is whole
-    once there is a later one."""
+    """Returns whether the plan is complete: XLA writes one file after another, so a file is
+    complete once a later one exists."""
     plan = _plan_files(folder)
     others = [file for file in folder.iterdir() if file.is_file() and file not in plan]
     written = max((file.stat().st_mtime_ns for file in plan), default=0)
@@ -185,13 +188,13 @@ def _received(receiver: Connection) -> ValueError | RuntimeError | _Code:
     try:
         return receiver.recv()
     except EOFError as error:
-        raise RuntimeError("the compiler's process ended without a word") from error
+        raise RuntimeError("the compiler's process ended without a result") from error
 
 
 def _compile(program: TrainProgram, name: str, slices: int, folder: str, sender: Connection):
-    """In the process of its own."""
+    """Compiles and sends the result; runs in the child process."""
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_enable_compilation_cache", False)  # what comes from there has no plan
+    jax.config.update("jax_enable_compilation_cache", False)  # a cached program has no plan
     try:
         lowered = program.lower(machine(name, slices).devices)
         compiled = lowered.compile(compiler_options={"xla_dump_to": folder})

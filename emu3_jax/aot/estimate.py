@@ -1,9 +1,9 @@
-"""The time of a step by the TPU compiler's own estimate, and where it goes.
+"""The time of a step by the TPU compiler's own estimate, and its parts.
 
-The compiler adds up what it expects of each instruction, but counts the body of a loop once. So a
-transformer is compiled with 2 and with 4 layers, without loops, and the line through both is read
-off at the number of layers. Time on the network is not in it: what the compiler cannot hide behind
-computation comes on top.
+The compiler adds up the expected time of each instruction but counts the body of a loop once. So a
+transformer is compiled with 2 and with 4 layers, without loops, and the time is extrapolated
+linearly to the number of layers. Time on the network is not included: communication that the
+compiler cannot overlap with computation adds to the estimate.
 """
 
 from collections import defaultdict
@@ -18,7 +18,7 @@ from emu3_jax.train.program import TrainProgram
 
 FEW, MORE = 2, 4
 
-# Part of a step → what the name of a JAX operation of it contains; the first that fits counts.
+# Part of a step → substrings of the names of its JAX operations; the first match counts.
 PARTS = {
     "attention kernels": ("_whole_rows", "splash"),
     "attention projections": ("/attention/",),
@@ -31,15 +31,15 @@ PARTS = {
 
 
 class NoEstimateError(ValueError):
-    """The compiler has no time for this program; the message says why."""
+    """The compiler gives no time for this program; the message says why."""
 
 
 def estimate(program: TrainProgram, machine: Machine) -> Estimate | None:
-    """None where there is no TPU compiler to ask, or no layers to count.
+    """Returns the estimate; None without a TPU compiler or without a stack of layers.
 
     Raises:
-      NoEstimateError: without loops it does not fit, or the compiler states no time, or one that
-        makes no sense.
+      NoEstimateError: the program without loops does not fit, or the compiler gives no time, or
+        times that do not grow with the number of layers.
     """
     if not machine.is_tpu or not program.stacked:
         return None
@@ -78,7 +78,7 @@ def estimate(program: TrainProgram, machine: Machine) -> Estimate | None:
 
 
 def cycles_by_part(compiled: jax.stages.Compiled) -> dict[str, int]:
-    """Part → clock cycles that the TPU's compiler states for its instructions."""
+    """Returns part of a step → clock cycles that the TPU compiler estimates for it."""
     sums: dict[str, int] = defaultdict(int)
     for source, count in hlo.cycles(compiled.as_text()).items():
         part = next(part for part, marks in PARTS.items() if any(m in source for m in marks))

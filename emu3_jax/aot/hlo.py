@@ -1,7 +1,7 @@
-"""Reading a compiled program: what crosses the mesh, and how often.
+"""Reads the text of a compiled program: what crosses the mesh, and how often.
 
-The text of a program is a list of computations that call one another. What stands in the body of a
-loop counts as often as the loop runs, which its condition says.
+A program is a list of computations that call one another. Instructions in the body of a loop count
+as often as the loop runs, which is read from its condition.
 """
 
 import math
@@ -25,7 +25,7 @@ _BRANCHES = re.compile(r"(?:branch_computations|called_computations)=\{([^}]*)\}
 
 
 class UnreadableError(ValueError):
-    """The compiler's text lacks what every version known here writes."""
+    """The compiler's text lacks what every supported version writes."""
 
     def __init__(self, what: str):
         super().__init__(
@@ -41,8 +41,8 @@ class Collective(NamedTuple):
       kind: "all-gather", "all-reduce", "reduce-scatter", "all-to-all" or "collective-permute".
       dtype: of the data, as XLA writes it.
       shape: of the largest array, on one device.
-      bytes: of the whole side, operand or result, whichever is larger; on one device.
-      times: how often it runs in a call of the program.
+      bytes: size of all operands or of all results, whichever is larger; on one device.
+      times: how often it runs per call of the program.
       source: the JAX operation it comes from.
     """
 
@@ -55,14 +55,14 @@ class Collective(NamedTuple):
 
 
 def collectives(text: str) -> list[Collective]:
-    """All collectives of `compiled.as_text()`.
+    """Returns all collectives of `compiled.as_text()`.
 
-    A TPU moves data beside other work: the instruction then stands in the computation that begins
-    the transfer, in those that run meanwhile and in the one that waits for its end. The first
-    counts.
+    A TPU overlaps transfers with other work. The instruction is then listed in the computation that
+    starts the transfer, in those that run during it, and in the one that waits for its end. Only
+    the first counts.
 
     Raises:
-      UnreadableError: the text is no program, or has a collective in an unknown form.
+      UnreadableError: the text is not a program, or has a collective in an unknown form.
     """
     ends = set(_END.findall(text))
     found = []
@@ -92,10 +92,10 @@ def collectives(text: str) -> list[Collective]:
 
 
 def cycles(text: str) -> dict[str, int]:
-    """JAX operation → clock cycles that a TPU's compiler estimates for it, loops multiplied out.
+    """Returns JAX operation → clock cycles by the TPU compiler's estimate, loops multiplied out.
 
     Raises:
-      UnreadableError: the text is no program, or states no cycles.
+      UnreadableError: the text is not a program, or states no cycles.
     """
     sums: dict[str, int] = defaultdict(int)
     for _, line, times in _lines(text):
@@ -109,7 +109,7 @@ def cycles(text: str) -> dict[str, int]:
 
 
 def _lines(text: str) -> Iterator[tuple[str, str, int]]:
-    """(computation, line, how often it runs) of all lines that are reached from the entry."""
+    """Yields (computation, line, how often it runs) for all lines reachable from the entry."""
     bodies: dict[str, list[str]] = {}
     entry = name = None
     for line in text.splitlines():
@@ -141,7 +141,7 @@ def _count(name: str, times: int, bodies: dict[str, list[str]], runs: dict[str, 
 
 
 def _trips(line: str, bodies: dict[str, list[str]]) -> int:
-    """How often a loop runs: as stated, else the bound in its condition; 1 where none is fixed."""
+    """Returns how often a loop runs: as stated, or the bound in its condition; 1 without one."""
     known = re.search(r'known_trip_count[^\d]*"?(\d+)', line)
     if known:
         return int(known[1])
@@ -157,7 +157,7 @@ def _trips(line: str, bodies: dict[str, list[str]]) -> int:
 
 
 def _array(match: re.Match) -> tuple[str, tuple[int, ...], int]:
-    """(dtype, shape, bytes) of `bf16[4,8]`."""
+    """Returns (dtype, shape, bytes) of `bf16[4,8]`."""
     dtype, dimensions = match.groups()
     bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
     shape = tuple(int(d) for d in dimensions.split(",") if d)
@@ -169,9 +169,9 @@ def _size(arrays) -> int:
 
 
 def _group_size(line: str) -> int | None:
-    """Devices that one collective joins: replica_groups={{0,1},{2,3}}, =[2,2]<=[4], or a mesh.
+    """Returns the devices per group: replica_groups={{0,1},{2,3}}, =[2,2]<=[4], or a mesh.
 
-    None where the line does not say (pairs of a permutation; {}: all devices).
+    None if the line does not state it (pairs of a permutation; {}: all devices).
     """
     listed = re.search(r"replica_groups=\{\{([\d,]+)\}", line)
     if listed:

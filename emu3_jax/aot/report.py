@@ -1,4 +1,4 @@
-"""What a compiled program needs, and how it is told: a table, and one line of JSON."""
+"""Figures of a compiled program, as a table and as one line of JSON."""
 
 import dataclasses
 import re
@@ -12,7 +12,7 @@ from emu3_jax.aot.topology import Machine
 from emu3_jax.train.run.metrics import peak_flops
 
 GIB = 2**30
-# What the TPU's compiler says when it gives up: needed, available.
+# Messages with which the TPU compiler refuses a program: needed, available.
 _TOO_LARGE = (
     re.compile(r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT]) hbm"),
     re.compile(r"temporaries \(([\d.]+)([KMGT])\) exceeds available HBM \(([\d.]+)([KMGT])\)"),
@@ -20,12 +20,12 @@ _TOO_LARGE = (
 
 
 class Estimate(NamedTuple):
-    """Of one update.
+    """The compiler's estimate of one update.
 
     Attributes:
-      seconds: by the compiler, see estimate.py.
-      parts: part of the step → share of its clock cycles, by the compiler.
-      compiled_s: what the compiler said: layers → seconds.
+      seconds: extrapolated to all layers, see estimate.py.
+      parts: part of the step → share of its clock cycles.
+      compiled_s: number of layers → seconds, as compiled.
     """
 
     seconds: float
@@ -35,23 +35,23 @@ class Estimate(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Figures of one program on one machine; memory and collectives are of one JAX device.
+    """Figures of one program on one machine; memory and collectives are per JAX device.
 
     Attributes:
-      arguments_gib: state, batch and constants that come in (donated ones leave in place).
+      arguments_gib: state, batch and constants that are passed in (donated ones are reused).
       temporaries_gib: the heap that holds everything else.
-      hbm_gib: both, and outputs and code that need memory of their own; by this the compiler
-        decides.
-      limit_gib: memory of the device; None where there is nothing to judge by.
-      fits: whether it is within the limit.
+      hbm_gib: both, plus outputs and code with memory of their own; the compiler decides by it.
+      limit_gib: memory of the device; None if it is unknown.
+      fits: whether `hbm_gib` is within the limit.
       compile_s: seconds that compiling, or planning, took here.
       collectives: kind → {"count", "gib"} of one call, loops multiplied out.
-      model_tflops_per_chip: model FLOPs of one call, in units of 10^12.
-      compiler_estimate_s: seconds a call takes by the TPU compiler's own estimate, which leaves
-        out the time on the network; None without one.
+      model_tflops_per_chip: model FLOPs of one call per chip, in units of 10^12.
+      compiler_estimate_s: seconds per call by the TPU compiler's own estimate, which leaves out the
+        time on the network; None without an estimate.
       estimated_mfu: share of the chip's peak at that speed.
-      code_gib: size of the code; None where only the compiler's plan was asked for.
-      memory_analysis_gib: temporaries as `Compiled.memory_analysis()` counts them; likewise.
+      code_gib: size of the code; None if only the compiler's plan was made.
+      memory_analysis_gib: temporaries as `Compiled.memory_analysis()` counts them; None if only the
+        compiler's plan was made.
     """
 
     arguments_gib: float | None
@@ -68,13 +68,13 @@ class Report:
     memory_analysis_gib: float | None = None
 
     def to_json(self) -> dict:
-        """Rounded for reading."""
+        """Returns the fields as a dict, floats rounded to four digits."""
         return jax.tree.map(
             lambda x: float(f"{x:.4g}") if isinstance(x, float) else x, dataclasses.asdict(self)
         )
 
     def with_estimate(self, found: Estimate | None, machine: Machine) -> "Report":
-        """The same with a time."""
+        """Returns the report with the estimate's time and MFU; unchanged if `found` is None."""
         if found is None:
             return self
         peak = peak_flops(machine.devices[0].device_kind) * len(machine.devices) / machine.chips
@@ -86,7 +86,7 @@ class Report:
 
 
 def too_large(error: Exception) -> tuple[float, float]:
-    """(needed, available) GiB as the TPU's compiler says when it gives up; else raises `error`."""
+    """Returns (needed, available) GiB from the TPU compiler's refusal; else raises `error`."""
     said = next(filter(None, (pattern.search(str(error)) for pattern in _TOO_LARGE)), None)
     if said is None:
         raise error
@@ -98,7 +98,7 @@ def _gib(number: str, unit: str) -> float:
 
 
 def summed(collectives: Iterable[hlo.Collective]) -> dict[str, dict]:
-    """kind → {"count", "gib"}."""
+    """Returns kind → {"count", "gib"}, summed over the collectives."""
     sums: dict[str, dict] = {}
     for one in collectives:
         entry = sums.setdefault(one.kind, {"count": 0, "gib": 0.0})
@@ -108,7 +108,7 @@ def summed(collectives: Iterable[hlo.Collective]) -> dict[str, dict]:
 
 
 def table(report: Report, title: str, found: Estimate | None = None) -> str:
-    """For people."""
+    """Returns the figures as an aligned text table under `title`."""
 
     def gib(x):
         return "unknown" if x is None else f"{x:.2f} GiB"
@@ -119,10 +119,10 @@ def table(report: Report, title: str, found: Estimate | None = None) -> str:
         ("temporaries", gib(report.temporaries_gib)),
         ("  by memory_analysis", gib(report.memory_analysis_gib)),
         ("code", gib(report.code_gib)),
-        ("in all", f"{gib(report.hbm_gib)} of {gib(report.limit_gib)} a device"),
+        ("in all", f"{gib(report.hbm_gib)} of {gib(report.limit_gib)} per device"),
         ("fits", "yes" if report.fits else "no"),
         ("compiled in" if report.code_gib else "planned in", f"{report.compile_s:.0f} s"),
-        ("model FLOPs a chip", f"{tflops:.1f} T" if tflops else "not counted"),
+        ("model FLOPs per chip", f"{tflops:.1f} T" if tflops else "not counted"),
     ]
     for kind, entry in report.collectives.items():
         rows.append((kind, f"{entry['count']} times, {entry['gib']:.2f} GiB"))

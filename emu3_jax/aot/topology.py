@@ -1,4 +1,4 @@
-"""Devices of a machine that is not there, by its name: TPU slices through libtpu, or CPUs.
+"""Devices of a machine by its name, without the machine: TPU slices through libtpu, or CPUs.
 
 v5p:4x4x4   one slice of 64 chips
 cpu:64      64 virtual CPU devices: layouts and collectives, but not a TPU's memory or time
@@ -15,13 +15,13 @@ from jax.experimental import topologies
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """What a compiler and a reader need to know of one kind of TPU.
+    """One kind of TPU chip.
 
     Attributes:
-      dimensions: of the network between chips.
-      hbm_gib: memory that a program may have on a JAX device.
-      devices: JAX devices a chip.
-      torus: a side of a slice closes into a ring where its length is a multiple of this.
+      dimensions: dimensions of the network between chips.
+      hbm_gib: memory available to a program on one JAX device.
+      devices: JAX devices per chip.
+      torus: a side of a slice closes into a ring if its length is a multiple of this.
     """
 
     dimensions: int
@@ -30,10 +30,10 @@ class Chip:
     devices: int = 1
 
 
-# Cloud TPU documentation, the page of each version ("System architecture"): shape of the network,
-# and which slices are tori: cubes of 4 x 4 x 4, or whole sides of 16. Memory: what each chip's
-# compiler says is available when it refuses a program (the smaller of libtpu 0.0.42 and 0.0.50), so
-# that a plan is judged as the compiler judges it.
+# Network shapes and which slices are tori (cubes of 4 x 4 x 4, or whole sides of 16): Cloud TPU
+# documentation, the page of each version ("System architecture"). Memory: what each chip's compiler
+# reports as available when it refuses a program (the smaller of libtpu 0.0.42 and 0.0.50), so that
+# a plan is judged as the compiler judges it.
 CHIPS = {
     "v4": Chip(3, 30.75, 4),
     "v5e": Chip(2, 15.75, 16),
@@ -48,11 +48,11 @@ class Machine:
     """Devices to compile for.
 
     Attributes:
-      name: as given.
-      devices: JAX devices that can be compiled for, and nothing else.
-      chips: how many chips these are.
-      hbm_gib: memory of a device; None where there is no limit to judge by.
-      slices: how many of the name's.
+      name: as given to `machine`.
+      devices: JAX devices; they can be compiled for but not run on.
+      chips: number of chips.
+      hbm_gib: memory of a device; None for no limit.
+      slices: number of slices.
     """
 
     name: str
@@ -63,20 +63,22 @@ class Machine:
 
     @property
     def is_tpu(self) -> bool:
-        """Whether the compiler is the one of the machine's name."""
+        """Whether the devices are TPUs, so that the TPU compiler is used."""
         return self.devices[0].platform == "tpu"
 
 
 def machine(name: str, slices: int = 1, hbm_gib: float | None = None) -> Machine:
-    """The machine called `name`; CPUs need that nobody has asked JAX for its devices before.
+    """Returns the machine called `name`.
+
+    For cpu:N, call it before JAX has initialised its devices.
 
     Args:
-      name: see the module's text.
-      slices: of a TPU, all of this shape.
-      hbm_gib: memory of a device to judge by; None: the chip's.
+      name: as in the module docstring.
+      slices: number of TPU slices, all of this shape.
+      hbm_gib: memory limit of a device; None for the chip's.
 
     Raises:
-      ValueError: no such machine, or the TPU compiler is not installed.
+      ValueError: there is no such machine, or the TPU compiler is not installed.
     """
     chip, _, shape = name.partition(":")
     if slices < 1:
@@ -88,7 +90,7 @@ def machine(name: str, slices: int = 1, hbm_gib: float | None = None) -> Machine
     sides = [int(side) for side in shape.split("x")] if re.fullmatch(r"\d+(x\d+)*", shape) else []
     if chip not in CHIPS or len(sides) != CHIPS[chip].dimensions:
         raise ValueError(
-            f"--topology={name!r} is no machine: expected one of {', '.join(CHIPS)} with its "
+            f"--topology={name!r} is not a machine: expected one of {', '.join(CHIPS)} with its "
             "sides, as in v5p:4x4x4 or v5e:16x16, or cpu:N"
         )
     devices = _tpus(name, sides, slices)
@@ -101,10 +103,10 @@ def _virtual_cpus(count: int) -> list:
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError:
-        pass  # JAX has its devices already; there may be enough
+        pass  # JAX has initialised its devices; there may be enough
     devices = jax.devices("cpu")
     if len(devices) < count:
-        raise ValueError(f"{count} CPU devices are asked for, this process has {len(devices)}")
+        raise ValueError(f"{count} CPU devices are requested, this process has {len(devices)}")
     return devices[:count]
 
 
@@ -114,20 +116,20 @@ def _tpus(name: str, sides: list[int], slices: int) -> list:
             f"--topology={name} needs the TPU compiler: pip install -r requirements-aot.txt; "
             "cpu:N needs none"
         )
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it asks a cloud that is not there
-    # Only the compiler is used, no TPU, so several processes may.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it queries a cloud's metadata server
+    # Only the compiler is used, no TPU, so several processes may load it.
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     chip = CHIPS[name.partition(":")[0]]
     whole = [side % chip.torus == 0 for side in sides]
-    # Of a cube of chips all sides are rings or none is. Where the compiler is not told of the
-    # rings, it makes of every gather an all-reduce of zeros, at a cost in memory and time.
+    # In three dimensions, all sides are rings or none is. Without the rings, the compiler turns
+    # every gather into an all-reduce of zeros, at a cost in memory and time.
     wrap = (*whole, False) if chip.dimensions == 2 else (all(whole),) * 3
-    # One JAX device a chip, as on the machine itself; it is the default but for v4.
+    # One JAX device per chip, as on the machine itself; the default except for v4.
     core = {"chip_config_name": "megacore"} if name.startswith("v4") else {}
     try:
         description = topologies.get_topology_desc(
             name, platform="tpu", num_slices=slices, wrap=wrap, **core
         )
     except Exception as error:
-        raise ValueError(f"--topology={name}: the TPU compiler knows no such slice") from error
+        raise ValueError(f"--topology={name}: the TPU compiler has no such slice") from error
     return list(description.devices)

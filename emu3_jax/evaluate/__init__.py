@@ -1,4 +1,4 @@
-"""Evaluation: one evaluator a file behind one protocol, tables, and the report.
+"""Evaluation: evaluators behind one interface, one per file.
 
-`emu3_jax.evaluate.registry.evaluate(subject, names)` runs evaluators by name.
+`registry.make` makes evaluators by name; `evaluator.run_all` runs them.
 """

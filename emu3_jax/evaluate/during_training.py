@@ -1,7 +1,7 @@
-"""Evaluation at intervals inside a training run: the evaluators of the command, on the live state.
+"""Evaluation at intervals during training: the evaluators of the command, on the current state.
 
-Numbers go to the run's metrics under `validation/`, pictures to WORKDIR/pictures/step_N/ and to
-TensorBoard. Data that an evaluator would lack is an error before the first step.
+Numbers go to the run's metrics under `validation/`, images to WORKDIR/images/step_N/ and to
+TensorBoard. Missing data of an evaluator is an error before the first step.
 """
 
 import os
@@ -19,20 +19,20 @@ from emu3_jax.train.loop import Callback
 from emu3_jax.train.run.metrics import MetricsWriter, read_metrics
 from emu3_jax.train.task import TrainState
 
-PICTURES_FOLDER = "pictures"
+IMAGES_FOLDER = "images"
 METRICS_PREFIX = "validation/"
 
 
 def check_data(evaluators: Sequence[Evaluator], trained: str, language: Language | None) -> None:
-    """Refuses evaluators of `config.evaluation` that do not suit the run, or lack their data.
+    """Checks that the evaluators of `config.evaluation` fit the run and find their data.
 
     Args:
-      evaluators: as `registry.make` built them.
-      trained: the kind of model that the run trains (`Task.kind`).
-      language: of the language model that is trained; None where another kind is.
+      evaluators: from `registry.make`.
+      trained: kind of the trained model (`Task.kind`).
+      language: language of the trained language model; None for another kind.
 
     Raises:
-      ConfigError: names the key.
+      ConfigError: an evaluator does not fit or lacks data; names the key.
     """
     for index, evaluator in enumerate(evaluators):
         if evaluator.measures != trained:
@@ -44,7 +44,7 @@ def check_data(evaluators: Sequence[Evaluator], trained: str, language: Language
 
 
 class EvaluationCallback(Callback):
-    """A `train.loop.Callback` that evaluates the state after a step: one entry of the config."""
+    """A `train.loop.Callback` that runs one evaluator on the state after a step."""
 
     def __init__(
         self,
@@ -56,19 +56,19 @@ class EvaluationCallback(Callback):
         self._subject_of, self._workdir = subject_of, epath.Path(workdir)
 
     def __call__(self, step: int, state: TrainState, writer: MetricsWriter) -> dict[str, float]:
-        """Writes pictures and returns the metrics under METRICS_PREFIX."""
+        """Writes images and returns the metrics under METRICS_PREFIX."""
         subject = self._subject_of(state, f"{self._workdir} at step {step}")
         results = run_all(subject, [self.evaluator])
-        folder = self._workdir / PICTURES_FOLDER / f"step_{step:06d}"
+        folder = self._workdir / IMAGES_FOLDER / f"step_{step:06d}"
         for name, result in results.items():
-            for picture, pixels in result.pictures.items():
+            for image, pixels in result.images.items():
                 if jax.process_index() == 0:
-                    media.write_png(folder / f"{name}_{picture}.png", pixels)
-                writer.write_picture(step, f"{name}/{picture}", pixels)
+                    media.write_png(folder / f"{name}_{image}.png", pixels)
+                writer.write_image(step, f"{name}/{image}", pixels)
         return {METRICS_PREFIX + name: value for name, value in flat_metrics(results).items()}
 
     def done(self, step: int) -> bool:
-        """Whether it is kept. Numbers are logged last, so where they are, the pictures are too."""
+        """Returns whether the metrics are logged; they are written last, after the images."""
         prefix = f"{METRICS_PREFIX}{self.evaluator.name}/"
         return any(
             row["step"] == step and any(name.startswith(prefix) for name in row)

@@ -1,8 +1,7 @@
-"""What an evaluator is: named settings, and a `run` that turns a subject into figures and pictures.
+"""The interface of evaluators: named settings, and a `run` from a subject to metrics and images.
 
-Training at intervals and `python -m emu3_jax.evaluate` make evaluators from the same entries
-(`registry.make`) and run them with the same `run_all`, so a figure means the same wherever it was
-taken.
+Evaluation during training and `python -m emu3_jax.evaluate` make evaluators from the same entries
+(`registry.make`) and run them with the same `run_all`, so their figures are comparable.
 """
 
 import csv
@@ -29,17 +28,17 @@ from emu3_jax.models.vision.tokenizer import VisionTokenizer
 T = TypeVar("T")
 
 RESULTS_FILE = "results.json"
-# Slow enough to look at; stored clips of any rate are shown at it.
+# Slow enough to see each frame; used for stored clips of any rate.
 CLIP_FPS = 8.0
 
 
 class Subject:
-    """What is evaluated; the settings are the evaluator's own.
+    """The models to evaluate.
 
     Attributes:
       models: kind of model (`Task.kind`) → the model, as `Task.trained_model` returns it.
-      label: where the weights came from, written into the results.
-      progress: told how far long work is.
+      label: where the weights came from; written into the results.
+      progress: receives the progress of long work.
     """
 
     def __init__(self, label: str = "", progress: Progress | None = None, **models: Any):
@@ -48,17 +47,17 @@ class Subject:
 
     @property
     def language_model(self) -> Bundle:
-        """The model of this kind."""
+        """The language model."""
         return self.models["language_model"]
 
     @property
     def vision_tokenizer(self) -> tuple[VisionTokenizer, Any]:
-        """(module, variables)."""
+        """The vision tokenizer: (module, variables)."""
         return self.models["vision_tokenizer"]
 
 
 def described(kind: str) -> str:
-    """A kind of model in words: "a language model"."""
+    """Returns a kind of model in words: "a language model"."""
     return f"a {kind.replace('_', ' ')}"
 
 
@@ -72,35 +71,37 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What one evaluator found.
+    """The result of one evaluator.
 
     Attributes:
       metrics: name → number; shares are in percent.
       tables: name → Table, written as CSV.
-      pictures: name → uint8 [H, W, 3], written as PNG.
+      images: name → uint8 [H, W, 3], written as PNG.
       clips: name → uint8 [T, H, W, 3], written as MP4 at CLIP_FPS.
-      notes: sentences a reader of the numbers needs: what is absent and why, what to doubt.
+      notes: sentences about the numbers: what was not measured and why, what is uncertain.
     """
 
     metrics: Mapping[str, float]
     tables: Mapping[str, Table] = dataclasses.field(default_factory=dict)
-    pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    images: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     clips: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     notes: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """Base of all evaluators. The fields are the settings; an entry of a config states some.
+    """Base class of evaluators. The fields are the settings; an entry of a config sets some.
 
     Attributes:
-      name: heads the metrics and files; tells two entries of one evaluator apart.
-      every: training steps between two evaluations, and one after the last step; 0 for that alone.
-      limit: use the first so many items of a split; 0 for all.
+      measures: kind of model that it measures (`Task.kind`).
+      name: prefix of metrics and files; entries of the same evaluator need different names.
+      every: training steps between evaluations; 0 evaluates after the last step only. The last step
+        is always evaluated.
+      limit: use the first this many items of a split; 0 for all.
       batch_size: items at a time; results do not depend on it.
     """
 
-    measures: ClassVar[str]  # a kind of model, see Subject
+    measures: ClassVar[str]
 
     name: str
     every: int = 1000
@@ -113,27 +114,27 @@ class Evaluator:
         self.at_least(every=0, limit=0, batch_size=1)
 
     def at_least(self, **least: int) -> None:
-        """ValueError for the first of these settings that is smaller than stated."""
+        """Raises ValueError for the first of these settings that is below its minimum."""
         for key, value in least.items():
             if getattr(self, key) < value:
                 raise ValueError(f"{key} must be at least {value}, not {getattr(self, key)}")
 
     def check(self, language: Language | None) -> None:
-        """Looks whether data and weights that the settings name are there and fit.
+        """Checks that the data and weights that the settings name exist and fit.
 
         Args:
-          language: of the language model that is measured; None where a vision tokenizer is.
+          language: language of the measured language model; None for other kinds of models.
 
         Raises:
-          ConfigError: begins with the key that is to blame.
+          ConfigError: begins with the key of the wrong setting.
         """
 
     def run(self, subject: Subject) -> Result:
-        """Measures `subject`, which has the part that `measures` names."""
+        """Measures `subject`, which has a model of the kind `measures`."""
         raise NotImplementedError
 
     def use(self, key: str, read: Callable[[str], T]) -> T:
-        """`read` of the setting `key`; ConfigError names the key if it is not set or unreadable."""
+        """Returns read(value of the setting `key`); ConfigError if it is empty or unreadable."""
         value = getattr(self, key)
         if not value:
             raise ConfigError(f"{key} is not set; {self.name} needs it")
@@ -145,10 +146,10 @@ class Evaluator:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SplitEvaluator(Evaluator):
-    """An evaluator that works on chosen splits of its data.
+    """An evaluator of chosen splits of its data.
 
     Attributes:
-      splits: names of splits.
+      splits: names of the splits.
     """
 
     splits: tuple[str, ...] = ("validation",)
@@ -162,10 +163,10 @@ class SplitEvaluator(Evaluator):
 def run_all(
     subject: Subject, evaluators: Sequence[Evaluator], log=lambda line: None
 ) -> dict[str, Result]:
-    """Runs evaluators in order → {name: Result}, with each one's `seconds` among its metrics.
+    """Runs evaluators in order → {name: Result}; adds the metric `seconds` to each.
 
     Raises:
-      ValueError: the subject lacks what one of them measures; none was run.
+      ValueError: the subject lacks a model that one of them measures; none was run.
     """
     for evaluator in evaluators:
         if evaluator.measures not in subject.models:
@@ -184,7 +185,7 @@ def run_all(
 
 
 def flat_metrics(results: Mapping[str, Result]) -> dict[str, float]:
-    """{"reconstruction/psnr_images": ...}: one level of names, as a metrics log wants them."""
+    """Returns "<evaluator>/<metric>" → number, for a metrics log."""
     return {
         f"{name}/{metric}": value
         for name, result in results.items()
@@ -193,7 +194,7 @@ def flat_metrics(results: Mapping[str, Result]) -> dict[str, float]:
 
 
 def format_results(results: Mapping[str, Result]) -> str:
-    """The metrics as an aligned text table and the notes, one block an evaluator."""
+    """Returns an aligned text table of the metrics and the notes, one block per evaluator."""
     lines = []
     width = max((len(m) for r in results.values() for m in r.metrics), default=0)
     for name, result in results.items():
@@ -206,16 +207,16 @@ def format_results(results: Mapping[str, Result]) -> str:
 def write_results(
     results: Mapping[str, Result], output: str | os.PathLike, label: str, evaluation: Sequence[dict]
 ) -> pathlib.Path:
-    """Writes results.json, `<name>_<table>.csv`, `…_<picture>.png` and `…_<clip>.mp4`.
+    """Writes results.json, `<name>_<table>.csv`, `…_<image>.png` and `…_<clip>.mp4`.
 
-    Each file is written under a temporary name and then renamed; results.json comes last, so that
-    whoever finds it finds everything it names.
+    Each file is written under a temporary name and then renamed. results.json is written last, so
+    all files that it names exist.
 
     Args:
-      results: of `run_all`.
+      results: from `run_all`.
       output: the folder.
       label: where the weights came from.
-      evaluation: the entries, all settings stated (`registry.resolved`).
+      evaluation: the entries with all settings (`registry.resolved`).
 
     Returns:
       The path of results.json.
@@ -225,18 +226,18 @@ def write_results(
     entries = {}
     for name, result in results.items():
         files = {t: f"{name}_{t}.csv" for t in result.tables}
-        pictures = {p: f"{name}_{p}.png" for p in result.pictures}
+        images = {i: f"{name}_{i}.png" for i in result.images}
         for table, file in files.items():
             _write_csv(output / file, result.tables[table])
-        for picture, file in pictures.items():
-            media.write_png(output / file, result.pictures[picture])
+        for image, file in images.items():
+            media.write_png(output / file, result.images[image])
         clips = {c: f"{name}_{c}.mp4" for c in result.clips}
         for clip, file in clips.items():
             media.write_mp4(output / file, result.clips[clip], CLIP_FPS)
         entries[name] = {
             "metrics": {m: _jsonable(v) for m, v in result.metrics.items()},
             "tables": files,
-            "pictures": pictures,
+            "images": images,
             "clips": clips,
             "notes": list(result.notes),
         }
@@ -246,7 +247,7 @@ def write_results(
 
 
 def read_results(path: str | os.PathLike) -> dict[str, dict[str, float]]:
-    """{evaluator: {metric: value}} of a results.json or of the folder that holds one."""
+    """Returns {evaluator: {metric: value}} of a results.json or of the folder that holds one."""
     path = pathlib.Path(path)
     path = path / RESULTS_FILE if path.is_dir() else path
     if not path.is_file():

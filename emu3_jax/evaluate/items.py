@@ -1,4 +1,4 @@
-"""The raw side of a corpus, as evaluators see it: the items of one split, with their pixels."""
+"""Raw items of a corpus for evaluators: those of a split, with their pixels."""
 
 import dataclasses
 import functools
@@ -39,20 +39,20 @@ class Item:
 
 
 def split_names(data: pathlib.Path) -> list[str]:
-    """The splits a folder holds: the names of its .jsonl files, those of text alone among them."""
+    """Returns the splits of a folder: the names of its .jsonl files, text-only ones included."""
     return sorted(path.stem for path in pathlib.Path(data).glob("*.jsonl"))
 
 
 def read_split(data: pathlib.Path, split: str, limit: int = 0) -> list[Item]:
-    """The items of a split that have a picture or a clip, in file order; [] for text alone.
+    """Returns the items of a split that have an image or a clip, in file order.
 
     Args:
       data: a folder of `<split>.jsonl` files (`emu3_jax.data.sources.FolderSource`).
       split: one of its splits.
-      limit: keep the first so many images and so many clips; 0 for all.
+      limit: keep at most this many images and this many clips, the first; 0 for all.
 
     Raises:
-      ValueError: no such split, or a row that cannot be read.
+      ValueError: there is no such split, or a row cannot be read.
     """
     path = pathlib.Path(data) / f"{split}.jsonl"
     if not path.is_file():
@@ -71,7 +71,7 @@ def read_split(data: pathlib.Path, split: str, limit: int = 0) -> list[Item]:
 
 
 def read_splits(data: pathlib.Path, splits: Sequence[str], limit: int = 0) -> list[Item]:
-    """The items of several splits, one split after the other; ValueError when there is none."""
+    """Returns the items of several splits in order; ValueError if there are none."""
     chosen = [item for split in splits for item in read_split(data, split, limit)]
     if not chosen:
         named = ", ".join(map(repr, splits))
@@ -86,12 +86,12 @@ def check_splits(data: pathlib.Path, splits: Sequence[str]) -> None:
 
 
 def of_kind(items: Sequence[Item], kind: str) -> list[Item]:
-    """The stills ("image") or the clips ("video") among items."""
+    """Returns the stills ("image") or the clips ("video") among items."""
     return [item for item in items if item.kind == kind]
 
 
 def read_images(data: pathlib.Path, split: str, limit: int = 0) -> list[Item]:
-    """The stills of a split; ValueError when it has none."""
+    """Returns the stills of a split; ValueError if it has none."""
     chosen = of_kind(read_split(data, split, limit), "image")
     if not chosen:
         raise ValueError(f"{pathlib.Path(data) / split}.jsonl holds no image")

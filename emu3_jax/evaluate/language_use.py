@@ -1,4 +1,4 @@
-"""The language model as evaluators use it: captions for pictures, pictures for captions."""
+"""How evaluators use the language model: captions for images, images for captions."""
 
 import dataclasses
 import functools
@@ -17,24 +17,24 @@ from emu3_jax.generate.decoding.sampling import Sampling
 from emu3_jax.interop.bundle import Bundle, Language, check_vision_tokenizer
 from emu3_jax.train import weights
 
-# The longest caption of the emoji corpus is 12 words; pieces of bytes would still fit.
+# The longest caption of the emoji corpus is 12 words; this is enough even at a token per byte.
 MAX_CAPTION_TOKENS = 96
 
 
 @dataclasses.dataclass(frozen=True)
 class DrawingSampling(Sampling):
-    """How pictures are drawn: as the released demo does, where an entry does not say otherwise."""
+    """How to draw images; the defaults are those of the released demo."""
 
     guidance: float = presets.DEMO.guidance
     top_k: int = presets.DEMO.top_k
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class PictureEvaluator(SplitEvaluator):
-    """An evaluator of a language model on raw pictures.
+class ImageEvaluator(SplitEvaluator):
+    """An evaluator of a language model on raw images.
 
     Attributes:
-      data: folder of raw items, `<split>.jsonl` beside its media files.
+      data: folder of raw items: `<split>.jsonl` and its media files.
       vision_tokenizer: run directory or weights of the vision tokenizer that the language model
         was trained with.
     """
@@ -50,7 +50,7 @@ class PictureEvaluator(SplitEvaluator):
         return self.use("vision_tokenizer", weights.load_vision_tokenizer)
 
     def check(self, language: Language) -> None:
-        """Looks for the splits, and whether the vision tokenizer gives the codes that are known."""
+        """Checks the splits, and that the vision tokenizer is the one of the language model."""
         self.use("data", lambda data: items.check_splits(data, self.splits))
         found = (*self.tokenizer, "it", "the language model")
         self.use("vision_tokenizer", lambda _: check_vision_tokenizer(language, *found))
@@ -59,12 +59,12 @@ class PictureEvaluator(SplitEvaluator):
 def caption(
     bundle: Bundle,
     tokenizer: tuple[Any, Any],
-    pictures: Sequence[np.ndarray],
+    images: Sequence[np.ndarray],
     batch_size: int,
     progress: Progress,
 ) -> list[str]:
-    """The most likely continuation, token by token, behind each uint8 [H, W, 3]."""
-    codes = vision_codec.encode(tokenizer, pictures, batch_size)
+    """Returns the greedy caption of each image, uint8 [H, W, 3]."""
+    codes = vision_codec.encode(tokenizer, images, batch_size)
     options = modalities.Options(
         sampling=Sampling(temperature=0.0),
         max_new=MAX_CAPTION_TOKENS,
@@ -77,18 +77,18 @@ def caption(
 def draw(
     bundle: Bundle, tokenizer: tuple[Any, Any], chosen: Sequence[Item], options: modalities.Options
 ) -> list[np.ndarray]:
-    """One picture uint8 [H, W, 3] a caption, as many tokens high and wide as the real one."""
+    """Draws one image uint8 [H, W, 3] per caption, of the same size in tokens as the real one."""
     sizes: dict[tuple[int, int], list[int]] = {}
     config = tokenizer[0].config
     for index, item in enumerate(chosen):
         height, width, _ = vision_codec.whole_tokens(config, item.pixels).shape
         grid = (height // config.spatial_factor, width // config.spatial_factor)
         sizes.setdefault(grid, []).append(index)
-    pictures: list = [None] * len(chosen)
+    images: list = [None] * len(chosen)
     for (h, w), indices in sizes.items():
         captions = [chosen[i].text for i in indices]
         codes = modalities.text_to_image(bundle, captions, h, w, options)
         drawn = vision_codec.decode(tokenizer, list(codes), options.batch_size)
-        for index, picture in zip(indices, drawn, strict=True):
-            pictures[index] = picture
-    return pictures
+        for index, image in zip(indices, drawn, strict=True):
+            images[index] = image
+    return images

@@ -1,4 +1,4 @@
-"""What evaluators that take long say while they work: a line now and then."""
+"""Progress lines of long evaluations, at most one per interval."""
 
 import time
 from collections.abc import Callable
@@ -7,20 +7,20 @@ EVERY_S = 10.0
 
 
 class Progress:
-    """Hands lines on to `say`, the first after `every_s` seconds and no two closer together."""
+    """Passes lines on to `say`, the first after `every_s` seconds and at most one per `every_s`."""
 
     def __init__(self, say: Callable[[str], None] = lambda line: None, every_s: float = EVERY_S):
         self._say, self._every_s = say, every_s
         self._said = time.monotonic()
 
     def line(self, text: str) -> None:
-        """Says `text` if nothing was said for long."""
+        """Passes `text` on if the last line is at least `every_s` seconds old."""
         if time.monotonic() - self._said >= self._every_s:
             self._say(f"  {text}")
             self._said = time.monotonic()
 
     def counter(self, what: str, total: int) -> Callable[[int], None]:
-        """To be called with how many more of `total` are done; says that and the time left."""
+        """Returns a function to call with the number of items just done, of `total`."""
         start, done = time.monotonic(), 0
 
         def more(count: int) -> None:

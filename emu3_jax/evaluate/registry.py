@@ -1,8 +1,8 @@
-"""Every evaluator by name, and how entries become evaluators. A new one is a file and a line here.
+"""Evaluators by name, and evaluators from entries. A new evaluator is a file and a line here.
 
-An entry is a mapping: `evaluator` names the class (one of your own by its import path,
-"module:Class"), the other keys are fields of it, and what is not
-stated keeps its default. `config.evaluation` is a tuple of entries; the command takes the same.
+An entry is a mapping. Its key `evaluator` is a name below, or the import path of your own class,
+"module:Class". The other keys are fields of the class; missing ones keep their defaults.
+`config.evaluation` is a tuple of entries; the command takes the same entries.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
 
 
 def evaluator_class(name: Any) -> type[Evaluator]:
-    """The class by its name or import path; ConfigError with the nearest name if there is none."""
+    """Returns the class of a name or import path; ConfigError, with the nearest name, if none."""
     if name in EVALUATORS:
         return EVALUATORS[name]
     module, colon, attribute = str(name).partition(":")
@@ -47,7 +47,7 @@ def evaluator_class(name: Any) -> type[Evaluator]:
 
 
 def evaluator_name(evaluator: Evaluator) -> str:
-    """The inverse of `evaluator_class`."""
+    """Returns the name or import path of an evaluator's class: inverse of `evaluator_class`."""
     cls = type(evaluator)
     path = f"{cls.__module__}:{cls.__qualname__}"
     return next((name for name, known in EVALUATORS.items() if known is cls), path)
@@ -60,15 +60,15 @@ def _in_config(index: int) -> str:
 def make(
     entries: Sequence[Mapping[str, Any]], where: Callable[[int], str] = _in_config
 ) -> tuple[Evaluator, ...]:
-    """Builds the evaluators of a config or of the command, in order.
+    """Makes the evaluators of a config or of the command, in order.
 
     Args:
-      entries: one mapping for each evaluator; see the head of this file.
-      where: index → what messages call the entry.
+      entries: one mapping per evaluator; see the module docstring.
+      where: index → name of the entry in messages.
 
     Raises:
-      ConfigError: an unknown evaluator or key (with the nearest one that exists), a value of a
-        wrong type or out of range, or two entries of one name.
+      ConfigError: an unknown evaluator or key (with the nearest one that exists), a value of the
+        wrong type or out of range, or two entries with the same name.
     """
     if isinstance(entries, str) or not isinstance(entries, Sequence):
         raise ConfigError(
@@ -96,7 +96,7 @@ def make(
 
 
 def resolved(evaluators: Sequence[Evaluator]) -> tuple[dict[str, Any], ...]:
-    """The entries that state every setting, for the record; `make` gives equal evaluators."""
+    """Returns entries with every setting; `make` turns them into equal evaluators."""
     return tuple({"evaluator": evaluator_name(e)} | dataclasses.asdict(e) for e in evaluators)
 
 
@@ -105,12 +105,12 @@ def check(
     language: Language | None,
     key: Callable[[int], str] = lambda index: f"{_in_config(index)}.",
 ) -> None:
-    """Refuses evaluators whose data or weights are missing or do not fit.
+    """Checks that the data and weights of all evaluators exist and fit.
 
     Args:
-      evaluators: what shall run.
-      language: of the language model that is measured, if one is.
-      key: index of an evaluator → what stands in front of a key in messages.
+      evaluators: the evaluators to run.
+      language: language of the measured language model, if there is one.
+      key: index of an evaluator → prefix of its keys in messages.
 
     Raises:
       ConfigError: names the key.

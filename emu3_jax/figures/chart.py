@@ -1,7 +1,7 @@
-"""Small SVG charts drawn by hand: no library, little weight, and the colours of the page.
+"""Small SVG charts without a plotting library, in the colours of the page.
 
-Colours are CSS variables (`--c0` ... for series, `--ink`, `--faint` for text and grid) with
-fallbacks, so that a chart fits a light and a dark page and still opens alone.
+Colours are CSS variables (`--c0` ... for series, `--ink`, `--soft`, `--line` for text and grid).
+They have fallbacks, so that a chart fits a light and a dark page and can be opened alone.
 """
 
 import dataclasses
@@ -21,9 +21,9 @@ class Series:
       name: for the legend.
       points: (x, y); points whose y is None or not finite are left out.
       color: index of the series colour.
-      faint: drawn thin and pale, as the noisy values behind a smoothed line.
-      dots: a dot at each point.
-      dashed: drawn in dashes, as the second of two quantities.
+      faint: draw thin and pale, for noisy values behind a smoothed line.
+      dots: draw a dot at each point.
+      dashed: draw dashes, for the second of two quantities.
     """
 
     name: str
@@ -35,12 +35,12 @@ class Series:
 
     @property
     def finite(self) -> list[tuple[float, float]]:
-        """The points that can be drawn."""
+        """The points with a finite y."""
         return [(x, y) for x, y in self.points if y is not None and math.isfinite(y)]
 
 
 def smoothed(points: Sequence[tuple[float, float]], window: int) -> tuple[tuple[float, float], ...]:
-    """Means over up to `window` points that end at each point; not finite values are left out."""
+    """Returns means over the last up to `window` points, without values that are not finite."""
     kept = [(x, y) for x, y in points if y is not None and math.isfinite(y)]
     out = []
     for i, (x, _) in enumerate(kept):
@@ -50,7 +50,7 @@ def smoothed(points: Sequence[tuple[float, float]], window: int) -> tuple[tuple[
 
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers from low to high (steps of 1, 2 or 5 times a power of ten)."""
+    """Returns about `count` round numbers from low to high, in steps of 1, 2 or 5 times 10^n."""
     span = max(high - low, 1e-12)
     power = 10.0 ** math.floor(math.log10(span / count))
     step = next(m * power for m in (1, 2, 5, 10) if span / (m * power) <= count)
@@ -66,12 +66,12 @@ def line_chart(
     marks: Sequence[tuple[float, str]] = (),
     size: tuple[int, int] = (440, 250),
 ) -> str:
-    """An SVG element.
+    """Returns a line chart as an SVG element.
 
     Args:
       series: the lines, later ones on top.
       x_label, y_label: axis titles.
-      marks: (x, text), dashed vertical lines.
+      marks: (x, text) of dashed vertical lines.
       size: width and height in pixels; the element scales with its container.
     """
     points = [p for line in series for p in line.finite]
@@ -91,7 +91,7 @@ def line_chart(
 
 
 class _Frame:
-    """Data coordinates to pixels."""
+    """Maps data coordinates to pixels."""
 
     def __init__(self, points, size):
         xs, ys = [x for x, _ in points], [y for _, y in points]
@@ -110,7 +110,7 @@ class _Frame:
 
 
 def color(index: int) -> str:
-    """The CSS colour of a series."""
+    """Returns the CSS colour of a series."""
     index %= len(FALLBACK)
     return f"var(--c{index}, {FALLBACK[index]})"
 
@@ -158,25 +158,31 @@ def _mark(frame: _Frame, x: float, text: str) -> str:
 
 
 def _line(frame: _Frame, line: Series) -> str:
-    places = [f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in line.finite]
+    points = [f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in line.finite]
     width, opacity = (1, 0.28) if line.faint else (1.8, 1.0)
     stroke = color(line.color)
     dashes = ' stroke-dasharray="5 3"' if line.dashed else ""
     parts = []
-    if len(places) > 1:
+    if len(points) > 1:
         parts.append(
-            f'<polyline points="{" ".join(places)}" fill="none" stroke="{stroke}"'
+            f'<polyline points="{" ".join(points)}" fill="none" stroke="{stroke}"'
             f' stroke-width="{width}" stroke-opacity="{opacity}" stroke-linejoin="round"{dashes}/>'
         )
-    if line.dots or len(places) == 1:
-        for place in places:
-            x, y = place.split(",")
+    if line.dots or len(points) == 1:
+        for point in points:
+            x, y = point.split(",")
             parts.append(f'<circle cx="{x}" cy="{y}" r="2.8" fill="{stroke}"/>')
     return "".join(parts)
 
 
 def sheet(panels: Sequence[tuple[str, str]], names: Sequence[str], columns: int = 2) -> str:
-    """One SVG file of several charts: (title, chart of the default size) each, and a legend."""
+    """Returns one SVG file of several charts and a legend.
+
+    Args:
+      panels: (title, chart of the default size) of each.
+      names: names of the series, for the legend.
+      columns: charts per row.
+    """
     width, height, head = 440, 250, 26
     columns = min(columns, max(1, len(panels)))
     rows = -(-len(panels) // columns)
@@ -213,7 +219,7 @@ def _short(value: float) -> str:
 
 
 def scale_bar(value: float, chance: float | None, ceiling: float | None, index: int = 0) -> str:
-    """A bar from 0 to 100 with a tick at chance and one at the ceiling, where they are known."""
+    """Returns a bar from 0 to 100 with ticks at chance and ceiling, unless they are None."""
     width, height = 150, 16
 
     def x(percent: float) -> float:

@@ -1,4 +1,4 @@
-"""Pictures laid out in one picture: rows of tiles with a thin margin, for looking at."""
+"""Sheets of images: rows of tiles with a thin margin."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,8 @@ def contact_sheet(
     """Lays tiles out in rows.
 
     Args:
-      rows: rows of uint8 [H, W, 3]; a tile smaller than the largest one sits in its upper left.
+      rows: rows of uint8 [H, W, 3]; cells have the size of the largest tile, smaller tiles are at
+        the upper left.
       margin: pixels between and around tiles.
       background: grey level, 0 to 255.
 
@@ -19,7 +20,7 @@ def contact_sheet(
       uint8 [height, width, 3].
     """
     if not any(len(row) for row in rows):
-        raise ValueError("a contact sheet needs at least one picture")
+        raise ValueError("a contact sheet needs at least one image")
     height = max(tile.shape[0] for row in rows for tile in row)
     width = max(tile.shape[1] for row in rows for tile in row)
     columns = max(len(row) for row in rows)
@@ -33,5 +34,5 @@ def contact_sheet(
 
 
 def film_strip(clip: np.ndarray) -> np.ndarray:
-    """Frames side by side: uint8 [T, H, W, 3] → [H, T*W, 3]."""
+    """Puts frames side by side: uint8 [T, H, W, 3] → [H, T*W, 3]."""
     return np.concatenate(list(clip), axis=1)

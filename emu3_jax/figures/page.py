@@ -1,4 +1,4 @@
-"""The parts a report page is made of: style, pictures inside the file, cards, tables."""
+"""Parts of a report page: style, embedded images, cards, tables."""
 
 import base64
 import html
@@ -60,7 +60,7 @@ p.lead, .soft { color:var(--soft) } a { color:var(--accent) }
   white-space:nowrap } .yes { color:var(--good); background:color-mix(in srgb,var(--good) 14%,
   transparent) } .no { color:var(--bad); background:color-mix(in srgb,var(--bad) 14%,transparent) }
 .wrapped table { min-width:900px } .wrapped th, .wrapped td { white-space:normal }
-.charts.pictures { align-items:start }
+.charts.images { align-items:start }
 .mark.unknown { color:var(--soft); background:var(--line) }
 .verdicts ul { list-style:none; margin:0; padding:0 4px } .verdicts li { display:grid;
   grid-template-columns:30px 1fr; padding:5px 0; font-size:.9rem; line-height:1.45 }
@@ -95,7 +95,7 @@ footer { padding-top:22px; padding-bottom:56px; color:var(--soft); font-size:.85
 
 
 def page(title: str, body: str, banner: str = "") -> str:
-    """A whole HTML document that loads nothing."""
+    """Returns a whole HTML document that loads no other file."""
     note = f'<div class="banner">{html.escape(banner)}</div>' if banner else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -106,7 +106,7 @@ def page(title: str, body: str, banner: str = "") -> str:
 
 
 def head(title: str, summary: str, links: Sequence[tuple[str, str]], *parts: str) -> str:
-    """The top of a page: what it is, links (anchor of a section, its name), and what follows."""
+    """Returns the top of a page: title, summary, links (anchor, name of a section) and `parts`."""
     nav = "".join(f'<a href="#{anchor}">{html.escape(name)}</a>' for anchor, name in links)
     return (
         f'<header class="top"><h1>{html.escape(title)}</h1><p>{html.escape(summary)}</p>'
@@ -115,7 +115,7 @@ def head(title: str, summary: str, links: Sequence[tuple[str, str]], *parts: str
 
 
 def legend(names: Sequence[tuple[str, int]]) -> str:
-    """Names beside their colours: (name, index of its colour)."""
+    """Returns a legend of (name, index of its colour)."""
     keys = "".join(
         f'<span><i style="background:{chart.color(index)}"></i>{html.escape(name)}</span>'
         for name, index in names
@@ -123,13 +123,13 @@ def legend(names: Sequence[tuple[str, int]]) -> str:
     return f'<div class="legend">{keys}</div>'
 
 
-def picture(pixels: np.ndarray, text: str, seconds: float = 1.0) -> str:
-    """An <img> with the picture inside.
+def image(pixels: np.ndarray, text: str, seconds: float = 1.0) -> str:
+    """Returns an <img> with the image embedded.
 
     Args:
       pixels: uint8 [H, W, 3], or [T, H, W, 3] for an endless animation.
-      text: what it shows, for those who do not see it.
-      seconds: one turn of an animation.
+      text: what it shows; the alternative text.
+      seconds: length of one loop of an animation.
     """
     buffer = io.BytesIO()
     if pixels.ndim == 4:
@@ -150,21 +150,21 @@ def picture(pixels: np.ndarray, text: str, seconds: float = 1.0) -> str:
 
 
 def png(path: pathlib.Path, text: str) -> str:
-    """An <img> with the PNG file inside, as it is; `text` says what it shows."""
+    """Returns an <img> with the PNG file embedded unchanged; `text` is its alternative text."""
     data = base64.b64encode(path.read_bytes()).decode()
     return f'<img src="data:image/png;base64,{data}" alt="{html.escape(text, quote=True)}">'
 
 
 def tagged(pixels: np.ndarray, tag: str, text: str, ours: bool, seconds: float = 1.0) -> str:
-    """A picture with a small tag below it."""
+    """Returns an image with a small tag below it."""
     kind = "tag ours" if ours else "tag"
     return (
-        f'<div>{picture(pixels, text, seconds)}<span class="{kind}">{html.escape(tag)}</span></div>'
+        f'<div>{image(pixels, text, seconds)}<span class="{kind}">{html.escape(tag)}</span></div>'
     )
 
 
 def token_stream(tokens: Sequence[tuple[str, int]]) -> str:
-    """Tokens as small boxes: (what is written in the box, index of its colour)."""
+    """Returns tokens as small boxes: (text of the box, index of its colour)."""
     boxes = "".join(
         f'<span style="--k:var(--c{color})">{html.escape(text)}</span>' for text, color in tokens
     )
@@ -172,7 +172,7 @@ def token_stream(tokens: Sequence[tuple[str, int]]) -> str:
 
 
 def pair_card(left: str, right: str, caption: str) -> str:
-    """Two tagged pictures above their caption."""
+    """Returns two tagged images above their caption."""
     return (
         f'<figure class="card"><div class="pair">{left}{right}</div>'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
@@ -180,7 +180,7 @@ def pair_card(left: str, right: str, caption: str) -> str:
 
 
 def section(anchor: str, title: str, lead: str, *parts: str) -> str:
-    """A section with its heading; `lead` is plain text."""
+    """Returns a section with its heading; `lead` is plain text, `parts` are HTML."""
     return (
         f'<section id="{anchor}"><h2>{html.escape(title)}</h2>'
         f'<p class="lead">{html.escape(lead)}</p>{"".join(parts)}</section>'
@@ -188,7 +188,7 @@ def section(anchor: str, title: str, lead: str, *parts: str) -> str:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; cells are HTML, a row of one cell is the heading of a group."""
+    """Returns a table; cells are HTML, a row of one cell is the heading of a group."""
     head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
     lines = []
     for row in rows:
@@ -203,7 +203,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def commands(pairs: Sequence[tuple[str, str]]) -> str:
-    """What each command does, and the command."""
+    """Returns pairs of (what a command does, the command)."""
     return "".join(
         f'<p class="what">{html.escape(what)}</p><pre>{html.escape(command)}</pre>'
         for what, command in pairs
@@ -211,7 +211,7 @@ def commands(pairs: Sequence[tuple[str, str]]) -> str:
 
 
 def stages(pairs: Sequence[tuple[str, float]], words: Sequence[str]) -> str:
-    """Bars of seconds with their durations in words."""
+    """Returns bars of (name, seconds), with the durations in `words`."""
     longest = max((seconds for _, seconds in pairs), default=1.0) or 1.0
     lines = []
     for (name, seconds), word in zip(pairs, words, strict=True):

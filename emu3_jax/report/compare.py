@@ -1,9 +1,9 @@
 """Compare runs: python -m emu3_jax.report.compare RUN RUN ... --output=DIR
 
-Reads config.json, metrics.jsonl and, where it is there, results.json (or evaluation/results.json)
-of each run directory. Writes comparison.md (which config keys differ, and the last figures of each
-run) and comparison.svg (validation loss by step, one panel a modality, training loss where no
-validation was logged; PSNR and codebook of vision tokenizers), and prints the tables.
+Reads config.json, metrics.jsonl and, if present, results.json (or evaluation/results.json) of each
+run directory. Writes comparison.md (which config keys differ, and the last figures of each run) and
+comparison.svg (validation loss by step, one panel per modality, or training loss if no validation
+was logged; PSNR and codebook of vision tokenizers), and prints the tables.
 
 Example:
   python -m emu3_jax.report.compare runs/nano runs/nano_no_dropout --output=runs/compared
@@ -22,7 +22,7 @@ from emu3_jax.report import tables
 from emu3_jax.report.runs import Run, differences, points, read_run
 from emu3_jax.report.tables import MODALITIES, training_key, validation_key
 
-# Training losses are noisy; the last figure is a mean over so many log lines.
+# Training losses are noisy; the last figure is a mean over this many log lines.
 LAST_LINES = 10
 # Title, key and unit of each panel of vision tokenizers.
 VISION_TOKENIZER = (
@@ -34,7 +34,7 @@ VISION_TOKENIZER = (
 
 
 def figures(runs: Sequence[Run]) -> dict[str, list[float | None]]:
-    """Label → the last figure of each run; labels that no run has are left out."""
+    """Returns label → last figure of each run, without labels that no run has."""
     table: dict[str, list[float | None]] = {"steps": [run.last("step") for run in runs]}
     for modality in MODALITIES:
         key = validation_key(modality)
@@ -51,7 +51,7 @@ def figures(runs: Sequence[Run]) -> dict[str, list[float | None]]:
 
 
 def markdown(runs: Sequence[Run]) -> str:
-    """Both tables."""
+    """Returns both tables as Markdown."""
     names = [run.name for run in runs]
     parts = ["## What differs\n"]
     changed = differences(runs)
@@ -66,7 +66,7 @@ def markdown(runs: Sequence[Run]) -> str:
 
 
 def plot(runs: Sequence[Run]) -> str:
-    """One SVG, a line a run: losses, a panel a modality, and the panels of VISION_TOKENIZER."""
+    """Returns an SVG with one line per run: losses by modality, and VISION_TOKENIZER's panels."""
     held_out = any(validation_key(m) in row for run in runs for row in run.rows for m in MODALITIES)
     panels = []
     for modality in MODALITIES:
@@ -79,7 +79,7 @@ def plot(runs: Sequence[Run]) -> str:
             lines.append(chart.Series(run.name, found, index, dots=held_out))
         if any(line.finite for line in lines):
             what = "validation" if held_out else "training"
-            label = "nats a token"
+            label = "nats per token"
             svg = chart.line_chart(lines, "step", label)
             panels.append((f"{modality.capitalize()} tokens, {what}", svg))
     for title, key, label in VISION_TOKENIZER:
@@ -93,7 +93,7 @@ def plot(runs: Sequence[Run]) -> str:
 
 
 def compare(paths: Sequence[pathlib.Path], output: pathlib.Path) -> str:
-    """Reads the runs, writes comparison.md and comparison.svg, returns the text of the former."""
+    """Reads the runs, writes comparison.md and comparison.svg, and returns the Markdown."""
     if len(paths) < 2:
         raise ValueError("comparing takes two run directories or more")
     runs = [read_run(path) for path in paths]
@@ -125,7 +125,7 @@ def _number(value: float | None) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the command line."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(
         prog="python -m emu3_jax.report.compare",
         description=__doc__,

@@ -1,7 +1,6 @@
-"""report.html: everything a run showed, in one file that opens without a network.
+"""report.html: samples, curves and figures of a run, in one file that loads no other file.
 
-Pictures and charts are inside the file. What is shown comes in through `ReportInputs`; this file
-knows only the order in which a reader wants it.
+Images and charts are embedded. `ReportInputs` holds the content; this module only arranges it.
 """
 
 import dataclasses
@@ -25,7 +24,7 @@ _COLORS = {"text": 0, "image": 1, "video": 2, "structure": 4}
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """A picture or clip that a model made from a caption, beside the real one if there is one.
+    """An image or clip that a model drew from a caption, and the real one if there is one.
 
     Attributes:
       caption: the prompt.
@@ -41,20 +40,20 @@ class Drawn:
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """A caption that a model wrote for a picture uint8 [H, W, 3], and the true one."""
+    """A caption that a model wrote for an image, uint8 [H, W, 3], and the true caption."""
 
-    picture: np.ndarray
+    image: np.ndarray
     truth: str
     generated: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """What one model made."""
+    """Samples of one model."""
 
     title: str
     text: str
-    pictures: Sequence[Drawn] = ()
+    images: Sequence[Drawn] = ()
     clips: Sequence[Drawn] = ()
     captions: Sequence[Written] = ()
 
@@ -65,8 +64,8 @@ class Curve:
 
     Attributes:
       name: for the legend.
-      rows: lines of metrics.jsonl: {"step", "loss/text", ...}; see `report_tables.validation_key`.
-      resumed_at: steps from which the run went on after it was interrupted.
+      rows: lines of metrics.jsonl: {"step", "loss/text", ...}; see `tables.validation_key`.
+      resumed_at: steps at which the run resumed after an interruption.
     """
 
     name: str
@@ -76,7 +75,7 @@ class Curve:
 
 @dataclasses.dataclass(frozen=True)
 class Rebuilt:
-    """A picture or clip before and after the vision tokenizer, and what it is called."""
+    """An image or clip before and after the vision tokenizer, and its name."""
 
     original: np.ndarray
     rebuilt: np.ndarray
@@ -86,16 +85,16 @@ class Rebuilt:
 
 @dataclasses.dataclass(frozen=True)
 class ReportInputs:
-    """Everything the report shows; parts that are empty are left out.
+    """Everything that the report shows; empty parts are left out.
 
     Attributes:
       title, summary: the head of the page.
-      about: paragraphs that say what the reader is looking at.
+      about: paragraphs of introduction.
       stream: (token, modality of MODALITIES) of one document, as the model sees it.
       facts: (value, label) of the cards at the top.
-      samples: the shipped model first, then the run just trained.
-      curves: of the run just trained, others behind it.
-      reconstructions: of the vision tokenizer.
+      samples: samples of the shipped model first, then of the run just trained.
+      curves: logs of the run just trained first, then of others.
+      reconstructions: reconstructions of the vision tokenizer.
       evaluated: (name, {evaluator: metrics}) of each model, in the order of `samples`.
       stages: (name, seconds).
       commands: (what it does, command).
@@ -119,7 +118,7 @@ class ReportInputs:
 
 
 def build_report(inputs: ReportInputs, path: str | os.PathLike) -> pathlib.Path:
-    """Writes the page, whole or not at all, and returns its path."""
+    """Writes the page atomically and returns its path."""
     path = pathlib.Path(path)
     sections = [_about(inputs)]
     sections += [_samples(s, f"samples{i}") for i, s in enumerate(inputs.samples)]
@@ -143,9 +142,9 @@ def build_report(inputs: ReportInputs, path: str | os.PathLike) -> pathlib.Path:
 
 def _head(inputs: ReportInputs, links) -> str:
     hero = ""
-    if inputs.samples and inputs.samples[0].pictures:
-        shown = [d for d in inputs.samples[0].pictures[:8]]
-        hero = "".join(page.picture(d.drawn, f"drawn: {d.caption}") for d in shown)
+    if inputs.samples and inputs.samples[0].images:
+        shown = [d for d in inputs.samples[0].images[:8]]
+        hero = "".join(page.image(d.drawn, f"drawn: {d.caption}") for d in shown)
         hero = f'<div class="hero">{hero}</div>'
     facts = "".join(
         f'<div class="fact"><b>{html.escape(value)}</b><span>{html.escape(label)}</span></div>'
@@ -169,14 +168,14 @@ def _about(inputs: ReportInputs) -> str:
 
 def _samples(samples: Samples, anchor: str) -> str:
     parts = []
-    for title, chosen in (("Pictures from captions", samples.pictures),
+    for title, chosen in (("Images from captions", samples.images),
                           ("Clips from captions", samples.clips)):  # fmt: skip
         if chosen:
             cards = "".join(_drawn(d) for d in chosen)
             parts.append(f'<h3>{title}</h3><div class="grid">{cards}</div>')
     if samples.captions:
         cards = "".join(_written(w) for w in samples.captions)
-        parts.append(f'<h3>Captions from pictures</h3><div class="grid broad">{cards}</div>')
+        parts.append(f'<h3>Captions from images</h3><div class="grid broad">{cards}</div>')
     return page.section(anchor, samples.title, samples.text, *parts)
 
 
@@ -198,7 +197,7 @@ def _written(written: Written) -> str:
         for what, right in marks
     )
     return (
-        f'<div class="card written">{page.picture(written.picture, written.truth)}<div>'
+        f'<div class="card written">{page.image(written.image, written.truth)}<div>'
         f"<p>{html.escape(written.generated) or '(nothing)'}</p>"
         f'<p class="truth">truth: {html.escape(written.truth)}</p><p>{shown}</p></div></div>'
     )
@@ -219,9 +218,9 @@ def _curves(inputs: ReportInputs) -> str:
     lines = [f"{curve.name}, {kind}" for curve in inputs.curves for kind in kinds]
     legend = page.legend([(line, index) for index, line in enumerate(lines)])
     lead = (
-        "Mean negative log-likelihood a token, by kind of token. Pale: as logged; full: a moving"
+        "Mean negative log-likelihood per token, by kind of token. Pale: as logged; full: a moving"
         " mean; dots: held-out documents. A dashed line marks where the run was interrupted and"
-        " went on from its checkpoint."
+        " resumed from its checkpoint."
     )
     return page.section(
         "curves", "Loss curves", lead, legend,
@@ -241,7 +240,7 @@ def _panel(curves: Sequence[Curve], modality: str) -> str:
             chart.Series(f"{curve.name}, validation", validation, 2 * i + 1, dots=True),
         ]
         marks += [(step, f"resumed at {step}") for step in curve.resumed_at]
-    return chart.line_chart(series, "step", "nats a token", marks)
+    return chart.line_chart(series, "step", "nats per token", marks)
 
 
 def _reconstructions(inputs: ReportInputs) -> str:
@@ -256,7 +255,7 @@ def _reconstructions(inputs: ReportInputs) -> str:
         for r in inputs.reconstructions
     )
     lead = (
-        "Validation pictures and clips before and after the vision tokenizer. The language model"
+        "Validation images and clips before and after the vision tokenizer. The language model"
         " draws with these codes, so it cannot draw better than this."
     )
     return page.section(
@@ -268,14 +267,14 @@ def _evaluation(inputs: ReportInputs) -> str:
     if not inputs.evaluated:
         return ""
     lead = (
-        "Chance is the best answer that never looks: the most frequent tone or person, a picture"
-        " picked blindly. Lookup copies the caption of the most similar training picture. The"
-        " ceiling is the real pictures passed through the vision tokenizer."
+        "Chance is the best answer that ignores the input: the most frequent tone or person, a"
+        " random image. Lookup copies the caption of the most similar training image. The"
+        " ceiling is the result for the real images after the vision tokenizer."
         " In a bar, the dashed tick is chance and the solid tick the ceiling."
     )
     gallery = inputs.evaluated[0][1].get("emoji_retrieval", {}).get("gallery")
     if gallery:  # a recall means nothing without it
-        lead += f" The right picture is looked for among {gallery:.0f} held-out ones."
+        lead += f" The right image is searched among {gallery:.0f} held-out images."
     first = tables.evaluation_table(inputs.evaluated, tables.LANGUAGE_MODEL)
     second = tables.evaluation_table(inputs.evaluated[:1], tables.VISION_TOKENIZER)
     return page.section(
@@ -296,7 +295,7 @@ def _stages(inputs: ReportInputs) -> str:
 def _commands(inputs: ReportInputs) -> str:
     if not inputs.commands:
         return ""
-    lead = "What ran, in this order. Each can be run again by hand from the project's folder."
+    lead = "The commands of this run, in order. Each can be repeated from the project's folder."
     return page.section("commands", "Commands", lead, page.commands(inputs.commands))
 
 

@@ -1,4 +1,4 @@
-"""What a run directory holds, for those who compare several."""
+"""Contents of a run directory, and differences between several, for reports."""
 
 import dataclasses
 import pathlib
@@ -14,19 +14,19 @@ from emu3_jax.report.tables import Results
 from emu3_jax.train.run.metrics import read_metrics
 
 EVALUATION_FOLDER = "evaluation"
-# Keys that say where and how a run was run, not what it was.
+# Keys that do not change what a run computes.
 IGNORED = ("run.log.", "run.checkpoint.", "run.mesh.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What a run directory holds.
+    """Contents of a run directory.
 
     Attributes:
       path: the directory.
-      config: as it was resolved.
+      config: the config in config.json.
       rows: the log, in step order.
-      results: evaluator → metrics; empty where the run was not evaluated offline.
+      results: evaluator → metrics; empty if the run was not evaluated offline.
     """
 
     path: pathlib.Path
@@ -36,25 +36,25 @@ class Run:
 
     @property
     def name(self) -> str:
-        """Of the directory."""
+        """Name of the directory."""
         return self.path.resolve().name
 
     def values(self, key: str) -> list[float]:
-        """All that was logged under a key; what was not finite is left out."""
+        """Returns all finite values logged under `key`."""
         return [row[key] for row in self.rows if row.get(key) is not None]
 
     def last(self, key: str) -> float | None:
-        """The last of these."""
+        """Returns the last of `values(key)`, or None."""
         return next(reversed(self.values(key)), None)
 
     def median(self, key: str) -> float | None:
-        """The median of these."""
+        """Returns the median of `values(key)`, or None."""
         values = self.values(key)
         return statistics.median(values) if values else None
 
 
 def read_run(path: pathlib.Path) -> Run:
-    """Reads a run directory; ValueError when it has no config or no log."""
+    """Reads a run directory; ValueError if it has no config or no log."""
     results = {}
     for folder in (path, path / EVALUATION_FOLDER):
         if (folder / RESULTS_FILE).is_file():
@@ -64,12 +64,12 @@ def read_run(path: pathlib.Path) -> Run:
 
 
 def points(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[tuple[float, float], ...]:
-    """(step, value) of the lines of a log that hold `key`; the value is None where not finite."""
+    """Returns (step, value) of the log lines with `key`; the value is None if not finite."""
     return tuple((row["step"], row[key]) for row in rows if key in row)
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Dotted config key → its value in each run, for the keys that are not the same in all.
+    """Returns dotted config key → value in each run, for the keys that differ.
 
     None where a run has no such key.
     """

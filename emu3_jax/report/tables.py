@@ -1,4 +1,4 @@
-"""Which figures a reader of the report is shown, each beside its chance and its ceiling."""
+"""Tables of the report's figures, each with its chance and its ceiling."""
 
 import dataclasses
 import html
@@ -8,20 +8,20 @@ from emu3_jax.figures import chart, page
 
 Results = Mapping[str, Mapping[str, float]]
 
-# Kinds of tokens, as logs and evaluators name them.
+# Kinds of tokens, by their names in logs and evaluators.
 MODALITIES = ("text", "image", "video", "structure")
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """One line of the table: where its figures stand in results.json.
+    """One line of the table: where its figures are in results.json.
 
     Attributes:
-      label: for the reader.
+      label: text of the line.
       evaluator, metric: the figure.
-      chance, lookup, ceiling: metrics of the same evaluator, or "" where there is none.
-      percent: shown with a bar from 0 to 100.
-      digits: after the point.
+      chance, lookup, ceiling: metrics of the same evaluator, or "" for none.
+      percent: show a bar from 0 to 100.
+      digits: digits after the decimal point.
     """
 
     label: str
@@ -66,33 +66,33 @@ def _recall(k: int, split: str = "") -> Line:
 
 
 def training_key(modality: str) -> str:
-    """Where metrics.jsonl holds the training loss of a kind of token."""
+    """Returns the key in metrics.jsonl of the training loss of a kind of token."""
     return f"loss/{modality}"
 
 
 def validation_key(modality: str) -> str:
-    """Where metrics.jsonl holds the held-out loss; see `during_training.EvaluationCallback`."""
+    """Returns the key in metrics.jsonl of the held-out loss (`during_training`)."""
     return f"validation/likelihood/nats_{modality}"
 
 
 BOUNDS = ("chance", "lookup", "ceiling")
 
 LANGUAGE_MODEL: tuple[tuple[str, tuple[Line, ...]], ...] = (
-    ("Captions for pictures of a person and a tone never seen together (%)",
+    ("Captions for images of a person and a tone never seen together (%)",
      _captions("validation_combination")),
     ("Captions for toned emoji whose base was never seen (%)", _captions("validation")),
-    ("Pictures drawn from validation captions: is the right one nearest? (%)",
+    ("Images drawn from validation captions: is the right one nearest? (%)",
      (_recall(1), _recall(5), _recall(10))),
     ("", (Line("Median rank", "emoji_retrieval", "median_rank", chance="median_rank_chance",
                ceiling="median_rank_ceiling"),)),
-    ("Held-out likelihood (nats a token)",
+    ("Held-out likelihood (nats per token)",
      tuple(Line(label, "likelihood", f"nats_{name}", digits=3) for label, name in (
-         ("Codes of a picture, given its caption", "text_to_image_on_image"),
-         ("Caption, given its picture", "image_to_text_on_text"),
+         ("Codes of an image, given its caption", "text_to_image_on_image"),
+         ("Caption, given its image", "image_to_text_on_text"),
          ("Codes of a clip, given its caption", "text_to_video_on_video"),
          ("Caption, given its clip", "video_to_text_on_text"),
          ("Plain text", "text_on_text"),
-         ("Marks of structure", "structure"),
+         ("Structure tokens", "structure"),
      ))),
 )  # fmt: skip
 
@@ -112,9 +112,10 @@ VISION_TOKENIZER: tuple[tuple[str, tuple[Line, ...]], ...] = (
 def evaluation_table(
     evaluated: Sequence[tuple[str, Results]], groups: Sequence[tuple[str, Sequence[Line]]]
 ) -> str:
-    """HTML table: a column a model, then the bounds; lines and bounds nobody has are left out.
+    """Returns an HTML table: one column per model, then the bounds.
 
-    Bounds come from the first model that has them: they belong to the data and the tokenizer.
+    Lines and bounds without figures are left out. Bounds are those of the first model that has
+    them, since they depend only on the data and the tokenizer.
     """
     shown = [(h, [line for line in lines if _known(evaluated, line)]) for h, lines in groups]
     bounds = [

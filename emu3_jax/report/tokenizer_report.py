@@ -1,9 +1,9 @@
 """Vision tokenizers: python -m emu3_jax.report.tokenizer_report RUN [RUN ...] --output=FILE.html
 
-One page on one or several run directories of the task vision_tokenizer: is it healthy, how good is
-it, how does it compare? Reads config.json, metrics.jsonl and, where they are there, goodput.jsonl,
-starts.jsonl, pictures/ and evaluation/ (what `python -m emu3_jax.evaluate --output=RUN/evaluation`
-wrote). A run may still be going. The page is one file that opens without a network.
+Writes one page about run directories of the task vision_tokenizer: their health, their quality, and
+how they compare. Reads config.json, metrics.jsonl and, if present, goodput.jsonl, starts.jsonl,
+images/ and evaluation/ (the output of `python -m emu3_jax.evaluate --output=RUN/evaluation`). A run
+may still be in progress. The page is one file that loads no other file.
 
 Example:
   python -m emu3_jax.report.tokenizer_report runs/no_gan runs/full --output=runs/tokenizers.html
@@ -22,7 +22,7 @@ from emu3_jax.report.runs import differences, points
 from emu3_jax.report.tokenizer_run import TokenizerRun, read
 from emu3_jax.report.tokenizer_verdicts import BAD, GOOD, UNKNOWN
 
-# Heading, metric of the evaluator "reconstruction", digits, better: 1 the higher, -1 the lower.
+# Heading, metric of the evaluator "reconstruction", digits, 1 if higher is better or -1 if lower.
 FIGURES = (
     ("PSNR, stills", "psnr_images", 2, 1),
     ("SSIM, stills", "ssim_images", 3, 1),
@@ -38,9 +38,10 @@ _MARKS = {GOOD: ("yes", "✓"), BAD: ("no", "✗"), UNKNOWN: ("unknown", "?")}
 
 
 def build(paths: Sequence[pathlib.Path], output: pathlib.Path) -> None:
-    """Reads the runs and writes the page, whole or not at all.
+    """Reads the runs and writes the page atomically.
 
-    Raises ValueError where a directory is no run of a vision tokenizer.
+    Raises:
+      ValueError: a directory is not a run of a vision tokenizer.
     """
     tokenizers = [read(path) for path in paths]
     names = [t.run.name for t in tokenizers]
@@ -48,7 +49,7 @@ def build(paths: Sequence[pathlib.Path], output: pathlib.Path) -> None:
         ("health", "Health", _health(tokenizers)),
         ("runs", "Runs", _runs(tokenizers)),
         ("curves", "Curves", _curves(tokenizers)),
-        ("pictures", "Pictures", _pictures(tokenizers)),
+        ("images", "Images", _images(tokenizers)),
         ("commands", "Commands", _commands(tokenizers)),
     )
     title = "Vision tokenizer" + ("s" if len(names) > 1 else "")
@@ -59,14 +60,15 @@ def build(paths: Sequence[pathlib.Path], output: pathlib.Path) -> None:
 
 
 def _summary(tokenizers: Sequence[TokenizerRun]) -> str:
-    told = []
+    sentences = []
     for tokenizer in tokenizers:
         found = tokenizer.verdicts()
         bad = [verdict.subject for verdict in found if verdict.mark == BAD]
         unknown = sum(verdict.mark == UNKNOWN for verdict in found)
         words = f"look at {'; '.join(bad)}" if bad else "healthy, as far as its log tells"
-        told.append(f"{tokenizer.run.name}: {words}" + (f" ({unknown} open)." if unknown else "."))
-    return " ".join(told)
+        note = f" ({unknown} open)." if unknown else "."
+        sentences.append(f"{tokenizer.run.name}: {words}{note}")
+    return " ".join(sentences)
 
 
 def _health(tokenizers: Sequence[TokenizerRun]) -> str:
@@ -78,7 +80,7 @@ def _health(tokenizers: Sequence[TokenizerRun]) -> str:
         f" {100 * limits.WON_ACCURACY:g} %; no more than {100 * limits.DEAD_OF_KIND:g} % of the"
         f" codes dead for stills or for clips alone; a gradient norm under"
         f" {limits.SPIKE_FACTOR:g} medians; no step that is not finite, and no spike;"
-        f" no sag of more than {limits.SEAM_DB:g} dB where training clips ended. A verdict that"
+        f" no sag of more than {limits.BOUNDARY_DB:g} dB where training clips ended. A verdict that"
         f" looks back does so over the last {100 * limits.LAST_SHARE:g} % of the steps done."
     )
     cards = []
@@ -101,9 +103,9 @@ def _verdict(verdict: tokenizer_verdicts.Verdict) -> str:
 
 def _runs(tokenizers: Sequence[TokenizerRun]) -> str:
     lead = (
-        "What was trained, and what came of it at the last validation. Perceptual distances are"
-        " smaller for pictures that look alike; perplexity is the number of codes that even use"
-        " would need to be as varied. – : not measured."
+        "The setup of each run and its figures at the last validation. Perceptual distances are"
+        " smaller for images that look alike; perplexity is the number of evenly used codes with"
+        " the same entropy. – : not measured."
     )
     setups = [tokenizer.trained_with() for tokenizer in tokenizers]
     rows = [
@@ -113,7 +115,7 @@ def _runs(tokenizers: Sequence[TokenizerRun]) -> str:
     setup = f'<div class="wrapped">{page.table(["run", *setups[0]], rows)}</div>'
     parts = [setup, "<h3>Figures</h3>", f'<div class="wrapped">{_figures(tokenizers)}</div>']
     if any(t.figure(metric)[1] for t in tokenizers for _, metric, _, _ in FIGURES):
-        parts.append('<p class="soft">* of the offline evaluation: it may be of other data.</p>')
+        parts.append('<p class="soft">* from the offline evaluation, which may use other data.</p>')
     if len(tokenizers) > 1:
         changed = differences([t.run for t in tokenizers])
         rows = [
@@ -127,7 +129,7 @@ def _runs(tokenizers: Sequence[TokenizerRun]) -> str:
 
 
 def _figures(tokenizers: Sequence[TokenizerRun]) -> str:
-    """One run a row; the best of several validations in bold."""
+    """Returns a table with one run per row; the best of several validations in bold."""
     known = [f for f in FIGURES if any(t.figure(f[1])[0] is not None for t in tokenizers)]
     best = {}
     for _, metric, digits, sign in known:
@@ -159,8 +161,8 @@ def _setting(value) -> str:
 
 def _curves(tokenizers: Sequence[TokenizerRun]) -> str:
     lead = (
-        "Dots: validation. Lines without dots are of training batches: pale as logged, full as a"
-        " moving mean. The PSNR of training batches is that of weights that are not averaged."
+        "Dots: validation. Lines without dots: training batches, pale as logged, full as a moving"
+        " mean. The PSNR of training batches is of the weights without averaging."
     )
     legend = page.legend([(t.run.name, i) for i, t in enumerate(tokenizers)])
     parts, missing = [legend], []
@@ -181,7 +183,7 @@ def _curves(tokenizers: Sequence[TokenizerRun]) -> str:
 
 
 def _panels(tokenizers: Sequence[TokenizerRun]):
-    """(heading, [(title, unit, key of a full line, key of a dashed one or "")])."""
+    """Returns (heading, [(title, unit, key of a full line, key of a dashed one or "")])."""
     groups = []
     for tokenizer in tokenizers:
         if tokenizer.loss.adversarial.weight:
@@ -232,33 +234,33 @@ def _lines(tokenizer: TokenizerRun, color: int, first: str, second: str) -> list
     return [*lines, chart.Series(f"{name}, dashed", other, color, dashed=True)]
 
 
-def _pictures(tokenizers: Sequence[TokenizerRun]) -> str:
+def _images(tokenizers: Sequence[TokenizerRun]) -> str:
     parts = []
     for tokenizer in tokenizers:
         parts.append(f"<h3>{html.escape(tokenizer.run.name)}</h3>")
         cards = "".join(
-            f'<figure class="card wide">{page.png(picture.path, picture.text)}'
-            f"<figcaption>{html.escape(picture.text)}</figcaption></figure>"
-            for picture in tokenizer.pictures
+            f'<figure class="card wide">{page.png(image.path, image.text)}'
+            f"<figcaption>{html.escape(image.text)}</figcaption></figure>"
+            for image in tokenizer.images
         )
-        empty = '<p class="empty">it has no pictures yet</p>'
-        parts.append(f'<div class="charts pictures">{cards}</div>' if cards else empty)
-    lead = "What was kept of held-out stills and clips, and what the codes look like."
-    return page.section("pictures", "Pictures", lead, *parts)
+        empty = '<p class="empty">no images yet</p>'
+        parts.append(f'<div class="charts images">{cards}</div>' if cards else empty)
+    lead = "Reconstructions of held-out stills and clips, and what the codes look like."
+    return page.section("images", "Images", lead, *parts)
 
 
 def _commands(tokenizers: Sequence[TokenizerRun]) -> str:
-    told = [pair for tokenizer in tokenizers for pair in tokenizer.commands()]
-    told += [
-        (f"{t.run.name}: how it was started was not recorded", f"--workdir={t.run.path}")
+    starts = [pair for tokenizer in tokenizers for pair in tokenizer.commands()]
+    starts += [
+        (f"{t.run.name}: its command was not recorded", f"--workdir={t.run.path}")
         for t in tokenizers if not t.starts
     ]  # fmt: skip
-    lead = "Each start of each run, as it was typed."
-    return page.section("commands", "Commands", lead, page.commands(told))
+    lead = "The command of each start of each run."
+    return page.section("commands", "Commands", lead, page.commands(starts))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Reads the command line."""
+    """Runs the command."""
     parser = argparse.ArgumentParser(
         prog="python -m emu3_jax.report.tokenizer_report",
         description=__doc__,

@@ -1,4 +1,4 @@
-"""A run directory of the task vision_tokenizer, as its report wants it."""
+"""A run directory of the task vision_tokenizer, read for its report."""
 
 import dataclasses
 import pathlib
@@ -9,7 +9,7 @@ from typing import Any
 
 from emu3_jax.config import to_dataclass
 from emu3_jax.data.pixels.pixel_batches import PixelConfig
-from emu3_jax.evaluate.during_training import METRICS_PREFIX, PICTURES_FOLDER
+from emu3_jax.evaluate.during_training import IMAGES_FOLDER, METRICS_PREFIX
 from emu3_jax.files import read_lines
 from emu3_jax.models.vision.tokenizer_config import VisionTokenizerConfig
 from emu3_jax.report.runs import EVALUATION_FOLDER, Run, read_run
@@ -20,7 +20,7 @@ from emu3_jax.train.run_config import RunConfig
 from emu3_jax.train.tasks.vision.vision_objective import VisionLossConfig
 
 TASK = "vision_tokenizer"
-# Where a figure stands in results.json if not under "reconstruction".
+# Where a figure is in results.json if not under "reconstruction".
 _ELSEWHERE = {
     "codebook_used_corpus": ("codebook_health", "used_corpus"),
     "codebook_perplexity_corpus": ("codebook_health", "perplexity_corpus"),
@@ -28,7 +28,7 @@ _ELSEWHERE = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Picture:
+class RunImage:
     """A PNG of a run: its path, and what it shows."""
 
     path: pathlib.Path
@@ -37,14 +37,14 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerRun:
-    """What is known of a run.
+    """A run of the task vision_tokenizer.
 
     Attributes:
       run: its directory, config, log and offline figures.
-      model, loss, data, plan: its config, with all defaults.
-      hours: wall time of all starts; None where it was not booked.
-      starts: lines of starts.jsonl; none where there is no such file.
-      pictures: the last reconstructions, then those of the offline evaluation.
+      model, loss, data, plan: sections of its config, with all defaults.
+      hours: wall time of all starts; None if it was not logged.
+      starts: lines of starts.jsonl; empty without that file.
+      images: the last reconstructions, then those of the offline evaluation.
     """
 
     run: Run
@@ -54,40 +54,40 @@ class TokenizerRun:
     plan: RunConfig
     hours: float | None
     starts: Sequence[Mapping[str, Any]]
-    pictures: Sequence[Picture]
+    images: Sequence[RunImage]
 
     @property
     def steps(self) -> int:
-        """Steps done."""
+        """Number of steps done."""
         return self.run.rows[-1]["step"] if self.run.rows else 0
 
     def figure(self, metric: str) -> tuple[float | None, bool]:
-        """A figure of the evaluator "reconstruction", and whether it had to be taken offline.
+        """Returns (figure of the evaluator "reconstruction", whether it is from results.json).
 
-        The last validation comes first: it is of the step that everything else shown is of.
+        The last validation is preferred: it belongs to the same step as everything else shown.
         """
         value = self.run.last(f"{METRICS_PREFIX}reconstruction/{metric}")
         if value is not None:
             return value, False
-        places = [("reconstruction", metric)]
-        places += [_ELSEWHERE[metric]] if metric in _ELSEWHERE else []
-        found = (self.run.results.get(evaluator, {}).get(name) for evaluator, name in places)
+        sources = [("reconstruction", metric)]
+        sources += [_ELSEWHERE[metric]] if metric in _ELSEWHERE else []
+        found = (self.run.results.get(evaluator, {}).get(name) for evaluator, name in sources)
         value = next((value for value in found if value is not None), None)
         return value, value is not None
 
     def verdicts(self) -> list[Verdict]:
-        """Is it healthy?"""
+        """Returns the verdicts on the health of the run."""
         adversarial = self.loss.adversarial
         return verdicts(
             self.run.rows,
             self.plan.steps,
             used_percent=self.figure("codebook_used_corpus")[0],
             discriminator_start=adversarial.start if adversarial.weight else None,
-            seam_db=self.figure("seam_db")[0],
+            boundary_db=self.figure("boundary_db")[0],
         )
 
     def trained_with(self) -> dict[str, str]:
-        """Heading → what was set."""
+        """Returns heading → setting, for the table of runs."""
         model, loss = self.model, self.loss
         factor = "×".join(map(str, [model.temporal_downsample_factor, *[model.spatial_factor] * 2]))
         terms = [
@@ -104,7 +104,7 @@ class TokenizerRun:
             "perceptual": f"{loss.perceptual:g}" if loss.perceptual else "no",
             "discriminator": self._discriminator(),
             "trained": "decoder" if loss.decoder_only else "all of it",
-            "a batch": "; ".join(groups),
+            "batch": "; ".join(groups),
         }
 
     def _discriminator(self) -> str:
@@ -116,18 +116,18 @@ class TokenizerRun:
         return f"{kind}, {how}{chosen.weight:g} after step {chosen.start:,}"
 
     def commands(self) -> list[tuple[str, str]]:
-        """(when and where, command) of each start; the interpreter without its folder."""
-        told = []
+        """Returns (when and where, command) of each start; the interpreter without its folder."""
+        commands = []
         for start in self.starts:
             first, *rest = start["command"]
             code = (start.get("revision") or "")[:12] or "unknown"
             what = f"{self.run.name}, {start['time']}, {start['devices']}, code {code}"
-            told.append((what, shlex.join([pathlib.PurePath(first).name, *rest])))
-        return told
+            commands.append((what, shlex.join([pathlib.PurePath(first).name, *rest])))
+        return commands
 
 
 def read(path: pathlib.Path) -> TokenizerRun:
-    """Reads a run directory; ValueError where it is none, or one of another task."""
+    """Reads a run directory; ValueError if it is not one, or one of another task."""
     run = read_run(path)
     task = run.config.get("task")
     if task != TASK:
@@ -145,25 +145,26 @@ def read(path: pathlib.Path) -> TokenizerRun:
     if (path / goodput.GOODPUT_FILE).is_file():
         hours = sum(goodput.summary(path).values()) / 3600
     starts = read_lines(path, STARTS_FILE) if (path / STARTS_FILE).is_file() else []
-    return TokenizerRun(run, *sections, hours=hours, starts=starts, pictures=_pictures(path))
+    return TokenizerRun(run, *sections, hours=hours, starts=starts, images=_images(path))
 
 
-def _pictures(path: pathlib.Path) -> list[Picture]:
+def _images(path: pathlib.Path) -> list[RunImage]:
     steps = {}
-    for folder in (path / PICTURES_FOLDER).glob("step_*"):
+    for folder in (path / IMAGES_FOLDER).glob("step_*"):
         if re.fullmatch(r"step_\d+", folder.name) and any(folder.glob("*.png")):
             steps[int(folder.name.removeprefix("step_"))] = folder
     found = []
     if steps:
         last = max(steps)
-        found += [Picture(file, f"{_words(file)} at step {last:,}") for file in _pngs(steps[last])]
+        shown = _pngs(steps[last])
+        found += [RunImage(file, f"{_words(file)} at step {last:,}") for file in shown]
     offline = path / EVALUATION_FOLDER
-    found += [Picture(file, f"{_words(file)}, offline evaluation") for file in _pngs(offline)]
+    found += [RunImage(file, f"{_words(file)}, offline evaluation") for file in _pngs(offline)]
     return found
 
 
 def _pngs(folder: pathlib.Path) -> list[pathlib.Path]:
-    # Stills before clips, and usage before patches: the order of sentences about them.
+    # Stills before clips, and usage before patches.
     order = ("images", "clips", "usage", "patches")
     rank = {word: index for index, word in enumerate(order)}
     files = sorted(folder.glob("*.png"))

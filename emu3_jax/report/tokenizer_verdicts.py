@@ -1,7 +1,7 @@
-"""Is the training of a vision tokenizer healthy? Plain verdicts from its log.
+"""Is the training of a vision tokenizer healthy? Verdicts from its log.
 
-Each verdict names the number it rests on. The thresholds are ours, as nobody published any but the
-first; each says why it is where it is.
+Each verdict contains the number that it is based on. Only the first threshold has been published;
+the others are ours, each with its reason.
 """
 
 import dataclasses
@@ -14,26 +14,26 @@ from emu3_jax.train.run.divergence import DivergenceConfig
 
 GOOD, BAD, UNKNOWN = "good", "bad", "unknown"
 
-# Codes in use, in percent, that a run aims at: a code never chosen is a row of the transformer's
-# vocabulary paid for and never learnt.
+# Least share of codes in use, in percent: a code that is never chosen is a row of the transformer's
+# vocabulary that costs memory and is never trained.
 USED_PERCENT = 95.0
-# The part of a run that verdicts on trends look at: long enough for several log lines and a
-# validation, short enough to leave out how the run began.
+# The part of a run that trends are measured on: long enough for several log lines and a
+# validation, short enough to leave out the beginning of the run.
 LAST_SHARE = 0.25
-# A gain in PSNR that is worth more steps: 0.1 dB is 2.3 % of the squared error, several times
-# what two validations of averaged weights differ by chance.
+# A gain in PSNR that is worth more steps: 0.1 dB is 2.3 % of the squared error, several times the
+# random difference between two validations of averaged weights.
 RISING_DB = 0.1
 # Share of patches that the discriminator judges rightly, mean of real and fake ones. Above the
-# first hardly a patch fools it, so hinge losses are flat and it teaches nothing; within the second
-# distance of one half it guesses.
+# first limit hardly a patch deceives it, so hinge losses are flat and give no gradient. Within the
+# second distance of one half it guesses.
 WON_ACCURACY, GUESSING = 0.95, 0.02
-# Share of codes dead for stills, or for clips, alone: with a quarter closed to it a kind loses at
-# most log2(4/3) = 0.4 bit a token; with more the vocabulary falls apart in two.
+# Share of codes that are dead for stills, or for clips. Without a quarter of the codes, a kind
+# loses at most log2(4/3) = 0.4 bit per token; with more, the vocabulary splits in two.
 DEAD_OF_KIND = 0.25
-# What the loop's own guard calls a spike: so many medians of the gradient norm.
+# Gradient norm of a spike, in medians, as for the loop's guard.
 SPIKE_FACTOR = DivergenceConfig.norm_factor
-# The most that PSNR may sag where training clips ended: below it a seam is not seen.
-SEAM_DB = 0.5
+# The largest sag of PSNR, in dB, where training clips ended; below it a boundary is not visible.
+BOUNDARY_DB = 0.5
 
 Rows = Sequence[Mapping[str, Any]]
 KINDS = {"stills": "images", "clips": "clips"}
@@ -42,12 +42,12 @@ _DISCRIMINATOR = re.compile(r"adversarial/(\w+)_accuracy_real")
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """One answer.
+    """One verdict.
 
     Attributes:
-      mark: GOOD, BAD, or UNKNOWN where the log does not tell.
+      mark: GOOD, BAD, or UNKNOWN if the log does not suffice.
       subject: what it is about, in a word or two.
-      text: a sentence with its number.
+      text: a sentence with the number.
     """
 
     mark: str
@@ -60,16 +60,16 @@ def verdicts(
     steps: int,
     used_percent: float | None = None,
     discriminator_start: int | None = None,
-    seam_db: float | None = None,
+    boundary_db: float | None = None,
 ) -> list[Verdict]:
-    """All verdicts on a run, in the order in which a reader wants them.
+    """Returns all verdicts on a run, the most general first.
 
     Args:
       rows: lines of metrics.jsonl in step order, see `train.run.metrics.read_metrics`.
-      steps: that the run was to have.
-      used_percent: codes in use on held-out data; None: from the counts kept while training.
-      discriminator_start: the step the discriminator begins at; None: there is no discriminator.
-      seam_db: sag of the PSNR where training clips ended; None: not measured.
+      steps: number of steps in the config.
+      used_percent: codes in use on held-out data; None uses the counts kept during training.
+      discriminator_start: step at which the discriminator starts; None without one.
+      boundary_db: sag of PSNR where training clips ended, in dB; None if not measured.
     """
     found = [
         _finished(rows, steps),
@@ -81,7 +81,7 @@ def verdicts(
     if discriminator_start is not None:
         groups = sorted({m[1] for row in rows for m in map(_DISCRIMINATOR.fullmatch, row) if m})
         found += [_discriminator(rows, group, discriminator_start, steps) for group in groups]
-    found.append(_seam(seam_db))
+    found.append(_boundaries(boundary_db))
     return [verdict for verdict in found if verdict is not None]
 
 
@@ -97,7 +97,7 @@ def _finished(rows: Rows, steps: int) -> Verdict:
 def _stable(rows: Rows) -> Verdict:
     if not any("nonfinite" in row for row in rows):
         return Verdict(UNKNOWN, "Bad steps", "not logged")
-    # The log holds means over the steps since the line before.
+    # Each log line has means over the steps since the line before.
     counts, before = {"nonfinite": 0.0, "spike": 0.0}, 0
     for row in rows:
         if "nonfinite" in row:
@@ -136,7 +136,7 @@ def _used(rows: Rows, used_percent: float | None) -> Verdict:
     text = f"{used_percent:.1f} % {where}, wanted {USED_PERCENT:g} %"
     if used_percent >= USED_PERCENT:
         return Verdict(GOOD, "Codes in use", text)
-    return Verdict(BAD, "Codes in use", f"{text}: revive dead codes oftener, or have fewer")
+    return Verdict(BAD, "Codes in use", f"{text}: revive dead codes more often, or use fewer")
 
 
 def _kinds(rows: Rows) -> Verdict | None:
@@ -170,15 +170,15 @@ def _quality(rows: Rows, kind: str) -> Verdict | None:
     distances = _points(rows, f"validation/reconstruction/perceptual_{KINDS[kind]}")
     nearer = change_at_end(distances)
     if nearer is not None and nearer < 0:
-        text += f": given away for perception (distance {nearer:+.4f})"
+        text += f": traded for perceptual quality (distance {nearer:+.4f})"
         return Verdict(GOOD, subject, text)
     return Verdict(BAD, subject, f"{text}: falling, take an earlier checkpoint")
 
 
 def change_at_end(found: Sequence[tuple[int, float]]) -> float | None:
-    """By how much the last value is above that of LAST_SHARE of the steps ago.
+    """Returns the last value minus the value LAST_SHARE of the steps earlier.
 
-    Between two values the line through both counts; None where the values begin later.
+    Values are interpolated linearly between steps; None if they begin later.
     """
     if not found:
         return None
@@ -193,8 +193,8 @@ def _discriminator(rows: Rows, group: str, start: int, steps: int) -> Verdict:
     subject = f"Discriminator, {group}"
     now = rows[-1]["step"]
     if now <= start:
-        return Verdict(UNKNOWN, subject, f"not begun yet: it does after step {start:,}")
-    # All begin by guessing, so it gets as many steps as verdicts look back on.
+        return Verdict(UNKNOWN, subject, f"not started yet: it starts after step {start:,}")
+    # Every discriminator starts by guessing, so it is judged after as many steps as trends take.
     if now < steps and now - start < LAST_SHARE * steps:
         return Verdict(UNKNOWN, subject, f"too early to tell, it began {now - start:,} steps ago")
     real, fake = (
@@ -215,13 +215,14 @@ def _discriminator(rows: Rows, group: str, start: int, steps: int) -> Verdict:
     return Verdict(GOOD, subject, text)
 
 
-def _seam(seam_db: float | None) -> Verdict | None:
-    if seam_db is None:
+def _boundaries(boundary_db: float | None) -> Verdict | None:
+    if boundary_db is None:
         return None
-    text = f"PSNR sags by {seam_db:.2f} dB where training clips ended"
-    if seam_db <= SEAM_DB:
-        return Verdict(GOOD, "Seams", text)
-    return Verdict(BAD, "Seams", f"{text}, wanted {SEAM_DB:g} dB: train on longer clips")
+    text = f"PSNR sags by {boundary_db:.2f} dB where training clips ended"
+    if boundary_db <= BOUNDARY_DB:
+        return Verdict(GOOD, "Clip boundaries", text)
+    text += f", wanted {BOUNDARY_DB:g} dB: train on longer clips"
+    return Verdict(BAD, "Clip boundaries", text)
 
 
 def _points(rows: Rows, key: str) -> list[tuple[int, float]]:
@@ -229,7 +230,7 @@ def _points(rows: Rows, key: str) -> list[tuple[int, float]]:
 
 
 def _late_mean(rows: Rows, key: str, after: int = 0) -> float | None:
-    """The mean over the lines of the last quarter, of those behind step `after`."""
+    """Returns the mean over the lines of the last quarter, of those after step `after`."""
     if not rows:
         return None
     since = max(after, (1.0 - LAST_SHARE) * rows[-1]["step"])

@@ -1,21 +1,21 @@
 """Train: python -m emu3_jax.train --config=NAME|FILE.py --workdir=DIR [--config.KEY=VALUE ...]
 
-Trains the task that the config names (task: pretrain or vision_tokenizer) on every device that
-JAX sees, and writes into the run directory:
+Trains the task that the config names (task: pretrain or vision_tokenizer) on all devices that JAX
+finds, and writes into the run directory:
   config.json        the resolved config: every field, defaults included
-  starts.jsonl       one line a start: command, code revision, package versions, devices
-  metrics.jsonl      one line a log step (also TensorBoard; Weights & Biases by config.log)
+  starts.jsonl       one line per start: command, code revision, package versions, devices
+  metrics.jsonl      one line per log step (also TensorBoard; Weights & Biases by config.run.log)
   goodput.jsonl      where the time went
-  heartbeat.json     the last step and when it was
+  heartbeat.json     the last step and its time
   checkpoints/STEP   state and data position
-Running the same command again goes on from the newest checkpoint. SIGTERM and Ctrl-C save first and
-end with 143 and 130; a finished run ends with 0.
-A command that is refused leaves the run directory as it was.
+Run the same command again to resume from the newest checkpoint. SIGTERM and Ctrl-C save first and
+exit with 143 and 130; a finished run exits with 0.
+A command that ends in an error before the first step leaves the run directory unchanged.
 
---print_config prints the resolved config and ends.
+--print_config prints the resolved config and exits.
 
 On a pod every host runs this command with --coordinator=auto; elsewhere each process gets
---coordinator=HOST:PORT --processes=N --process=I. The run directory is one that all can see.
+--coordinator=HOST:PORT --processes=N --process=I. All processes need the same run directory.
 """
 
 import contextlib
@@ -45,16 +45,16 @@ from emu3_jax.train.task import Task, TrainState
 from emu3_jax.train.tasks import registry as tasks
 
 command_line.define_config(help_text="What to train; see configs/. Override: --config.a.b=value.")
-WORKDIR = flags.DEFINE_string("workdir", None, "Run directory, made if it does not exist.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Run directory; created if missing.")
 distributed.define_flags()
 ALLOW_CHANGES = flags.DEFINE_bool(
-    "allow_changes", False, "Resume although the config differs from the one the run began with."
+    "allow_changes", False, "Resume even if the config differs from the one the run began with."
 )
-PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resolved config and end.")
+PRINT_CONFIG = flags.DEFINE_bool("print_config", False, "Print the resolved config and exit.")
 
 
 def resolve(values: dict) -> tuple[Any, tuple[Evaluator, ...]]:
-    """Stated values → the resolved config, and the evaluators of its entries."""
+    """Returns (resolved config, evaluators of its entries) from the values of a config file."""
     config = tasks.resolve(values)
     evaluators = registry.make(config.evaluation)
     return dataclasses.replace(config, evaluation=registry.resolved(evaluators)), evaluators
@@ -63,7 +63,7 @@ def resolve(values: dict) -> tuple[Any, tuple[Evaluator, ...]]:
 def evaluation_callbacks(
     task: Task, evaluators: Sequence[Evaluator], workdir: str
 ) -> list[Callback]:
-    """One callback for each evaluator."""
+    """Returns one callback per evaluator; ConfigError if one does not fit the run."""
     language = task.language if task.kind == LANGUAGE_MODEL else None
     check_data(evaluators, task.kind, language)
 
@@ -82,10 +82,10 @@ def train_config(
     ledger: Ledger | None = None,
     interruption: Interruption | None = None,
 ) -> TrainState | None:
-    """Builds the task, trains; the run directory is written to when nothing can be refused.
+    """Builds the task and trains; writes the run directory only after all checks have passed.
 
     Returns:
-      As `loop.train`: the last state, None if the run was interrupted.
+      As `loop.train`: the last state, or None if the run was interrupted.
     """
     with contextlib.ExitStack() as resources:
         lock = RunLock(workdir)
@@ -106,7 +106,7 @@ def _train_locked(
     task = tasks.make(config)
     if has_checkpoints(workdir):
         task.check_beside(workdir)
-    with jax.set_mesh(sharding.make_mesh(config.run.mesh)):  # other weights go there as well
+    with jax.set_mesh(sharding.make_mesh(config.run.mesh)):  # evaluators load there too
         callbacks = evaluation_callbacks(task, evaluators, workdir)
 
     def write_run_directory():
@@ -141,7 +141,7 @@ def main() -> None:
         interruption = Interruption()
         state = train_config(config, workdir, ALLOW_CHANGES.value, ledger, interruption)
     if state is None:
-        # Not 0: a scheduler would take the run for finished.
+        # Not 0: a scheduler would count the run as finished.
         sys.exit(interruption.exit_code)
 
 

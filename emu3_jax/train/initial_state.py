@@ -1,4 +1,4 @@
-"""What a run begins from: its newest checkpoint, else the seed and the task's initial weights."""
+"""The state that a run starts from: its newest checkpoint, or the seed and initial weights."""
 
 import os
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from emu3_jax.train.task import Task, TrainState
 
 
 class InitialState:
-    """How a run gets its state: fresh, or from a checkpoint.
+    """Makes the state of a run, fresh or from a checkpoint.
 
     Attributes:
-      mesh: where it is.
+      mesh: the mesh of the state.
       abstract: shapes, dtypes and shardings of the whole state.
     """
 
@@ -38,12 +38,15 @@ class InitialState:
         self._key, self._replace = key, None
 
     def check(self, workdir: str | os.PathLike) -> None:
-        """Refuses initial weights that cannot be used, where the run would begin with them."""
+        """Raises ValueError if the run needs initial weights and they cannot be used."""
         if self._task.unsaved or not has_checkpoints(workdir):
             self._replace = self._task.initial_weights()
 
     def first(self, checkpoints: Checkpoints) -> tuple[TrainState, Any]:
-        """Returns the state, and what was saved beside it (None for a fresh run)."""
+        """Returns (state, what was saved beside it); the latter is None for a fresh run.
+
+        `check` must have been called before.
+        """
         if checkpoints.latest_step() is not None:
             layout = {"params": self.abstract.params, **self.abstract.model_state}
             unsaved = unsaved_collections(self._task, self._key, layout, self._replace)
@@ -61,18 +64,18 @@ class InitialState:
         return state, None
 
     def restored(self, checkpoints: Checkpoints, unsaved: dict) -> tuple[TrainState, Any]:
-        """The newest checkpoint, and what was saved beside it.
+        """Returns (state of the newest checkpoint, what was saved beside it).
 
         Args:
-          checkpoints: of the run.
-          unsaved: has the collections that a checkpoint leaves out.
+          checkpoints: the checkpoints of the run.
+          unsaved: name → collection; holds at least those that `Task.unsaved` names.
         """
         state, saved = checkpoints.restore(self.saved_part(self.abstract))
         kept = {name: unsaved[name] for name in self._task.unsaved}
         return state.replace(model_state={**state.model_state, **kept}), saved
 
     def saved_part(self, state: TrainState) -> TrainState:
-        """The state without what `Task.unsaved` names."""
+        """Returns the state without the collections that `Task.unsaved` names."""
         left = self._task.unsaved
         return state.replace(
             model_state={n: x for n, x in state.model_state.items() if n not in left}
@@ -85,13 +88,13 @@ def unsaved_collections(
     layout: dict,
     replace: Callable[[dict], dict] | None,
 ) -> dict:
-    """The collections that checkpoints leave out, as a fresh run has them.
+    """Makes the collections that checkpoints leave out, with the values of a fresh run.
 
     Args:
-      task: whose.
-      key: of the initialisation.
-      layout: variables, abstract with shardings.
-      replace: `Task.initial_weights`.
+      task: the task; `Task.unsaved` names the collections.
+      key: random key of `Task.init`.
+      layout: all variables as ShapeDtypeStructs with shardings, on one mesh.
+      replace: the result of `Task.initial_weights`.
     """
     if not task.unsaved:
         return {}
@@ -107,10 +110,14 @@ def unsaved_collections(
 
 
 def replaced(old: dict, replace: Callable[[dict], dict]) -> dict:
-    """The variables that `Task.initial_weights` makes of `old`, laid out as these.
+    """Returns replace(old) with the dtypes and shardings of `old`.
+
+    Args:
+      old: variables, arrays on devices.
+      replace: the result of `Task.initial_weights`.
 
     Raises:
-      CheckpointError: names arrays that are of other shapes.
+      CheckpointError: arrays are missing, unexpected or of other shapes; names them.
     """
     new = replace(old)
     check_same_tree(new, old, "start", types=False)

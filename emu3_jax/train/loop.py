@@ -1,11 +1,11 @@
 """The one training loop, for every task.
 
-Order of one step: draw batch n, dispatch update n, then look at the metrics of update n-1, so the
-host never makes the device wait. A run starts from the first of these that exists:
+One step draws batch n, dispatches update n, and then reads the metrics of update n - 1, so the
+device does not wait for the host. A run starts from the first of these that exists:
   1. the newest complete checkpoint in its own directory (state and data position),
-  2. a fresh initialisation from the seed, with the task's own initial weights where it has any.
-Nothing else decides where a run begins. With several processes each runs this same loop on its own
-rows of the batch, and the first one speaks and writes for all.
+  2. a fresh initialisation from the seed, with the task's `initial_weights` if it has any.
+Nothing else decides where a run starts. With several processes, each runs this loop on its own rows
+of the batch; the first process prints and writes for all.
 """
 
 import abc
@@ -34,28 +34,30 @@ from emu3_jax.train.task import Task, TrainState
 
 
 class Callback(abc.ABC):
-    """Something that happens at intervals: evaluation, pictures.
+    """A function that the loop calls at an interval, such as an evaluation.
 
     Attributes:
-      every: steps between calls; 0 for after the last step only.
+      every: steps between calls; 0 calls it after the last step only. It is always called after
+        the last step.
     """
 
     every: int
 
     @abc.abstractmethod
     def __call__(self, step: int, state: TrainState, writer: MetricsWriter) -> dict[str, float]:
-        """Returns metrics to log. Every process calls it, and the first one logs.
+        """Returns metrics to log. Every process calls it; the first one logs.
 
         Args:
           step: number of updates done.
-          state: after these updates; its arrays are gone with the next update, so keep none.
-          writer: for pictures.
+          state: the state after these updates. The next update donates its arrays: keep none.
+          writer: takes images.
         """
 
     def done(self, step: int) -> bool:
-        """Whether the results of the call after `step` are stored already.
+        """Returns whether the results of the call after `step` are stored already.
 
-        Asked when a run resumes at a step that was due; the call is made if they are not.
+        When a run resumes at a step where a call is due, the loop makes the call unless this
+        returns True.
         """
         del step
         return True
@@ -74,30 +76,32 @@ def train(
     before_save: Callable[[], None] = lambda: None,
     allow_changes: bool = False,
 ) -> TrainState | None:
-    """Trains until `run.steps`, or until interrupted; returns the final state.
+    """Trains until `run.steps` or until a signal asks to stop; returns the final state.
 
     Args:
-      task, run: what is trained, and how.
+      task: what to train.
+      run: how to train it.
       workdir: run directory; holds checkpoints/, metrics.jsonl, goodput.jsonl, tensorboard/.
       callbacks: called at their interval and after the last step.
       run_config: the resolved config, for Weights & Biases.
-      on_begin: called when the first update is dispatched, and nothing can be refused any more.
-      ledger: of the time since the command began; a new one counts from here.
-      interruption: tells afterwards which signal it was.
-      before_save: called before each checkpoint; what it raises ends the run.
-      allow_changes: resume with other data (mixture, length of rows, …) than the run had so far.
+      on_begin: called once the first update is dispatched: after all checks of the input.
+      ledger: counts the time since the command began; None counts from this call.
+      interruption: handles signals; holds the signal's number after an interrupted run.
+      before_save: called before each checkpoint; an error that it raises ends the run.
+      allow_changes: also resume if the data (mixture, row length, …) differ from those so far.
 
     Returns:
-      The state after the last step; None if a signal came: saved, and running again goes on.
+      The state after the last step. None if a signal stopped the run: the state is saved, and the
+      next call with the same arguments resumes.
 
     Raises:
-      HaltedError: by `run.nonfinite` or `run.divergence`; the last good checkpoint is intact.
+      HaltedError: `run.nonfinite` or `run.divergence` ended the run; checkpoints are intact.
       CheckpointError: a checkpoint cannot be read or written; earlier ones are intact.
-      ValueError: bad mesh or data, before the first step.
+      ValueError: mesh, data or initial weights do not fit; raised before the first step.
     """
     mesh = sharding.make_mesh(run.mesh)
     with jax.set_mesh(mesh), contextlib.ExitStack() as resources:
-        # Checks mesh, data and initial weights, so these come before the directory is made.
+        # These check mesh, data and initial weights, so they come before the directory is made.
         batches = resources.enter_context(contextlib.closing(task.batches(mesh)))
         optimizer, schedule = task.optimizer(run.optimizer, run.steps)
         key = jax.random.key(run.seed)
@@ -124,7 +128,7 @@ def train(
 
 
 def _go_on(saved: dict | None, batches: Batches, guard: Guard, allow_changes: bool) -> None:
-    """Puts data and guard where they were at a checkpoint, if there is one."""
+    """Restores data and guard from what a checkpoint saved; nothing to do if `saved` is None."""
     if saved is not None:
         position = saved["position"]
         batches.set_state(batches.adapt_state(position) if allow_changes else position)
@@ -133,7 +137,7 @@ def _go_on(saved: dict | None, batches: Batches, guard: Guard, allow_changes: bo
 
 @dataclasses.dataclass
 class _Loop:
-    """The steps of one process run."""
+    """The steps of one run in one process."""
 
     task: Task
     run: RunConfig
@@ -145,7 +149,7 @@ class _Loop:
     watch: Watch
     callbacks: Sequence[Callback]
     before_save: Callable[[], None]
-    running: jax.Array | None = None  # a number of the step that was dispatched last
+    running: jax.Array | None = None  # a scalar that the last dispatched step returns
 
     def __post_init__(self):
         self.ledger = self.report.ledger
@@ -191,12 +195,12 @@ class _Loop:
         return state
 
     def _arguments(self, step: int) -> tuple:
-        """The batch, as global device arrays, and the limits of a spike where these are used."""
+        """Returns (batch[, limits]) of a step; batch arrays are global, on the devices."""
         before = self.ledger.seconds()["data"]
         with self.ledger.during("data"):
             host = next(self.batches)
         if self.running is not None and not self.running.is_ready():
-            # The device still works on the step before: nobody has waited for this batch.
+            # The device is still busy with the previous step: it did not wait for this batch.
             self.ledger.move("data", "step", self.ledger.seconds()["data"] - before)
         batch = {
             name: global_array(rows, self.layout[name], self.batches.share.get(name))
@@ -208,7 +212,7 @@ class _Loop:
         return batch, limits
 
     def _settle(self, step: int, state, metrics: dict, stop: bool) -> bool:
-        """Looks at the step before this one, saves if it is time; False: the run has to go back."""
+        """Checks the previous step and saves if due; returns False if the run must roll back."""
         if not self._look_back():
             return False
         self.guard.keep(step, metrics)
@@ -219,7 +223,7 @@ class _Loop:
         return True
 
     def _look_back(self) -> bool:
-        """Logs and checks the last step that was kept."""
+        """Logs and checks the last step kept; returns False if the run must roll back."""
         self.report.log()
         return not self.guard.check()
 
@@ -237,7 +241,7 @@ class _Loop:
         return True
 
     def _go_back(self, step: int, state: TrainState) -> tuple[TrainState, int]:
-        """After a spike: the last checkpoint, with the data that comes next."""
+        """Restores the last checkpoint after a spike; the data position is not moved back."""
         with self._meanwhile("lost"):
             state, beside = self.initial.restored(self.checkpoints, state.model_state)
         saved = int(state.step)
@@ -249,7 +253,7 @@ class _Loop:
         return state, saved
 
     def _call_back(self, step: int, state, resumed: bool = False) -> None:
-        """Calls what is due; after a resume only what was cut off."""
+        """Calls the callbacks that are due; on resume, only those whose results are missing."""
         last = step >= self.run.steps
         for callback in self.callbacks:
             due = last or (callback.every and step % callback.every == 0)
@@ -263,7 +267,7 @@ class _Loop:
 
     @contextlib.contextmanager
     def _meanwhile(self, what: str):
-        """Books the block as `what`, outside the throughput."""
+        """Books the time of the block as `what` and leaves it out of the throughput."""
         began = time.perf_counter()
         with self.ledger.during(what):
             yield

@@ -1,7 +1,7 @@
-"""Counts the model FLOPs of a function for MFU: the products of its matmuls and convolutions.
+"""Counts the model FLOPs of a function for MFU: those of its matmuls and convolutions.
 
-As is the custom, a multiplication and the addition behind it are two, and norms, activations and
-sums are not counted. What is counted is the function as it is traced, before any compiler.
+By convention, a multiplication and the addition after it count as two, and norms, activations and
+sums are not counted. The count is of the function as traced, before compilation.
 """
 
 import math
@@ -15,15 +15,15 @@ from emu3_jax.sharding import AXES
 
 
 def of_call(function: Callable, *args) -> float:
-    """FLOPs of one call.
+    """Returns the FLOPs of one call.
 
     Args:
-      function: traced for the mesh that is set, else as for two devices: one CPU alone would
-        convolve with fewer products (models/cpu.py).
+      function: traced for the current mesh, or for two devices if none is set: on a single CPU,
+        convolutions use fewer products (models/cpu.py).
       args: arrays or ShapeDtypeStructs.
 
     Raises:
-      ValueError: a product in a loop whose length is not known before it runs.
+      ValueError: a product in a loop of unknown length.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -61,7 +61,7 @@ def _of_matmul(equation: core.JaxprEqn) -> float:
 
 
 def _of_convolution(equation: core.JaxprEqn) -> float:
-    """Zeros around the input count, those between its elements (of a step's gradient) do not."""
+    """Counts products with padding around the input, not with the zeros of lhs_dilation."""
     _, inputs, *window = equation.params["dimension_numbers"].rhs_spec
     kernel = equation.invars[1].aval.shape
     products = kernel[inputs] * math.prod(kernel[axis] for axis in window)

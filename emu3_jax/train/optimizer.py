@@ -1,4 +1,4 @@
-"""AdamW with warm-up, a decay schedule, clipping, and weight decay on matrices only."""
+"""AdamW with warm-up, a decay schedule, clipping, and weight decay on kernels only."""
 
 import dataclasses
 from typing import Any
@@ -17,13 +17,13 @@ class OptimizerConfig:
     fine-tuning script (scripts/t2i_sft.sh), with a smaller clipping norm.
 
     Attributes:
-      learning_rate: peak, reached after `warmup_steps`.
+      learning_rate: peak learning rate, reached after `warmup_steps`.
       schedule: "cosine" | "linear" | "constant", from the peak to `final_fraction` × peak.
-      weight_decay: decoupled, of kernels only; see `decay_mask`.
+      weight_decay: decoupled weight decay, on kernels only; see `decay_mask`.
       clip_norm: global gradient norm limit; 0 turns clipping off.
-      second_moment: type that Adam's second moment is stored in: "float32", or "bfloat16" for 2
-        bytes a weight less. It is computed in float32 either way; at most b2 = 0.98, above which
-        its changes are too small for eight bits of mantissa.
+      second_moment: dtype that stores Adam's second moment: "float32", or "bfloat16", which saves
+        2 bytes per weight. It is computed in float32 either way. bfloat16 needs b2 <= 0.98: above
+        that, its changes are too small for eight bits of mantissa.
     """
 
     learning_rate: float = 5e-5
@@ -57,7 +57,7 @@ class OptimizerConfig:
 
 
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
-    """Step → learning rate: linear warm-up, then the named decay over the remaining steps."""
+    """Returns step → learning rate: linear warm-up, then the chosen decay until the last step."""
     decay_steps = max(1, total_steps - config.warmup_steps)
     peak, floor = config.learning_rate, config.final_fraction
     decay = {
@@ -73,10 +73,10 @@ def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
 
 
 def decay_mask(params: Any) -> Any:
-    """True where weight decay applies: leaves called "kernel", the matrices of every layer.
+    """Returns a tree that is True where weight decay applies: on leaves called "kernel".
 
-    Norms, biases, embedding tables and codebooks have other names, which by their shape alone
-    could not be told from matrices once layers are stacked. Boxed leaves keep their boxes.
+    These are the matrices of every layer. Norms, biases, embedding tables and codebooks have other
+    names. The number of axes cannot decide, since stacked layers add one. Boxes are kept.
     """
 
     def decays(path, leaf) -> bool:
@@ -93,7 +93,7 @@ def make_optimizer(
     """Returns the optax transformation and the schedule it follows."""
     schedule = make_schedule(config, total_steps)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-    # The parts of optax.adamw, of which it can store only the first moment in another type.
+    # The parts of optax.adamw, which cannot store the second moment in another dtype.
     adamw = optax.chain(
         _scale_by_adam(config),
         optax.add_decayed_weights(config.weight_decay, decay_mask),

@@ -1,4 +1,4 @@
-"""Programs that can be compiled ahead of time; the code is that which runs them."""
+"""Programs for ahead-of-time lowering: the functions that training and commands run."""
 
 import abc
 import dataclasses
@@ -14,11 +14,13 @@ from emu3_jax.train.task import Task
 
 
 class Program(abc.ABC):
-    """A function with shapes and shardings of its arguments, for devices that need not be there.
+    """A jitted function of a task, with the shapes and shardings of its arguments.
+
+    It can be lowered for devices that are not present (`jax.experimental.topologies`).
 
     Attributes:
-      task: whose program it is, made with read_data=False.
-      stacked: whether it trains a stack of equal layers (`Task.with_layers`).
+      task: the task, made with read_data=False.
+      stacked: whether the program trains a stack of equal layers (`Task.with_layers`).
     """
 
     stacked = False
@@ -27,28 +29,28 @@ class Program(abc.ABC):
         self.task = task
 
     def mesh(self, devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
-        """The config's mesh over the devices."""
+        """Returns the config's mesh over the devices."""
         return sharding.make_mesh(self.task.config.run.mesh, devices)
 
     @abc.abstractmethod
     def lower(self, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
-        """For these devices; ValueError where mesh, model and batch do not fit together."""
+        """Lowers the program; ValueError if mesh, model and batch do not fit together."""
 
     @abc.abstractmethod
     def model_flops(self) -> float:
-        """Of one call over all devices; 0 where they are not counted."""
+        """Returns the model FLOPs of one call over all devices; 0 if not counted."""
 
 
 class TrainProgram(Program):
-    """One update, as `emu3_jax.train` runs it."""
+    """The training step, as `emu3_jax.train` runs it."""
 
     @property
     def stacked(self) -> bool:
-        """Whether the task can be compiled with fewer layers."""
+        """Whether `Task.with_layers` can change the number of layers."""
         return self.task.with_layers(1) is not None
 
     def lower(self, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
-        """The jitted step, with the limits of a loss spike where the run has any."""
+        """Lowers the jitted step; with limits of a loss spike if `run.divergence` is on."""
         task, run = self.task, self.task.config.run
         mesh = self.mesh(devices)
         optimizer, _ = task.optimizer(run.optimizer, run.steps)
@@ -70,17 +72,17 @@ class TrainProgram(Program):
             return step.lower(state, batch, *([limits] if run.divergence.policy != "off" else []))
 
     def model_flops(self) -> float:
-        """Of one update over all devices."""
+        """Returns the model FLOPs of one update over all devices."""
         return self.task.units_per_batch() * self.task.flops_per_unit()
 
     def changed(self, **sections: dict[str, Any]) -> "TrainProgram":
-        """The same with other fields of some sections: changed(data=dict(batch_size=8))."""
+        """Returns the program with fields replaced: changed(data=dict(batch_size=8))."""
         config = self.task.config
         new = {n: dataclasses.replace(getattr(config, n), **f) for n, f in sections.items()}
         return self._of(dataclasses.replace(config, **new))
 
     def with_layers(self, num_layers: int) -> "TrainProgram":
-        """See `Task.with_layers`; for a stacked one."""
+        """Returns the program of `Task.with_layers`; only if `stacked`."""
         return self._of(self.task.with_layers(num_layers))
 
     def _of(self, config: Any) -> "TrainProgram":

@@ -1,4 +1,4 @@
-"""The section `run` of a config: how a task is trained, whatever the task."""
+"""The section `run` of a config: how to train any task."""
 
 import dataclasses
 
@@ -12,17 +12,22 @@ from emu3_jax.train.run.watch import WatchConfig
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
-    """How a task is trained.
+    """How to train a task.
 
     Attributes:
       steps: updates of the whole run; the schedule ends there.
-      seed: of initialisation, dropout and everything else random in the step.
-      accumulation: micro-batches per update; the batch must be a multiple of it.
-      ema_decay: of the averaged weights used for evaluation; 0 keeps none.
+      seed: seed of initialisation, dropout and all other randomness of the step.
+      accumulation: micro-batches per update; must divide the rows of the batch.
+      ema_decay: decay of the averaged weights used for evaluation; 0 keeps none.
       nonfinite: "halt" stops at the first loss or gradient that is not finite; "skip" leaves
-        the state as it was and goes on, up to `max_skipped` times in a row.
-      max_skipped: see `nonfinite`.
+        the state unchanged and continues, up to `max_skipped` times in a row.
+      max_skipped: most skipped steps in a row before the run halts.
+      mesh: sizes of the mesh axes.
+      optimizer: the optimizer and its schedule.
       divergence: what happens at a loss spike.
+      checkpoint: when to save and which checkpoints to keep.
+      log: what to log and where.
+      watch: heartbeat, hang detection and profiler.
     """
 
     steps: int

@@ -1,4 +1,4 @@
-"""The one function that advances the training state, and how the state is made and laid out."""
+"""The training step: one function that updates the state, and how the state is made and sharded."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ from emu3_jax.train.task import Loss, Task, TrainState, Tree
 def init_state(
     task: Task, optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh, ema: bool
 ) -> TrainState:
-    """Creates the state directly in its shards: no device ever holds a whole large tensor."""
+    """Creates the state already sharded: no device ever holds a whole large tensor."""
     create = jax.jit(
         lambda k: nn.unbox(_create(task, optimizer, k, ema)),
         out_shardings=state_shardings(task, optimizer, key, mesh, ema),
@@ -38,15 +38,15 @@ def _create(task: Task, optimizer: optax.GradientTransformation, key, ema: bool)
 
 
 def average_start(params: Tree) -> Tree:
-    """The moving average before the first step: a float32 copy, since small steps would be lost
-    in fewer digits."""
+    """Returns the moving average before the first step: a copy in float32, since lower precision
+    would round small steps away."""
     return jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
 
 
 def state_shardings(
     task: Task, optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh, ema: bool
 ) -> TrainState:
-    """The NamedSharding of every leaf; moments follow their parameter by its axis names."""
+    """Returns the NamedSharding of every leaf; moments are sharded as their parameter."""
     abstract = jax.eval_shape(lambda k: _create(task, optimizer, k, ema), key)
     return sharding.state_shardings(abstract, mesh)
 
@@ -54,7 +54,7 @@ def state_shardings(
 def abstract_state(
     task: Task, optimizer: optax.GradientTransformation, key: jax.Array, mesh: Mesh, ema: bool
 ) -> TrainState:
-    """Shapes, dtypes and shardings of the state, without creating it."""
+    """Returns shapes, dtypes and shardings of the state, without creating it."""
     boxed = jax.eval_shape(lambda k: _create(task, optimizer, k, ema), key)
     return sharding.abstract_arrays(boxed, mesh)
 
@@ -69,13 +69,14 @@ def make_train_step(
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
     """Returns the pure function (state, batch[, limits]) → (state, metrics) that `train` jits.
 
-    A step whose loss or gradient is not finite changes nothing but the step counter, reports
-    `nonfinite` = 1 and counts in no other metric; what happens then is the loop's policy.
-    With `limits`, float32 [2], a finite step whose loss is above the first or whose gradient norm
-    is above the second changes nothing either; it reports `spike` = 1, and counts. Nor does a batch
-    whose weights sum to zero, which reports `empty` = 1. The learning rate goes on in all cases.
+    A step whose loss or gradient is not finite changes only the step counter, reports `nonfinite`
+    = 1 and adds nothing to the other metrics; the loop decides what happens next. With `limits`,
+    float32 [2], a finite step also changes only the counter if its loss is above the first limit or
+    its gradient norm above the second. It reports `spike` = 1 and adds to all metrics. So does a
+    batch whose weights sum to zero, which reports `empty` = 1. The learning rate follows the
+    counter in all cases.
 
-    Metrics are (sum, count) pairs, as in Loss.
+    Metrics are (sum, count) pairs, as in Loss. Arguments are those of `jitted_train_step`.
     """
 
     optimizer = optax.with_extra_args_support(optimizer)  # the rate follows the run's own step
@@ -118,8 +119,8 @@ def make_train_step(
 
 
 def _averaged(state: TrainState, params: Tree, ema_decay: float) -> Tree:
-    """The moving average with these params in it; it follows quickly at first, or it would
-    remember the initial noise."""
+    """Moves the average towards these params; with a low decay at first, or it would keep the
+    initial noise for long."""
     count = state.step.astype(jnp.float32)
     decay = jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count))
     return jax.tree.map(lambda e, p: e * decay + p * (1.0 - decay), state.ema, params)
@@ -135,15 +136,18 @@ def jitted_train_step(
     ema_decay: float = 0.0,
     key: jax.Array,
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
-    """`make_train_step` as it runs on a mesh; what `train` calls and `emu3_jax.aot` compiles.
+    """Jits `make_train_step` for a mesh; `train` calls the result and `emu3_jax.aot` lowers it.
 
-    The new state takes the memory of the old one and stays laid out as it came, whatever the
-    compiler would choose. Metrics are whole on every process, so that each can read them.
+    The state is donated, and the new state keeps its shardings. Metrics are replicated, so that
+    every process can read them.
 
     Args:
-      task, optimizer, accumulation, ema_decay, key: see make_train_step.
+      task, optimizer: the task, and the transformation of its `Task.optimizer`.
       state: the state or its `abstract_state`; only the shardings of its leaves are read.
-      mesh: where the state is.
+      mesh: the mesh of the state.
+      accumulation: micro-batches per update; must divide the rows of the batch.
+      ema_decay: decay of the averaged weights, if the state has them.
+      key: base key; each step folds in its number.
     """
     step = make_train_step(task, optimizer, accumulation=accumulation, ema_decay=ema_decay, key=key)
     layout = jax.tree.map(lambda x: x.sharding, state)
@@ -151,7 +155,7 @@ def jitted_train_step(
 
 
 def _gradients(task: Task, state: TrainState, batch: dict, key, accumulation: int):
-    """Summed gradients of `total` and the summed Loss over `accumulation` micro-batches."""
+    """Returns (gradients of `total`, Loss), both summed over `accumulation` micro-batches."""
 
     def total(params, model_state, microbatch, micro_key):
         loss = task.loss(params, model_state, microbatch, micro_key, state.step)
@@ -166,11 +170,11 @@ def _gradients(task: Task, state: TrainState, batch: dict, key, accumulation: in
                 f"run.accumulation={accumulation} micro-batches cannot be made of "
                 f"{x.shape[0]} rows: the batch must be a multiple of it"
             )
-        # Rows are dealt out in turn, so every device keeps a share of every micro-batch.
+        # Micro-batch i of n gets rows i, i + n, …: every device keeps a share of each.
         return jnp.moveaxis(x.reshape(x.shape[0] // accumulation, accumulation, *x.shape[1:]), 1, 0)
 
-    # The backward pass adds to these where they lie, layer by layer: no micro-batch's gradient is
-    # ever held whole beside the sum.
+    # The backward pass adds to these in place, layer by layer: the whole gradient of a micro-batch
+    # never exists beside the sum.
     sums = jax.tree.map(lambda p: jax.new_ref(jnp.zeros_like(p)), state.params)
 
     def body(loss, inputs):

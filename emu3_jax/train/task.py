@@ -1,8 +1,8 @@
-"""What a task is: everything that is specific to one kind of training, in one class.
+"""The interface of a task: one class holds all that is specific to one kind of training.
 
-The loop, checkpoints, evaluation, export and ahead-of-time compilation go through this interface
-and know no task by name. A new task is a module with one such class, and a line in
-`tasks/registry.py` (or no line: a config may name the class by its import path).
+The loop, checkpoints, evaluation, export and ahead-of-time lowering use only this interface; none
+of them names a task. A new task is one module with one subclass of `Task`, and one line in
+`tasks/registry.py`. Without that line, a config can still name the class by its import path.
 """
 
 import abc
@@ -23,10 +23,10 @@ Tree = Any
 
 
 class Loss(NamedTuple):
-    """What a task's loss returns for one (micro)batch.
+    """The result of `Task.loss` for one batch or micro-batch.
 
-    The loss that is minimised is total / weight, summed over micro-batches before the division,
-    so that accumulation over unequal micro-batches equals the whole batch exactly.
+    Training minimises total / weight. Both are summed over the micro-batches before the division,
+    so accumulation over micro-batches of unequal weight gives the loss of the whole batch.
 
     Attributes:
       total: float32 scalar, weighted sum of losses.
@@ -42,13 +42,13 @@ class Loss(NamedTuple):
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """Everything that training changes.
+    """All arrays that a training step reads and returns.
 
     Attributes:
       step: int32 scalar, number of updates done.
       params: trained weights, in the master dtype.
-      model_state: collections that are not trained by gradients.
-      opt_state: optax state, sharded as the parameters.
+      model_state: name → collection, those that gradients do not train.
+      opt_state: optax state; moments are sharded as their parameters.
       ema: moving average of the parameters in float32, or None.
     """
 
@@ -59,7 +59,7 @@ class TrainState(flax.struct.PyTreeNode):
     ema: Tree | None
 
     def evaluation_params(self) -> Tree:
-        """The averaged weights where they are kept, else the trained ones."""
+        """The averaged weights if the run keeps them, else the trained weights."""
         return self.params if self.ema is None else self.ema
 
 
@@ -67,14 +67,15 @@ class Task(abc.ABC):
     """One kind of training.
 
     Attributes:
-      Config: frozen dataclass of a whole config: `task`, `run` (a RunConfig), `evaluation`, and the
-        sections of this task.
-      unit: what throughput counts ("tokens", "frames").
-      unsaved: collections of the model state that checkpoints leave out, since `init` and
-        `initial_weights` make them again when a run resumes (a frozen base, for instance).
-      kind: the kind of model that is trained: "language_model", "vision_tokenizer", or another.
-      config: the resolved config.
-      note: printed when a run begins, beside its sizes; "" for nothing.
+      Config: frozen dataclass of the whole config: `task`, `run` (a RunConfig), `evaluation`, and
+        the sections of this task.
+      unit: what throughput counts, in the plural ("tokens", "frames").
+      kind: kind of the trained model: "language_model", "vision_tokenizer", or a new name.
+        Evaluators of the same kind (`Evaluator.measures`) can measure it.
+      unsaved: collections of the model state that checkpoints leave out, such as a frozen base.
+        `init` and `initial_weights` make them again when a run resumes.
+      config: the resolved config, an instance of `Config`.
+      note: printed when a run begins; "" prints nothing.
     """
 
     Config: ClassVar[type]
@@ -88,35 +89,41 @@ class Task(abc.ABC):
 
     @classmethod
     def resolve(cls, values: Mapping[str, Any], run_directory: os.PathLike | None = None) -> Any:
-        """The config with every field, from stated values.
+        """Returns the config with every field set.
 
         Args:
-          values: what a config file or a run directory's config.json states.
-          run_directory: where `values` come from, if they do; what else the task needs to complete
-            them is then read there and not from the data.
+          values: the keys that a config file or a run directory's config.json sets.
+          run_directory: the run directory that holds `values`, or None. If given, missing values
+            that defaults cannot supply are read from it instead of from the data.
 
         Returns:
           An instance of `Config`.
 
         Raises:
-          ConfigError: a wrong key or type, or a missing one, by name.
+          ConfigError: an unknown key, a missing key or a value of the wrong type; the message
+            names the key.
         """
         del run_directory
         return to_dataclass(cls.Config, values)
 
     @abc.abstractmethod
     def __init__(self, config: Any, read_data: bool = True):
-        """The task of a resolved config.
+        """Makes the task from a resolved config.
 
         Args:
           config: an instance of `Config`.
-          read_data: False for a task that is only compiled, or whose model is only loaded: its
-            data and other files need not exist.
+          read_data: False if the task is only lowered or only loads a model. Its data and other
+            input files then need not exist.
         """
 
     @classmethod
     def from_run(cls, config: Any, run_directory: os.PathLike) -> "Task":
-        """The task of a run directory, for its model alone; reads none of its training data."""
+        """Makes the task of a run directory to load its model; reads no training data.
+
+        Args:
+          config: the resolved config of the run.
+          run_directory: where `save_beside` wrote.
+        """
         del run_directory
         return cls(config, read_data=False)
 
@@ -124,38 +131,58 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def init(self, key: jax.Array) -> Tree:
-        """Returns variables {"params": …, other collections}, boxed with logical axis names."""
+        """Returns initial variables {"params": …, other collections}; called inside jit.
+
+        Arrays are boxed with logical axis names (`nn.LogicallyPartitioned`); `emu3_jax.sharding`
+        turns the names into shardings.
+        """
 
     def initial_weights(self) -> Callable[[dict], dict] | None:
-        """What a fresh run begins from instead of random weights; None for these.
+        """Returns a function that replaces the random weights of a fresh run; None keeps them.
 
-        Called before anything is written, so it refuses what cannot be used.
+        The loop calls this before it writes anything, so weights that do not fit must raise here.
+        With `unsaved` collections it is called for resumed runs and loaded models too.
 
         Returns:
-          A function from the variables as initialised, arrays on the mesh in use, to the same tree
-          with other values: these, jax arrays laid out in any way, or numpy arrays.
+          A function from the variables that `init` made, arrays on the current mesh, to a tree of
+          the same structure and shapes. Its leaves may be the given arrays, jax arrays of any
+          sharding, or numpy arrays.
+
+        Raises:
+          ValueError: the weights cannot be read or do not fit.
         """
         return None
 
     def optimizer(
         self, config: OptimizerConfig, steps: int
     ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-        """The transformation of the params' gradients, and the learning rate that is reported."""
+        """Returns (gradient transformation of the params, schedule of the logged learning rate)."""
         return make_optimizer(config, steps)
 
     @abc.abstractmethod
     def loss(
         self, params: Tree, model_state: Tree, batch: dict, key: jax.Array, step: jax.Array
     ) -> Loss:
-        """Pure function of its arguments; called inside jit. `step`: int32, updates done so far."""
+        """Returns the loss of one batch or micro-batch: a pure function, called inside jit.
+
+        Args:
+          params, model_state: as in `TrainState`.
+          batch: name → array, as `abstract_batch`; of a micro-batch, a share of the rows.
+          key: random key of this step and micro-batch.
+          step: int32 scalar, number of updates done.
+        """
 
     def gradient_parts(self, gradients: Tree) -> dict[str, Tree]:
-        """Parts of the gradient whose norms are logged apart, as gradient_norm/<name>."""
+        """Returns name → part of the gradient; each norm is logged as gradient_norm/<name>."""
         del gradients
         return {}
 
     def after_update(self, state: TrainState, batch: dict, key: jax.Array) -> TrainState:
-        """Pure hook after the optimizer (for instance dead-code revival); inside jit."""
+        """Returns the state after the optimizer's update, changed further if the task needs it.
+
+        A pure function, called inside jit; dead-code revival is an example. `state.step` is still
+        the number of updates before this one.
+        """
         del batch, key
         return state
 
@@ -163,31 +190,39 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def batches(self, mesh: Mesh) -> Batches:
-        """Batches of the rows that this process feeds; ValueError for data that does not fit."""
+        """Returns the batches of this process: its rows of each global batch.
+
+        Raises:
+          ValueError: data or mesh do not fit the config.
+        """
 
     @abc.abstractmethod
     def abstract_batch(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-        """Shapes, dtypes and shardings of a global batch, read from no data.
+        """Returns name → shape, dtype and sharding of a global batch; reads no data.
 
-        ValueError for a mesh that the model or the batch does not fit.
+        Raises:
+          ValueError: the model or the batch does not fit the mesh.
         """
 
     def batch_shardings(self, mesh: Mesh) -> dict[str, jax.sharding.Sharding]:
-        """Name of an array of a batch → its sharding."""
+        """Returns name → sharding of each array of a batch."""
         return {name: array.sharding for name, array in self.abstract_batch(mesh).items()}
 
     @abc.abstractmethod
     def units_per_batch(self) -> int:
-        """Work in one batch, in `unit`s, for the throughput line."""
+        """Returns the number of `unit`s in one global batch, for throughput."""
 
     def flops_per_unit(self) -> float:
-        """Model FLOPs of one `unit`, forward and backward; 0 where they are not counted."""
+        """Returns the model FLOPs of one `unit`, forward and backward; 0 if not counted."""
         return 0.0
 
-    # What becomes of it.
+    # The trained model.
 
     def save_beside(self, run_directory: os.PathLike) -> None:
-        """Writes what a run directory needs beside config and checkpoints to be used."""
+        """Writes files that loading the model needs beside config and checkpoints.
+
+        The first process calls it at every start of a run.
+        """
         del run_directory
 
     def check_beside(self, run_directory: os.PathLike) -> None:
@@ -196,29 +231,36 @@ class Task(abc.ABC):
         del run_directory
 
     def model_parts(self, variables: dict) -> dict:
-        """Of all variables, those that the evaluated and exported model is made of.
+        """Returns the subset of the variables that the evaluated and exported model consists of.
+
+        Loading a model reads only this subset of a checkpoint.
 
         Args:
-          variables: as `init` returns them, abstract or not. Parts of a checkpoint that are left
-            out here are not read when the model is loaded.
+          variables: the tree of `init`, of arrays or of ShapeDtypeStructs.
         """
         return variables
 
     def model_variables(self, parts: dict) -> dict:
-        """The variables of the evaluated and exported model, from its parts."""
+        """Returns the variables of the evaluated and exported model.
+
+        Override it if the model is not its parts unchanged (adapters merged into a base).
+
+        Args:
+          parts: the tree of `model_parts`, arrays; params are `TrainState.evaluation_params`.
+        """
         return parts
 
     @abc.abstractmethod
     def trained_model(self, variables: dict, label: str) -> Any:
-        """The model as generation and evaluation take it.
+        """Returns the model in the form that generation and evaluation take.
 
         Args:
           variables: from `model_variables`, on any mesh.
-          label: where they came from, for messages.
+          label: where the variables came from, for messages.
 
         Returns:
-          For a "language_model" an interop.bundle.Bundle, for a "vision_tokenizer" (module,
-          variables), for another kind what its own evaluators take.
+          An interop.bundle.Bundle for the kind "language_model"; (module, variables) for
+          "vision_tokenizer"; for another kind, what its own evaluators take.
         """
 
     @abc.abstractmethod
@@ -231,14 +273,20 @@ class Task(abc.ABC):
           options: an interop.exporting.ExportOptions.
         """
 
-    # Programs that can be compiled ahead of time beside the update itself.
+    # Ahead-of-time lowering.
 
     def programs(self) -> Mapping[str, Any]:
-        """Name → a train.program.Program, for `python -m emu3_jax.aot --program=NAME`."""
+        """Returns name → train.program.Program, for `python -m emu3_jax.aot --program=NAME`.
+
+        The update itself is not among them: every task has it, as "train".
+        """
         return {}
 
     def with_layers(self, num_layers: int) -> Any:
-        """The config with so many layers and no loop over anything, where the model is a stack of
-        equal layers and time can be extrapolated from few; None where it is not."""
+        """Returns the config with `num_layers` layers and all loops unrolled, or None.
+
+        `emu3_jax.aot` compiles it for few layers and extrapolates the time of a step. None if the
+        model is not a stack of equal layers.
+        """
         del num_layers
         return None

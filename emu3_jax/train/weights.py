@@ -1,8 +1,8 @@
-"""Weights by path, whatever lies there: a run directory, BAAI's layout or the -hf layout.
+"""Loads weights by path: a run directory, or a directory in BAAI's or the -hf layout.
 
-Wherever a command or a config takes weights, it takes what these functions take. Of a run directory
-(on a disk or in a bucket) the newest checkpoint is read unless a step is named, and the averaged
-weights where the run keeps them.
+Every command and config that takes weights uses these functions. From a run directory, on a disk or
+in a bucket, they read the newest checkpoint unless a step is given, and the averaged weights if the
+run keeps them.
 """
 
 import dataclasses
@@ -26,12 +26,12 @@ from emu3_jax.train.tasks import registry
 
 
 class OpenRun(NamedTuple):
-    """A run directory that was read.
+    """The model of a run directory.
 
     Attributes:
-      task: made from its config, without its data.
-      variables: of the model, see `Task.model_variables`.
-      label: the directory and the step, for the record.
+      task: made from the run's config, without its data.
+      variables: the result of `Task.model_variables`.
+      label: the directory and the step, for results and messages.
     """
 
     task: Task
@@ -39,7 +39,7 @@ class OpenRun(NamedTuple):
     label: str
 
     def trained_model(self, kind: str) -> Any:
-        """See `Task.trained_model`; ValueError where the run trains another kind."""
+        """Returns `Task.trained_model`; ValueError if the run trains another kind of model."""
         if self.task.kind != kind:
             raise ValueError(
                 f"{self.label} is a run of the task {self.task.config.task}, which trains a "
@@ -54,18 +54,18 @@ def open_run(
     mesh: jax.sharding.Mesh | None = None,
     dtype: str | None = None,
 ) -> OpenRun:
-    """Reads the model of a run directory, whatever its task.
+    """Reads the model of a run directory of any task.
 
     Args:
-      path: the directory.
-      step: checkpoint; None for the newest.
-      mesh: where the weights go; None for the mesh that is set, or else the first device. No device
-        ever holds more than its shards and one tensor.
-      dtype: of the weights; None for the type in which they were trained.
+      path: the run directory.
+      step: step of the checkpoint; None for the newest.
+      mesh: mesh to load onto; None for the current mesh, or the first device if none is set. No
+        device holds more than its shards and one tensor at any time.
+      dtype: dtype of the weights; None keeps the dtype they were trained in.
 
     Raises:
-      ConfigError: `path` is no run directory, or its config is none of this version's.
-      CheckpointError: it holds no such checkpoint.
+      ConfigError: `path` is not a run directory, or this version cannot read its config.
+      CheckpointError: there is no such checkpoint, or its arrays do not fit the config.
     """
     config = run_directory.read(path)
     task = registry.find(config.task).from_run(config, path)
@@ -93,18 +93,21 @@ def load_language_model(
     mesh: jax.sharding.Mesh | None = None,
     dtype: str | None = None,
 ) -> tuple[Bundle, str]:
-    """Reads a language model → (bundle without vision tokenizer, label for the record).
+    """Reads a language model → (bundle without vision tokenizer, label).
 
     Args:
       path: a run directory, a model directory, or the name of a shipped model.
-      step: checkpoint of a run directory; None for the newest.
-      mesh: where the weights go, tensor by tensor; None for the mesh that is set, or else the
-        first device.
-      dtype: type of weights and activations, as the official scripts take bfloat16; None keeps
-        what a run trained with, and takes float32 for a model directory.
+      step: step of a run directory's checkpoint; None for the newest.
+      mesh: mesh to load onto, tensor by tensor; None for the current mesh, or the first device if
+        none is set.
+      dtype: dtype of weights and activations (the official scripts use bfloat16). None means
+        float32 for a model directory; for a run, the dtypes it trained with.
+
+    Returns:
+      The bundle, and where the weights came from, for results and messages.
 
     Raises:
-      ValueError: no such directory or checkpoint, or it holds something else.
+      ValueError: there is no such directory or checkpoint, or it holds no language model.
     """
     path = shipped.language_model(path)
     if not is_run_directory(path):
@@ -121,9 +124,10 @@ def load_language_model(
 def load_transformer(
     path: str | os.PathLike, mesh: jax.sharding.Mesh | None = None, dtype: str | None = None
 ) -> tuple[Transformer, Any]:
-    """Reads a transformer's weights alone → (module, variables); no vocabulary is needed.
+    """Reads a transformer's weights → (module, variables).
 
-    Arguments and errors as `load_language_model`.
+    Unlike `load_language_model`, this needs no vocabulary in a model directory. Arguments and
+    errors are the same.
     """
     path = shipped.language_model(path)
     if is_run_directory(path):
@@ -141,7 +145,16 @@ def _in_type(config: TransformerConfig, dtype: str) -> Transformer:
 def load_vision_tokenizer(
     path: str | os.PathLike, step: int | None = None, mesh: jax.sharding.Mesh | None = None
 ) -> tuple[VisionTokenizer, Any]:
-    """Reads a vision tokenizer → (module, variables); arguments and errors as above."""
+    """Reads a vision tokenizer → (module, variables).
+
+    Args:
+      path: a run directory, a directory of weights, or the name of a shipped tokenizer.
+      step: step of a run directory's checkpoint; None for the newest.
+      mesh: mesh to load onto; None for the current mesh, or the first device if none is set.
+
+    Raises:
+      ValueError: there is no such directory or checkpoint, or it holds no vision tokenizer.
+    """
     path = shipped.vision_tokenizer(path)
     if is_run_directory(path):
         return open_run(path, step, mesh).trained_model(VISION_TOKENIZER)
@@ -149,7 +162,7 @@ def load_vision_tokenizer(
 
 
 def run_model_config(path: str | os.PathLike, kind: type) -> Any:
-    """The section `model` of a run directory; ValueError where it is no `kind`."""
+    """Returns the section `model` of a run's config; ValueError if it is not a `kind`."""
     config = run_directory.read(path)
     if not isinstance(config.model, kind):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Compiling for machines that are not there: the step that trains, what moves, advice."""
+"""Compiling for absent machines: the training step, what crosses the mesh, advice."""
 
 import collections
 import dataclasses
@@ -180,7 +180,7 @@ def _report(gib, limit=10.0):
     return report.Report(0.0, gib, gib, limit, gib <= limit, 0.0, {}, 0.0)
 
 
-def test_without_an_estimate_the_rest_is_told(monkeypatch, capsys):
+def test_without_an_estimate_the_rest_is_printed(monkeypatch, capsys):
     def refuse(program, target):
         raise estimate.NoEstimateError("why not")
 
@@ -308,7 +308,7 @@ def test_the_tokenizer_trains_and_tokenizes_and_a_transformer_samples_and_scores
 @pytest.mark.parametrize(
     "name, file, words",
     [
-        ("tokenize", STAGE1, "--program=tokenize is none of the task pretrain, which has train, s"),
+        ("tokenize", STAGE1, "--program=tokenize is not a program of the task pretrain, which has"),
         ("sample", "configs/vision_tokenizer_nano.py", "vision_tokenizer, which has train, token"),
     ],
 )

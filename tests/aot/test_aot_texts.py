@@ -1,4 +1,4 @@
-"""What compilers write is read, in every version known; what is not understood is never nothing."""
+"""The dumps of every supported compiler are read; unknown forms are errors."""
 
 import re
 

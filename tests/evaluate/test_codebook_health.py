@@ -1,4 +1,4 @@
-"""Codebook health: figures counted by hand, drift between two tokenizers, pictures."""
+"""Codebook health: figures counted by hand, drift between two tokenizers, images."""
 
 import evaluation_stand_ins as parts
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 from emu3_jax.data.codec import vision_codec
 from emu3_jax.evaluate import items
 from emu3_jax.evaluate.evaluator import Subject
-from emu3_jax.evaluate.vision import codebook_pictures
+from emu3_jax.evaluate.vision import codebook_images
 from emu3_jax.evaluate.vision import codebook_use as use
 from emu3_jax.evaluate.vision.codebook_health import CodebookHealth, flat_patches
 from emu3_jax.train import weights
@@ -91,10 +91,10 @@ def test_tokenizers_that_cannot_be_compared_are_refused(folder):
         evaluate(folder, other)
 
 
-def test_pictures_show_the_most_and_the_least_used(codes, result):
+def test_images_show_the_most_and_the_least_used(codes, result):
     every = np.concatenate(list(codes.values()))
     counts = np.bincount(every, minlength=64)
-    sheet = result.pictures["patches"]
+    sheet = result.images["patches"]
     most = np.argsort(-counts, kind="stable")[0]
     level = int(((most + 0.5) / 16 - 1 + 1) / 2 * 255)
     assert np.all(sheet[2:34, 2:34] == level)
@@ -107,15 +107,15 @@ def test_pictures_show_the_most_and_the_least_used(codes, result):
 def test_the_curve_falls_from_the_most_used_code():
     counts = np.zeros(32, np.int64)
     counts[:4] = (1000, 100, 10, 1)
-    picture = codebook_pictures.usage_curve({"images": counts, "clips": np.ones(32, np.int64)})
-    assert picture.shape == (codebook_pictures.HEIGHT, codebook_pictures.WIDTH, 3)
-    blue = np.array([int(codebook_pictures.FALLBACK[0][i : i + 2], 16) for i in (1, 3, 5)])
-    inside = np.all(picture == blue, axis=-1)[codebook_pictures.TOP :]
+    image = codebook_images.usage_curve({"images": counts, "clips": np.ones(32, np.int64)})
+    assert image.shape == (codebook_images.HEIGHT, codebook_images.WIDTH, 3)
+    blue = np.array([int(codebook_images.FALLBACK[0][i : i + 2], 16) for i in (1, 3, 5)])
+    inside = np.all(image == blue, axis=-1)[codebook_images.TOP :]
     columns = np.flatnonzero(inside.any(0))
     tops = [np.flatnonzero(inside[:, x])[0] for x in columns]
     assert tops == sorted(tops)
     assert tops[-1] - tops[0] > 150  # three of four decades
-    assert columns[-1] < codebook_pictures.LEFT + 100  # 4 of 32 codes
+    assert columns[-1] < codebook_images.LEFT + 100  # 4 of 32 codes
 
 
 def test_counts():

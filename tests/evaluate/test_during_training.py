@@ -46,7 +46,7 @@ class Stub(Evaluator):
         self.before(step)
         self.steps.append(step)
         value = float(subject.language_model["dense"]["kernel"].sum())
-        return Result({"sum": value}, pictures={"dot": np.full((2, 2, 3), step, np.uint8)})
+        return Result({"sum": value}, images={"dot": np.full((2, 2, 3), step, np.uint8)})
 
 
 def _run(workdir, *stubs, steps=5):
@@ -74,14 +74,14 @@ def unbroken(tmp_path_factory):
     return workdir, _run(workdir, Stub(every=2))
 
 
-def test_numbers_and_pictures_come_at_the_interval_and_after_the_last_step(unbroken):
+def test_numbers_and_images_come_at_the_interval_and_after_the_last_step(unbroken):
     workdir, state = unbroken
     log = _log(workdir)
     assert [step for step, (_, value) in log.items() if value is not None] == [2, 4, 5]
     assert log[5][1] == float(state.params["dense"]["kernel"].sum()) != log[4][1]
-    pictures = sorted(p.relative_to(workdir) for p in workdir.glob("pictures/*/*"))
-    assert [str(p) for p in pictures] == [f"pictures/step_00000{n}/stub_dot.png" for n in (2, 4, 5)]
-    assert (media.read_image(workdir / pictures[1]) == 4).all()
+    images = sorted(p.relative_to(workdir) for p in workdir.glob("images/*/*"))
+    assert [str(p) for p in images] == [f"images/step_00000{n}/stub_dot.png" for n in (2, 4, 5)]
+    assert (media.read_image(workdir / images[1]) == 4).all()
 
 
 @pytest.mark.parametrize("step", [4, 5], ids=["on the way", "after the last step"])
@@ -128,7 +128,7 @@ def test_each_entry_has_its_interval_and_its_name(tmp_path):
     assert often.steps == [2, 4, 5] and last.steps == [5]
     final = read_metrics(tmp_path)[-1]
     assert final["validation/stub/sum"] == final["validation/last/sum"]
-    assert (tmp_path / "pictures/step_000005/last_dot.png").is_file()
+    assert (tmp_path / "images/step_000005/last_dot.png").is_file()
 
 
 @pytest.mark.parametrize("killed", ["stub", "last"])

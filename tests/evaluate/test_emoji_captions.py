@@ -1,4 +1,4 @@
-"""Captions taken apart, scored against truths, and beside answers that never look."""
+"""Captions: parsing, scores against truths, and answers that ignore the image."""
 
 import evaluation_stand_ins as parts
 import pytest
@@ -46,12 +46,12 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def evaluate(folder, monkeypatch):
-    """(split, write) → the result of a model that answers pictures as `write` does."""
+    """(split, write) → the result of a model that answers images as `write` does."""
     tokenizer = (parts.GreyTokenizer(), {})
     monkeypatch.setattr(weights, "load_vision_tokenizer", lambda path: tokenizer)
 
     def evaluate(split, write):
-        monkeypatch.setattr(language_use, "caption", lambda b, t, pictures, *_: write(pictures))
+        monkeypatch.setattr(language_use, "caption", lambda b, t, images, *_: write(images))
         evaluator = EmojiCaptions(data=str(folder), vision_tokenizer="grey", splits=(split,))
         return evaluator.run(Subject(language_model=object()))
 
@@ -62,7 +62,7 @@ ANSWERS = ["man: light skin tone", "Woman: dark skin tone", "guards: medium skin
 
 
 def test_shares_and_table(evaluate):
-    result = evaluate("validation_combination", lambda pictures: ANSWERS)
+    result = evaluate("validation_combination", lambda images: ANSWERS)
     metric = {k.removesuffix("_validation_combination"): v for k, v in result.metrics.items()}
     assert metric["count"] == 3
     assert metric["tone_right"] == pytest.approx(200 / 3)
@@ -76,8 +76,8 @@ def test_shares_and_table(evaluate):
     assert table.rows[1][:3] == ("woman1", "woman: medium-light skin tone", ANSWERS[1])
 
 
-def test_the_nearest_training_picture_cannot_name_an_unseen_combination(evaluate):
-    metrics = evaluate("validation_combination", lambda pictures: ANSWERS).metrics
+def test_the_nearest_training_image_cannot_name_an_unseen_combination(evaluate):
+    metrics = evaluate("validation_combination", lambda images: ANSWERS).metrics
     assert metrics["both_nearest_picture_validation_combination"] == 0
     assert metrics["person_nearest_picture_validation_combination"] == 100
 
@@ -85,9 +85,9 @@ def test_the_nearest_training_picture_cannot_name_an_unseen_combination(evaluate
 def test_only_toned_stills_are_asked_for_and_only_pixels_are_shown(evaluate):
     asked = []
 
-    def write(pictures):
-        asked.extend(pictures)
-        return ["elf: medium-dark skin tone"] * len(pictures)
+    def write(images):
+        asked.extend(images)
+        return ["elf: medium-dark skin tone"] * len(images)
 
     metrics = evaluate("validation", write).metrics
     assert [p.shape for p in asked] == [(16, 16, 3)]

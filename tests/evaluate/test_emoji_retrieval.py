@@ -12,21 +12,21 @@ from emu3_jax.train import weights
 
 
 def test_features_of_one_colour_are_that_colour():
-    picture = np.broadcast_to(np.uint8([255, 51, 0]), (64, 64, 3))
-    found = retrieval.features([picture]).reshape(16, 16, 3)
+    image = np.broadcast_to(np.uint8([255, 51, 0]), (64, 64, 3))
+    found = retrieval.features([image]).reshape(16, 16, 3)
     assert found == pytest.approx(np.broadcast_to([1.0, 0.2, 0.0], (16, 16, 3)))
 
 
 def test_features_are_a_blur_and_a_mean():
     from scipy import ndimage
 
-    picture = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
-    blurred = ndimage.gaussian_filter(picture / 255.0, (2, 2, 0), mode="nearest", truncate=16)
+    image = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)
+    blurred = ndimage.gaussian_filter(image / 255.0, (2, 2, 0), mode="nearest", truncate=16)
     expected = blurred.reshape(16, 4, 16, 4, 3).mean((1, 3)).ravel()
-    assert retrieval.features([picture])[0] == pytest.approx(expected, abs=1e-6)
+    assert retrieval.features([image])[0] == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_moved_picture_still_finds_itself():
+def test_a_moved_image_still_finds_itself():
     photographs = [data.astronaut(), data.coffee(), data.chelsea(), data.rocket()]
     gallery = [
         (255 * transform.resize(p, (64, 64), anti_aliasing=True)).astype(np.uint8)
@@ -84,4 +84,4 @@ def test_a_perfect_artist_and_one_that_draws_the_same_always(folder, monkeypatch
     result = evaluator.run(Subject(language_model=object()))
     assert result.metrics["recall_at_1"] == 20
     assert sorted(row[3] for row in result.tables["ranks"].rows) == [1, 2, 3, 4, 5]
-    assert result.pictures["drawn"].dtype == np.uint8
+    assert result.images["drawn"].dtype == np.uint8

@@ -79,9 +79,9 @@ REFUSED = {
     ),
     "a file and names": (
         ["--output=out", "--evaluators=likelihood", "--config=few.py"],
-        "--evaluators and --config both say what is evaluated",
+        "--evaluators and --config both choose the evaluators",
     ),
-    "weights without entries": (["--output=out", "--model=language"], "language states no evalu"),
+    "weights without entries": (["--output=out", "--model=language"], "language has no `evalu"),
     "a wrong key": (
         ["--output=out", "--config=few.py", "--model=run", "--config.evaluation.1.limt=3"],
         r"evaluation\[1\].limt does not exist; did you mean evaluation\[1\].limit",

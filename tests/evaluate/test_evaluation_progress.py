@@ -1,4 +1,4 @@
-"""What long evaluations say while they work."""
+"""Progress lines of long evaluations."""
 
 import evaluation_stand_ins as parts
 import numpy as np
@@ -34,14 +34,14 @@ def test_lines_of_several_share_the_time_between_them(clock):
     assert said == ["  one"]
 
 
-def test_encoding_and_decoding_count_every_picture_once():
+def test_encoding_and_decoding_count_every_image_once():
     tokenizer = (parts.GreyTokenizer(), {})
     size = tokenizer[0].config.spatial_factor
-    pictures = [np.zeros((size * n, size, 3), np.uint8) for n in (1, 2, 1, 1, 2)]
+    images = [np.zeros((size * n, size, 3), np.uint8) for n in (1, 2, 1, 1, 2)]
     counts = []
-    codes = vision_codec.encode(tokenizer, pictures, 2, done=counts.append)
+    codes = vision_codec.encode(tokenizer, images, 2, done=counts.append)
     vision_codec.decode(tokenizer, codes, 2, done=counts.append)
-    assert sum(counts) == 2 * len(pictures) and max(counts) <= 2
+    assert sum(counts) == 2 * len(images) and max(counts) <= 2
 
 
 def test_reconstruction_tells_how_far_it_is(clock, tmp_path):

@@ -1,4 +1,4 @@
-"""The protocol, the files that it leaves, the command, and the models behind the evaluators."""
+"""The interface of evaluators, the files they write, the command, and their models."""
 
 import dataclasses
 import json
@@ -35,7 +35,7 @@ class Counting(evaluator.Evaluator):
     name: str = "counting"
 
     def run(self, subject):
-        """Two metrics, a table, a picture, a clip, a note."""
+        """Two metrics, a table, an image, a clip, a note."""
         return Result(
             {"share": 12.5, "missing": float("nan")},
             {"rows": Table(("id", "text"), ((1, 'a "quoted", word'),))},
@@ -54,7 +54,7 @@ def test_results_are_written_and_read_back(tmp_path):
     entry = found["results"]["counting"]
     assert entry["metrics"]["missing"] is None
     assert (tmp_path / entry["tables"]["rows"]).read_text() == ('id,text\n1,"a ""quoted"", word"\n')
-    assert (tmp_path / entry["pictures"]["dot"]).stat().st_size > 0
+    assert (tmp_path / entry["images"]["dot"]).stat().st_size > 0
     assert evaluator.read_results(tmp_path)["counting"]["share"] == 12.5
     assert media.read_video(tmp_path / entry["clips"]["film"])[0].shape == (3, 16, 16, 3)
     assert entry["notes"] == ["a doubt"]
@@ -67,7 +67,7 @@ def test_results_are_written_and_read_back(tmp_path):
     assert "note: a doubt" in evaluator.format_results(results)
 
 
-def test_what_any_evaluator_lacks_is_told_before_the_first_runs():
+def test_a_missing_model_is_an_error_before_the_first_evaluator_runs():
     started = []
     with pytest.raises(ValueError, match="counting measures a language model, and there is none"):
         evaluator.run_all(Subject(), [Counting()], started.append)
@@ -99,7 +99,7 @@ def test_an_entry_states_some_settings_and_its_record_all():
     assert registry.make(config.evaluation) == made
 
 
-def test_pictures_are_drawn_as_released_where_an_entry_says_nothing_else():
+def test_images_are_drawn_as_released_where_an_entry_says_nothing_else():
     sampling = EmojiRetrieval().sampling
     assert dataclasses.asdict(sampling) == dataclasses.asdict(presets.DEMO)
     (other,) = registry.make([dict(evaluator="emoji_retrieval", sampling=dict(guidance=6.0))])
@@ -143,7 +143,7 @@ GOOD = dict(evaluator="likelihood", tokens="t")
         ),
     ],
 )
-def test_entries_that_cannot_be_used_are_told_in_one_sentence(entries, message):
+def test_entries_that_cannot_be_used_end_in_one_sentence(entries, message):
     with pytest.raises(ConfigError, match="^" + message) as error:
         registry.make(entries)
     assert "\n" not in str(error.value)

@@ -1,4 +1,4 @@
-"""rFID and its kin from items to figures: which there are, what they rest on, and their cache."""
+"""rFID, rFVD and rfd_vgg from items to figures: which are measured, counts, and their cache."""
 
 import dataclasses
 

@@ -39,15 +39,15 @@ def result(evaluator):
     return evaluator.run(SUBJECT)
 
 
-def grey(picture):
+def grey(image):
     """What the stand-in makes of uint8 [H, W, 3], in numpy."""
-    cells = (picture / 127.5 - 1).mean(-1).reshape(4, 4, 4, 4).mean((1, 3))
+    cells = (image / 127.5 - 1).mean(-1).reshape(4, 4, 4, 4).mean((1, 3))
     level = (np.clip((cells + 1) * 16, 0, 31).astype(int) + 0.5) / 16 - 1
     value = ((level / 2 + 0.5) * 255).astype(np.uint8)
     return np.repeat(value.repeat(4, 0).repeat(4, 1)[..., None], 3, -1)
 
 
-def test_quality_of_stills_is_the_mean_over_pictures(folder, result):
+def test_quality_of_stills_is_the_mean_over_images(folder, result):
     stills = items.read_images(folder, "validation_combination")
     expected = np.mean([psnr_ssim.psnr(i.pixels, grey(i.pixels)) for i in stills])
     assert result.metrics["psnr_images"] == pytest.approx(expected, abs=1e-6)
@@ -102,7 +102,7 @@ def test_several_splits_are_one_pool(evaluator, result):
     assert "codebook_used_validation_validation_combination" in metrics
 
 
-def test_perceptual_distance_is_the_mean_over_pictures(folder, result, long):
+def test_perceptual_distance_is_the_mean_over_images(folder, result, long):
     weights, sentence = parts.tiny_perceptual()
     stills = [i.pixels for i in items.read_images(folder, "validation_combination")]
     a, b = (media.to_model(np.stack(side)) for side in (stills, [grey(s) for s in stills]))
@@ -117,19 +117,24 @@ def test_perceptual_distance_is_the_mean_over_pictures(folder, result, long):
     assert any("no perceptual distance" in note for note in result.notes)
 
 
-def test_long_clips_are_measured_by_frame_and_at_their_seams(result, long):
+def test_long_clips_are_measured_by_frame_and_at_their_clip_boundaries(result, long):
     table = long.tables["by_frame"]
     assert table.columns == ("frame", "psnr", "ssim", "perceptual", "clips")
     assert [row[0] for row in table.rows] == list(range(32))
     curve = [row[1] for row in table.rows]
-    found = [row[:2] for row in long.tables["seams"].rows]
+    found = [row[:2] for row in long.tables["clip_boundaries"].rows]
     assert found == [(8, k) for k in (8, 16, 24)] + [(4, k) for k in range(4, 32, 4)]
     inside = np.mean([*curve[1:7], *curve[9:15]])
-    assert long.tables["seams"].rows[0][4] == pytest.approx(inside - np.mean(curve[7:9]), abs=2e-3)
-    assert {"seam_db", "seam_db_worst", "seam_db_latent", "seam_db_latent_worst"} <= set(
-        long.metrics
+    assert long.tables["clip_boundaries"].rows[0][4] == pytest.approx(
+        inside - np.mean(curve[7:9]), abs=2e-3
     )
-    assert "seam_db" not in result.metrics
+    assert {
+        "boundary_db",
+        "boundary_db_worst",
+        "boundary_db_latent",
+        "boundary_db_latent_worst",
+    } <= set(long.metrics)
+    assert "boundary_db" not in result.metrics
     assert any("--clip_frames" in note for note in result.notes)
 
 
@@ -141,7 +146,7 @@ def test_clips_are_shown_beside_their_reconstructions(result):
     assert shown[:, 4:20].std(-1).max() > 0
 
 
-def test_sizes_that_differ_are_told_apart():
+def test_sizes_that_differ_have_rows_of_their_own():
     rng = np.random.default_rng(0)
     large, small = (rng.integers(0, 256, (s, s, 3), np.uint8) for s in (24, 16))
     rebuilt = [large // 2, small, small // 2]
@@ -186,12 +191,12 @@ def test_perplexity_of_the_codes():
 
 def test_sheets_show_originals_above_reconstructions(folder, result):
     first = items.read_images(folder, "validation_combination")[0].pixels
-    sheet = result.pictures["images"]
+    sheet = result.images["images"]
     assert np.array_equal(sheet[4:20, 4:20], first)
     assert np.array_equal(sheet[24:40, 4:20], grey(first))
 
 
-def test_pictures_are_cut_to_whole_tokens():
+def test_images_are_cut_to_whole_tokens():
     config = parts.GreyConfig()
     assert vision_codec.whole_tokens(config, np.zeros((19, 17, 3), np.uint8)).shape == (16, 16, 3)
     assert vision_codec.whole_tokens(config, np.zeros((6, 8, 8, 3), np.uint8)).shape[0] == 4

@@ -11,7 +11,7 @@ from emu3_jax.report import pretraining_page, tables
 from emu3_jax.report.pretraining_page import Curve, Drawn, Rebuilt, ReportInputs, Samples, Written
 
 RNG = np.random.default_rng(0)
-PICTURE = RNG.integers(0, 256, (16, 16, 3)).astype(np.uint8)
+IMAGE = RNG.integers(0, 256, (16, 16, 3)).astype(np.uint8)
 CLIP = RNG.integers(0, 256, (4, 16, 16, 3)).astype(np.uint8)
 RESULTS = {
     "emoji_retrieval": {
@@ -31,9 +31,9 @@ def inputs(**changes):
     samples = Samples(
         "The shipped model",
         "drawn from <captions> & words",
-        (Drawn("a <b>cat</b>", PICTURE, PICTURE),),
+        (Drawn("a <b>cat</b>", IMAGE, IMAGE),),
         (Drawn("runs", CLIP, CLIP, 1.0),),
-        (Written(PICTURE, "man: dark skin tone", "man: light skin tone"),),
+        (Written(IMAGE, "man: dark skin tone", "man: light skin tone"),),
     )
     values = dict(
         title="Demo",
@@ -43,11 +43,11 @@ def inputs(**changes):
         facts=(("12 M", "parameters"),),
         samples=(samples,),
         curves=(Curve("run", rows, (70,)),),
-        reconstructions=(Rebuilt(PICTURE, PICTURE, "cat"),),
+        reconstructions=(Rebuilt(IMAGE, IMAGE, "cat"),),
         evaluated=(("shipped", RESULTS),),
         stages=(("Pretrain", 190.0),),
         commands=(("Pretrain", "python -m emu3_jax.train --a=<b>"),),
-        credits=("Pictures: MIT.",),
+        credits=("Images: MIT.",),
     )
     return ReportInputs(**(values | changes))
 
@@ -77,8 +77,8 @@ def test_text_is_escaped(page):
 
 
 def test_every_part_is_there(page):
-    for text in ("What you are looking at", "Pictures from captions", "Clips from captions",
-                 "Captions from pictures", "resumed at 70", "Text tokens", "Image tokens",
+    for text in ("What you are looking at", "Images from captions", "Clips from captions",
+                 "Captions from images", "resumed at 70", "Text tokens", "Image tokens",
                  "57.2", "99.5", "among 339 held-out", "25.31", "3 min 10 s", "✗ tone",
                  "✓ name"):  # fmt: skip
         assert text in page, text

@@ -1,4 +1,4 @@
-"""The report on vision tokenizers: what its verdicts rest on, and what the page holds."""
+"""The report on vision tokenizers: its verdicts and the contents of the page."""
 
 import base64
 import json
@@ -57,9 +57,14 @@ def validated(rows, key, values):
 
 
 def test_a_healthy_run_has_only_good_verdicts():
-    found = marks(healthy_log(), seam_db=0.3)
+    found = marks(healthy_log(), boundary_db=0.3)
     assert {mark for mark, _ in found.values()} == {GOOD}
-    assert {"Codes in use", "Discriminator, stills", "PSNR of stills", "Seams"} <= found.keys()
+    assert {
+        "Codes in use",
+        "Discriminator, stills",
+        "PSNR of stills",
+        "Clip boundaries",
+    } <= found.keys()
 
 
 @pytest.mark.parametrize(
@@ -202,7 +207,7 @@ def add_the_rest(path):
     (path / "starts.jsonl").write_text(json.dumps(start) + "\n")
     for step, grey in ((100, 10), (400, 200)):
         sheet = np.full((8, 8, 3), grey, np.uint8)
-        media.write_png(path / "pictures" / f"step_{step:06d}" / "reconstruction_images.png", sheet)
+        media.write_png(path / "images" / f"step_{step:06d}" / "reconstruction_images.png", sheet)
     media.write_png(
         path / "evaluation" / "codebook_health_usage.png", np.zeros((8, 8, 3), np.uint8)
     )
@@ -239,7 +244,7 @@ def test_figures_settings_and_commands(made):
     assert "python -m emu3_jax.train &#x27;--config=a b.py&#x27;" in page
     assert "/some/where" not in page
     assert "highest 9 (step 160)" in page and "full: look at Gradient norm" in page
-    assert "how it was started was not recorded" in page
+    assert "its command was not recorded" in page
 
 
 def test_curves_of_all_runs_share_a_chart(made):
@@ -251,15 +256,15 @@ def test_curves_of_all_runs_share_a_chart(made):
     assert "Not logged:" in page and "Weight of the discriminator, stills" in page
 
 
-def test_the_last_pictures_are_in_the_page_as_they_are(made):
+def test_the_last_images_are_in_the_page_as_they_are(made):
     folder, page = made
-    pictures = tokenizer_run.read(folder / "full").pictures
-    assert [p.text for p in pictures] == [
+    images = tokenizer_run.read(folder / "full").images
+    assert [p.text for p in images] == [
         "Stills above their reconstructions at step 400",
         "Share of each code in all tokens, offline evaluation",
     ]
-    for picture in pictures:
-        assert base64.b64encode(picture.path.read_bytes()).decode() in page
+    for image in images:
+        assert base64.b64encode(image.path.read_bytes()).decode() in page
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,9 @@ def test_skipping_goes_on_and_counts_each_bad_step_once(tmp_path, capsys):
     task = ToyTask({4: poison, 5: poison, 7: poison})
     state = train(task, run_config(steps=8, nonfinite="skip", max_skipped=2), tmp_path)
     assert int(state.step) == 8 and all(np.isfinite(x).all() for x in leaves(state).values())
-    told = [line for line in capsys.readouterr().out.splitlines() if "update skipped" in line]
-    assert [line.split(":")[0] for line in told] == ["step 4", "step 5", "step 7"]
-    assert ["(2 in a row)" in line for line in told] == [False, True, False]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "update skipped" in line]
+    assert [line.split(":")[0] for line in lines] == ["step 4", "step 5", "step 7"]
+    assert ["(2 in a row)" in line for line in lines] == [False, True, False]
     rows = {row["step"]: row for row in read_metrics(tmp_path)}
     assert rows[5]["nonfinite"] == 1.0 and rows[6]["nonfinite"] == 0.0
 
@@ -126,8 +126,8 @@ def test_a_run_that_is_resumed_judges_as_the_unbroken_one(tmp_path):
 def test_a_spike_leads_back_to_the_checkpoint_and_its_data_is_left_out(tmp_path, capsys):
     ledger = Ledger()
     state = train(ToyTask({8: _spike}), _guarded("rollback"), tmp_path, ledger=ledger)
-    told = capsys.readouterr().out
-    assert "back to step 6; the data of steps 7 to 9 is left out" in told
+    printed = capsys.readouterr().out
+    assert "back to step 6; the data of steps 7 to 9 is left out" in printed
     assert int(state.step) == 12 and ledger.seconds()["lost"] > 0
     assert max(row["loss"] for row in _rows(tmp_path).values()) < 10
     assert sorted(_rows(tmp_path)) == list(range(1, 13))

@@ -178,7 +178,7 @@ def test_resuming_on_another_mesh(unbroken, tmp_path):
         np.testing.assert_allclose(leaves(state.params)[name], value, atol=2e-5)
 
 
-def test_a_fresh_run_begins_where_it_is_told(tmp_path):
+def test_a_fresh_run_starts_from_its_initial_weights(tmp_path):
     first = train(ToyTask(), run_config(steps=3), tmp_path / "a")
     weights = jax.tree.map(lambda x: np.asarray(x, np.float16), first.params)
 

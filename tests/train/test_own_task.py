@@ -1,4 +1,4 @@
-"""A task that the package has never heard of goes everywhere that its own tasks go."""
+"""A task defined outside the package works in every command."""
 
 import json
 import os
@@ -83,7 +83,10 @@ def test_it_is_compiled_ahead_of_time(folder):
     (*_, line) = _run(*aot, "--plan").strip().splitlines()
     assert json.loads(line)["arguments_gib"] > 0
     message = _run(*aot, "--program=sample", code=2)
-    assert "--program=sample is none of the task line_task:LineTask, which has train" in message
+    assert (
+        "--program=sample is not a program of the task line_task:LineTask, which has train"
+        in message
+    )
 
 
 def test_what_it_is_not_is_said(folder):

@@ -1,4 +1,4 @@
-"""What a fresh run begins from: text models, codebooks, other vision tokenizers."""
+"""Initial weights of a fresh run: text models, codebooks, other vision tokenizers."""
 
 import dataclasses
 import json
@@ -199,7 +199,7 @@ def movqgan_file(stills, tmp_path):
     return tmp_path / "movqgan.safetensors"
 
 
-def test_a_movqgan_draws_the_same_pictures(stills, movqgan_file):
+def test_a_movqgan_draws_the_same_images(stills, movqgan_file):
     loaded = movqgan.load(movqgan_file, VISION)
     pixels = jnp.asarray(np.random.default_rng(1).uniform(-1, 1, (2, 16, 24, 3)), jnp.float32)
     expected = jax.jit(VisionTokenizer(STILLS).apply)(stills, pixels)

@@ -1,4 +1,4 @@
-"""From a config to a task: what does not belong is refused by name."""
+"""From a config to a task: errors name the wrong key."""
 
 import pytest
 

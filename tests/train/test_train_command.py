@@ -1,4 +1,4 @@
-"""The command: what can be refused is refused before anything is written."""
+"""The command: all errors of the input come before anything is written."""
 
 import json
 import os

@@ -61,7 +61,7 @@ def one_device():
 
 
 def test_golden_losses_and_gradient_of_the_first_two_steps(one_device):
-    """Not right by themselves, but whoever changes them must know why.
+    """The figures are not correct in themselves; a change to them needs a reason.
 
     A change of initialisation, of random keys, of the loss or of the model's arithmetic moves them.
     After an intended change run this test and copy the new numbers from its message.

@@ -1,4 +1,4 @@
-"""Models of run directories, straight onto the mesh that asks for them."""
+"""Models of run directories, loaded directly onto a mesh."""
 
 import collections
 import dataclasses
@@ -134,12 +134,12 @@ def test_a_device_never_holds_more_than_its_shards_of_a_vision_tokenizer(vision_
     assert all(held <= read for held in accounts.most.values())  # nothing that training alone needs
     assert jax.tree.map(np.shape, variables) == jax.tree.map(np.shape, nn.unbox(expected))
     assert any(not x.is_fully_replicated for x in jax.tree.leaves(variables))
-    pictures = [np.full((8, 8, 3), 40 * i, np.uint8) for i in range(3)]
-    alone = vision_codec.encode((module, expected), pictures, 2)
+    images = [np.full((8, 8, 3), 40 * i, np.uint8) for i in range(3)]
+    alone = vision_codec.encode((module, expected), images, 2)
     with jax.set_mesh(mesh):
-        np.testing.assert_array_equal(vision_codec.encode((module, variables), pictures, 2), alone)
+        np.testing.assert_array_equal(vision_codec.encode((module, variables), images, 2), alone)
     here = weights.load_vision_tokenizer(path)
-    np.testing.assert_array_equal(vision_codec.encode(here, pictures, 2), alone)
+    np.testing.assert_array_equal(vision_codec.encode(here, images, 2), alone)
 
 
 def test_a_run_keeps_its_own_types_unless_another_is_asked_for(language_run):

@@ -1,1 +1,1 @@
-"""Evaluators that know the emoji corpus."""
+"""Evaluators of the emoji corpus."""

@@ -1,7 +1,7 @@
 """Does a caption written for a toned emoji name the right person and the right tone of skin?
 
-On the split `validation_combination` every person and every tone has been seen in training, but
-never together: an answer copied from the most similar training picture cannot be right.
+On the split `validation_combination` every person and every tone occurs in training, but never
+together: an answer copied from the most similar training image cannot be right.
 """
 
 import collections
@@ -19,25 +19,26 @@ from emu3_jax.interop.bundle import Language
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EmojiCaptions(language_use.PictureEvaluator):
+class EmojiCaptions(language_use.ImageEvaluator):
     """Shares of toned items whose greedy caption has the right tone, person, both, every word.
 
-    Beside them: what a constant answer and what the caption of the nearest training picture reach.
+    For comparison: the shares of the best constant answer and of the caption of the nearest
+    training image.
 
     Attributes:
-      splits: evaluated apart. The split `train` must be there as well.
+      splits: splits to evaluate separately. The data must have the split `train` too.
     """
 
     name: str = "emoji_captions"
     splits: tuple[str, ...] = ("validation_combination", "validation")
 
     def check(self, language: Language) -> None:
-        """Looks for the training pictures as well."""
+        """Also checks the training images."""
         self.use("data", lambda data: items.check_splits(data, ("train",)))
         super().check(language)
 
     def run(self, subject: Subject) -> Result:
-        """Writes a caption for every toned still and scores it."""
+        """Writes and scores a caption for every toned still."""
         data = self.use("data", pathlib.Path)
         train = items.read_images(data, "train")
         metrics, tables = {}, {}
@@ -55,7 +56,7 @@ class EmojiCaptions(language_use.PictureEvaluator):
             )
             truths = [parse_caption(item.text) for item in chosen]
             scores, table = score(chosen, truths, written)
-            scores |= constant_answers(truths) | nearest_training_picture(train, chosen, truths)
+            scores |= constant_answers(truths) | nearest_training_image(train, chosen, truths)
             metrics |= {f"{metric}_{split}": value for metric, value in scores.items()}
             tables[split] = table
         return Result(metrics, tables)
@@ -64,7 +65,7 @@ class EmojiCaptions(language_use.PictureEvaluator):
 def score(
     chosen: Sequence[items.Item], truths: Sequence[ParsedCaption], written: Sequence[str]
 ) -> tuple[dict[str, float], Table]:
-    """Percentages over items, and the table of every caption."""
+    """Returns (percentages over items, table of all captions)."""
     parsed = [parse_caption(text) for text in written]
     tone = np.array([p.tones == t.tones for p, t in zip(parsed, truths, strict=True)])
     person = np.array([p.person == t.person for p, t in zip(parsed, truths, strict=True)])
@@ -87,7 +88,7 @@ def score(
 
 
 def constant_answers(truths: Sequence[ParsedCaption]) -> dict[str, float]:
-    """What the best answer that never looks at the picture reaches on these very items."""
+    """Returns the scores of the best constant answer, in percent, on these items."""
     tones = collections.Counter(truth.tones for truth in truths)
     people = collections.Counter(truth.person for truth in truths)
     both = collections.Counter((truth.person, truth.tones) for truth in truths)
@@ -99,10 +100,10 @@ def constant_answers(truths: Sequence[ParsedCaption]) -> dict[str, float]:
     }
 
 
-def nearest_training_picture(
+def nearest_training_image(
     train: Sequence[items.Item], chosen: Sequence[items.Item], truths: Sequence[ParsedCaption]
 ) -> dict[str, float]:
-    """What a lookup reaches: the caption of the nearest training still in the retrieval space."""
+    """Returns the scores of a lookup: the caption of the nearest training still by `features`."""
     train_MD = features([item.pixels for item in train])
     chosen_ND = features([item.pixels for item in chosen])
     distance_NM = np.sum(train_MD**2, axis=1)[None] - 2.0 * chosen_ND @ train_MD.T

@@ -1,4 +1,4 @@
-"""What the caption of an emoji says: who or what it is, and which tones of skin."""
+"""Parses the caption of an emoji: who or what it is, and which tones of skin."""
 
 import dataclasses
 import re
@@ -11,11 +11,11 @@ _TONE = re.compile(r"\b(medium[ -]light|medium[ -]dark|light|medium|dark) skin t
 
 @dataclasses.dataclass(frozen=True)
 class ParsedCaption:
-    """What a caption says.
+    """A parsed caption.
 
     Attributes:
-      person: the caption without tones and punctuation; empty when nothing is left.
-      tones: indices into TONES in the order they are named; a couple has two.
+      person: the caption without tones and punctuation; may be empty.
+      tones: indices into TONES, in the order of the caption; a couple has two.
     """
 
     person: str
@@ -23,14 +23,14 @@ class ParsedCaption:
 
 
 def normalise(text: str) -> str:
-    """NFKC, lower case, straight quotes, single spaces, no punctuation but - ' inside words."""
+    """Applies NFKC, lower case, straight quotes, single spaces; keeps only - ' inside words."""
     text = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
     text = re.sub(r"(?<!\w)['-]|['-](?!\w)|[^\w'\s-]", " ", text)
     return " ".join(text.split())
 
 
 def parse_caption(text: str) -> ParsedCaption:
-    """Takes a caption apart: "woman: dark skin tone, blond hair" → "woman blond hair", (4,)."""
+    """Parses a caption: "woman: dark skin tone, blond hair" → "woman blond hair", (4,)."""
     text = normalise(text)
     tones = tuple(TONES.index(t.replace(" ", "-")) for t in _TONE.findall(text))
     return ParsedCaption(" ".join(_TONE.sub(" ", text).split()), tones)

@@ -1,13 +1,13 @@
-"""Is a picture drawn from a caption nearest, among all validation pictures, to the right one?
+"""Is an image drawn from a caption nearest, among all validation images, to the right one?
 
-The feature space was fixed before any model was looked at, by what it does to real pictures:
-a picture is brought to 64x64, blurred with a Gaussian of 2 pixels, averaged down to 16x16 RGB, and
-compared by Euclidean distance. It belongs to no model and to no tokenizer, so figures of different
-models can be compared. Of the spaces tried (8x8 to 64x64 pixels, with and without blur, RGB and
-OKLab, Euclidean and cosine, minimum over shifts) it kept the right picture first most often when
-the validation pictures were moved by 1 to 4 pixels, scaled to 90 %, blurred, tinted or stored as
-JPEG at quality 5 to 10; several others were within a point or two. Tones of skin stay apart in it,
-which a space without colour would lose.
+The feature space was chosen on real images only, before any model was evaluated. An image is
+resized to 64x64, blurred with a Gaussian of 2 pixels, averaged to 16x16 RGB, and compared by
+Euclidean distance. The space depends on no model and no tokenizer, so figures of different models
+are comparable. Of the spaces tried (8x8 to 64x64 pixels, with and without blur, RGB and OKLab,
+Euclidean and cosine, minimum over shifts) it ranked the right image first most often when the
+validation images were moved by 1 to 4 pixels, scaled to 90 %, blurred, tinted or stored as JPEG at
+quality 5 to 10; several others were within a point or two. It separates tones of skin, which a
+space without colour would not.
 """
 
 import dataclasses
@@ -28,17 +28,17 @@ RECALLS = (1, 5, 10)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class EmojiRetrieval(language_use.PictureEvaluator):
-    """Recall at 1, 5, 10 and median rank of drawn pictures among all validation pictures.
+class EmojiRetrieval(language_use.ImageEvaluator):
+    """Recall at 1, 5, 10 and median rank of drawn images among all validation images.
 
-    The ceiling queries with the real pictures after the vision tokenizer: what a language model
-    that predicts every code rightly would reach. Chance at k is k / N.
+    The ceiling is the result for the real images after the vision tokenizer, which a language model
+    that predicts every code correctly would reach. Chance at k is k / N.
 
     Attributes:
-      splits: their captions are drawn and their pictures are the gallery, all together.
-      sampling: how pictures are drawn, the seed included.
-      candidates: pictures drawn for each one that is kept; see `generate.modalities.Options`.
-      shown: pairs on the sheet of real pictures above drawn ones.
+      splits: splits whose captions are drawn; their images together are the gallery.
+      sampling: how to draw images, with the seed.
+      candidates: images drawn for each one that is kept; see `generate.modalities.Options`.
+      shown: pairs on the sheet of real images above drawn ones.
     """
 
     name: str = "emoji_retrieval"
@@ -53,7 +53,7 @@ class EmojiRetrieval(language_use.PictureEvaluator):
         self.at_least(shown=1)
 
     def run(self, subject: Subject) -> Result:
-        """Draws a picture for every caption and ranks the real ones by their distance to it."""
+        """Draws an image for every caption and ranks the real images by distance to it."""
         data = self.use("data", pathlib.Path)
         gallery, split_of = [], []
         for split in self.splits:
@@ -93,39 +93,42 @@ class EmojiRetrieval(language_use.PictureEvaluator):
         return contact_sheet(rows)
 
 
-def features(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """uint8 [H, W, 3] each → float64 [N, 768], values in [0, 1]; see the head of this file."""
-    stack = np.stack([_to_side(picture) for picture in pictures]).astype(np.float64) / 255.0
+def features(images: Sequence[np.ndarray]) -> np.ndarray:
+    """Maps uint8 [H, W, 3] each → float64 [N, 768], values in [0, 1]; see the module docstring."""
+    stack = np.stack([_to_side(image) for image in images]).astype(np.float64) / 255.0
     shrink = _shrink_matrix()
     cells = np.einsum("yh,nhwc,xw->nyxc", shrink, stack, shrink, optimize=True)
-    return cells.reshape(len(pictures), -1)
+    return cells.reshape(len(images), -1)
 
 
 def ranks_of_right(query_ND: np.ndarray, gallery_ND: np.ndarray) -> np.ndarray:
-    """Rank, 1 the best, of gallery picture i for query i; ties count against it. int64 [N]."""
+    """Returns int64 [N]: rank of gallery image i for query i; 1 is best, ties count as worse."""
     distance_NN = (
         np.sum(query_ND**2, axis=1)[:, None]
         + np.sum(gallery_ND**2, axis=1)[None]
         - 2.0 * query_ND @ gallery_ND.T
     )
-    # The expansion above rounds at 1e-12; equal pictures must tie.
+    # The expansion above has rounding errors of 1e-12; equal images must tie.
     return np.sum(distance_NN <= np.diag(distance_NN)[:, None] + 1e-9, axis=1)
 
 
 def recall_metrics(ranks: np.ndarray, suffix: str = "") -> dict[str, float]:
-    """Recall at RECALLS in percent, and the median rank."""
+    """Returns recall at RECALLS in percent, and the median rank."""
     recalls = {f"recall_at_{k}{suffix}": 100.0 * float(np.mean(ranks <= k)) for k in RECALLS}
     return recalls | {f"median_rank{suffix}": float(np.median(ranks))}
 
 
-def _to_side(picture: np.ndarray) -> np.ndarray:
-    if picture.shape[:2] == (SIDE, SIDE):
-        return picture
-    return np.asarray(Image.fromarray(picture).resize((SIDE, SIDE), Image.Resampling.BOX))
+def _to_side(image: np.ndarray) -> np.ndarray:
+    if image.shape[:2] == (SIDE, SIDE):
+        return image
+    return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BOX))
 
 
 def _shrink_matrix() -> np.ndarray:
-    """Blur, edges repeated, then averaging over cells, along one axis: float64 [CELLS, SIDE]."""
+    """Returns the matrix, float64 [CELLS, SIDE], that blurs an axis and averages it over cells.
+
+    Edges are repeated.
+    """
     blur = np.zeros((SIDE, SIDE))
     for offset in range(-SIDE, SIDE + 1):
         weight = np.exp(-0.5 * (offset / BLUR) ** 2)

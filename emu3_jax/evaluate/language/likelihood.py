@@ -1,6 +1,6 @@
-"""How well the model predicts held-out documents: nats a token, by kind of token and by task.
+"""Likelihood of held-out documents: nats per token, by class of token and by task.
 
-Every figure is (sum of negative log-likelihoods) / (number of targets) over the whole split.
+Each figure is (sum of negative log-likelihoods) / (number of targets) over all documents.
 """
 
 import dataclasses
@@ -21,11 +21,11 @@ CLASSES = (TokenClass.TEXT, TokenClass.IMAGE, TokenClass.VIDEO, TokenClass.STRUC
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Likelihood(SplitEvaluator):
-    """Nats a token and perplexity on every task that the documents of the splits allow.
+    """Nats per token and perplexity on every task that the documents of the splits allow.
 
     Attributes:
-      tokens: a token dataset, or a folder of them, one a split; may lie in a bucket (gs://).
-      rows: documents are packed into rows of this many tokens; 0 for the longest document.
+      tokens: a token dataset, or a folder of them, one per split; may be in a bucket (gs://).
+      rows: tokens per row into which documents are packed; 0 for the longest document.
     """
 
     measures: ClassVar[str] = "language_model"
@@ -39,7 +39,7 @@ class Likelihood(SplitEvaluator):
         self.at_least(rows=0)
 
     def check(self, language: Language) -> None:
-        """Opens the datasets; their vocabulary and codes must be those of the model."""
+        """Opens the datasets; checks that vocabulary and vision tokenizer are the model's."""
 
         def open_all(tokens: str) -> None:
             for path in dataset_paths(tokens, self.splits):
@@ -57,7 +57,7 @@ class Likelihood(SplitEvaluator):
         return Result(metrics(tally), {"by_task_and_class": table(tally)})
 
     def _documents(self, tokens: epath.Path, bundle: Bundle) -> dict[str, list]:
-        """Task → sequences of all splits."""
+        """Returns task → sequences of all splits."""
         found: dict[str, list] = {}
         for path in dataset_paths(tokens, self.splits):
             of_split = documents_by_task(
@@ -69,10 +69,10 @@ class Likelihood(SplitEvaluator):
 
 
 def metrics(tally: Tally) -> dict[str, float]:
-    """Nats and perplexity of each class and of all targets, then task by task.
+    """Returns nats and perplexity of each class and of all targets, and nats of each task.
 
-    Names: nats_<class>, nats_all; nats_<task>_on_<class>, nats_<task>_on_all; perplexity
-    likewise where it is of everything or of one class.
+    Names: nats_<class>, nats_all; perplexity_<class>, perplexity_all; nats_<task>_on_<class>,
+    nats_<task>_on_all, perplexity_<task>_on_all.
     """
     found = {}
     for c in CLASSES:
@@ -87,7 +87,7 @@ def metrics(tally: Tally) -> dict[str, float]:
 
 
 def table(tally: Tally) -> Table:
-    """One row for each task and class that occur together."""
+    """Returns a table with one row for each task and class that occur together."""
     rows = [
         (task, c.name.lower(), round(tally.nll[i, c] / tally.count[i, c], 5), tally.count[i, c])
         for i, task in enumerate(tally.tasks)
@@ -99,7 +99,7 @@ def table(tally: Tally) -> Table:
 
 
 def _nats(name: str, nll: np.ndarray, count: np.ndarray) -> dict[str, float]:
-    """Nothing where nothing was counted."""
+    """Returns the two metrics of one group of targets; {} if it has no targets."""
     if not count.sum():
         return {}
     nats = float(nll.sum() / count.sum())

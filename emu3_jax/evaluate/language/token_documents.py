@@ -1,4 +1,4 @@
-"""From a token dataset to documents to score: each record once for every task it allows."""
+"""Documents to score from a token dataset: each record once for every task that it allows."""
 
 import os
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from emu3_jax.sequence import Document, Grammar
 
 
 def dataset_path(tokens: str | os.PathLike, split: str) -> epath.Path:
-    """The dataset `tokens` itself, or its sub-folder `split`; ValueError if neither is one."""
+    """Returns `tokens` if it is a dataset, else its sub-folder `split`; ValueError if neither."""
     for path in (epath.Path(tokens), epath.Path(tokens) / split):
         if (path / DATASET_FILE).is_file():
             return path
@@ -20,23 +20,26 @@ def dataset_path(tokens: str | os.PathLike, split: str) -> epath.Path:
 
 
 def dataset_paths(tokens: str | os.PathLike, splits: Sequence[str]) -> list[epath.Path]:
-    """`dataset_path` of each split; `tokens` itself once, where it is a dataset."""
+    """Returns the different `dataset_path`s of the splits; `tokens` once if it is a dataset."""
     return list(dict.fromkeys(dataset_path(tokens, split) for split in splits))
 
 
 def documents_by_task(
     path: str | os.PathLike, grammar: Grammar, vision_fingerprint: str | None = None, limit: int = 0
 ) -> dict[str, list[sequence.Sequence]]:
-    """Every record of a dataset, built once for every task.
+    """Builds every record of a dataset once for every task.
 
     Args:
       path: a token dataset.
-      grammar: its vocabulary and tokenizers must be those of the dataset.
-      vision_fingerprint: of the vision tokenizer the model knows, if known.
-      limit: the first so many records of each kind; 0 for all.
+      grammar: vocabulary and tokenizers; they must be those of the dataset.
+      vision_fingerprint: fingerprint of the model's vision tokenizer, if known.
+      limit: use the first this many records of each kind; 0 for all.
 
     Returns:
-      task → sequences, tasks without documents left out.
+      task → sequences, without tasks that have no documents.
+
+    Raises:
+      ValueError: the dataset does not fit, or holds no records.
     """
     dataset = open_dataset(path, grammar, vision_fingerprint)
     documents: dict[str, list[sequence.Sequence]] = {}
@@ -51,7 +54,7 @@ def documents_by_task(
 
 
 def tasks_of(record: Record) -> dict[str, Document]:
-    """The documents a record gives, by task: captioned images and videos are read both ways."""
+    """Returns task → document of a record; captioned images and videos give both directions."""
     return {
         name: Document(task.order(record.segments))
         for name, task in DOCUMENT_TASKS.items()

@@ -1,7 +1,7 @@
 """Is the codebook healthy? How many codes are used, how evenly, by what, and what they look like.
 
-Nothing here reads a codebook: a code is known by what the tokenizer's `encode` gives and `decode`
-makes of it, so every quantizer can be asked.
+This evaluator does not read the codebook, only the results of the tokenizer's `encode` and
+`decode`, so it works with every quantizer.
 """
 
 import dataclasses
@@ -14,27 +14,26 @@ import numpy as np
 from emu3_jax.data.codec import vision_codec
 from emu3_jax.evaluate import items
 from emu3_jax.evaluate.evaluator import Evaluator, Result, Subject
-from emu3_jax.evaluate.vision import codebook_pictures
+from emu3_jax.evaluate.vision import codebook_images
 from emu3_jax.evaluate.vision import codebook_use as use
 from emu3_jax.interop.bundle import Language
 from emu3_jax.train import weights
 
-# A code that is used evenly with all others is missed by chance in exp(-10) of all counts.
+# If all codes are used evenly, a code is missed with probability exp(-10).
 TOKENS_PER_CODE = 10
-# Tokens along each side of the grid of one code whose middle is looked at.
+# Side, in tokens, of the grid of one code whose middle token is shown.
 GRID = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CodebookHealth(Evaluator):
-    """Use of the codes on all splits, by stills and by clips; drift against an earlier tokenizer.
+    """Use of the codes on all splits, by stills and by clips; drift from an earlier tokenizer.
 
     Attributes:
-      data: folder of raw items, `<split>.jsonl` beside its media files.
-      earlier: run directory or weights of the tokenizer that drift is measured against; "" for
-        none.
-      shown: most used codes on the sheet, and as many least used ones.
-      compared: how many of the most used codes are decoded to measure their drift.
+      data: folder of raw items: `<split>.jsonl` and its media files.
+      earlier: run directory or weights of the tokenizer to measure drift from; "" for none.
+      shown: number of most used codes on the sheet, and of least used ones.
+      compared: number of most used codes to decode for drift.
     """
 
     measures: ClassVar[str] = "vision_tokenizer"
@@ -55,7 +54,7 @@ class CodebookHealth(Evaluator):
         return self.use("earlier", weights.load_vision_tokenizer) if self.earlier else None
 
     def check(self, language: Language | None) -> None:
-        """Looks for items and for the earlier tokenizer."""
+        """Checks the items and the earlier tokenizer."""
         self.use("data", lambda data: items.check_splits(data, _splits(data)))
         _ = self.earlier_tokenizer
 
@@ -79,15 +78,15 @@ class CodebookHealth(Evaluator):
             metrics["overlap"] = use.overlap_percent(*counts.values())
         order = [code for code in np.argsort(-total, kind="stable") if total[code]]
         most, least = order[: self.shown], order[-self.shown :]
-        pictures = {
-            "usage": codebook_pictures.usage_curve(counts),
-            "patches": codebook_pictures.patch_sheet(
+        images = {
+            "usage": codebook_images.usage_curve(counts),
+            "patches": codebook_images.patch_sheet(
                 *(flat_patches(tokenizer, part, self.batch_size) for part in (most, least))
             ),
         }
         if earlier is not None:
             metrics["patch_drift"] = self._drift(tokenizer, earlier, order)
-        return Result(metrics, pictures=pictures, notes=_notes(total))
+        return Result(metrics, images=images, notes=_notes(total))
 
     def _drift(self, tokenizer, earlier, order: list[int]) -> float:
         chosen = order[: self.compared]
@@ -98,7 +97,7 @@ class CodebookHealth(Evaluator):
         return float(np.sqrt(np.mean((now - before) ** 2)))
 
     def _corpus(self) -> dict[str, list[np.ndarray]]:
-        """Pixels of the stills and of the clips of all splits; kinds without items left out."""
+        """Returns "images" or "clips" → pixels of the items of all splits, without empty kinds."""
         data = self.use("data", pathlib.Path)
         everything = items.read_splits(data, _splits(data), self.limit)
         kinds = {
@@ -109,7 +108,7 @@ class CodebookHealth(Evaluator):
 
 
 def _splits(data: str | pathlib.Path) -> list[str]:
-    """All splits of a folder; ValueError when it has none."""
+    """Returns all splits of a folder; ValueError if it has none."""
     splits = items.split_names(data)
     if not splits:
         raise ValueError(f"{data} holds no split, <name>.jsonl")
@@ -138,7 +137,7 @@ def _notes(total_N: np.ndarray) -> list[str]:
 
 
 def check_comparable(config, earlier) -> None:
-    """ValueError unless both tokenizers have codes of the same number and size."""
+    """Raises ValueError unless both tokenizers have codes of the same number and size."""
     for name in ("codebook_size", "spatial_factor", "temporal_downsample_factor"):
         now, before = getattr(config, name), getattr(earlier, name)
         if now != before:
@@ -148,13 +147,13 @@ def check_comparable(config, earlier) -> None:
 
 
 def kept_percent(codes: list[np.ndarray], earlier: list[np.ndarray]) -> float:
-    """How many of 100 tokens are the same code in both; 100 where old tokens stay valid."""
+    """Returns the percentage of equal codes; 100 means that old tokens stay valid."""
     same = sum(int(np.sum(a == b)) for a, b in zip(codes, earlier, strict=True))
     return 100.0 * same / sum(code.size for code in codes)
 
 
 def flat_patches(tokenizer, codes: list[int], batch_size: int) -> list[np.ndarray]:
-    """What each code looks like amid its like: the middle token of a grid of that code alone.
+    """Decodes a grid of each code alone and returns its middle token.
 
     Returns:
       uint8 [factor, factor, 3] each.
@@ -162,5 +161,5 @@ def flat_patches(tokenizer, codes: list[int], batch_size: int) -> list[np.ndarra
     factor = tokenizer[0].config.spatial_factor
     grids = [np.full((GRID, GRID), code, np.int32) for code in codes]
     middle = slice(GRID // 2 * factor, (GRID // 2 + 1) * factor)
-    pictures = vision_codec.decode(tokenizer, grids, batch_size)
-    return [picture[middle, middle] for picture in pictures]
+    images = vision_codec.decode(tokenizer, grids, batch_size)
+    return [image[middle, middle] for image in images]

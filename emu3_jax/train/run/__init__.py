@@ -1,1 +1,1 @@
-"""What surrounds the steps of a run: its directory, checkpoints, logs, and what can go wrong."""
+"""What a run needs besides its steps: directory, checkpoints, logs, and handling of failures."""

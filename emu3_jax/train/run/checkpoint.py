@@ -1,7 +1,7 @@
-"""Checkpoints of a run: state and data position, written in the background, whole or not at all.
+"""Checkpoints of a run: state and data position, written in the background, complete or absent.
 
 Orbax writes each step to a temporary folder and renames it when complete, so a killed save leaves
-the earlier checkpoints as they were. This file is the only one that knows Orbax.
+the earlier checkpoints intact. Only this module uses Orbax.
 """
 
 import contextlib
@@ -21,12 +21,12 @@ from emu3_jax.train.run import distributed
 from emu3_jax.train.run.retention import CheckpointConfig, Retention
 
 CHECKPOINT_FOLDER = "checkpoints"
-# More than there are: state, data, metadata written twice, and the renaming of the folder.
+# An upper bound: state, data, metadata written twice, and the renaming of the folder.
 _PARTS_OF_A_SAVE = 8
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or written; the message says which and why."""
+    """A checkpoint cannot be read or written; the message names it and the reason."""
 
 
 class SaveError(CheckpointError, exit_codes.TransientError):
@@ -50,7 +50,7 @@ class Checkpoints:
         self._saving: int | None = None
 
     def _new_manager(self) -> ocp.CheckpointManager:
-        """Clears away unfinished folders of earlier saves as well."""
+        """Returns a manager; unfinished folders of earlier saves are removed."""
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._retention,
             enable_async_checkpointing=True,
@@ -66,32 +66,35 @@ class Checkpoints:
         )
 
     def latest_step(self) -> int | None:
-        """The newest checkpoint's step, or None; all processes agree on it."""
+        """Returns the step of the newest checkpoint, or None; the same in all processes."""
         return self._manager.latest_step()
 
     def latest_when_idle(self) -> int | None:
-        """Likewise, once the save that runs is complete."""
+        """Returns `latest_step` after the running save is complete."""
         self.wait()
         return self.latest_step()
 
     def note(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes down the metric that decides which checkpoints are the best."""
+        """Records the metric that decides which checkpoints are the best."""
         self._retention.note(step, metrics)
 
     def save(self, step: int, state: Any, data_state: Any, wait: bool = False) -> None:
-        """Starts saving, once the save before it is complete, whose error is raised here.
+        """Starts a save after the previous one is complete; raises the previous one's error.
 
         Args:
           step: number of updates done.
           state: a TrainState.
-          data_state: JSON-able: what else a run needs to go on, the data position first of all.
+          data_state: JSON-able; what else a run needs to resume, such as the data position.
           wait: return only when the checkpoint is complete.
+
+        Raises:
+          CheckpointError: this or the previous save failed; earlier checkpoints are intact.
         """
         self.wait()
         if step in self._manager.all_steps():
             return
         self._saving = step
-        with self._told_in_one_sentence():
+        with self._errors_as_checkpoint_error():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -104,24 +107,24 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Blocks until the background save is complete, raising its error if it failed."""
-        with self._told_in_one_sentence():
+        """Blocks until the background save is complete; CheckpointError if it failed."""
+        with self._errors_as_checkpoint_error():
             self._manager.wait_until_finished()
             self._manager.check_for_errors()
 
     @contextlib.contextmanager
-    def _told_in_one_sentence(self):
+    def _errors_as_checkpoint_error(self):
         try:
             yield
         except Exception as error:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> SaveError:
-        """What a failed save comes to; its unfinished folder would only fill the disk.
+        """Returns the error of a failed save; removes its folder, which would fill the disk.
 
-        The manager is made anew: other parts of the failed save may still be writing, and their
-        errors would otherwise come up in whatever is asked of it next. Among several processes
-        that cannot be done by one alone; the run ends, and its next start clears up.
+        The manager is replaced: other parts of the failed save may still be writing, and their
+        errors would be raised by its next call. With several processes, one alone cannot do this;
+        the run ends, and its next start removes the folder.
         """
         if jax.process_count() > 1:
             return SaveError(self._failure(error))
@@ -138,7 +141,15 @@ class Checkpoints:
         )
 
     def restore(self, abstract_state: Any, step: int | None = None) -> tuple[Any, Any]:
-        """Returns (state, data_state) on the shardings of `abstract_state`."""
+        """Returns (state, data_state); arrays have the shardings of `abstract_state`.
+
+        Args:
+          abstract_state: tree of ShapeDtypeStructs with shardings.
+          step: step of the checkpoint; None for the newest.
+
+        Raises:
+          CheckpointError: there is no such checkpoint, it cannot be read, or its arrays differ.
+        """
         step = self.latest_step() if step is None else step
         if step is None:
             raise CheckpointError(f"{self._directory} holds no complete checkpoint")
@@ -158,8 +169,8 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for the background save and releases Orbax's threads.
 
-        Whoever needs to know how the save ended calls `wait` before: this is called on the way
-        out of an error as well, which it must not hide.
+        A failed save only prints a warning here: `close` also runs while another error propagates,
+        and must not hide it. Call `wait` first to get the error.
         """
         try:
             self.wait()
@@ -170,7 +181,7 @@ class Checkpoints:
             self._remove_empty_folders()
 
     def _remove_empty_folders(self) -> None:
-        """A run that was refused before it had anything to save leaves no trace."""
+        """Removes the empty folders of a run that ended before its first save."""
         for folder in (self._directory, self._directory.parent):
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
@@ -178,18 +189,19 @@ class Checkpoints:
     def _clear_unfinished(self) -> None:
         """Removes the folders of saves that failed.
 
-        A part that nobody can wait for may put one back, so this goes on until all is quiet.
+        A part that cannot be waited for may create one again, so this repeats until no folder has
+        appeared for half a second, for at most five seconds.
         """
         quiet_since = time.monotonic()
         give_up = quiet_since + 5.0
         while quiet_since + 0.5 > time.monotonic() and time.monotonic() < give_up:
             for child in self._directory.glob("*orbax-checkpoint-tmp*"):
-                shutil.rmtree(child, ignore_errors=True)  # nothing in a bucket, which needs none
+                shutil.rmtree(child, ignore_errors=True)  # no effect in a bucket: not needed
                 quiet_since = time.monotonic()
             time.sleep(0.05)
 
     def _close_manager(self) -> None:
-        """Waits for everything that still writes; each failed part raises its error once."""
+        """Waits for all parts that still write; each failed part raises its error once."""
         for _ in range(_PARTS_OF_A_SAVE):
             with contextlib.suppress(Exception):
                 self._manager.close()
@@ -197,8 +209,8 @@ class Checkpoints:
 
 
 def _quiet_orbax() -> None:
-    """Keeps Orbax from printing the traceback of a failed save, several times over: the error
-    reaches the caller of `save` or `wait` anyway."""
+    """Keeps Orbax from printing the traceback of a failed save several times; the caller of `save`
+    or `wait` gets the error."""
     logger = logging.getLogger("absl")
     if _is_no_orbax_traceback not in logger.filters:
         logger.addFilter(_is_no_orbax_traceback)
@@ -209,12 +221,12 @@ def _is_no_orbax_traceback(record: logging.LogRecord) -> bool:
 
 
 def is_run_directory(path: str | os.PathLike) -> bool:
-    """Whether a run keeps its checkpoints at `path`."""
+    """Returns whether `path` is a run directory: it has a folder of checkpoints."""
     return (epath.Path(path) / CHECKPOINT_FOLDER).is_dir()
 
 
 def has_checkpoints(workdir: str | os.PathLike) -> bool:
-    """True if the run directory holds at least one complete checkpoint."""
+    """Returns whether the run directory holds at least one complete checkpoint."""
     return bool(_complete_steps(_folder(workdir)))
 
 
@@ -224,8 +236,8 @@ def _folder(workdir: str | os.PathLike) -> epath.Path:
 
 
 def _complete_steps(directory: epath.Path) -> list[int]:
-    """Steps in ascending order. An unfinished folder has a longer name; in a bucket, where nothing
-    can be renamed, it lacks a file that Orbax writes last."""
+    """Returns the steps of complete checkpoints, ascending. An unfinished folder has a longer name;
+    in a bucket, which cannot rename, it lacks a file that Orbax writes last."""
     if not directory.is_dir():
         return []
     numbered = [child for child in directory.iterdir() if child.name.isdigit()]
@@ -238,7 +250,7 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def _readable(where: str):
-    """Tells whatever goes wrong inside as one CheckpointError."""
+    """Raises any error of the block as a CheckpointError."""
     try:
         yield
     except Exception as error:
@@ -246,7 +258,7 @@ def _readable(where: str):
 
 
 def _flat_arrays(tree: Any, types: bool) -> dict[str, str]:
-    """Path of each array → "float32 [4, 2]"."""
+    """Returns path of each array → "float32 [4, 2]", or "[4, 2]" without types."""
     named = {}
     for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -258,10 +270,10 @@ def check_same_tree(given: Any, wanted: Any, where: str, types: bool = True) -> 
     """Raises CheckpointError naming the first arrays in which two trees differ.
 
     Args:
-      given: what was saved: a tree of things with shape and dtype.
-      wanted: what the config asks for.
-      where: what the message calls `given`.
-      types: whether dtypes must agree as well as shapes.
+      given: what was saved; leaves have shape and dtype.
+      wanted: what the config requires; leaves have shape and dtype.
+      where: the name of `given` in the message.
+      types: whether dtypes must be equal as well as shapes.
     """
     have, want = _flat_arrays(given, types), _flat_arrays(wanted, types)
     problems = [
@@ -280,19 +292,19 @@ def check_same_tree(given: Any, wanted: Any, where: str, types: bool = True) -> 
 def restore_variables(
     workdir: str | os.PathLike, wanted: Mapping[str, Any], step: int | None = None
 ) -> tuple[dict[str, Any], int]:
-    """Reads variables of a run directory's checkpoint → (variables, step), straight onto devices.
+    """Reads variables of a run directory's checkpoint → (variables, step), sharded onto devices.
 
-    Every shard is read from the disk, brought to its type on the host and put on its device: a
-    device never holds more than its shards. The averaged weights are read where the run keeps them.
+    Each shard is read from disk, converted to its dtype on the host and put on its device, so a
+    device never holds more than its shards. Params are the averaged weights if the run keeps them.
 
     Args:
       workdir: the run directory.
       wanted: {"params": …, other collections}, ShapeDtypeStructs with shardings, of any floating
-        types. Of the parts of a collection that were saved, those that are not wanted are not read.
-      step: of the checkpoint; None for the newest.
+        dtypes. Saved parts of a collection that are not in `wanted` are not read.
+      step: step of the checkpoint; None for the newest.
 
     Raises:
-      CheckpointError: there is no such checkpoint, or it holds other arrays.
+      CheckpointError: there is no such checkpoint, or its arrays differ.
     """
     directory = _folder(workdir)
     steps = _complete_steps(directory)
@@ -321,7 +333,7 @@ def restore_variables(
 
 
 def _parts(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
-    """Of each collection that is wanted the modules that are."""
+    """Returns `found` restricted to the collections and modules of `wanted`."""
     return {
         name: {part: found[name][part] for part in modules if part in found[name]}
         for name, modules in wanted.items()

@@ -1,12 +1,12 @@
-"""Several processes that train as one: how they find each other, share data, and end together.
+"""Several processes in one run: how they find each other, exchange data, and end together.
 
-A pod has one process per host, and each runs the same program. What a process must know to join
-comes from the launcher: explicit flags, or `--coordinator=auto` where JAX finds it by itself (Cloud
-TPU, GKE, Slurm, Open MPI).
+A pod has one process per host; all run the same program. The launcher tells each process how to
+join: by explicit flags, or by `--coordinator=auto` where JAX detects the cluster (Cloud TPU, GKE,
+Slurm, Open MPI).
 
-A process that fails leaves at once, without waiting for the others at JAX's shutdown barrier. Those
-find out when their next exchange with it breaks (on CPU at once), and otherwise when it has been
-silent for `--host_timeout` seconds; then they end as well, and say so.
+A process that fails exits at once, without waiting for the others at JAX's shutdown barrier. The
+others notice when their next exchange with it breaks (on CPU at once), or after `--host_timeout`
+seconds of silence. They then exit too, with a message.
 """
 
 import contextlib
@@ -38,15 +38,15 @@ def define_flags() -> None:
         "coordinator", None, "HOST:PORT of process 0, or auto (Cloud TPU, Slurm); none: one process"
     )
     flags.DEFINE_integer("processes", None, "Number of processes, with --coordinator=HOST:PORT.")
-    flags.DEFINE_integer("process", None, "Index of this process, from 0, likewise.")
+    flags.DEFINE_integer("process", None, "Index of this process, from 0, with --processes.")
     flags.DEFINE_integer(
-        "host_timeout", 60, "Seconds after which a silent process counts as dead and all end."
+        "host_timeout", 60, "Seconds of silence after which a process counts as dead."
     )
 
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """Joins the run as the flags say; an error inside ends this process as `leave` does."""
+    """Joins the run that the flags describe; an error in the block ends the process."""
     values = flags.FLAGS
     initialize(values.coordinator, values.processes, values.process, values.host_timeout)
     try:
@@ -60,17 +60,18 @@ def joined() -> Iterator[None]:
 def initialize(
     coordinator: str | None, processes: int | None, process: int | None, host_timeout: int
 ) -> None:
-    """Joins the run; must come before anything that touches a device.
+    """Joins the run; call it before anything that uses a device.
 
     Args:
-      coordinator: "HOST:PORT" of process 0, "auto" to let JAX find all of it, None for one process.
-      processes: how many there are; with HOST:PORT only.
-      process: which this is, likewise.
-      host_timeout: see the flag.
+      coordinator: "HOST:PORT" of process 0; "auto" lets JAX detect it and the two below; None for
+        one process.
+      processes: number of processes; with HOST:PORT only.
+      process: index of this process, from 0; with HOST:PORT only.
+      host_timeout: seconds of silence after which a process counts as dead.
 
     Raises:
-      ValueError: settings that contradict each other.
-      LostProcessError: processes that do not find each other.
+      ValueError: contradictory settings.
+      LostProcessError: the processes do not find each other.
     """
     explicit = coordinator not in (None, "", AUTO)
     if not explicit and (processes is not None or process is not None):
@@ -109,18 +110,18 @@ def _check(coordinator: str, processes: int | None, process: int | None) -> None
 
 
 def is_first() -> bool:
-    """True in the process that prints, logs and writes for all."""
+    """Returns True in the process that prints, logs and writes for all."""
     return jax.process_index() == 0
 
 
 def say(text: str) -> None:
-    """Prints a line, from the first process alone."""
+    """Prints a line, in the first process only."""
     if is_first():
         print(text, flush=True)
 
 
 def gather(value: Any) -> list[Any]:
-    """The JSON-able `value` of every process, in order, in every process."""
+    """Returns the JSON-able `value` of every process, in order; all processes must call it."""
     if jax.process_count() == 1:
         return [value]
     text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -132,9 +133,9 @@ def gather(value: Any) -> list[Any]:
 
 
 def map_shared(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    """`function` of every item, in order, in every process; each process computes its share.
+    """Returns `function` of every item, in order, in every process; each computes a share.
 
-    What it returns must be JSON-able. All processes call this with the same items.
+    Results must be JSON-able. All processes must call this with the same items.
     """
     processes = jax.process_count()
     parts = gather([function(item) for item in items[jax.process_index() :: processes]])
@@ -142,16 +143,17 @@ def map_shared(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any
 
 
 def global_array(rows: np.ndarray, layout: Sharding, share: tuple[int, int] | None) -> jax.Array:
-    """One array over all processes, of which this process has some rows.
+    """Makes one array over all processes from the rows that each process has.
 
     Args:
-      rows: [n, …]; the other dimensions are whole, also where `layout` cuts them.
+      rows: [n, …], rows of this process; the other dimensions are whole, even if `layout` shards
+        them.
       layout: sharding of the result.
-      share: (index of the first of these rows, rows of the whole array); None where every process
-        holds all.
+      share: (index of the first of these rows, total number of rows); None if every process has
+        all rows.
 
     Returns:
-      Array [rows of the whole, …].
+      Array [total number of rows, …].
     """
     rows = np.asarray(rows)
     first, total = (0, len(rows)) if share is None else share
@@ -165,7 +167,7 @@ def global_array(rows: np.ndarray, layout: Sharding, share: tuple[int, int] | No
 
 
 def leave(error: BaseException) -> NoReturn:
-    """Ends this process of several because of `error`, with a sentence and without waiting."""
+    """Ends this process because of `error`: prints one sentence, does not wait for the others."""
     me = f"process {jax.process_index()} of {jax.process_count()}"
     if isinstance(error, KeyboardInterrupt):
         message, code = f"{me}: stopped.", 130
@@ -175,7 +177,7 @@ def leave(error: BaseException) -> NoReturn:
     elif isinstance(error, jax.errors.JaxRuntimeError) and _lost_contact(str(error)):
         message = (
             f"Error in {me}: another process has died or cannot be reached; its own output tells "
-            "why. Start all of them again: the run goes on from its last checkpoint. "
+            "why. Start all of them again: the run resumes from its last checkpoint. "
             f"({str(error).strip().splitlines()[0]})"
         )
         code = exit_codes.TRANSIENT
@@ -185,7 +187,7 @@ def leave(error: BaseException) -> NoReturn:
     print(message, file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
-    # Not sys.exit: JAX would wait for processes that wait for this one.
+    # Not sys.exit: JAX would wait for processes that are waiting for this one.
     os._exit(code)
 
 

@@ -1,10 +1,10 @@
-"""Steps whose numbers are bad, not finite or a loss spike, and what is done about them.
+"""Bad steps (not finite, or a loss spike) and the policies for them.
 
 A step is a spike if its loss is above `loss_factor` times, or its gradient norm above `norm_factor`
-times, the median of the last `window` steps that were none. Nothing is judged before so many are
-known. What step n is measured by stops at step n - 2, since the numbers of step n - 1 are still on
-the device when step n is dispatched; this also makes it the same in a run that was resumed, for
-checkpoints hold the numbers.
+times, the median over the last `window` good steps. No step is a spike before `window` good steps
+are known. The median for step n ends at step n - 2, since the numbers of step n - 1 are still on
+the device when step n is dispatched. Checkpoints hold these numbers, so a resumed run has the same
+limits.
 """
 
 import collections
@@ -19,22 +19,22 @@ import numpy as np
 from emu3_jax.train.run.distributed import say
 
 POLICIES = ("off", "skip", "rollback")
-# Numbers of the step before are not known yet when a step is dispatched.
+# When a step is dispatched, the newest known numbers are those of two steps before.
 _LATE = 2
 
 
 @dataclasses.dataclass(frozen=True)
 class DivergenceConfig:
-    """What counts as a loss spike, and what follows.
+    """What counts as a loss spike, and what to do about it.
 
     Attributes:
-      policy: "off"; "skip": the update of a spike is not made; "rollback": the run goes back to its
-        last checkpoint and leaves out the data of all steps since (without one: as "skip").
-      loss_factor: above so many medians a loss is a spike; 0: losses are not looked at.
-      norm_factor: likewise for the norm of the gradient, before clipping.
+      policy: "off"; "skip": leave out the update of a spike; "rollback": go back to the last
+        checkpoint and leave out the data of all steps since ("skip" if there is no checkpoint).
+      loss_factor: a loss above this many medians is a spike; 0 ignores losses.
+      norm_factor: the same for the gradient norm before clipping; 0 ignores norms.
       window: steps in the median.
-      limit: the run halts at one spike more than this in a row (skip), or one more return to the
-        same checkpoint (rollback).
+      limit: spikes in a row (skip), or returns to the same checkpoint (rollback), that are allowed;
+        one more halts the run.
     """
 
     policy: str = "off"
@@ -60,11 +60,11 @@ class DivergenceConfig:
 
 
 class HaltedError(ValueError):
-    """The run stopped because its losses or gradients are no good."""
+    """The run stopped because of its losses or gradients."""
 
 
 class Guard:
-    """Looks at the numbers of each step, one step late, and applies the policies."""
+    """Checks the numbers of each step, one step late, and applies the policies."""
 
     def __init__(
         self,
@@ -73,13 +73,13 @@ class Guard:
         max_skipped: int,
         latest_step: Callable[[], int | None],
     ):
-        """Makes a guard that has seen nothing.
+        """Makes a guard without any numbers.
 
         Args:
-          config: what a spike is and what follows.
-          nonfinite: "halt" or "skip", see loop.RunConfig.
-          max_skipped: likewise.
-          latest_step: the step of the newest complete checkpoint, for which it may wait.
+          config: what counts as a spike, and the policy.
+          nonfinite: "halt" or "skip", as in RunConfig.
+          max_skipped: most steps in a row that may be not finite, as in RunConfig.
+          latest_step: returns the step of the newest complete checkpoint; may block.
         """
         self._config, self._latest_step = config, latest_step
         self._nonfinite, self._max_skipped = nonfinite, max_skipped
@@ -92,7 +92,7 @@ class Guard:
         self._returned_to, self._returns = -1, 0
 
     def limits(self, step: int) -> np.ndarray:
-        """Float32 [2]: above which loss, and above which gradient norm, `step` is a spike."""
+        """Returns float32 [2]: the loss and the gradient norm above which `step` is a spike."""
         known = [numbers for n, *numbers in self._good if n <= step - _LATE]
         known = known[-self._config.window :]
         limits = [math.inf, math.inf]
@@ -103,13 +103,14 @@ class Guard:
         return np.asarray(limits, np.float32)
 
     def keep(self, step: int, metrics: dict) -> None:
-        """Leaves the numbers of a step on the device until `check`."""
+        """Keeps the numbers of a step on the device until `check`."""
         self._unchecked = (step, metrics)
 
     def check(self) -> bool:
-        """Judges the step that was kept; True if the run has to go back to its checkpoint.
+        """Checks the step that was kept; returns True if the run must go back to its checkpoint.
 
-        Raises HaltedError where a policy says so.
+        Raises:
+          HaltedError: a policy stops the run.
         """
         if self._unchecked is None:
             return False
@@ -139,17 +140,17 @@ class Guard:
 
     def _spike(self, step: int, loss: float, norm: float) -> bool:
         limits = self.limits(step)
-        told = (
+        message = (
             f"step {step} is a spike: loss {loss:.4g} (limit {limits[0]:.4g}), "
             f"gradient norm {norm:.4g} (limit {limits[1]:.4g})"
         )
         if self._config.policy == "rollback" and self._latest_step() is not None:
-            say(told)
+            say(message)
             return True
         self._bad_in_a_row += 1
         if self._bad_in_a_row > self._config.limit:
-            raise HaltedError(f"{told}, {self._bad_in_a_row} in a row; {self._kept()}")
-        say(f"{told}; update skipped ({self._bad_in_a_row} in a row)")
+            raise HaltedError(f"{message}, {self._bad_in_a_row} in a row; {self._kept()}")
+        say(f"{message}; update skipped ({self._bad_in_a_row} in a row)")
         return False
 
     def _kept(self) -> str:
@@ -157,7 +158,7 @@ class Guard:
         return "there is no checkpoint" if latest is None else f"step {latest} is saved"
 
     def went_back(self, step: int, state: list) -> None:
-        """The run goes on from the checkpoint of `step`; HaltedError if it did too often."""
+        """Records a rollback to the checkpoint of `step`; HaltedError if there were too many."""
         self._returns = self._returns + 1 if step == self._returned_to else 1
         self._returned_to = step
         if self._returns > self._config.limit:
@@ -169,10 +170,10 @@ class Guard:
         self.set_state(state)
 
     def get_state(self) -> list:
-        """The numbers of the last good steps, JSON-able."""
+        """Returns the numbers of the last good steps, JSON-able."""
         return [list(numbers) for numbers in self._good]
 
     def set_state(self, state: list) -> None:
-        """Goes on where `state` was taken."""
+        """Restores what `get_state` returned."""
         self._good.clear()
         self._good.extend((int(step), loss, norm) for step, loss, norm in state)

@@ -1,9 +1,9 @@
-"""Where a run's time went: every second of the wall clock in exactly one category.
+"""Where a run's time went: every second of wall time in exactly one category.
 
-The time is the host's, as it waits for the device all the while: `data` is what the device waited
-for a batch, not what reading cost beside a running step. RUN/goodput.jsonl holds one line a log
-step or save; `summary` adds the starts of a run up, and moves the steps that a killed process did
-after its last checkpoint, and that had to be done again, from `step` to `lost`.
+Times are the host's, which always waits for the device. `data` is the time that the device waited
+for a batch, not the time of reading while a step ran. RUN/goodput.jsonl has one line per log step
+or save. `summary` adds up all starts of a run; steps that a killed process did after its last
+checkpoint had to be repeated, so their time moves from `step` to `lost`.
 """
 
 import contextlib
@@ -16,12 +16,12 @@ from emu3_jax.train.run import distributed
 
 GOODPUT_FILE = "goodput.jsonl"
 CATEGORIES = ("initialise", "compile", "data", "step", "save", "evaluate", "lost")
-# What is thrown away when a run goes back to a checkpoint.
+# Categories whose time since a checkpoint is lost when a run goes back to it.
 _PROGRESS = ("data", "step")
 
 
 class Ledger:
-    """Seconds of this process by category; they sum to the time since it was made."""
+    """Seconds of this process by category; they sum to the time since the ledger was made."""
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter):
         self._clock = clock
@@ -32,7 +32,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def during(self, category: str) -> Iterator[None]:
-        """Books the block on `category`; blocks may be nested, the inner one counts."""
+        """Books the time of the block on `category`; of nested blocks, the inner one counts."""
         outer = self._now
         self.turn_to(category)
         try:
@@ -41,35 +41,35 @@ class Ledger:
             self.turn_to(outer)
 
     def turn_to(self, category: str) -> None:
-        """Books what comes on `category`."""
+        """Books the time from now on on `category`."""
         self.seconds()
         self._now = category
 
     def seconds(self) -> dict[str, float]:
-        """Seconds so far by category."""
+        """Returns the seconds so far by category."""
         now = self._clock()
         self._seconds[self._now] += now - self._since
         self._since = now
         return dict(self._seconds)
 
     def move(self, source: str, target: str, seconds: float) -> None:
-        """Books `seconds` of `source` on `target` instead."""
+        """Moves `seconds` from the category `source` to `target`."""
         self._seconds[source] -= seconds
         self._seconds[target] += seconds
 
     def mark(self, step: int) -> None:
-        """Remembers how much was spent on steps up to this one, for `lose_since`."""
+        """Records the time spent on steps so far, for a later `lose_since(step)`."""
         self._progress_at[step] = {name: self.seconds()[name] for name in _PROGRESS}
 
     def lose_since(self, step: int) -> None:
-        """Books the steps after `step`, which was marked, as lost."""
+        """Books the time of steps after `step` as lost; `mark(step)` must have been called."""
         now, then = self.seconds(), self._progress_at[step]
         for name in _PROGRESS:
             self.move(name, "lost", now[name] - then[name])
 
 
 class GoodputLog:
-    """Writes a ledger to RUN/goodput.jsonl, from the first process alone."""
+    """Writes a ledger to RUN/goodput.jsonl, in the first process only."""
 
     def __init__(self, workdir: Any, ledger: Ledger, start_step: int):
         self._ledger = ledger
@@ -78,24 +78,25 @@ class GoodputLog:
         self._lines = AppendedLines(workdir, GOODPUT_FILE) if distributed.is_first() else None
 
     def write(self, step: int) -> None:
-        """One line: the step; when (s since 1970) and from which step this start began; seconds."""
+        """Appends a line: the step, when (s since 1970) and where this start began, seconds."""
         if self._lines is not None:
             seconds = {k: round(v, 3) for k, v in self._ledger.seconds().items()}
             self._lines.append({"step": step, **self._start, "seconds": seconds})
 
     def close(self) -> None:
-        """Releases the file."""
+        """Closes the file."""
         if self._lines is not None:
             self._lines.close()
 
 
 def summary(workdir: Any) -> dict[str, float]:
-    """Seconds of a run by category, over all its starts; they sum to its wall time.
+    """Returns the seconds of a run by category, over all its starts; they sum to its wall time.
 
-    Besides CATEGORIES there is "down": from the last line of one start to the beginning of the
-    next, which holds what a killed process did after its last line.
+    Besides CATEGORIES there is "down": the time from the last line of a start to the next start. It
+    includes what a killed process did after its last line.
 
-    Raises ValueError where no run has written.
+    Raises:
+      ValueError: there is no goodput.jsonl.
     """
     by_start: dict[float, list[dict]] = {}
     for line in read_lines(workdir, GOODPUT_FILE):
@@ -118,7 +119,7 @@ def summary(workdir: Any) -> dict[str, float]:
 
 
 def shares(seconds: dict[str, float]) -> str:
-    """ "step 91.0 %, compile 5.2 %, …", largest first, without what is nothing."""
+    """Returns "step 91.0 %, compile 5.2 %, …", largest first, without shares below 0.05 %."""
     whole = sum(seconds.values())
     named = sorted(seconds.items(), key=lambda pair: -pair[1])
     return ", ".join(f"{name} {100 * s / whole:.1f} %" for name, s in named if s > 0.0005 * whole)

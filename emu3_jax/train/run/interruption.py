@@ -1,4 +1,4 @@
-"""Asking a run to stop: signals, and preemption notices that reach one process of several."""
+"""Requests to stop a run: signals, and preemption notices that reach one of several processes."""
 
 import os
 import signal
@@ -9,16 +9,17 @@ from jax.experimental import multihost_utils
 
 
 class Interruption:
-    """Turns SIGTERM and Ctrl-C into an answer that the loop asks for between steps.
+    """Turns SIGTERM and Ctrl-C into a request that the loop checks between steps.
 
-    A second Ctrl-C raises KeyboardInterrupt as usual. Only the main thread may handle signals; in
-    any other they keep their meaning.
+    A second Ctrl-C raises KeyboardInterrupt as usual. Only the main thread can handle signals; in
+    other threads this object leaves them alone.
 
-    With several processes, SIGTERM is a preemption notice: JAX hears it in whichever process it
-    comes to, and all agree on the next step that none of them has begun. Ctrl-C becomes one.
+    With several processes, SIGTERM is a preemption notice: JAX receives it in any process, and all
+    processes agree to stop after the same step, one that none of them has begun. Ctrl-C is
+    forwarded as SIGTERM.
 
     Attributes:
-      number: the signal that this process got; SIGTERM where JAX heard it instead.
+      number: the signal that this process got; SIGTERM if JAX received it instead.
     """
 
     def __init__(self):
@@ -29,7 +30,7 @@ class Interruption:
 
     def __enter__(self):
         here = threading.current_thread() is threading.main_thread()
-        # JAX handles SIGTERM itself where there are several processes.
+        # With several processes, JAX handles SIGTERM itself.
         numbers = (signal.SIGINT,) if self._several else (signal.SIGTERM, signal.SIGINT)
         for number in numbers if here else ():
             self._previous[number] = signal.signal(number, self._handle)
@@ -40,14 +41,14 @@ class Interruption:
             signal.signal(number, handler)
 
     def requested(self, step: int) -> bool:
-        """Whether to save and stop after `step`; every process asks at every step."""
+        """Returns whether to save and stop after `step`; every process calls it every step."""
         if self._several:
             return multihost_utils.reached_preemption_sync_point(step)
         return self._asked
 
     @property
     def exit_code(self) -> int:
-        """What a process ends with that stopped for the signal: 128 + its number, as in a shell."""
+        """The exit code after the signal: 128 + its number, as in a shell."""
         return 128 + self.number
 
     def _handle(self, number, frame):
@@ -55,7 +56,7 @@ class Interruption:
         if self._asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._asked, self.number = True, number
-        # Not print: the signal may have come in the middle of one.
+        # Not print: the signal may have interrupted a print.
         os.write(2, b"Stopping after this step; Ctrl-C once more stops without saving.\n")
         if self._several:
             os.kill(os.getpid(), signal.SIGTERM)

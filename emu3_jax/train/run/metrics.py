@@ -1,4 +1,4 @@
-"""Where numbers go: one JSON line a log step, TensorBoard, and Weights & Biases if asked for."""
+"""Logs of a run's numbers: metrics.jsonl, TensorBoard and Weights & Biases; throughput and MFU."""
 
 import dataclasses
 import functools
@@ -17,18 +17,18 @@ from emu3_jax.files import AppendedLines, read_lines, write_atomically
 from emu3_jax.train.run import distributed
 
 METRICS_FILE = "metrics.jsonl"
-# Key of the lines that say behind which step the run went on.
+# Key of the lines that mark after which step the run resumed.
 RESUMED = "resumed"
 
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-    """What is logged and where.
+    """What to log and where.
 
     Attributes:
       every: steps between log lines; the numbers are means over those steps.
       tensorboard: also write TensorBoard event files.
-      wandb_project: Weights & Biases project; empty for none (needs the wandb package).
+      wandb_project: Weights & Biases project (needs the wandb package); "" for none.
     """
 
     every: int = 20
@@ -41,7 +41,7 @@ class LogConfig:
 
 
 class MetricsWriter:
-    """Appends scalars to workdir/metrics.jsonl and the other sinks; process 0 only."""
+    """Writes scalars to workdir/metrics.jsonl and the other sinks; in process 0 only."""
 
     def __init__(
         self,
@@ -54,9 +54,10 @@ class MetricsWriter:
 
         Args:
           workdir: run directory.
-          config: which sinks.
+          config: which sinks to open.
           run_config: the resolved config, for Weights & Biases.
-          start_step: updates done so far; what an earlier process logged after it is superseded.
+          start_step: number of updates done; it supersedes what an earlier process logged about
+            later steps.
 
         Raises:
           ValueError: a sink needs a package that is not installed.
@@ -73,11 +74,11 @@ class MetricsWriter:
         self._superseded_after = start_step if self._lines.continued else None
 
     def rewind(self, step: int) -> None:
-        """What was written so far about later steps is superseded: they will be done again."""
+        """Marks what was written about steps after `step` as superseded; they will be repeated."""
         self._superseded_after = step
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes one line; values that are not finite are written as null."""
+        """Writes one line; values that are not finite become null."""
         if not self._active:
             return
         if self._superseded_after is not None:
@@ -91,10 +92,10 @@ class MetricsWriter:
         if self._wandb is not None:
             self._wandb.log(finite, step=step)
 
-    def write_picture(self, step: int, name: str, picture: np.ndarray) -> None:
-        """Adds a picture uint8 [H, W, 3] to TensorBoard."""
+    def write_image(self, step: int, name: str, image: np.ndarray) -> None:
+        """Adds an image uint8 [H, W, 3] to TensorBoard."""
         if self._board is not None:
-            self._board.add_image(name, picture, step)
+            self._board.add_image(name, image, step)
 
     def close(self) -> None:
         """Flushes and closes every sink."""
@@ -108,7 +109,7 @@ class MetricsWriter:
 
 
 class _TensorBoard:
-    """tensorboardX's writer, which makes its file at once; this one does with the first number."""
+    """tensorboardX's writer, made at the first number, so that no file exists before."""
 
     def __init__(self, workdir: str | os.PathLike, start_step: int):
         self._folder = os.fspath(epath.Path(workdir) / "tensorboard")
@@ -120,14 +121,14 @@ class _TensorBoard:
 
         try:
             return SummaryWriter(self._folder, purge_step=self._start_step + 1)
-        except ImportError as error:  # a bucket needs a package of its own
+        except ImportError as error:  # a bucket needs an extra package
             raise ValueError(f"TensorBoard cannot write to {self._folder}: {error}") from error
 
     def add_scalar(self, name: str, value: float, step: int) -> None:
         self._writer.add_scalar(name, value, step)
 
-    def add_image(self, name: str, picture: np.ndarray, step: int) -> None:
-        self._writer.add_image(name, picture, step, dataformats="HWC")
+    def add_image(self, name: str, image: np.ndarray, step: int) -> None:
+        self._writer.add_image(name, image, step, dataformats="HWC")
 
     def close(self) -> None:
         if "_writer" in self.__dict__:
@@ -135,7 +136,7 @@ class _TensorBoard:
 
 
 def _start_wandb(workdir: str | os.PathLike, project: str, run_config: dict):
-    """A Weights & Biases run; its id is kept in the run directory, so that resuming goes on."""
+    """Starts or resumes a Weights & Biases run; its id is kept in the run directory."""
     try:
         import wandb
     except ImportError as error:
@@ -155,10 +156,10 @@ def _start_wandb(workdir: str | os.PathLike, project: str, run_config: dict):
 
 
 def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
-    """The lines of workdir/metrics.jsonl in step order, one a step.
+    """Returns the lines of workdir/metrics.jsonl in step order, one per step.
 
-    A run that resumes, or goes back after a loss spike, says so in a line of its own: what was
-    logged about later steps is superseded. Lines of the same step are merged.
+    A run that resumes, or goes back after a loss spike, writes a line that supersedes the earlier
+    lines about later steps. Lines of the same step are merged.
     """
     rows: list[dict] = []
     for line in read_lines(workdir, METRICS_FILE):
@@ -173,10 +174,10 @@ def read_metrics(workdir: str | os.PathLike) -> list[dict[str, Any]]:
 
 
 class Accumulator:
-    """Means of (sum, count) metrics over the steps since the last log line.
+    """Sums of (sum, count) metrics over the steps since the last log line.
 
-    The sums stay on the device until `means` fetches what `take` returned, which the loop does one
-    step late, so that the device never waits for the host.
+    The sums stay on the device until `means` fetches what `take` returned. The loop does that one
+    step late, so that the device does not wait for the host.
     """
 
     def __init__(self):
@@ -188,19 +189,19 @@ class Accumulator:
         self._sums = metrics if self._sums is None else self._add(self._sums, metrics)
 
     def take(self) -> dict | None:
-        """Returns the device sums and starts anew."""
+        """Returns the sums, on the device, and resets them."""
         sums, self._sums = self._sums, None
         return sums
 
 
 def means(sums: dict) -> dict[str, float]:
-    """Fetches (sum, count) pairs and divides; a name that counted nothing is left out."""
+    """Fetches (sum, count) pairs and returns name → mean, without names of count 0."""
     host = jax.device_get(sums)
     return {name: float(s / c) for name, (s, c) in host.items() if c > 0}
 
 
 class Progress:
-    """Throughput and time to go, paused while the loop does other things than stepping."""
+    """Throughput and remaining time, without the time that the loop spends outside steps."""
 
     def __init__(self, start_step: int, total_steps: int, units_per_step: int):
         self._total = total_steps
@@ -213,7 +214,7 @@ class Progress:
         self._paused += seconds
 
     def rate(self, step: int) -> tuple[float, float]:
-        """(units per second since the last call, seconds to go)."""
+        """Returns (units per second since the last call, seconds to go)."""
         old_step, old_time = self._mark
         now = time.perf_counter()
         elapsed = max(1e-9, now - old_time - self._paused)
@@ -223,8 +224,8 @@ class Progress:
         return steps_per_second * self._units, to_go
 
 
-# Dense bf16 peak, FLOP/s of one JAX device, from the makers' data sheets. A device is a chip, but
-# for TPU7x, whose chips (2,307 TFLOP/s) show as two.
+# Dense bf16 peak in FLOP/s of one JAX device, from the vendors' data sheets. A device is a chip,
+# except for TPU7x, where a chip (2,307 TFLOP/s) is two devices.
 PEAK_FLOPS = {
     "TPU v4": 275e12,
     "TPU v5 lite": 197e12,
@@ -239,22 +240,23 @@ PEAK_FLOPS = {
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """FLOP/s of one device of a kind as JAX calls it; None where the peak is unknown (CPU)."""
+    """Returns the peak FLOP/s of a JAX `device_kind`; None if it is unknown (CPU)."""
     matches = [name for name in PEAK_FLOPS if device_kind.startswith(name)]
     return PEAK_FLOPS[max(matches, key=len)] if matches else None
 
 
 def mfu(flops_per_second: float) -> float | None:
-    """Share of the devices' peak, or None where the peak is unknown (CPU).
+    """Returns the share of all devices' peak FLOP/s, or None if the peak is unknown (CPU).
 
-    The caller counts model FLOPs: 6 per matmul parameter and token, causal half of attention.
+    Args:
+      flops_per_second: model FLOPs of all devices, as `Task.flops_per_unit` counts them.
     """
     peak = peak_flops(jax.devices()[0].device_kind)
     return None if peak is None else flops_per_second / (peak * jax.device_count())
 
 
 def memory() -> dict[str, float]:
-    """GiB in use at most so far, for each device of this process whose backend reports it."""
+    """Returns metric name → peak GiB in use, for each local device whose backend reports it."""
     found = {}
     for device in jax.local_devices():
         peak = (device.memory_stats() or {}).get("peak_bytes_in_use")
@@ -264,7 +266,7 @@ def memory() -> dict[str, float]:
 
 
 def duration(seconds: float) -> str:
-    """ "1h 05m", "4m 10s", "9s"; "?" when unknown."""
+    """Returns "1h 05m", "4m 10s" or "9s"; "?" if not finite."""
     if not math.isfinite(seconds):
         return "?"
     seconds = int(seconds)

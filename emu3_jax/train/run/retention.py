@@ -1,4 +1,4 @@
-"""Which checkpoints are kept: the newest, those at round steps, and the best by a metric."""
+"""Which checkpoints to keep: the newest, those at round steps, and the best by a metric."""
 
 import dataclasses
 import math
@@ -11,12 +11,12 @@ class CheckpointConfig:
 
     Attributes:
       every: steps between saves; the last step is always saved.
-      keep: newest checkpoints to keep.
+      keep: number of newest checkpoints to keep.
       keep_every: checkpoints at multiples of this step are kept for ever; 0 for none.
-      best_metric: name in metrics.jsonl, such as "validation/likelihood/nats", by which the best
-        checkpoints are kept as well, of the steps at which it was logged; "": none.
-      best_mode: whether the best is the "min" or the "max" of it.
-      keep_best: how many of these.
+      best_metric: name in metrics.jsonl, such as "validation/likelihood/nats_all". The best
+        checkpoints by it are kept too, among the steps at which it was logged; "" for none.
+      best_mode: whether the best value is the "min" or the "max".
+      keep_best: number of best checkpoints to keep.
     """
 
     every: int = 500
@@ -38,13 +38,18 @@ class CheckpointConfig:
 
 @dataclasses.dataclass
 class Retention:
-    """Orbax's PreservationPolicy by a CheckpointConfig; `scores` is the best metric by step."""
+    """Orbax's PreservationPolicy for a CheckpointConfig.
+
+    Attributes:
+      config: what to keep.
+      scores: step → value of `config.best_metric`.
+    """
 
     config: CheckpointConfig
     scores: dict[int, float] = dataclasses.field(default_factory=dict)
 
     def should_preserve(self, checkpoints, *, context) -> list[bool]:
-        """See Orbax: one answer for each checkpoint, oldest first."""
+        """Returns for each checkpoint, oldest first, whether Orbax must keep it."""
         del context
         config, steps = self.config, [checkpoint.step for checkpoint in checkpoints]
         sign = 1 if config.best_mode == "min" else -1
@@ -57,7 +62,7 @@ class Retention:
         return [step in kept or bool(every and step % every == 0) for step in steps]
 
     def note(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Takes down the best metric, if it is among these of a step and a finite number."""
+        """Records `config.best_metric` of a step, if `metrics` has it and it is finite."""
         value = metrics.get(self.config.best_metric)
         if value is not None and math.isfinite(value):
             self.scores[step] = value

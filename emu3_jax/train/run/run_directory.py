@@ -1,7 +1,7 @@
-"""A run directory belongs to one config: checked before all else, written once the run goes.
+"""A run directory belongs to one config: it is checked first and written after all other checks.
 
-In between, whatever else can be refused (mesh, data, evaluation, the checkpoint's arrays) has been
-looked at, so a refused run leaves its directory as it was.
+Mesh, data, evaluation and the checkpoint's arrays are checked in between, so a command that ends in
+an error before its first step leaves the run directory unchanged.
 """
 
 import datetime
@@ -35,8 +35,8 @@ PACKAGES = (
     "jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax", "optax",
     "orbax-checkpoint", "grain", "array_record", "numpy", "ml_dtypes", "sentencepiece", "tiktoken",
 )  # fmt: skip
-# Keys that may differ between the parts of one run, since they do not change its losses: exact
-# names, or sections with a dot at the end.
+# Keys that may change when a run resumes, since they do not change its losses: exact names, or
+# sections with a dot at the end.
 FREE_KEYS = (
     "run.log.",
     "run.checkpoint.",
@@ -51,13 +51,13 @@ FREE_KEYS = (
 
 
 class OldDefault(NamedTuple):
-    """A default that was changed.
+    """The former default of a field.
 
     Attributes:
-      task: whose config it is in.
+      task: the task whose config has the field.
       key: section and field.
-      value: what a directory means that was written before and does not state the key.
-      until: ISO 8601, UTC: when it was changed.
+      value: the former default; it holds for older directories that do not state the key.
+      until: time of the change, ISO 8601 in UTC.
     """
 
     task: str
@@ -66,12 +66,12 @@ class OldDefault(NamedTuple):
     until: str
 
 
-# A run directory once stated only the keys of its config file. The history of the defaults since
-# then: of all fields, one has another default now.
+# Older run directories state only the keys of their config file. These are all fields whose default
+# has changed since.
 OLD_DEFAULTS = (
     OldDefault("pretrain", ("model", "attention"), "reference", "2026-11-25T03:08:00+00:00"),
 )
-# Fields that are constants now: a directory that states the constant's value means the same.
+# Fields that are constants now; a directory that states the constant's value can still be read.
 REMOVED = {
     ("codebook", "kmeans_iterations"): 10,
     ("codebook", "usage_decay"): 0.97,
@@ -80,15 +80,15 @@ REMOVED = {
 
 
 def check(config: Any, workdir: str | os.PathLike, allow_changes: bool) -> str:
-    """Returns how the config differs from that of the existing checkpoints: "key: old -> new; …".
+    """Returns the differences from the config of existing checkpoints, as "key: old -> new; …".
 
     Args:
       config: the resolved config.
-      workdir: need not exist.
-      allow_changes: go on although there are differences.
+      workdir: the run directory; need not exist.
+      allow_changes: return differences instead of raising.
 
     Raises:
-      ConfigError: `workdir` holds checkpoints made with another config; names the keys.
+      ConfigError: `workdir` holds checkpoints of another config; names the keys.
     """
     if not has_checkpoints(workdir):
         return ""
@@ -107,9 +107,9 @@ def check(config: Any, workdir: str | os.PathLike, allow_changes: bool) -> str:
 
 
 def claim(config: Any, workdir: str | os.PathLike, allow_changes: bool) -> None:
-    """Writes the resolved config into the directory, which is made if it does not exist.
+    """Writes the resolved config into the run directory and creates it if missing.
 
-    One process does it for all. Arguments and errors as `check`.
+    Only the first process calls it. Arguments and errors as `check`.
     """
     shown = check(config, workdir, allow_changes)
     if shown:
@@ -118,10 +118,10 @@ def claim(config: Any, workdir: str | os.PathLike, allow_changes: bool) -> None:
 
 
 def read(workdir: str | os.PathLike) -> Any:
-    """The resolved config of a run directory, with the defaults of the time it was written.
+    """Returns the resolved config of a run directory, with the defaults of its time.
 
     Raises:
-      ConfigError: no run directory, or a config that is none of this version's.
+      ConfigError: `workdir` is not a run directory, or this version cannot read its config.
     """
     values = read_config(workdir)
     try:
@@ -133,7 +133,7 @@ def read(workdir: str | os.PathLike) -> Any:
 def _with_old_defaults(values: dict[str, Any], workdir: str | os.PathLike) -> dict[str, Any]:
     values = dict(values)
     if isinstance(values.get("evaluation"), Mapping):
-        # What was evaluated on the way decides nothing of the model, and was told otherwise.
+        # An older form of the section; evaluation during training does not affect the model.
         del values["evaluation"]
     for task, (section, name), value, until in OLD_DEFAULTS:
         stated = values.get(section, {})
@@ -147,7 +147,7 @@ def _with_old_defaults(values: dict[str, Any], workdir: str | os.PathLike) -> di
 
 
 def _written(workdir: str | os.PathLike) -> str:
-    """When a run began, ISO 8601 in UTC."""
+    """Returns when a run began, ISO 8601 in UTC."""
     if (epath.Path(workdir) / STARTS_FILE).is_file():
         return read_lines(workdir, STARTS_FILE)[0]["time"]
     seconds = (epath.Path(workdir) / CONFIG_FILE).stat().mtime
@@ -155,7 +155,7 @@ def _written(workdir: str | os.PathLike) -> str:
 
 
 def record_start(workdir: str | os.PathLike) -> None:
-    """Adds a line on this start to starts.jsonl: what would be needed to do it again."""
+    """Appends a line to starts.jsonl with what is needed to repeat this start."""
     lines = AppendedLines(workdir, STARTS_FILE)
     devices = jax.devices()
     lines.append(
@@ -173,8 +173,8 @@ def record_start(workdir: str | os.PathLike) -> None:
 
 
 def code_revision() -> str | None:
-    """Commit of the checkout this package runs from, with "+changes" if it was edited; None where
-    there is no checkout."""
+    """Returns the commit of the package's checkout, with "+changes" if files were edited; None
+    without a checkout."""
     here = pathlib.Path(__file__)
 
     def git(*words: str) -> str:
@@ -182,7 +182,7 @@ def code_revision() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        # An installed package may lie in a folder of somebody else's checkout.
+        # An installed package may lie inside the checkout of another project.
         git("ls-files", "--error-unmatch", here.name)
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
@@ -191,7 +191,7 @@ def code_revision() -> str | None:
 
 
 def package_versions() -> dict[str, str]:
-    """Versions of the packages that decide what a run computes, this one first."""
+    """Returns package → version for those that decide what a run computes, this one first."""
     found = {"emu3_jax": emu3_jax.__version__}
     for name in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""What a run tells while it trains: log lines and metrics, one step late, and where time went."""
+"""Log lines and metrics of a run, one step late, and where its time went."""
 
 import os
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from emu3_jax.train.run.goodput import GoodputLog, Ledger, shares
 
 
 class Report:
-    """Takes the numbers of each step from the device to the logs."""
+    """Fetches the numbers of each step from the device and writes them to the logs."""
 
     def __init__(
         self,
@@ -29,25 +29,26 @@ class Report:
 
         Args:
           workdir: run directory.
-          task: a state.Task.
-          run: a loop.RunConfig.
+          task: a Task; its `unit`, `units_per_batch` and `flops_per_unit` are used.
+          run: a RunConfig.
           schedule: number of updates done → learning rate.
-          start_step: updates done so far.
-          ledger: of this process's time.
-          note: told (step, numbers) of all that is and was logged, in every process.
+          start_step: number of updates done.
+          ledger: where this process's time went.
+          note: called with (step, numbers) for each line, past lines of the run included, in every
+            process.
           run_config: the resolved config, for Weights & Biases.
         """
         self._task, self._run, self._schedule, self._note = task, run, schedule, note
         self.writer = metrics_lib.MetricsWriter(workdir, run.log, run_config, start_step)
         self.ledger, self._goodput = ledger, GoodputLog(workdir, ledger, start_step)
         self._accumulator = metrics_lib.Accumulator()
-        # Of steps already dispatched, on the device, until somebody looks.
+        # Sums of dispatched steps, on the device until `log` fetches them.
         self._unlogged: tuple[int, dict] | None = None
         if start_step and run.checkpoint.best_metric:
             for row in metrics_lib.read_metrics(workdir):
                 note(row["step"], row)
         self._first = start_step + 1
-        # Counting may trace the model: not where there is no peak to hold it against.
+        # Counting may trace the model, so only if the device's peak is known.
         known = metrics_lib.peak_flops(jax.devices()[0].device_kind)
         self._flops = task.flops_per_unit() if known else 0.0
         self._measure_from(start_step)
@@ -57,13 +58,13 @@ class Report:
         self._progress = metrics_lib.Progress(step, self._run.steps, units)
 
     def keep(self, step: int, metrics: dict) -> None:
-        """Leaves the numbers of a step on the device; `log` fetches them if a line is due then."""
+        """Keeps the numbers of a step on the device; `log` fetches them if a line is due."""
         self._accumulator.add(metrics)
         if step % self._run.log.every == 0 or step in (self._first, self._run.steps):
             self._unlogged = (step, self._accumulator.take())
 
     def log(self) -> None:
-        """Writes the line that is due, if one is."""
+        """Writes the log line if one is due."""
         if self._unlogged is None:
             return
         (step, sums), self._unlogged = self._unlogged, None
@@ -73,7 +74,7 @@ class Report:
         values["learning_rate"] = float(self._schedule(step - 1))
         values[f"{unit}_per_second"] = rate
         values[f"{unit}_per_second_per_chip"] = rate / chips
-        speed = f"{rate:,.0f} {unit}/s" + (f", {rate / chips:,.0f} a chip" if chips > 1 else "")
+        speed = f"{rate:,.0f} {unit}/s" + (f", {rate / chips:,.0f} per chip" if chips > 1 else "")
         mfu = metrics_lib.mfu(rate * self._flops)
         if mfu:
             values["mfu"] = mfu
@@ -87,27 +88,27 @@ class Report:
         self.book(step)
 
     def write(self, step: int, values: dict[str, float]) -> None:
-        """Writes numbers of `step` into the metrics."""
+        """Writes the numbers of `step` to the metrics."""
         self.writer.write(step, values)
         self._note(step, values)
 
     def book(self, step: int) -> None:
-        """Writes the ledger as it stands after dispatching `step`."""
+        """Writes a line of the ledger after dispatching `step`."""
         self._goodput.write(step)
 
     def pause(self, seconds: float) -> None:
-        """Leaves `seconds` out of the throughput."""
+        """Leaves `seconds` out of the next throughput."""
         self._progress.pause(seconds)
 
     def rewind(self, step: int) -> None:
-        """The run goes back to `step`: drops what was not logged yet, supersedes what was."""
+        """Goes back to `step`: drops numbers not logged yet, supersedes those logged since."""
         self._accumulator.take()
         self._unlogged = None
         self.writer.rewind(step)
         self._measure_from(step)
 
     def finish(self, step: int) -> None:
-        """Tells where the time went."""
+        """Prints where the time went."""
         self.book(step)
         say(f"time since the start: {shares(self.ledger.seconds())}")
 

@@ -1,4 +1,4 @@
-"""Signs of life of a run, a look inside when there are none, and a window for the profiler."""
+"""Heartbeat of a run, stack dumps when it hangs, and a window for the profiler."""
 
 import contextlib
 import dataclasses
@@ -19,16 +19,16 @@ PROFILE_FOLDER = "profile"
 
 @dataclasses.dataclass(frozen=True)
 class WatchConfig:
-    """How a run is watched.
+    """Heartbeat, hang detection and profiler of a run.
 
     Attributes:
-      heartbeat_seconds: RUN/heartbeat.json is written anew after a step, at most this often.
-      hang_seconds: after so long without a step, an evaluation or a save, every process writes the
-        stacks of all its threads to stderr, and again after as long; 0: never. The first step
-        includes compiling.
-      hang_exit: end the process then, with code 1, so that a launcher can start the run again.
-      profile_step: first of the steps that the profiler records into RUN/profile; 0: none.
-      profile_steps: how many steps it records.
+      heartbeat_seconds: RUN/heartbeat.json is rewritten after a step, at most this often.
+      hang_seconds: after this time without the end of a step, an evaluation or a save, every
+        process writes the stacks of all its threads to stderr, and again after each such time; 0:
+        never. The first step includes compilation.
+      hang_exit: also end the process then, with code 1, so that a launcher can restart the run.
+      profile_step: first step that the profiler records into RUN/profile; 0: none.
+      profile_steps: number of steps it records.
     """
 
     heartbeat_seconds: float = 10.0
@@ -49,7 +49,7 @@ class WatchConfig:
 
 
 class Watch:
-    """Watches the loop, which tells it what it does; a context manager."""
+    """Watches the loop, which reports its progress to it; a context manager."""
 
     def __init__(self, workdir: str | os.PathLike, config: WatchConfig):
         self._workdir, self._config = epath.Path(workdir), config
@@ -67,20 +67,20 @@ class Watch:
             jax.profiler.stop_trace()
 
     def alive(self, step: int) -> None:
-        """The loop has dispatched `step` and done all that belongs to it."""
+        """Writes the heartbeat; called when all work of `step` has been dispatched or done."""
         self.rearm()
         now = time.monotonic()
         if distributed.is_first() and now - self._written >= self._config.heartbeat_seconds:
             self._written = now
-            # A full disk ends the run where it matters, in a log or a checkpoint.
+            # A full disk must not end the run here; a log or a checkpoint will report it.
             with contextlib.suppress(OSError):
                 write_json(self._workdir / HEARTBEAT_FILE, {"step": step, "time": time.time()})
 
     def before(self, step: int) -> None:
-        """Opens the profiler's window before its first step and closes it behind its last.
+        """Starts the profiler before its first step and stops it after its last one.
 
-        The loop knows that a step has ended when it has dispatched the next one, so the trace also
-        shows the beginning of that one.
+        A step has ended only when the loop has dispatched the next one, so the trace also contains
+        the beginning of that one.
         """
         first, count = self._config.profile_step, self._config.profile_steps
         if not first or not distributed.is_first():
@@ -95,7 +95,7 @@ class Watch:
             self._profiling = True
 
     def rearm(self) -> None:
-        """The time without a sign of life begins anew."""
+        """Restarts the timer of `hang_seconds`."""
         if self._config.hang_seconds:
             faulthandler.dump_traceback_later(
                 self._config.hang_seconds,

@@ -1,1 +1,1 @@
-"""One module a task, and the registry that names them."""
+"""The tasks, one module each, and their registry."""

@@ -1,4 +1,4 @@
-"""Tasks by name: the only place that knows all of them."""
+"""Tasks by name: the only module that lists all of them."""
 
 import importlib
 import os
@@ -16,7 +16,7 @@ TASKS = {
 
 
 def find(name: Any) -> type[Task]:
-    """The task of a name or an import path; ConfigError for what is neither."""
+    """Returns the task class of a name or an import path; ConfigError if there is none."""
     known = f"{', '.join(TASKS)}, or the import path of a class of your own, module:Class"
     if not isinstance(name, str) or (name not in TASKS and ":" not in name):
         raise ConfigError(f"config.task must be one of {known}; got {name!r}")
@@ -28,12 +28,15 @@ def find(name: Any) -> type[Task]:
 
 
 def resolve(values: Mapping[str, Any], run_directory: os.PathLike | None = None) -> Any:
-    """Stated values → the config of the task they name; see `Task.resolve`."""
+    """Returns the resolved config of the task that `values` name.
+
+    Arguments, result and errors as `Task.resolve`.
+    """
     if "task" not in values:
         raise ConfigError(f"config.task is missing; it is one of {', '.join(TASKS)}")
     return find(values["task"]).resolve(values, run_directory)
 
 
 def make(config: Any, read_data: bool = True) -> Task:
-    """The task of a resolved config."""
+    """Makes the task of a resolved config; `read_data` as in `Task.__init__`."""
     return find(config.task)(config, read_data)

@@ -40,7 +40,7 @@ class Bucket(MemoryFileSystem):
 
 @pytest.fixture
 def bucket(monkeypatch, tmp_path):
-    """Stands for every bucket; the current folder is one in which nothing may appear."""
+    """Stands for every bucket; nothing may appear in the current folder."""
     fake = Bucket()
     monkeypatch.setattr(Bucket, "store", {})
     monkeypatch.setattr(Bucket, "pseudo_dirs", [""])
@@ -90,7 +90,7 @@ def test_the_language_of_a_run(bucket, tmp_path):
         assert (tmp_path / "copy" / name).read_bytes() == epath.Path(RUN, name).read_bytes()
 
 
-def test_a_run_is_told_from_a_model(bucket):
+def test_a_run_is_distinguished_from_a_model(bucket):
     assert not checkpoint.is_run_directory(RUN)
     (epath.Path(RUN) / "checkpoints" / "4").mkdir(parents=True)
     (epath.Path(RUN) / "checkpoints" / "4" / "state").write_text("")
@@ -119,33 +119,33 @@ def test_held_out_tokens_are_looked_for(bucket, tmp_path):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Drawing(Evaluator):
-    """An evaluator that draws one picture of one grey."""
+    """An evaluator that draws one image of one grey."""
 
     measures: ClassVar[str] = "language_model"
 
     name: str = "drawing"
 
     def run(self, subject):
-        return Result({"one": 1.0}, pictures={"grey": np.full((2, 3, 3), 7, np.uint8)})
+        return Result({"one": 1.0}, images={"grey": np.full((2, 3, 3), 7, np.uint8)})
 
 
 class Shown:
-    """The part of a metrics writer that pictures go to."""
+    """The part of a metrics writer that images go to."""
 
-    pictures = ()
+    images = ()
 
-    def write_picture(self, step, name, pixels):
-        self.pictures += ((step, name),)
+    def write_image(self, step, name, pixels):
+        self.images += ((step, name),)
 
 
-def test_pictures_of_evaluation(bucket):
+def test_images_of_evaluation(bucket):
     callback = EvaluationCallback(
         Drawing(), lambda state, label: Subject(language_model=object(), label=label), RUN
     )
     writer = Shown()
     for _ in range(2):  # the second time over what is there
         values = callback(4, None, writer)
-    assert values["validation/drawing/one"] == 1.0 and writer.pictures == ((4, "drawing/grey"),) * 2
-    assert names(bucket) == {"pictures/step_000004/drawing_grey.png"}
-    content = epath.Path(RUN, "pictures/step_000004/drawing_grey.png").read_bytes()
+    assert values["validation/drawing/one"] == 1.0 and writer.images == ((4, "drawing/grey"),) * 2
+    assert names(bucket) == {"images/step_000004/drawing_grey.png"}
+    content = epath.Path(RUN, "images/step_000004/drawing_grey.png").read_bytes()
     assert media.read_image(content).tolist() == np.full((2, 3, 3), 7).tolist()

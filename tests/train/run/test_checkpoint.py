@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not at all, kept as asked, and refused with a reason."""
+"""Checkpoints: complete or absent, kept as configured, and refused with a reason."""
 
 import contextlib
 import os

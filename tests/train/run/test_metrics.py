@@ -102,10 +102,10 @@ def test_means_over_steps_leave_out_what_counted_nothing():
     assert accumulator.take() is None
 
 
-def test_tensorboard_gets_the_finite_numbers_and_pictures(tmp_path):
+def test_tensorboard_gets_the_finite_numbers_and_images(tmp_path):
     writer = MetricsWriter(tmp_path, LogConfig(), {})
     writer.write(3, {"loss": 0.25, "bad": math.nan})
-    writer.write_picture(3, "sample", np.zeros((4, 4, 3), np.uint8))
+    writer.write_image(3, "sample", np.zeros((4, 4, 3), np.uint8))
     writer.close()
     events = [e for e in _events(tmp_path / "tensorboard") if e.summary.value]
     assert [(e.step, e.summary.value[0].tag) for e in events] == [(3, "loss"), (3, "sample")]

@@ -38,8 +38,8 @@ def test_a_hang_shows_the_stacks_of_all_threads(tmp_path, monkeypatch):
         monkeypatch.setattr("sys.__stderr__", file)
         with Watch(tmp_path, WatchConfig(hang_seconds=1.5)):
             where_it_hangs()
-        told = path.read_text()
-        assert "Timeout (0:00:01.5" in told and "where_it_hangs" in told
+        dumped = path.read_text()
+        assert "Timeout (0:00:01.5" in dumped and "where_it_hangs" in dumped
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def _discriminate(params, pixels):
     return MODEL.apply({"params": params}, pixels)
 
 
-def _pictures(seed, *shape):
+def _images(seed, *shape):
     return np.random.default_rng(seed).uniform(-1, 1, shape).astype(np.float32)
 
 
@@ -59,8 +59,8 @@ def test_losses_against_their_formulas():
 
 
 def test_the_penalty_and_its_gradient_of_a_discriminator_known_in_closed_form():
-    x, w = _pictures(0, 3, 4, 3), _pictures(1, 4, 3)
-    # Linear: each picture's gradient is w. Quadratic: it is 2 w^2 x.
+    x, w = _images(0, 3, 4, 3), _images(1, 4, 3)
+    # Linear: each image's gradient is w. Quadratic: it is 2 w^2 x.
     linear = lambda w: adversarial.gradient_penalty(  # noqa: E731
         lambda x: jnp.sum(w * x, axis=(1, 2)), x
     )
@@ -77,12 +77,12 @@ def test_the_penalty_and_its_gradient_of_a_discriminator_known_in_closed_form():
         np.testing.assert_allclose(slope, gradient, rtol=1e-5)
 
 
-def test_the_penalty_of_the_network_is_that_of_one_picture_at_a_time(params):
-    x = _pictures(0, 2, 8, 8, 3)
+def test_the_penalty_of_the_network_is_that_of_one_image_at_a_time(params):
+    x = _images(0, 2, 8, 8, 3)
 
-    def one(params, picture):
+    def one(params, image):
         logits = lambda y: jnp.sum(_discriminate(params, y[None]))  # noqa: E731
-        return jnp.sum(jnp.square(jax.grad(logits)(picture)))
+        return jnp.sum(jnp.square(jax.grad(logits)(image)))
 
     direct = lambda p: (one(p, x[0]) + one(p, x[1])) / 2  # noqa: E731
     ours = lambda p: adversarial.gradient_penalty(lambda y: _discriminate(p, y), x)  # noqa: E731
@@ -115,7 +115,7 @@ def test_the_adaptive_weight_by_hand():
 
 
 def test_gradient_through_is_the_gradient_of_the_direct_formula():
-    a, b, w = _pictures(0, 5, 6), _pictures(1, 5, 6), _pictures(2, 6, 6)
+    a, b, w = _images(0, 5, 6), _images(1, 5, 6), _images(2, 6, 6)
     first = lambda x: jnp.mean(jnp.sin(x @ a.T))  # noqa: E731
     second = lambda x: jnp.mean(jnp.square(x - b[:, :6]))  # noqa: E731
     make = lambda w: jnp.tanh(b @ w)  # noqa: E731
@@ -167,7 +167,7 @@ def _assert_close(found, expected, rtol):
     ids=["fixed, hinge, penalty", "adaptive, non-saturating"],
 )
 def test_each_side_learns_from_its_own_part_alone(params, config):
-    target, step = _pictures(3, 4, 8, 8, 3), 4  # the ramp is at a half
+    target, step = _images(3, 4, 8, 8, 3), 4  # the ramp is at a half
     (_, terms), (of_params, of_tokenizer) = _gradients(params, config, step, target)
     fake = 0.6 * target
 
@@ -194,7 +194,7 @@ def test_each_side_learns_from_its_own_part_alone(params, config):
 
 def test_before_the_start_neither_side_learns(params):
     config = AdversarialConfig(weight=0.5, start=5, warmup=3)
-    target = _pictures(3, 4, 8, 8, 3)
+    target = _images(3, 4, 8, 8, 3)
     (_, terms), (of_params, of_tokenizer) = _gradients(params, config, 4, target)
     assert not any(np.any(x) for x in jax.tree.leaves(of_params))
     _assert_close(of_tokenizer, np.mean(2 * (0.6 - 1) * target**2), 1e-5)
@@ -204,7 +204,7 @@ def test_before_the_start_neither_side_learns(params):
 
 def test_eight_devices_give_the_losses_and_gradients_of_one():
     config = AdversarialConfig(weight=0.5, penalty=0.1)
-    target = _pictures(3, 8, 4, 8, 8, 3)
+    target = _images(3, 8, 4, 8, 8, 3)
     boxed = jax.jit(MODEL.init)(jax.random.key(0), jnp.zeros((1, 4, 8, 8, 3)))["params"]
     params = nn.unbox(boxed)
     expected = _gradients(params, config, 0, target)
@@ -221,8 +221,8 @@ def test_eight_devices_give_the_losses_and_gradients_of_one():
 @pytest.mark.parametrize("kind", adversarial.LOSSES)
 def test_it_learns_to_part_two_sets(kind):
     real = np.tile(np.indices((8, 8)).sum(0) % 2 * 1.0 - 0.5, (8, 1, 1))[..., None]
-    real = (real + 0.2 * _pictures(0, 8, 8, 8, 3)).astype(np.float32)
-    fake = 0.5 * _pictures(1, 8, 8, 8, 3)
+    real = (real + 0.2 * _images(0, 8, 8, 8, 3)).astype(np.float32)
+    fake = 0.5 * _images(1, 8, 8, 8, 3)
     config = AdversarialConfig(weight=1.0, kind=kind, adaptive=False)
     params = nn.unbox(jax.jit(MODEL.init)(jax.random.key(0), real))["params"]
     optimizer = optax.adam(0.02)

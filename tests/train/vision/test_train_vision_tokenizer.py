@@ -242,7 +242,7 @@ def test_a_batch_that_the_mesh_does_not_divide():
         _task(clips=3).batches(mesh)
 
 
-def test_psnr_is_the_mean_over_pictures_with_a_peak_of_two():
+def test_psnr_is_the_mean_over_images_with_a_peak_of_two():
     target = np.zeros((2, 4, 4, 3), np.float32)
     pixels = np.stack([np.full((4, 4, 3), 0.2), np.full((4, 4, 3), 0.02)]).astype(np.float32)
     np.testing.assert_allclose(mean_psnr(pixels, target), (20.0 + 40.0) / 2, rtol=1e-5)

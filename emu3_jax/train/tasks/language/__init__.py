@@ -1,1 +1,1 @@
-"""Tasks that train a transformer."""
+"""The pretraining task of the transformer."""

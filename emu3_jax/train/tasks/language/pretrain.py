@@ -38,7 +38,7 @@ from emu3_jax.train.tasks.language import transformer_start
 from emu3_jax.train.tasks.language.transformer_programs import EvaluateProgram, SampleProgram
 from emu3_jax.train.tasks.language.transformer_start import TransformerStart
 
-# The classes of predicted tokens whose losses are reported apart, under these names.
+# Classes of predicted tokens with a loss metric of their own: loss/<name>.
 REPORTED = {
     "text": TokenClass.TEXT,
     "image": TokenClass.IMAGE,
@@ -49,15 +49,15 @@ REPORTED = {
 
 @dataclasses.dataclass(frozen=True)
 class LossConfig:
-    """Of the cross-entropy.
+    """Settings of the cross-entropy.
 
-    The weights per token class (0.5 on vision tokens, paper section 2.4) belong to the data: they
-    arrive with each batch.
+    The weights per token class (0.5 on vision tokens, paper section 2.4) belong to the data and
+    come with each batch.
 
     Attributes:
       chunk_tokens: positions whose logits exist at once on one device.
       z_loss: coefficient of log(Z)²; the paper mentions none.
-      unroll: write the loop over chunks out, for a compiler that then sees more of it.
+      unroll: unroll the loop over chunks, so that the compiler's cost analysis counts all of it.
     """
 
     chunk_tokens: int = 512
@@ -67,18 +67,18 @@ class LossConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:
-    """A whole config of the task.
+    """The whole config of the task.
 
     Attributes:
-      model: its vocab_size may be left out of a config: the data states it.
-      data: what is read.
-      run: how it is trained.
-      text_tokenizer: a SentencePiece *.model, a *.tiktoken rank file, or "bytes": the one that the
-        data was tokenized with.
-      loss: of the cross-entropy.
-      start: what the weights begin as.
-      evaluation: entries of what is evaluated while it trains (evaluate.registry).
-      task: the name under which a config asks for this task.
+      model: the transformer. A config may leave out vocab_size: it is then that of the data.
+      data: the token datasets, their mixture, and the batches.
+      run: how to train.
+      text_tokenizer: the tokenizer of the data: a SentencePiece *.model, a *.tiktoken rank file,
+        or "bytes".
+      loss: settings of the cross-entropy.
+      start: initial weights.
+      evaluation: entries to evaluate during training (evaluate.registry).
+      task: name of this task in the registry.
     """
 
     model: TransformerConfig
@@ -95,8 +95,8 @@ class PretrainTask(Task):
     """Trains a Transformer on batches of packed rows; see data.tokens.pipeline for the arrays.
 
     Attributes:
-      language: vocabulary, grammar and limits of the data; None where no data was read, and then
-        the task can be compiled but not trained.
+      language: vocabulary, grammar and limits of the data, or of the run directory after
+        `from_run`. None if neither was read; the task can then be lowered but not trained.
     """
 
     Config = PretrainConfig
@@ -116,7 +116,7 @@ class PretrainTask(Task):
     def resolve(
         cls, values: Mapping[str, Any], run_directory: os.PathLike | None = None
     ) -> PretrainConfig:
-        """Takes a missing model.vocab_size from the run directory, or else from the data."""
+        """Reads a missing model.vocab_size from the run directory, or else from the data."""
         model = values.get("model", {})
         if not isinstance(model, Mapping) or "vocab_size" in model:
             return to_dataclass(cls.Config, values)
@@ -130,24 +130,24 @@ class PretrainTask(Task):
 
     @classmethod
     def from_run(cls, config: PretrainConfig, run_directory: os.PathLike) -> "PretrainTask":
-        """With the language that the run directory keeps."""
+        """Reads the language that the run directory keeps."""
         task = cls(config, read_data=False)
         task.language = load_language(run_directory)
         return task
 
     def init(self, key: jax.Array) -> Any:
-        """The transformer's variables; one token fits every mesh."""
+        """Initialises the transformer on one token, a shape that fits every mesh."""
         return self.model.init(key, jnp.zeros((1, 1), jnp.int32))
 
     def initial_weights(self) -> Callable[[dict], dict] | None:
-        """From the section `start`."""
+        """Returns the weights that the section `start` names."""
         c = self.config
         return transformer_start.initial_weights(c.start, c.model, c.data.mixture, self.language)
 
     def loss(
         self, params: Any, model_state: Any, batch: dict, key: jax.Array, step: jax.Array
     ) -> Loss:
-        """Chunked cross-entropy; the weight is the sum of token weights."""
+        """Returns the chunked cross-entropy; its weight is the sum of the token weights."""
         del step
         config = self.config
         x_BSD = self.model.apply(
@@ -173,7 +173,7 @@ class PretrainTask(Task):
         return Loss(result.total, result.weight, metrics, model_state)
 
     def _metrics(self, nll_BS: jax.Array, batch: dict) -> dict:
-        """Mean nats per predicted token, by class and by source; tokens of weight 0 count not."""
+        """Returns nats per predicted token by class and source, without tokens of weight 0."""
 
         def pair(mask):
             mask = mask & (batch["weights"] > 0)
@@ -187,7 +187,7 @@ class PretrainTask(Task):
         return metrics | {"data/filled": (filled, size)}
 
     def abstract_batch(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-        """The arrays of `data.tokens.pipeline.BatchIterator`, all cut alike."""
+        """Returns the arrays of `data.tokens.pipeline.BatchIterator`, all sharded alike."""
         model, data = self.config.model, self.config.data
         check_mesh(model, mesh)
         machine = mesh.devices.flat[0].platform
@@ -201,17 +201,17 @@ class PretrainTask(Task):
         }
 
     def batches(self, mesh: Mesh) -> BatchIterator:
-        """Each process reads only its own rows of the global batch."""
-        self.abstract_batch(mesh)  # refuses a mesh that does not fit
+        """Returns an iterator that reads only this process's rows of the global batch."""
+        self.abstract_batch(mesh)  # raises if the mesh does not fit
         mine = sharding.rows_here(mesh, self.config.data.batch_size)
         return make_iterator(self.config.data, self.language.grammar, rows=mine)
 
     def units_per_batch(self) -> int:
-        """Positions in one batch, padding included."""
+        """Returns the positions in one batch, padding included."""
         return self.config.data.batch_size * self.config.data.sequence_length
 
     def flops_per_unit(self) -> float:
-        """Model FLOPs per token: 6 a matmul parameter, and the causal half of attention."""
+        """Returns model FLOPs per token: 6 per matmul parameter, and causal attention (half)."""
         c = self.config.model
         layer = c.hidden_size * c.head_dim * 2 * (c.num_heads + c.num_kv_heads)
         layer += 3 * c.hidden_size * c.intermediate_size
@@ -220,7 +220,7 @@ class PretrainTask(Task):
         return 6.0 * (matmul + attention)
 
     def save_beside(self, run_directory: os.PathLike) -> None:
-        """Vocabulary, text tokenizer and limits, so that checkpoints can be generated from."""
+        """Writes vocabulary, text tokenizer and limits, which generation from a run needs."""
         save_language(run_directory, self.language)
 
     def check_beside(self, run_directory: os.PathLike) -> None:
@@ -228,21 +228,21 @@ class PretrainTask(Task):
         check_same_language(load_language(run_directory), self.language, f"{run_directory}", "data")
 
     def trained_model(self, variables: dict, label: str) -> Bundle:
-        """With the language of the data, or of the run directory."""
+        """Returns a bundle with the language of the data or of the run directory."""
         return assemble(self.model, variables, self.language, where=label)
 
     def export(
         self, folder: os.PathLike, variables: dict, options: exporting.ExportOptions
     ) -> None:
-        """As a language model, or a whole -hf model if the options have a vision tokenizer."""
+        """Writes a language model, or a whole -hf model if `options` has a vision tokenizer."""
         exporting.write_language_model(folder, self.trained_model(variables, "the run"), options)
 
     def programs(self) -> Mapping[str, Program]:
-        """Drawing pictures, and scoring held-out documents."""
+        """Returns "sample" (drawing images) and "evaluate" (scoring held-out documents)."""
         return {"sample": SampleProgram(self), "evaluate": EvaluateProgram(self)}
 
     def with_layers(self, num_layers: int) -> PretrainConfig:
-        """With so many layers, one micro-batch and an unrolled loss."""
+        """Returns the config with `num_layers` layers, one micro-batch and an unrolled loss."""
         c = self.config
         rows = c.data.batch_size // c.run.accumulation
         return dataclasses.replace(
@@ -255,7 +255,7 @@ class PretrainTask(Task):
 
 
 def _language_of_the_data(config: PretrainConfig) -> Language:
-    """With which the first dataset of the mixture was made."""
+    """Returns the language that the first dataset of the mixture was made with."""
     info = open_dataset(config.data.mixture[0].dataset).info
     tokenizer = load_text_tokenizer(config.text_tokenizer)
     grammar = Grammar(info.vocabulary, tokenizer, info.video_format)

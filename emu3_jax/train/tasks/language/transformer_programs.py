@@ -1,4 +1,4 @@
-"""What is done with a trained transformer, as programs to compile."""
+"""Programs of a trained transformer for ahead-of-time lowering: sampling and evaluation."""
 
 import math
 from collections.abc import Sequence
@@ -13,13 +13,15 @@ from emu3_jax.train.program import Program
 
 
 class SampleProgram(Program):
-    """Images of 720 x 720 pixels as `emu3_jax.generate` draws them, with guidance: one for each
-    share that the mesh makes of a batch, with prompts of up to 128 tokens."""
+    """Draws images of 720 x 720 pixels with guidance, as `emu3_jax.generate` does.
+
+    The batch is one image per shard of the batch axis; prompts have up to 128 tokens.
+    """
 
     PROMPT, SIDE = 128, 720 // 8
 
     def lower(self, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
-        """For a model of the released vocabulary; ConfigError for another."""
+        """Lowers the decoding loop; ConfigError if the vocabulary is not the released one."""
         model, released = self.task.config.model, vocab.released()
         if model.vocab_size != released.size:
             raise ConfigError(
@@ -28,28 +30,31 @@ class SampleProgram(Program):
             )
         mesh = self.mesh(devices)
         requests = math.prod(mesh.shape[axis] for axis in sharding.mesh_axes("batch"))
-        # Rows with their EOL, then EOF, EOI and EOS.
+        # Rows of codes with their EOL, then EOF, EOI and EOS.
         new = self.SIDE * (self.SIDE + 1) + 3
         sizes = {"requests": requests, "prompt": self.PROMPT, "new": new}
         return autoregressive.lower(model, released, mesh, **sizes)
 
     def model_flops(self) -> float:
-        """Not counted: decoding is bound by memory, not by arithmetic."""
+        """Returns 0: not counted, since decoding is bound by memory, not by arithmetic."""
         return 0.0
 
 
 class EvaluateProgram(Program):
-    """Held-out likelihood as `emu3_jax.evaluate` computes it, with weights in the compute type: one
-    batch of rows as long as those of training, BATCH of them or as many as the mesh cuts."""
+    """Scores one batch of held-out rows, as the evaluator `likelihood` does.
+
+    Rows are as long as in training: BATCH of them, rounded up to a multiple of the mesh's shards.
+    Weights are in the compute dtype.
+    """
 
     BATCH = 32
 
     def lower(self, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
-        """For these devices; ValueError where model and rows do not fit their mesh."""
+        """Lowers the scoring of one batch; ValueError if model and rows do not fit the mesh."""
         config = self.task.config
         sizes = {"batch_size": self.BATCH, "row_length": config.data.sequence_length}
         return scoring.lower(config.model, self.mesh(devices), **sizes)
 
     def model_flops(self) -> float:
-        """Not counted: documents fill rows as they come."""
+        """Returns 0: not counted, since documents fill rows to different lengths."""
         return 0.0

@@ -1,6 +1,6 @@
-"""What a transformer begins as: the section `start` of its config. Absent: random weights.
+"""Initial weights of a transformer: the section `start` of its config; without it, random weights.
 
-A run that resumes does not look here, but its config keeps saying where it came from.
+A resumed run ignores the section, but its config still records where the weights came from.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from emu3_jax.models.language.transformer import TransformerConfig
 from emu3_jax.models.vision import quantizers
 from emu3_jax.train import weights
 
-# Fields of a model's config that may differ between a run and the one it begins from.
+# Fields of the model's config that may differ between a run and the run it starts from.
 FREE = (
     "vocab_size", "vocab_multiple", "dropout", "attention_dropout", "dtype", "param_dtype", "remat",
     "attention",
@@ -36,17 +36,17 @@ class TransformerStart:
     """The section `start` of a transformer.
 
     Attributes:
-      transformer: a run directory of ours (its newest checkpoint, the averaged weights where it
-        keeps them), or a directory of a language model of the Llama family (Emu3 among them, in
-        BAAI's or the -hf layout), of the same sizes but for the vocabulary: its layers are taken.
+      transformer: where the layers come from: a run directory (its newest checkpoint, the averaged
+        weights if it keeps them), or a directory of a language model of the Llama family (Emu3
+        included, in BAAI's or the -hf layout). All sizes but the vocabulary must be the same.
         "": random layers.
-      shared_ids: as many of its first token ids mean the same here, and keep their vectors (151,643
-        between Qwen's byte pairs and the released vocabulary).
-      codebook: run directory or weights of the vision tokenizer that the data was made with: both
-        vectors of every vision token begin as random projections of its codebook entry, so that
-        codes that look alike begin alike. "": as random as all other tokens, as far as is known of
-        Emu3.
-      seed: of the projections of codebook entries.
+      shared_ids: number of first token ids that mean the same in both vocabularies. They keep their
+        embedding and output vectors (151,643 ids for Qwen and the released vocabulary).
+      codebook: run directory or weights of the vision tokenizer that made the data. The embedding
+        and the output vector of every vision token start as random projections of its codebook
+        entry, so that codes that look alike start alike. "": random, like all other tokens; as far
+        as is known, Emu3 did this.
+      seed: seed of the projections of codebook entries.
     """
 
     transformer: str = ""
@@ -61,17 +61,17 @@ def initial_weights(
     mixture: tuple[MixtureEntry, ...],
     language: Language,
 ) -> Callable[[dict], dict] | None:
-    """What the section asks for, as `Task.initial_weights`; None for random weights.
+    """Returns the result of `Task.initial_weights`; None for random weights.
 
     Args:
       start: the section.
-      model: of the transformer that begins.
+      model: config of the transformer to train.
       mixture: the data it will read.
-      language: of these data.
+      language: vocabulary and grammar of the data.
 
     Raises:
-      ConfigError: settings that exclude each other, or another codebook than that of the data.
-      ValueError: weights that do not fit; one message names everything that differs.
+      ConfigError: settings exclude each other, or the codebook is not that of the data.
+      ValueError: the weights do not fit; one message names everything that differs.
     """
     if start.shared_ids and not start.transformer:
         raise ConfigError("start.shared_ids goes with start.transformer, which is empty")
@@ -99,7 +99,7 @@ def initial_weights(
 
 
 def _layers(start: TransformerStart, model: TransformerConfig) -> Callable[[dict], dict]:
-    """A function from params to params with what start.transformer has; checks that it fits."""
+    """Returns a function that puts start.transformer into params; raises if it does not fit."""
     path, shared = shipped.language_model(start.transformer), start.shared_ids
     if not weights.is_run_directory(path):
         llama.check(path, model, shared)
@@ -137,7 +137,7 @@ def _layers(start: TransformerStart, model: TransformerConfig) -> Callable[[dict
 
 
 def _codebook_of_the_data(path: str, mixture: tuple[MixtureEntry, ...]) -> np.ndarray:
-    """float32 [N, D]; must be that of the tokenizer whose codes the data holds."""
+    """Returns the codebook, float32 [N, D]; ValueError if the data has codes of another one."""
     module, variables = weights.load_vision_tokenizer(path)
     stated = {
         f"start.codebook={path!r} is": vision_fingerprint(module.config, variables),
@@ -148,15 +148,16 @@ def _codebook_of_the_data(path: str, mixture: tuple[MixtureEntry, ...]) -> np.nd
 
 
 def project_codebook(params: dict, codebook_ND: np.ndarray, first: int, key: jax.Array) -> dict:
-    """The params with both vectors of the tokens first, first + 1, … made from codebook entries.
+    """Returns params with the vectors of the tokens first, first + 1, … set from codebook entries.
 
-    Each matrix gets its own random projection of the entries about their mean, scaled to the
-    standard deviation of all other weights: distances keep their proportions, about.
+    Embedding and output matrix each get their own random projection of the entries minus their
+    mean, scaled to the standard deviation of all other weights (INIT_STDDEV). Ratios of distances
+    are roughly kept.
     """
     centred_ND = codebook_ND - codebook_ND.mean(axis=0)
     spread = np.sqrt(np.mean(np.sum(centred_ND**2, axis=1)))
-    places = (("embed", "embedding", 0), ("lm_head", "kernel", 1))
-    for draw, (module, name, axis) in zip(jax.random.split(key), places, strict=True):
+    tables = (("embed", "embedding", 0), ("lm_head", "kernel", 1))
+    for draw, (module, name, axis) in zip(jax.random.split(key), tables, strict=True):
         table = params[module][name]
         projection = jax.random.normal(draw, (codebook_ND.shape[1], table.shape[1 - axis]))
         rows = jnp.moveaxis(jnp.asarray(centred_ND) @ projection * (INIT_STDDEV / spread), 0, axis)

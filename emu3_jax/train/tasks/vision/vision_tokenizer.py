@@ -1,7 +1,7 @@
 """The vision tokenizer's training task: reconstruct stills and clips through the codebook.
 
-What is minimised is in `vision_objective`, how the codebook is kept in use in `codebook`; this is
-their place in the loop: groups of a batch, optimizers, statistics.
+`vision_objective` defines the loss of a group, `codebook_maintenance` keeps the codes in use. This
+module connects them to the loop: groups of a batch, optimizers, statistics.
 """
 
 import dataclasses
@@ -42,17 +42,17 @@ from emu3_jax.train.tasks.vision.vision_start import VisionTokenizerStart
 
 @dataclasses.dataclass(frozen=True)
 class VisionTokenizerTrainConfig:
-    """A whole config of the task.
+    """The whole config of the task.
 
     Attributes:
-      model: sizes of the tokenizer.
+      model: the tokenizer.
       data: which stills and clips a batch holds.
-      run: how it is trained.
-      loss: weights of the objective.
-      codebook: how its entries are kept in use.
-      start: what the weights begin as.
-      evaluation: entries of what is evaluated while it trains (evaluate.registry).
-      task: the name under which a config asks for this task.
+      run: how to train.
+      loss: terms of the objective and their weights.
+      codebook: codebook maintenance.
+      start: initial weights.
+      evaluation: entries to evaluate during training (evaluate.registry).
+      task: name of this task in the registry.
     """
 
     model: VisionTokenizerConfig
@@ -70,7 +70,7 @@ class VisionTokenizerTrainConfig:
 
 
 class VisionTokenizerTask(Task):
-    """Trains a VisionTokenizer on batches {group's name: [N,H,W,3] or [N,T,H,W,3]}."""
+    """Trains a VisionTokenizer on batches {name of a group: [N, H, W, 3] or [N, T, H, W, 3]}."""
 
     Config = VisionTokenizerTrainConfig
     unit = "frames"
@@ -83,10 +83,10 @@ class VisionTokenizerTask(Task):
         self.note = self.objective.description
 
     def init(self, key: jax.Array) -> Any:
-        """The tokenizer's variables, and those that training adds."""
+        """Initialises the tokenizer, the discriminator, usage counts and frozen networks."""
         model_key, discriminator_key = jax.random.split(key)
         examples = {_kind(g): jnp.zeros((1, *g.shape[1:])) for g in self.config.data.active}
-        # A clip, where there are any: a still passes through the same layers.
+        # A clip if there is one: a still passes through the same layers.
         example = examples.get("clips", examples.get("stills"))
         variables = dict(self.model.init(model_key, example, train=False))
         params = dict(variables["params"])
@@ -98,13 +98,13 @@ class VisionTokenizerTask(Task):
         return variables | {"params": params}
 
     def initial_weights(self) -> Callable[[dict], dict] | None:
-        """From the section `start`."""
+        """Returns the weights that the section `start` names."""
         return vision_start.initial_weights(self.config.start, self.config.model)
 
     def optimizer(
         self, config: OptimizerConfig, steps: int
     ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-        """Clips discriminator and tokenizer apart; what is frozen has no optimizer."""
+        """Clips discriminator and tokenizer separately; frozen parts get no update."""
         loss = self.config.loss
         rate = loss.discriminator_rate * config.learning_rate
         main, schedule = make_optimizer(config, steps)
@@ -126,7 +126,7 @@ class VisionTokenizerTask(Task):
     def loss(
         self, params: Any, model_state: Any, batch: dict, key: jax.Array, step: jax.Array
     ) -> Loss:
-        """The objective of each group; the weight is one, so micro-batches are averaged."""
+        """Returns the sum of the groups' objectives; the weight 1 averages micro-batches."""
         total, metrics = 0.0, {}
         latents, codes = {}, {}
         one = jnp.ones((), jnp.float32)
@@ -148,12 +148,12 @@ class VisionTokenizerTask(Task):
         return Loss(total, one, metrics, model_state)
 
     def gradient_parts(self, gradients: Any) -> dict[str, Any]:
-        """The tokenizer's and, where there is one, the discriminator's: they are clipped apart."""
+        """Returns the parts that are clipped separately: tokenizer and discriminator."""
         against = {DISCRIMINATOR: gradients[DISCRIMINATOR]} if DISCRIMINATOR in gradients else {}
         return {"tokenizer": tokenizer_params(gradients)} | against
 
     def after_update(self, state: TrainState, batch: dict, key: jax.Array) -> TrainState:
-        """Revives dead codes."""
+        """Maintains the codebook: revives dead codes and applies averages."""
         if self.config.loss.decoder_only:
             return state
 
@@ -172,17 +172,17 @@ class VisionTokenizerTask(Task):
         return codebook_maintenance.after_update(state, c.codebook, c.run.steps, latents_of, key)
 
     def _as_entries(self, latents: jax.Array) -> jax.Array:
-        """The latents where entries lie: on the unit sphere for cosine codes."""
+        """Returns latents as codebook entries: scaled to unit length for cosine codes."""
         return unit_length(latents) if self.config.model.quantizer == "cosine" else latents
 
     def batches(self, mesh: Mesh) -> PixelIterator:
-        """Each process reads only its own rows of the global batch."""
-        self.abstract_batch(mesh)  # refuses a mesh that does not fit
+        """Returns an iterator that reads only this process's rows of the global batch."""
+        self.abstract_batch(mesh)  # raises if the mesh does not fit
         rows = functools.partial(sharding.rows_here, mesh)
         return pixel_batches(self.config.data, rows=rows)
 
     def abstract_batch(self, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-        """One float32 array in [-1, 1] a group."""
+        """Returns one float32 array in [-1, 1] per group."""
         groups = self.config.data.active
         for group in groups:
             sharding.check_divides(mesh, "batch", f"data.groups.{group.name}.count", group.count)
@@ -193,13 +193,13 @@ class VisionTokenizerTask(Task):
         }
 
     def units_per_batch(self) -> int:
-        """Frames in one batch."""
+        """Returns the frames in one batch; a still is one frame."""
         return sum(group.count * group.frames for group in self.config.data.active)
 
     def flops_per_unit(self) -> float:
-        """Model FLOPs per frame of a batch, all terms of the objective with it; traces the loss."""
+        """Returns model FLOPs per frame, all terms of the objective included; traces the loss."""
         c = self.config
-        if c.model.remat:  # what is computed again does not count
+        if c.model.remat:  # recomputation does not count
             once = dataclasses.replace(c, model=dataclasses.replace(c.model, remat=False))
             return VisionTokenizerTask(once, read_data=False).flops_per_unit()
 
@@ -215,24 +215,24 @@ class VisionTokenizerTask(Task):
         return total / self.units_per_batch()
 
     def model_parts(self, variables: dict) -> dict:
-        """Without the discriminator and what only training counts."""
+        """Returns the variables without the discriminator and the usage counts."""
         params = tokenizer_params(variables["params"])
         return {"params": params, "batch_stats": variables["batch_stats"]}
 
     def trained_model(self, variables: dict, label: str) -> tuple[VisionTokenizer, dict]:
-        """The module without its training."""
+        """Returns (module, variables)."""
         del label
         return self.model, variables
 
     def export(
         self, folder: os.PathLike, variables: dict, options: exporting.ExportOptions
     ) -> None:
-        """As a vision tokenizer, with the pixels of its training images as limits."""
+        """Writes a vision tokenizer; its pixel limits are the areas of the training images."""
         limits = self._pixel_limits()
         exporting.write_vision_tokenizer(folder, self.model, variables, limits, options)
 
     def save_beside(self, run_directory: os.PathLike) -> None:
-        """The pixels of an image, to which others are brought."""
+        """Writes the pixel limits of images, as `export` does."""
         exporting.write_pixel_limits(run_directory, self._pixel_limits())
 
     def _pixel_limits(self) -> tuple[int, int]:
@@ -240,12 +240,12 @@ class VisionTokenizerTask(Task):
         return min(areas), max(areas)
 
     def programs(self) -> Mapping[str, Program]:
-        """Turning images or clips into codes."""
+        """Returns "tokenize": encoding images or clips to codes."""
         return {"tokenize": TokenizeProgram(self)}
 
 
 def _kind(group: PixelGroup) -> str:
-    """What the tokenizer sees of a group: "stills" or "clips"."""
+    """Returns what the arrays of a group are: "stills" or "clips"."""
     return "stills" if group.kind == "stills" else "clips"
 
 
@@ -263,14 +263,14 @@ def _check_groups(model: VisionTokenizerConfig, groups: tuple[PixelGroup, ...]) 
 
 
 def _check_maintenance(
-    model: VisionTokenizerConfig, loss: VisionLossConfig, care: CodebookConfig
+    model: VisionTokenizerConfig, loss: VisionLossConfig, codebook: CodebookConfig
 ) -> None:
-    if care.average_decay and loss.decoder_only:
+    if codebook.average_decay and loss.decoder_only:
         raise ValueError(
             "codebook.average_decay moves the codebook, which loss.decoder_only keeps as it is; "
             "set one of them"
         )
-    if care.average_decay and model.quantizer not in ("nearest", "cosine"):
+    if codebook.average_decay and model.quantizer not in ("nearest", "cosine"):
         raise ValueError(
             f"codebook.average_decay goes with the quantizers nearest and cosine, "
             f"model.quantizer is {model.quantizer}"

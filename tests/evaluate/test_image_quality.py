@@ -31,7 +31,7 @@ def test_ssim_is_scikit_images(pair):
     assert psnr_ssim.ssim(*pair) == pytest.approx(expected, abs=1e-9)
 
 
-def test_a_stack_gives_one_value_a_picture(pair):
+def test_a_stack_gives_one_value_per_image(pair):
     clean, noisy = pair
     a, b = np.stack([[clean, clean], [noisy, clean]]), np.stack([[noisy, clean], [clean, noisy]])
     for measure in (psnr_ssim.psnr, psnr_ssim.ssim):

@@ -1,4 +1,4 @@
-"""Pictures of a codebook: how often its codes are used, and what they look like."""
+"""Images of a codebook: how often its codes are used, and what they look like."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,17 +10,18 @@ from emu3_jax.figures.contact_sheet import contact_sheet
 
 WIDTH, HEIGHT = 640, 360
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 40, 50
-# A patch of few pixels is enlarged to at least this side; a row of the sheet holds so many.
+# Smaller patches are enlarged to at least this side; number of patches per row of the sheet.
 PATCH_SIDE, PATCHES_A_ROW = 32, 16
 INK, LINE = "#444444", "#dddddd"
 
 
 def usage_curve(counts: Mapping[str, np.ndarray]) -> np.ndarray:
-    """Share of each code in all tokens, most used first, on a logarithmic scale.
+    """Plots the share of each code in all tokens, most used first, on a logarithmic scale.
+
+    A horizontal line shows even use, 1 / N.
 
     Args:
-      counts: kind → int [N]; each kind is a line that ends at its last used code. A level line
-        shows even use, 1 / N.
+      counts: kind → int [N]; each kind is a line that ends at its last used code.
 
     Returns:
       uint8 [HEIGHT, WIDTH, 3].
@@ -32,8 +33,8 @@ def usage_curve(counts: Mapping[str, np.ndarray]) -> np.ndarray:
         lines[kind] = np.log10(used / used.sum())
     even = -np.log10(size)
     bottom = np.floor(min(even, *(line[-1] for line in lines.values())))
-    picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(13)
+    image = Image.new("RGB", (WIDTH, HEIGHT), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(13)
 
     def x(rank: float) -> float:
         return LEFT + rank / size * (WIDTH - LEFT - RIGHT)
@@ -56,11 +57,11 @@ def usage_curve(counts: Mapping[str, np.ndarray]) -> np.ndarray:
         text = f"{kind}: {len(line):,} used"
         draw.text((left, TOP - 14), text, color, font, "ls")
         left += draw.textlength(text, font) + 24
-    return np.asarray(picture)
+    return np.asarray(image)
 
 
 def patch_sheet(most: Sequence[np.ndarray], least: Sequence[np.ndarray]) -> np.ndarray:
-    """Patches of the most used codes, an empty row, those of the least used ones.
+    """Shows patches of the most used codes, an empty row, and those of the least used ones.
 
     Args:
       most, least: uint8 [side, side, 3] each, most used first.
