@@ -3,7 +3,7 @@
 All are linen modules with one interface: `codes(latents)` float [..., D] -> int32 [...],
 `entries(codes)` -> float32 [..., D], and a call on latents -> `Quantized`, whose vectors are
 exactly the entries of its codes. `nearest`, `cosine` and `ibq` have a table of entries, the
-parameter "embedding" [N, D], whose care stands in `care`; `lfq` and `fsq` have no parameters.
+parameter "embedding" [N, D], which `maintenance` keeps in use; `lfq` and `fsq` have no parameters.
 """
 
 import jax

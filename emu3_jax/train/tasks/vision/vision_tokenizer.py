@@ -256,14 +256,14 @@ def _check_groups(model: VisionTokenizerConfig, groups: tuple[PixelGroup, ...]) 
 
 
 def _check_maintenance(
-    model: VisionTokenizerConfig, loss: VisionLossConfig, care: CodebookConfig
+    model: VisionTokenizerConfig, loss: VisionLossConfig, codebook: CodebookConfig
 ) -> None:
-    if care.average_decay and loss.decoder_only:
+    if codebook.average_decay and loss.decoder_only:
         raise ValueError(
             "codebook.average_decay moves the codebook, which loss.decoder_only keeps as it is; "
             "set one of them"
         )
-    if care.average_decay and model.quantizer not in ("nearest", "cosine"):
+    if codebook.average_decay and model.quantizer not in ("nearest", "cosine"):
         raise ValueError(
             f"codebook.average_decay goes with the quantizers nearest and cosine, "
             f"model.quantizer is {model.quantizer}"

@@ -1,4 +1,4 @@
-"""The care of a table of entries: where it starts, which entries are in use, averages, revival.
+"""Codebook maintenance: initial entries, which entries are in use, averages, dead-code revival.
 
 Pure functions of arrays, for a training task to compose outside the model.
 """
