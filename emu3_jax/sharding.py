@@ -166,8 +166,8 @@ def rows_here(mesh: Mesh, rows: int) -> range:
     Processes that share rows (their devices differ in context or tensor) all hold them.
     """
     layout = NamedSharding(mesh, partition_spec("batch"))
-    places = layout.addressable_devices_indices_map((rows,)).values()
-    held = {place[0].indices(rows)[:2] for place in places}
+    indices = layout.addressable_devices_indices_map((rows,)).values()
+    held = {index[0].indices(rows)[:2] for index in indices}
     return range(min(start for start, _ in held), max(stop for _, stop in held))
 
 
@@ -219,7 +219,7 @@ def abstract_arrays(boxed, mesh: Mesh, dtype=None):
         return leaf.unbox(apply_constraint=False) if is_boxed else leaf
 
     return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=place),
+        lambda leaf, layout: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=layout),
         jax.tree.map(content, boxed, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata)),
         state_shardings(boxed, mesh),
     )

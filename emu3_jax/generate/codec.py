@@ -1,4 +1,4 @@
-"""Pixels to codes and back: the vision tokenizer of a bundle, one picture size at a time."""
+"""Pixels to codes and back: the vision tokenizer of a bundle, one image size at a time."""
 
 import json
 import os
@@ -21,7 +21,7 @@ def pixel_limits(
     min_pixels: int | None = None,
     max_pixels: int | None = None,
 ) -> media.PixelLimits:
-    """The given limits, else those of the tokenizer's preprocessor_config.json, else released."""
+    """The given limits, else those of preprocessor_config.json, else the released ones."""
     file = pathlib.Path(vision_tokenizer) / PREPROCESSOR_FILE
     stored = {}
     if file.exists():
@@ -41,12 +41,12 @@ def encode(
     limits: media.PixelLimits,
     clips: str = vision_codec.CAUSAL,
 ) -> list[np.ndarray]:
-    """Codes of pictures uint8 [H, W, 3] and clips uint8 [T, H, W, 3], resized by the released rule.
+    """Codes of images uint8 [H, W, 3] and clips uint8 [T, H, W, 3], resized by the released rule.
 
-    Frames behind the last whole latent frame are dropped. `clips`: see `vision_codec`.
+    Frames after the last whole latent frame are dropped. `clips`: see `vision_codec`.
 
     Returns:
-      int32 [h, w] or [t, h, w] each.
+      int32 [h, w] per image, [t, h, w] per clip.
 
     Raises:
       MediaError: a size outside the limits, or a clip shorter than one latent frame.
@@ -66,5 +66,5 @@ def encode(
 def decode(
     bundle: Bundle, codes: Sequence[np.ndarray], clips: str = vision_codec.CAUSAL
 ) -> list[np.ndarray]:
-    """Pictures of codes: int32 [h, w] -> uint8 [H, W, 3], [t, h, w] -> uint8 [T, H, W, 3]."""
+    """Pixels of codes: int32 [h, w] -> uint8 [H, W, 3], [t, h, w] -> uint8 [T, H, W, 3]."""
     return vision_codec.decode((bundle.vision, bundle.vision_variables), codes, BATCH_SIZE, clips)

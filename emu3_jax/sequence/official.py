@@ -9,7 +9,7 @@ import numpy as np
 from emu3_jax.sequence.documents import Image, Text
 from emu3_jax.sequence.grammar import Grammar
 
-# Places that carry no loss (torch's ignore_index).
+# Positions without a loss (torch's ignore_index).
 IGNORED = -100
 # emu3/train/train.py: how often the caption becomes "", which is what guidance leads away from.
 NULL_PROMPT_PROBABILITY = 0.05
@@ -29,7 +29,7 @@ def sft_sample(
         False: all ids are labels, PAD among them.
 
     Returns:
-      int32 [length] each. A label stands at the place of its own token, not of the one before.
+      int32 [length] each. A label has the position of its own token, not of the token before it.
 
     Raises:
       ValueError: the sample is longer than `length`; pictures are never cut.

@@ -101,8 +101,8 @@ def test_texts_equal_the_library_call(tiny_runner, tiny_bundle, tmp_path):
     )
     pieces = ["", ""]
 
-    def stream(place, piece):
-        pieces[place] += piece
+    def stream(position, piece):
+        pieces[position] += piece
 
     streaming = dataclasses.replace(options, stream=stream)
     assert modalities.caption_images(tiny_bundle, codes, streaming) == pieces

@@ -35,7 +35,7 @@ def test_pictures_of_several_sizes_share_a_batch_and_do_not_feel_it(tiny_bundle)
     batches = []
     options = modalities.Options(GUIDED, negative_prompt="bad", progress=batches.append)
     captions = ["a", "a longer caption", "b", "c"]
-    together = modalities.draw_pictures(tiny_bundle, captions, SIZES, options)
+    together = modalities.draw_images(tiny_bundle, captions, SIZES, options)
     assert "4 requests" in batches[0] and len(batches) == 2
     assert [codes.shape for codes in together] == list(SIZES)
     for number, (caption, size) in enumerate(zip(captions, SIZES, strict=True)):
@@ -64,7 +64,7 @@ def test_attended_padding_reaches_the_shorter_of_two_sizes(tiny_bundle):
     sampling = Sampling(guidance=6.0, seed=1, attend_negative_padding=True)
     sizes = [(2, 3), (2, 10)] * 8
     official_way, masked = (
-        modalities.draw_pictures(tiny_bundle, ["a"] * 16, sizes, modalities.Options(chosen))
+        modalities.draw_images(tiny_bundle, ["a"] * 16, sizes, modalities.Options(chosen))
         for chosen in (sampling, dataclasses.replace(sampling, attend_negative_padding=False))
     )
     same = [np.array_equal(a, b) for a, b in zip(official_way, masked, strict=True)]

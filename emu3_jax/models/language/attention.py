@@ -1,7 +1,7 @@
 """Causal grouped-query attention within documents, over whole rows or through a cache.
 
 Whole rows: several documents may share a row; a query sees the keys of its own segment id at or
-before its own place in the row. Segment 0 is padding: it sees nothing and gives zeros.
+before its own position in the row. Segment 0 is padding: it sees nothing and gives zeros.
 
 Cache: prompts are padded on the left so that all rows write the same slots at the same time.
 
@@ -64,7 +64,7 @@ class Context(NamedTuple):
     Attributes:
         cos, sin: [B, S, H / 2].
         segment_ids: int [B, S], for whole rows.
-        places_S: int [S], place in the row of each token, for whole rows; see zigzag.py.
+        row_positions_S: int [S], position of each token in its row, for whole rows; see zigzag.py.
         old_mask: bool [B, S, C], which slots of the cache a new query sees.
         new_mask: bool [B, S, S], which new keys it sees.
     """
@@ -72,7 +72,7 @@ class Context(NamedTuple):
     cos: jax.Array
     sin: jax.Array
     segment_ids: jax.Array | None = None
-    places_S: jax.Array | None = None
+    row_positions_S: jax.Array | None = None
     old_mask: jax.Array | None = None
     new_mask: jax.Array | None = None
 

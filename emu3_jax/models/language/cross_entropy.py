@@ -152,8 +152,8 @@ class _Shares(NamedTuple):
     def across(self) -> list[list[int]]:
         return [[*range(i, self.count, self.size)] for i in range(self.size)]
 
-    def place(self):
-        """Of this device in its group."""
+    def position(self):
+        """The position of this device in its group."""
         return jax.lax.axis_index(self.pieces) % self.size
 
     def gather_matrix(self, kernel_DV):
@@ -271,14 +271,14 @@ def _chunk(options, gradient: bool, shares, kernel_DV, x_CD, targets_C, weights_
     chunk, columns = targets_C.size, kernel_DV.shape[1]
     first = 0
     if shares:
-        part = jax.lax.axis_index(mesh_axes("vocab")) * shares.size + shares.place()
+        part = jax.lax.axis_index(mesh_axes("vocab")) * shares.size + shares.position()
         first = part * columns
 
     def gathered(a):
         return shares.gather_tokens(a) if shares else a
 
     def own(a):
-        return jax.lax.dynamic_slice_in_dim(a, shares.place() * chunk, chunk) if shares else a
+        return jax.lax.dynamic_slice_in_dim(a, shares.position() * chunk, chunk) if shares else a
 
     def over_vocabulary(reduce_local, reduce_mesh, a):
         return shares.over_vocabulary(reduce_local, reduce_mesh, a) if shares else a

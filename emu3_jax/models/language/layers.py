@@ -107,22 +107,22 @@ def dropped_bytes(rate: float) -> int:
     return min(max(round(256 * rate), 1), 255)
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array, places_S=None) -> jax.Array:
+def dropout(x: jax.Array, rate: float, key: jax.Array, row_positions_S=None) -> jax.Array:
     """Zeroes elements of x with probability `rate` and scales the rest so that the mean stays.
 
     Drawing random bits costs more than all else here, so four elements share one 32-bit word.
     With eight bits an element the rate is met to 1/512: 0.1 becomes 26/256; the least is 1/256.
 
-    With `places_S`, the places in the row of the tokens of x [B, S, ...], a token's draw follows
-    its place and not where it stands in x.
+    With `row_positions_S`, int [S], the draw of a token of x [B, S, ...] depends on its position in
+    the row, not on its index in x.
     """
     *rows, last = x.shape
     width = -(-last // 4)
-    if places_S is None:
+    if row_positions_S is None:
         words = jax.random.bits(key, (*rows, width), jnp.uint32)
     else:
         shape = (rows[0], *rows[2:], width)
-        keys_S = jax.vmap(jax.random.fold_in, (None, 0))(key, places_S)
+        keys_S = jax.vmap(jax.random.fold_in, (None, 0))(key, row_positions_S)
         words = jax.vmap(lambda k: jax.random.bits(k, shape, jnp.uint32), out_axes=1)(keys_S)
     numbers = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*rows, -1)[..., :last]
     dropped = dropped_bytes(rate)
@@ -135,11 +135,11 @@ class Dropout(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool, places_S=None) -> jax.Array:
-        """[...] -> the same shape and dtype; places as of `dropout`."""
+    def __call__(self, x: jax.Array, deterministic: bool, row_positions_S=None) -> jax.Array:
+        """[...] -> the same shape and dtype; `row_positions_S` as in `dropout`."""
         if deterministic or self.rate == 0.0:
             return x
-        return dropout(x, self.rate, self.make_rng("dropout"), places_S)
+        return dropout(x, self.rate, self.make_rng("dropout"), row_positions_S)
 
 
 def padded_rows(vocab_size: int, multiple: int) -> int:

@@ -53,6 +53,6 @@ def _shared_out(tokens_BS, mesh) -> bool:
 def _own_rows(table_VD, tokens):
     """Vectors of the ids whose rows this device of the vocabulary holds, zeros for the others."""
     rows = table_VD.shape[0]
-    places = tokens - rows * jax.lax.axis_index(mesh_axes("vocab"))
-    x = jnp.take(table_VD, places, axis=0, mode="clip")
-    return jnp.where(((places >= 0) & (places < rows))[..., None], x, 0)
+    indices = tokens - rows * jax.lax.axis_index(mesh_axes("vocab"))
+    x = jnp.take(table_VD, indices, axis=0, mode="clip")
+    return jnp.where(((indices >= 0) & (indices < rows))[..., None], x, 0)

@@ -69,7 +69,7 @@ class Block(nn.Module):
         down = linear(shape=(F, D), logical=("mlp", "embed"), name="down")
 
         def dropout(h_BSD):
-            return Dropout(c.dropout)(h_BSD, deterministic, context.places_S)
+            return Dropout(c.dropout)(h_BSD, deterministic, context.row_positions_S)
 
         h_BSD = norm(name="attention_norm")(x_BSD)
         h_BSD, new = attention(h_BSD, cache, context, deterministic)
@@ -120,11 +120,11 @@ class Transformer(nn.Module):
         self.lm_head = Linear(shape, ("embed", "vocab"), **dtypes, out_dtype="float32")
 
     def __call__(self, tokens, positions=None, segment_ids=None, deterministic=True):
-        """Logits of the next token at every place.
+        """Logits of the next token at every position.
 
         Args:
             tokens: int [B, S], ids below vocab_size.
-            positions: int [B, S]; default: the place in the row, restarting in each segment.
+            positions: int [B, S]; default: the position in the row, restarting in each segment.
             segment_ids: int [B, S], documents that share a row; 0 is padding. Default: one.
             deterministic: True: no dropout; False needs the rng "dropout".
 
@@ -153,9 +153,9 @@ class Transformer(nn.Module):
         if devices > 1:
             inputs = (tokens, positions, segment_ids)
             tokens, positions, segment_ids = map(zigzag.enter, inputs)
-        places_S = jnp.asarray(zigzag.places(tokens.shape[1], devices))
-        context = Context(*self._rotation(positions), segment_ids, places_S)
-        x_BSD = self._embed(tokens, deterministic, places_S)
+        row_positions_S = jnp.asarray(zigzag.row_positions(tokens.shape[1], devices))
+        context = Context(*self._rotation(positions), segment_ids, row_positions_S)
+        x_BSD = self._embed(tokens, deterministic, row_positions_S)
         x_BSD, _ = self._layers(x_BSD, None, context, deterministic)
         x_BSD = self.final_norm(x_BSD)
         return zigzag.leave(x_BSD) if devices > 1 else x_BSD
@@ -168,7 +168,7 @@ class Transformer(nn.Module):
             positions: int [B, S], cumsum(real) - 1 of the whole row; padding before the prompt
                 has -1 and is never seen.
             cache: with at least S slots left from `index` on (not checked: index is traced).
-            last_only: logits of the last place alone, [B, 1, vocab_size].
+            last_only: logits of the last position alone, [B, 1, vocab_size].
 
         Returns:
             float32 logits [B, S, vocab_size] and the cache with S more slots written.
@@ -200,8 +200,8 @@ class Transformer(nn.Module):
         c = self.config
         return rope.rotation(positions, c.head_dim, c.rope_theta, jnp.dtype(c.dtype))
 
-    def _embed(self, tokens, deterministic, places_S=None):
-        x_BSD = self.embed_dropout(self.embed(tokens), deterministic, places_S)
+    def _embed(self, tokens, deterministic, row_positions_S=None):
+        x_BSD = self.embed_dropout(self.embed(tokens), deterministic, row_positions_S)
         return constrain(x_BSD, "batch", "sequence", "embed")
 
     def _layers(self, x_BSD, cache, context, deterministic):

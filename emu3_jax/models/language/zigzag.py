@@ -1,6 +1,6 @@
 """The order of tokens in rows that are cut over mesh axis `context`.
 
-A causal query at place p does work in proportion to p, so a device with the last piece of a row
+A causal query at position p does work in proportion to p, so a device with the last piece of a row
 would work for longest while the others wait. Over C devices a row is therefore cut into 2 C
 chunks, and device d holds chunk d and chunk 2 C - 1 - d: every device does the same work.
 
@@ -41,15 +41,15 @@ def check_length(mesh, name: str, length: int) -> None:
 
 
 def chunk_starts(length: int, devices: int) -> np.ndarray:
-    """First place of each chunk a device holds: int32 [devices, 2], or [[0]] for one device."""
+    """First position of each chunk a device holds: int32 [devices, 2], or [[0]] for one device."""
     if devices == 1:
         return np.zeros((1, 1), np.int32)
     device = np.arange(devices, dtype=np.int32)
     return np.stack([device, 2 * devices - 1 - device], axis=1) * (length // (2 * devices))
 
 
-def places(length: int, devices: int) -> np.ndarray:
-    """Place in the row of each token in the order of the devices, int32 [length]."""
+def row_positions(length: int, devices: int) -> np.ndarray:
+    """Position in the row of each token in the order of the devices, int32 [length]."""
     starts = chunk_starts(length, devices)
     chunk = np.arange(length // starts.size, dtype=np.int32)
     return (starts[..., None] + chunk).reshape(-1)

@@ -70,7 +70,7 @@ def conv_2d_of_doubled(x, kernel):
 
 
 def _folded(kernel, parity: int, axis: int):
-    """Three weights along an axis as two, for results at even (0) or odd (1) places."""
+    """Three weights along an axis as two, for results at even (0) or odd (1) positions."""
     a, b, c = jnp.split(kernel, 3, axis)
     return jnp.concatenate([a + b, c] if parity else [a, b + c], axis)
 

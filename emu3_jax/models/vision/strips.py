@@ -138,8 +138,8 @@ def _overwritten(x: Rows) -> jax.Array:
         rows = x.make(read, i * height, height).astype(frames.dtype)
         frames = jax.lax.dynamic_update_slice_in_dim(frames, rows, i * height, 1)
         # Read behind the writing: the compiler would copy the frames for a reader before it.
-        ahead = _read(frames, (i + 1) * height + 1, height)
-        return frames, jnp.concatenate([window[:, -2:], ahead], axis=1)
+        below = _read(frames, (i + 1) * height + 1, height)
+        return frames, jnp.concatenate([window[:, -2:], below], axis=1)
 
     carry = (x.source, _read(x.source, -1, height + 2))
     return jax.lax.fori_loop(0, x.shape[1] // height, write, carry)[0]

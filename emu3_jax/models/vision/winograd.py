@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from emu3_jax.models.language.layers import precision
 
-# Places of a strip, whose sixteen transforms then lie in the cache: measured at 32 to 256 columns.
+# Positions in a strip. Its sixteen transforms then fit into the cache: measured at 32 to 256 columns.
 STRIP = 4096
 
 
@@ -47,10 +47,10 @@ def conv_3x3(x: jax.Array, kernel: jax.Array, padding) -> jax.Array:
         window = jax.lax.dynamic_slice(x, (frame, top, 0, 0), size)
         window = window.reshape(rows + 1, 2, columns + 1, 2, -1)
 
-        def places(i, j):  # row i and column j of the inputs of every tile
+        def tile_inputs(i, j):  # row i and column j of the inputs of every tile
             return window[i // 2 : i // 2 + rows, i % 2, j // 2 : j // 2 + columns, j % 2]
 
-        inputs = [_input_sums([places(i, j) for j in range(4)]) for i in range(4)]
+        inputs = [_input_sums([tile_inputs(i, j) for j in range(4)]) for i in range(4)]
         inputs = [_input_sums(column) for column in zip(*inputs, strict=True)]
         sums = []
         for j in range(4):

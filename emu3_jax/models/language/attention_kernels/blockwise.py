@@ -29,14 +29,14 @@ class Blocks(NamedTuple):
     Attributes:
         pairs_P2: int32, index of a query block and of a key block; J stands for a block behind the
             last, which no query sees.
-        places_IQ: int32, place of each query in its row.
+        positions_IQ: int32, position of each query in its row.
         q_segments_IBQ, k_segments_JBT: document of each query and key, 0 for padding.
         part: of the whole batch, for dropout.
         key: for dropout, or None.
     """
 
     pairs_P2: jax.Array
-    places_IQ: jax.Array
+    positions_IQ: jax.Array
     q_segments_IBQ: jax.Array
     k_segments_JBT: jax.Array
     part: Part
@@ -89,7 +89,7 @@ def _attend(q_BSNH, k_BTKH, v_BTKH, q_segments, k_segments, part: Part, key, *, 
 
     blocks = Blocks(
         jnp.asarray(pairs(part.chunk_starts, chunk, q_size, k_size))[part.device],
-        cut(part.places(queries)[None], chunks, q_size)[:, 0],
+        cut(part.positions(queries)[None], chunks, q_size)[:, 0],
         cut(q_segments, chunks, q_size),
         cut(k_segments, 1, k_size),
         part._replace(chunk_starts=None),
@@ -207,7 +207,7 @@ def _product(formula, a, b):
 def _mask(blocks: Blocks, i, j):
     """bool [B, 1, 1, Q, T]: which queries of block i see which keys of block j."""
     q_segments_BQ, k_segments_BT = _at(blocks.q_segments_IBQ, i), _at(blocks.k_segments_JBT, j)
-    queries_Q = _at(blocks.places_IQ, i)
+    queries_Q = _at(blocks.positions_IQ, i)
     keys_T = j * k_segments_BT.shape[1] + jnp.arange(k_segments_BT.shape[1])
     same = q_segments_BQ[:, :, None] == k_segments_BT[:, None, :]
     real = (q_segments_BQ != 0)[:, :, None]
@@ -222,7 +222,7 @@ def _keep(blocks: Blocks, i, j, shape, rate):
         rate,
         blocks.part.first_row + jnp.arange(batch),
         blocks.part.first_head + jnp.arange(kv_heads * groups),
-        _at(blocks.places_IQ, i),
+        _at(blocks.positions_IQ, i),
         j * keys,
         keys,
     )

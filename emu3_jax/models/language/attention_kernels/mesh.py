@@ -22,7 +22,7 @@ class Part(NamedTuple):
     """Which part of the whole batch a device holds.
 
     Attributes:
-        chunk_starts: int32 [devices, chunks], first place of each chunk of queries, for every
+        chunk_starts: int32 [devices, chunks], first position of each chunk of queries, for every
             device of `context`; one device has one chunk.
         device: index into them.
         first_row, first_head: of the whole batch and of all heads.
@@ -33,8 +33,8 @@ class Part(NamedTuple):
     first_row: jax.Array | int
     first_head: jax.Array | int
 
-    def places(self, queries: int) -> jax.Array:
-        """Place in the row of each of the device's queries, int32 [queries]."""
+    def positions(self, queries: int) -> jax.Array:
+        """Position in the row of each of the device's queries, int32 [queries]."""
         starts = jnp.asarray(self.chunk_starts)[self.device]
         chunk = jnp.arange(queries // starts.size, dtype=jnp.int32)
         return (starts[:, None] + chunk).reshape(-1)

@@ -1,4 +1,4 @@
-"""Dropout on attention probabilities: whether one is kept depends on its place alone.
+"""Dropout on attention probabilities: whether one is kept depends on its position alone.
 
 Row, head, query and key count from the start of the whole batch, so an implementation may visit
 probabilities in any order and any blocks, on any mesh, and draws the same mask each time; the
@@ -25,8 +25,8 @@ def kept(key, rate: float, rows_B, heads_N, queries_Q, first_key, keys: int) -> 
     Args:
         key: of the layer and step.
         rate: share to drop, met to 1/512 as by `layers.dropout`.
-        rows_B, heads_N, queries_Q: int, places in the whole batch.
-        first_key, keys: the keys at places first_key, first_key + 1, ... of the row.
+        rows_B, heads_N, queries_Q: int, positions in the whole batch.
+        first_key, keys: the keys at positions first_key, first_key + 1, ... of the row.
     """
 
     def fold(keys, numbers):

@@ -56,8 +56,8 @@ def reference(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, dropout=0.0, dropout_key=N
     probs = jax.nn.softmax(masked, axis=-1)
     if dropout > 0.0:
         batch, length, heads, _ = q_BSNH.shape
-        places = (jnp.arange(batch), jnp.arange(heads), jnp.arange(length))
-        kept = probability_dropout.kept(dropout_key, dropout, *places, 0, length)
+        positions = (jnp.arange(batch), jnp.arange(heads), jnp.arange(length))
+        kept = probability_dropout.kept(dropout_key, dropout, *positions, 0, length)
         kept = kept.reshape(probs.shape)
         probs = jnp.where(kept, probs * probability_dropout.scale(dropout), 0.0)
     out = zero_blind_rows(weighted_sum(probs, v_BSKH), segment_ids_BS != 0)

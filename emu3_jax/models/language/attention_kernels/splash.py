@@ -2,9 +2,9 @@
 
 The kernels visit blocks of queries and keys and consult two small tables: whether a block is to be
 computed at all, and which one to load next. JAX fills the tables from a mask that is known when the
-program is built. Here they are filled while it runs, from the places and documents of the tokens:
+program is built. Here they are filled while it runs, from the positions and documents of the tokens:
 a block above the diagonal, or without a document in common, is neither loaded nor computed. Inside
-a block the kernel itself compares places and documents.
+a block the kernel itself compares positions and documents.
 
 The kernels have no dropout on probabilities.
 """
@@ -56,8 +56,8 @@ def _attend(q_BSNH, k_BTKH, v_BTKH, q_segments, k_segments, part: Part, key, *, 
     q = _join(scaled.astype(q_BSNH.dtype), q_block)
     k, v = _join(k_BTKH, k_block), _join(v_BTKH, k_block)
     segments = _fill(q_segments, q_block), _fill(k_segments, k_block)
-    places = _fill(part.places(queries)[None], q_block)[0]
-    by_queries, by_keys = _schedule(places, *segments, q_block, k_block)
+    positions = _fill(part.positions(queries)[None], q_block)[0]
+    by_queries, by_keys = _schedule(positions, *segments, q_block, k_block)
     kernel = kernels.SplashAttentionKernel(
         by_queries,
         by_queries,
@@ -98,7 +98,7 @@ def _causal(queries, keys):
     return queries >= keys
 
 
-def _schedule(places_S, q_segments_BS, k_segments_BT, q_block, k_block):
+def _schedule(positions_S, q_segments_BS, k_segments_BT, q_block, k_block):
     """The kernel's tables for rows behind one another, I blocks of queries and J of keys each.
 
     Returns:
@@ -107,7 +107,7 @@ def _schedule(places_S, q_segments_BS, k_segments_BT, q_block, k_block):
         Tables are int32 [1, B I, J] and [1, I, B J]; blocks are numbered through all rows.
     """
     batch, length = k_segments_BT.shape
-    last_query_I = jnp.max(places_S.reshape(-1, q_block), axis=1)
+    last_query_I = jnp.max(positions_S.reshape(-1, q_block), axis=1)
     first_key_J = jnp.arange(length // k_block) * k_block
     # Ranges of documents; a range may take in documents that are not there, never leave one out.
     q_first_BI, q_last_BI = _range(q_segments_BS, q_block)
@@ -132,7 +132,7 @@ def _schedule(places_S, q_segments_BS, k_segments_BT, q_block, k_block):
         return jnp.swapaxes(x_BIJ, 0, 1).reshape(1, last_query_I.size, -1)
 
     # The kernels count keys through all rows, so queries are counted in the same way.
-    count = (jnp.arange(batch, dtype=jnp.int32)[:, None] * length + places_S).reshape(-1)
+    count = (jnp.arange(batch, dtype=jnp.int32)[:, None] * length + positions_S).reshape(-1)
     mask = computed_BIJ.astype(jnp.int32)
     return (
         MaskInfo(by_queries(load(axis=2)), None, by_queries(mask), None, count),

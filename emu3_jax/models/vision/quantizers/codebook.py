@@ -38,18 +38,18 @@ class NearestCodebook(nn.Module):
 
     def codes(self, latents: jax.Array) -> jax.Array:
         """float [..., D] -> int32 [...]; no gradient flows through the choice."""
-        placed = jax.lax.stop_gradient(self._placed(latents.astype(jnp.float32)))
-        return nearest_codes(placed, self._placed(self.embedding.astype(jnp.float32)))
+        projected = jax.lax.stop_gradient(self._projected(latents.astype(jnp.float32)))
+        return nearest_codes(projected, self._projected(self.embedding.astype(jnp.float32)))
 
     def entries(self, codes: jax.Array) -> jax.Array:
         """int [...] in [0, N) -> float32 [..., D]; the gradient reaches the table."""
-        return self._placed(jnp.take(self.embedding, codes, axis=0).astype(jnp.float32))
+        return self._projected(jnp.take(self.embedding, codes, axis=0).astype(jnp.float32))
 
     def __call__(self, latents: jax.Array) -> Quantized:
         """float [..., D] -> see Quantized."""
         codes = self.codes(latents)
         entries = self.entries(codes)
-        latents = self._placed(latents.astype(jnp.float32))
+        latents = self._projected(latents.astype(jnp.float32))
         losses = {
             "commitment": commitment_loss(latents, entries),
             "codebook": codebook_loss(latents, entries),
@@ -60,8 +60,8 @@ class NearestCodebook(nn.Module):
         # U(-1/N, 1/N): the initialisation of the released code.
         return jax.random.uniform(key, shape, dtype, -1.0 / shape[0], 1.0 / shape[0])
 
-    def _placed(self, x):
-        """Where latents and entries meet."""
+    def _projected(self, x):
+        """The space in which latents and entries are compared."""
         return x
 
 
@@ -75,5 +75,5 @@ class CosineCodebook(NearestCodebook):
     def _initial(self, key, shape, dtype):
         return jax.random.normal(key, shape, dtype)  # every direction is as likely
 
-    def _placed(self, x):
+    def _projected(self, x):
         return unit_length(x)

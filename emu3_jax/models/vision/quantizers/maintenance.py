@@ -135,10 +135,10 @@ def _far_apart(latents_MD, key, size):
     padded_PD = jnp.pad(latents_MD, ((0, side**2 - M), (0, 0)))
     real_P = (jnp.arange(side**2) < M).astype(jnp.float32)
 
-    def place(i, state):
+    def add_entry(i, state):
         codebook_ND, repeated_N, odds_P = state
         shares = jax.random.uniform(jax.random.fold_in(draw_key, i), (3,))
-        # A row of the square, then a place in it: cumulative sums of `side` numbers, not of M.
+        # A row of the square, then a position in it: cumulative sums of `side` numbers, not of M.
         odds_RC = odds_P.reshape(side, side)
         row = _drawn(jnp.sum(odds_RC, axis=1), shares[0])
         latent = row * side + _drawn(odds_RC[row], shares[1])
@@ -152,7 +152,7 @@ def _far_apart(latents_MD, key, size):
         )
 
     start = jnp.zeros((size, D)), jnp.zeros(size, bool), real_P
-    codebook_ND, repeated_N, _ = jax.lax.fori_loop(0, size, place, start)
+    codebook_ND, repeated_N, _ = jax.lax.fori_loop(0, size, add_entry, start)
     return codebook_ND + repeated_N[:, None] * _noise(noise_key, (size, D), latents_MD)
 
 
