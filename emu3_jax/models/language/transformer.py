@@ -1,8 +1,8 @@
 """The decoder-only transformer over one stream of text, image and video tokens.
 
-The released architecture exactly: pre-norm blocks of grouped-query attention with rotary
-positions and a gated MLP, untied embeddings, no biases. All layers share one traced body
-(`nn.scan`), so that compile time does not grow with depth.
+Exactly the released architecture: pre-norm blocks of grouped-query attention with rotary positions
+and a gated MLP, untied embeddings, no biases. All layers share one traced body (`nn.scan`), so that
+compile time does not grow with depth.
 """
 
 import functools
@@ -34,7 +34,7 @@ def released(**changes) -> TransformerConfig:
 
 
 def count_parameters(config: TransformerConfig) -> int:
-    """Number of weights, vocabulary padding left out (8,492,011,520 for the released sizes)."""
+    """Number of weights, without vocabulary padding (8,492,011,520 for the released sizes)."""
     c = config
     attention = 2 * c.hidden_size * (c.num_heads + c.num_kv_heads) * c.head_dim
     mlp = 3 * c.hidden_size * c.intermediate_size
@@ -43,7 +43,7 @@ def count_parameters(config: TransformerConfig) -> int:
 
 
 def check_mesh(config: TransformerConfig, mesh) -> None:
-    """ValueError naming the size and the mesh axis if this model cannot be laid out on `mesh`."""
+    """ValueError naming the size and the mesh axis if this model cannot be sharded over `mesh`."""
     check_divides(mesh, "heads", "model.num_heads", config.num_heads)
     check_divides(mesh, "kv_heads", "model.num_kv_heads", config.num_kv_heads)
     check_divides(mesh, "mlp", "model.intermediate_size", config.intermediate_size)
@@ -52,7 +52,7 @@ def check_mesh(config: TransformerConfig, mesh) -> None:
 
 
 class Block(nn.Module):
-    """One layer: attention and gated MLP, each behind a norm and added to its input."""
+    """One layer: attention and gated MLP, each after a norm and added to its input."""
 
     config: TransformerConfig
 
@@ -83,7 +83,7 @@ class Block(nn.Module):
 
 
 def _scanned(block, num_layers: int):
-    """`block` over layers: own weights and dropout for each, cache in and out along axis 0."""
+    """`block` over layers: each has its own weights and dropout; caches are along axis 0."""
     return nn.scan(
         block,
         variable_axes={"params": 0},
@@ -107,7 +107,7 @@ class Transformer(nn.Module):
         self.embed_dropout = Dropout(c.dropout)
         block = Block
         if c.remat != "none":
-            # In a scan the loop itself keeps the two forward passes apart.
+            # In a scan the loop itself separates the two forward passes.
             block = nn.remat(
                 Block, policy=REMAT[c.remat], prevent_cse=not c.scan_layers, static_argnums=(4,)
             )
@@ -136,8 +136,8 @@ class Transformer(nn.Module):
     def hidden(self, tokens, positions=None, segment_ids=None, deterministic=True):
         """As `__call__` up to the final norm: [B, S, D] in the compute type.
 
-        Times params["lm_head"]["kernel"] ([D, padded vocabulary]) this gives the logits; a loss
-        over chunks of them never holds all.
+        The product with params["lm_head"]["kernel"] ([D, padded vocabulary]) gives the logits; a
+        loss over chunks of them never holds them all.
         """
         if positions is None and segment_ids is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -161,12 +161,12 @@ class Transformer(nn.Module):
         return zigzag.leave(x_BSD) if devices > 1 else x_BSD
 
     def decode(self, tokens, positions, cache: KVCache, last_only: bool = False):
-        """Read tokens behind what the cache holds: a whole prompt, or one token a step.
+        """Reads tokens after those in the cache: a whole prompt, or one token per step.
 
         Args:
             tokens: int [B, S]; rows of a batch of prompts are padded on the left.
             positions: int [B, S], cumsum(real) - 1 of the whole row; padding before the prompt
-                has -1 and is never seen.
+                has -1 and is never attended to.
             cache: with at least S slots left from `index` on (not checked: index is traced).
             last_only: logits of the last position alone, [B, 1, vocab_size].
 

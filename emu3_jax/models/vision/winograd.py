@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from emu3_jax.models.language.layers import precision
 
-# Positions in a strip. Its sixteen transforms then fit into the cache: measured at 32 to 256 columns.
+# Positions in a strip: its sixteen transforms fit into the cache (measured at 32 to 256 columns).
 STRIP = 4096
 
 
