@@ -214,7 +214,7 @@ def test_stored_text_ids_are_used():
     assert PAPER.build(document).ids[1:-1].tolist() == [120, 121, 122]
     assert PAPER.document_length(document) == 5
     assert Text("ab", ids=(1,)) == Text("ab")
-    with pytest.raises(ValueError, match="stored text ids hold EOL"):
+    with pytest.raises(ValueError, match="stored text ids contain EOL"):
         PAPER.build(Document((Text("a", ids=(97, BYTES.eol)),)))
 
 

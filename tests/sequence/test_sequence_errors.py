@@ -113,7 +113,7 @@ def test_bad_segments_are_refused():
     for wrong in (-1.0, float("nan"), float("inf"), 1e6):
         with pytest.raises(ValueError, match="fps is .* expected a number from 0"):
             Video(np.zeros((1, 1, 1), int), fps=wrong)
-    with pytest.raises(ValueError, match="holds a str"):
+    with pytest.raises(ValueError, match="contains a str"):
         Document(("text",))
     with pytest.raises(ValueError, match="code 16 is outside"):
         PAPER.build(Document((Image(np.full((1, 1), 16)),)))

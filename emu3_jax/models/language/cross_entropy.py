@@ -78,9 +78,9 @@ def chunked_cross_entropy(
         targets: int [B, S]; any id below vocab_size where the weight is 0.
         weights: float [B, S] of each target.
         vocab_size: true number of ids.
-        chunk_tokens: positions of one device, over all its rows, whose logits exist at once; it
-            holds as many numbers as these have. Fewer need less memory; more read and write the
-            gradient of the matrix less often.
+        chunk_tokens: positions per chunk and device, over all its rows; a device holds as many
+            numbers as their logits have. Fewer need less memory; more read and write the gradient
+            of the matrix less often.
         z_loss: coefficient of log(Z)^2, which keeps the normaliser near 1 (0: none).
         unroll: unroll the loop over chunks, which takes longer to compile.
 

@@ -28,12 +28,12 @@ QUANTIZERS = {
 
 
 def make_quantizer(config: VisionTokenizerConfig, name: str | None = None):
-    """The module that `config.quantizer` names; the config has checked its sizes."""
+    """The module named by `config.quantizer`; the config has checked its sizes."""
     return QUANTIZERS[config.quantizer](config, name=name)
 
 
 def all_entries(config: VisionTokenizerConfig, params: dict) -> jax.Array:
-    """float32 [N, D], row k the vector that is decoded for code k.
+    """float32 [N, D], row k is the vector that is decoded for code k.
 
     Args:
       config: of a vision tokenizer.

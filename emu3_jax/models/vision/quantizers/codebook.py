@@ -1,4 +1,4 @@
-"""A learned table of entries, of which each latent takes the nearest."""
+"""A learned table of entries; each latent takes the nearest."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ def table(module: nn.Module, initial: Callable) -> jax.Array:
 
 
 class NearestCodebook(nn.Module):
-    """Plain nearest neighbours, as Emu3 has them, without normalisation.
+    """Plain nearest neighbours without normalisation, as in Emu3.
 
     Losses (van den Oord et al. 2017, equation 3): "commitment" and "codebook".
     """
@@ -46,7 +46,7 @@ class NearestCodebook(nn.Module):
         return self._projected(jnp.take(self.embedding, codes, axis=0).astype(jnp.float32))
 
     def __call__(self, latents: jax.Array) -> Quantized:
-        """float [..., D] -> see Quantized."""
+        """Quantises float [..., D]."""
         codes = self.codes(latents)
         entries = self.entries(codes)
         latents = self._projected(latents.astype(jnp.float32))
@@ -61,19 +61,19 @@ class NearestCodebook(nn.Module):
         return jax.random.uniform(key, shape, dtype, -1.0 / shape[0], 1.0 / shape[0])
 
     def _projected(self, x):
-        """The space in which latents and entries are compared."""
+        """x in the space in which latents and entries are compared."""
         return x
 
 
 class CosineCodebook(NearestCodebook):
     """Latents and entries on the unit sphere: the entry at the smallest angle.
 
-    ViT-VQGAN (Yu et al. 2021, arXiv 2110.04627, section 3.2). What is decoded has length 1, and
-    the losses are distances on the sphere; the length of a row of the table means nothing.
+    ViT-VQGAN (Yu et al. 2021, arXiv 2110.04627, section 3.2). Decoded vectors have length 1, and
+    the losses are distances on the sphere. The length of a row of the table has no effect.
     """
 
     def _initial(self, key, shape, dtype):
-        return jax.random.normal(key, shape, dtype)  # every direction is as likely
+        return jax.random.normal(key, shape, dtype)  # all directions are equally likely
 
     def _projected(self, x):
         return unit_length(x)
