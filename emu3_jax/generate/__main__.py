@@ -168,7 +168,7 @@ def check_flags() -> None:
         raise JobError("Give either --official_prompts or --negative_prompt, not both.")
 
 
-def ask(spatial_factor: int) -> Job:
+def job_of_flags(spatial_factor: int) -> Job:
     """The job that the flags describe."""
     chosen = sampling(TASK.value.startswith("text_to"))
     negative = NEGATIVE.value
@@ -217,7 +217,7 @@ def main() -> None:
     vision, vision_variables = weights.load_vision_tokenizer(VISION.value, mesh=mesh)
     factor = vision.config.spatial_factor
     limits = codec.pixel_limits(VISION.value, factor, MIN_PIXELS.value, MAX_PIXELS.value)
-    job = ask(factor)
+    job = job_of_flags(factor)
     bundle, label = weights.load_language_model(MODEL.value, STEP.value, mesh, DTYPE.value)
     bundle = with_vision(bundle, vision, vision_variables, VISION.value, label)
     bundle = dataclasses.replace(bundle, grammar=grammar(bundle.grammar))
@@ -229,21 +229,21 @@ def main() -> None:
         limits,
         modalities.Options(
             batch_size=BATCH.value,
-            progress=say,
-            stream=say_piece if STREAM.value else None,
+            progress=print_line,
+            stream=print_piece if STREAM.value else None,
         ),
         {"model": label, "vision_tokenizer": VISION.value},
     )
     with jax.set_mesh(mesh):
-        runner.run(job, say)
+        runner.run(job, print_line)
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     """Prints one line of progress."""
     print(line, flush=True)
 
 
-def say_piece(position: int, piece: str) -> None:
+def print_piece(position: int, piece: str) -> None:
     """Prints a piece of the answer on the same line as the pieces before it."""
     del position
     print(piece, end="", flush=True)

@@ -207,7 +207,7 @@ class Runner:
     options: modalities.Options
     about: dict
 
-    def run(self, job: Job, say: Callable[[str], None] = print) -> list[pathlib.Path]:
+    def run(self, job: Job, report: Callable[[str], None] = print) -> list[pathlib.Path]:
         """Runs a job; returns the files written."""
         options = dataclasses.replace(
             self.options,
@@ -219,8 +219,12 @@ class Runner:
         )
         self.output.mkdir(parents=True, exist_ok=True)
         if not job.draws:
-            return self._texts(job, options, say)
-        return self._clips(job, options, say) if job.is_video else self._images(job, options, say)
+            return self._texts(job, options, report)
+        return (
+            self._clips(job, options, report)
+            if job.is_video
+            else self._images(job, options, report)
+        )
 
     def _settings(self, job: Job, number: int, **rest) -> dict:
         """Everything needed to generate answer `number` again, as one flat JSON object."""
@@ -235,7 +239,7 @@ class Runner:
         number += job.first
         return {"task": job.task, **rest, **sampling, "first": number, **model, **self.about}
 
-    def _images(self, job: Job, options: modalities.Options, say) -> list[pathlib.Path]:
+    def _images(self, job: Job, options: modalities.Options, report) -> list[pathlib.Path]:
         captions, sizes = zip(*job.drawings, strict=True)
         codes = modalities.draw_images(self.bundle, captions, sizes, options)
         files = []
@@ -252,11 +256,11 @@ class Runner:
             )
             file = self.output / f"image_{job.first + i:05d}.png"
             media.write_png(file, image, {METADATA_KEY: json.dumps(settings, ensure_ascii=False)})
-            say(f"{file}  {captions[i]}")
+            report(f"{file}  {captions[i]}")
             files.append(file)
         return files
 
-    def _clips(self, job: Job, options: modalities.Options, say) -> list[pathlib.Path]:
+    def _clips(self, job: Job, options: modalities.Options, report) -> list[pathlib.Path]:
         captions, sizes = zip(*job.drawings, strict=True)
         factor = self.bundle.vision.config.temporal_downsample_factor
         seconds = {size[0]: size[0] * factor / job.fps for size in sizes}
@@ -277,11 +281,11 @@ class Runner:
             media.write_mp4(stem.with_suffix(".mp4"), frames, job.fps)
             text = json.dumps(settings, ensure_ascii=False, indent=1) + "\n"
             write_atomically(stem.with_suffix(".json"), text.encode())
-            say(f"{stem}.webp  {captions[i]}")
+            report(f"{stem}.webp  {captions[i]}")
             files += [stem.with_suffix(s) for s in (".webp", ".mp4", ".json")]
         return files
 
-    def _texts(self, job: Job, options: modalities.Options, say) -> list[pathlib.Path]:
+    def _texts(self, job: Job, options: modalities.Options, report) -> list[pathlib.Path]:
         blocks = self._read(job)
         questions = job.prompts * len(blocks) if len(job.prompts) == 1 else job.prompts
         prompts = []
@@ -311,7 +315,7 @@ class Runner:
                 max_pixels=self.limits.max_pixels,
             )
             lines.append(json.dumps({"text": answer, **settings}, ensure_ascii=False))
-            say(f"{source}  {answer}")
+            report(f"{source}  {answer}")
         file = self.output / "captions.jsonl"
         write_atomically(file, ("\n".join(lines) + "\n").encode())
         return [file]

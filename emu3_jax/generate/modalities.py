@@ -177,19 +177,19 @@ def _visual(
         return prompt(options.negative_prompt, size) if options.sampling.guided else None
 
     n = options.candidates
-    asked = [pair for pair in zip(captions, sizes, strict=True) for _ in range(n)]
-    requests = [Request(prompt(c, size), negative(size), layout(size)) for c, size in asked]
+    drawings = [pair for pair in zip(captions, sizes, strict=True) for _ in range(n)]
+    requests = [Request(prompt(c, size), negative(size), layout(size)) for c, size in drawings]
     answers = _generate(bundle, requests, dataclasses.replace(options, first=options.first * n))
     codes = [
         bundle.vocab.codes(answer[layout(size) < 0]).reshape(size)
-        for answer, (_, size) in zip(answers, asked, strict=True)
+        for answer, (_, size) in zip(answers, drawings, strict=True)
     ]
     if n == 1 or not codes:
         return codes
     kept = best_of.best(
         bundle,
         [block(c) for c in codes],
-        [caption for caption, _ in asked],
+        [caption for caption, _ in drawings],
         n,
         options.batch_size,
         options.progress,

@@ -1,4 +1,4 @@
-"""Several drawings for an answer: the model keeps the one it would rather caption so."""
+"""Best-of-n: the candidate with the likeliest caption is kept."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from tiny_models import GUIDED
 
 from emu3_jax import sharding
@@ -75,7 +75,7 @@ def test_the_candidate_with_the_likeliest_caption_is_kept(tiny_bundle, options):
     assert positions != [0, 0]  # else taking the first would pass as well
 
 
-def test_an_answer_does_not_depend_on_its_company(tiny_bundle, options):
+def test_an_answer_does_not_depend_on_its_batch(tiny_bundle, options):
     together = modalities.draw_images(tiny_bundle, CAPTIONS, SIZES, options)
     alone = dataclasses.replace(options, first=1, batch_size=2)
     (codes,) = modalities.draw_images(tiny_bundle, CAPTIONS[1:], SIZES[1:], alone)
@@ -94,14 +94,14 @@ def test_a_mesh_keeps_the_same(tiny_bundle, tiny_directories, options):
 
 def test_candidates_are_written_beside_the_answer_and_make_it_again(tiny_runner):
     job = Job("text_to_image", ("a", "b"), sizes=((2, 3),), candidates=3, sampling=GUIDED)
-    _, second = tiny_runner.run(job, say=lambda line: None)
-    with Picture.open(second) as picture:
-        settings, pixels = json.loads(picture.text[METADATA_KEY]), np.asarray(picture)
+    _, second = tiny_runner.run(job, report=lambda line: None)
+    with PILImage.open(second) as image:
+        settings, pixels = json.loads(image.text[METADATA_KEY]), np.asarray(image)
     assert settings["candidates"] == 3
     again = dataclasses.replace(job, prompts=("b",), first=settings["first"])
-    (file,) = tiny_runner.run(again, say=lambda line: None)
-    with Picture.open(file) as picture:
-        np.testing.assert_array_equal(np.asarray(picture), pixels)
+    (file,) = tiny_runner.run(again, report=lambda line: None)
+    with PILImage.open(file) as image:
+        np.testing.assert_array_equal(np.asarray(image), pixels)
 
 
 @pytest.mark.parametrize(

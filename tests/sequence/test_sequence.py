@@ -72,8 +72,8 @@ def test_golden_understanding_prompt(released):
 
 @pytest.mark.parametrize("item", PROCESSING["constraints"])
 def test_golden_constraints(item):
-    """Equal up to EOS. Behind it the released rule may say EOL again, which its decoding loop then
-    overwrites with PAD; ours says PAD."""
+    """Equal up to EOS. After it the released one may force EOL again, which its decoding loop
+    overwrites with PAD; ours forces PAD."""
     v, h, w = vocab_lib.released(), item["h"], item["w"]
     golden = np.array([ANY_VISUAL if x == "visual" else x for x in item["allowed"]])
     end = h * (w + 1) + 3

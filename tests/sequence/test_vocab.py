@@ -90,7 +90,7 @@ def test_bad_layouts_are_refused():
         Vocab.from_dict(values)
 
 
-def test_placeholder_of_a_picture():
+def test_placeholder_of_an_image():
     assert vocab_lib.released().placeholder() == 151646
     layout = vocab_lib.small(16, 16)
     with pytest.raises(ValueError, match="All 40 ids of this vocabulary are in use"):

@@ -16,7 +16,7 @@ from emu3_jax.models.language.attention import KVCache
 from emu3_jax.models.language.transformer import Transformer, TransformerConfig, check_mesh
 from emu3_jax.vocab import Vocab
 
-# Columns of a prompt read at once. The largest array of a prefill are the float32 scores of one
+# Columns of a prompt read at once. The largest array of a prefill is the float32 scores of one
 # layer, heads x chunk x (slots + chunk) x 4 bytes per row: with the sizes of Emu3-Chat 0.6 GB for a
 # prompt of 8,192 columns, against 18 GB if all are read at once. 512 are enough to fill the matrix
 # units of an accelerator.

@@ -148,8 +148,8 @@ class Transformer(nn.Module):
         devices = 1
         if not self.is_initializing():
             rate = 0.0 if deterministic else self.config.probability_dropout
-            asked = (self.config.attention, tokens.shape[1], rate, self.config.dtype)
-            devices = choice.zigzag_devices(*asked)
+            arguments = (self.config.attention, tokens.shape[1], rate, self.config.dtype)
+            devices = choice.zigzag_devices(*arguments)
         if devices > 1:
             inputs = (tokens, positions, segment_ids)
             tokens, positions, segment_ids = map(zigzag.enter, inputs)
