@@ -135,7 +135,7 @@ def test_codes_of_drawing_calls(tiny_bundle):
         ("3 sizes for 2 prompts", {"prompts": ("a", "b"), "sizes": ((1, 1),) * 3}),
         ("clips must be", {"clips": "four"}),
         ("guidance 1", {"negative_prompt": "bad"}),
-        ("alike", {"samples": 2, "sampling": Sampling(temperature=0)}),
+        ("samples are equal", {"samples": 2, "sampling": Sampling(temperature=0)}),
         ("frames per second", {"task": "text_to_video", "sizes": ((1, 2, 2),)}),
         ("at least one image", {"task": "image_to_text", "sizes": ()}),
         ("leave the size out", {"task": "image_to_text", "media": ("x",)}),
