@@ -10,8 +10,8 @@ L2, LPIPS and the discriminator, commitment 0.25, a hinge PatchGAN of 64 channel
 averaged weights 0.9999, 256 x 256. From Emu3.5's tokenizer: Adam 0.5/0.9, 1e-4, 15,000 steps of
 warm-up, 500,000 steps, batch 256.
 UNKNOWN, chosen here: the mix of pictures and clips (as many frames of each), 8 frames a clip (two
-latent frames, so that the second is trained to know the first), crops, frame rates, codebook
-maintenance, when the discriminator comes in. `--config.start.movqgan=FILE` begins as the authors did.
+latent frames, so that the second is trained to know the first), crops, frame rates, care of the
+codebook, when the discriminator comes in. `--config.start.movqgan=FILE` begins as the authors did.
 
 Commands:
   python -m emu3_jax.aot --config=configs/vision_tokenizer_emu3.py --topology=v5p:4x4x4 --plan

@@ -8,7 +8,7 @@ from typing import NoReturn
 import jax
 from absl import app, flags, logging
 
-from emu3_jax import sharding, shipped
+from emu3_jax import exit_codes, sharding, shipped
 from emu3_jax.config import ConfigError, apply_overrides, load_config
 
 # The flags defined here belong to the command that asks for them, which shows them in its --help.
@@ -73,11 +73,12 @@ def mesh() -> jax.sharding.Mesh:
 
 
 def run(main: Callable[..., None], usage: str, verbs: Sequence[str] = ()) -> None:
-    """Parses the flags and calls `main()`; a ValueError or OSError becomes one line and exit 2.
+    """Parses the flags and calls `main()`; a ValueError or OSError ends in one line.
 
     A command with `verbs` takes one of them as its first word and calls `main(verb)`.
 
-    Those are the errors that a user's input can cause; all others keep their traceback, and
+    Those are the errors that input can cause, or storage; `exit_codes` tells which may pass by a
+    restart. All others keep their traceback, and
     --verbosity=1 shows that of a shortened one as well. Ctrl-C exits with 130.
     """
     sys.modules["__main__"].__doc__ = usage
@@ -151,12 +152,12 @@ def _guarded(main: Callable[[], None]) -> None:
         main()
     except (ValueError, OSError) as error:
         logging.debug("the error below was raised here", exc_info=True)
-        _fail(str(error))
+        _fail(str(error), exit_codes.of(error))
     except KeyboardInterrupt:
         print("Stopped. Run the same command again to go on.", file=sys.stderr)
         sys.exit(130)
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, code: int = exit_codes.USER) -> NoReturn:
     print(f"Error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)

@@ -216,9 +216,11 @@ def main() -> None:
     mesh = command_line.mesh()
     vision, vision_variables = weights.load_vision_tokenizer(VISION.value, mesh=mesh)
     factor = vision.config.spatial_factor
-    limits = codec.pixel_limits(VISION.value, factor, MIN_PIXELS.value, MAX_PIXELS.value)
     job = job_of_flags(factor)
     bundle, label = weights.load_language_model(MODEL.value, STEP.value, mesh, DTYPE.value)
+    limits = codec.pixel_limits(
+        VISION.value, factor, MIN_PIXELS.value, MAX_PIXELS.value, bundle.media
+    )
     bundle = with_vision(bundle, vision, vision_variables, VISION.value, label)
     bundle = dataclasses.replace(bundle, grammar=grammar(bundle.grammar))
     if MAX_CONTEXT.value:

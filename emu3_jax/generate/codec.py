@@ -2,10 +2,10 @@
 
 import json
 import os
-import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+from etils import epath
 
 from emu3_jax.data import media
 from emu3_jax.data.codec import vision_codec
@@ -20,15 +20,25 @@ def pixel_limits(
     spatial_factor: int,
     min_pixels: int | None = None,
     max_pixels: int | None = None,
+    trained: Mapping[str, float] | None = None,
 ) -> media.PixelLimits:
-    """The given limits, else those of preprocessor_config.json, else the released ones."""
-    file = pathlib.Path(vision_tokenizer) / PREPROCESSOR_FILE
+    """The given limits, else those that the language model was trained with, else those of the
+    tokenizer's preprocessor_config.json, else the released ones.
+
+    Args:
+      vision_tokenizer: its directory.
+      spatial_factor: pixels of a code along each side.
+      min_pixels, max_pixels: given limits.
+      trained: `Language.media` of the language model.
+    """
+    file = epath.Path(vision_tokenizer) / PREPROCESSOR_FILE
     stored = {}
     if file.exists():
         try:
-            stored = json.loads(file.read_text(encoding="utf-8"))
+            stored = json.loads(file.read_text())
         except ValueError as error:
             raise ValueError(f"{file} is not JSON ({error}).") from error
+    stored |= trained or {}
     default = media.PixelLimits()
     least = min_pixels if min_pixels is not None else stored.get("min_pixels", default.min_pixels)
     most = max_pixels if max_pixels is not None else stored.get("max_pixels", default.max_pixels)

@@ -12,6 +12,7 @@ ranks of one of the files that the hub has beside the weights (`RANK_FILES`).
 import dataclasses
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -54,12 +55,15 @@ class Language:
       grammar: order of tokens in documents, with the text tokenizer.
       vision_fingerprint: of the vision tokenizer whose codes the model was trained on, if known.
       max_context: most tokens of one sequence, or None where nothing limits it.
+      media: how images and clips became codes ("min_pixels", "max_pixels", "fps", "max_frames"), of
+        what is known.
     """
 
     vocab: Vocab
     grammar: Grammar
     vision_fingerprint: str | None = None
     max_context: int | None = None
+    media: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -75,6 +79,7 @@ class Bundle:
       vision_variables: its weights.
       vision_fingerprint: of the tokenizer that the model was trained with, if known.
       max_context: most tokens of one sequence, or None.
+      media: see Language.
     """
 
     model: Transformer
@@ -85,6 +90,7 @@ class Bundle:
     vision_variables: Any = None
     vision_fingerprint: str | None = None
     max_context: int | None = None
+    media: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def save_language(path: str | os.PathLike, language: Language) -> None:
@@ -113,6 +119,7 @@ def save_language(path: str | os.PathLike, language: Language) -> None:
             "video_format": language.grammar.video_format,
             "vision_fingerprint": language.vision_fingerprint,
             "max_context": language.max_context,
+            "media": dict(language.media),
         },
     )
 
@@ -147,6 +154,7 @@ def load_language(path: str | os.PathLike) -> Language:
         Grammar(vocab, tokenizer, video_format=stored["video_format"]),
         stored["vision_fingerprint"],
         stored["max_context"],
+        stored.get("media", {}),
     )
 
 
@@ -228,6 +236,7 @@ def assemble(
         language.grammar,
         vision_fingerprint=language.vision_fingerprint,
         max_context=language.max_context,
+        media=language.media,
     )
     if vision_tokenizer_path is None:
         return bundle
@@ -253,6 +262,26 @@ def with_vision(
         )
     check_vision_tokenizer(bundle, vision, variables, vision_where, where)
     return dataclasses.replace(bundle, vision=vision, vision_variables=variables)
+
+
+def check_same_language(first: Language, second: Language, where: str, other: str) -> None:
+    """ValueError naming the first thing in which the ids of two languages mean different things.
+
+    Args:
+      first, second: what is compared; what one of them does not state fits everything.
+      where, other: what the message calls them.
+    """
+    pairs = {
+        "vocabulary": (first.vocab.fingerprint, second.vocab.fingerprint),
+        "text tokenizer": tuple(x.grammar.tokenizer.fingerprint for x in (first, second)),
+        "video format": (first.grammar.video_format, second.grammar.video_format),
+        "vision tokenizer": (first.vision_fingerprint, second.vision_fingerprint),
+    }
+    for name in sorted(first.media.keys() & second.media.keys()):
+        pairs[name] = (first.media[name], second.media[name])
+    for what, (theirs, ours) in pairs.items():
+        if theirs is not None and ours is not None:
+            check_same(what, {f"{where} has": str(theirs), f"the {other} has": str(ours)})
 
 
 def check_vision_tokenizer(
@@ -282,5 +311,11 @@ def save_bundle(path: str | os.PathLike, bundle: Bundle, dtype: str = "float32")
     with replacing_model(path) as folder:
         params = bundle.variables["params"]
         language_model.save(folder, bundle.model.config, params, dtype, extra)
-        language = Language(vocab, bundle.grammar, bundle.vision_fingerprint, bundle.max_context)
+        language = Language(
+            vocab,
+            bundle.grammar,
+            bundle.vision_fingerprint,
+            bundle.max_context,
+            bundle.media,
+        )
         save_language(folder, language)

@@ -2,8 +2,9 @@
 
 import dataclasses
 import os
-import pathlib
 from typing import Any
+
+from etils import epath
 
 from emu3_jax.files import write_json
 from emu3_jax.interop import hf_export
@@ -73,5 +74,10 @@ def write_vision_tokenizer(
         hf_export.save_vision_tokenizer(folder, (module.config, variables), options.dtype)
     else:
         tokenizer_files.save(folder, module.config, variables, options.dtype)
+    write_pixel_limits(folder, limits)
+
+
+def write_pixel_limits(folder: os.PathLike, limits: tuple[int, int]) -> None:
+    """Writes the least and most pixels of an image beside a vision tokenizer."""
     least, most = limits
-    write_json(pathlib.Path(folder) / PREPROCESSOR_FILE, {"min_pixels": least, "max_pixels": most})
+    write_json(epath.Path(folder) / PREPROCESSOR_FILE, {"min_pixels": least, "max_pixels": most})

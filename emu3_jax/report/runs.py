@@ -8,7 +8,7 @@ from typing import Any
 
 import ml_collections
 
-from emu3_jax.config import config_differences, read_config
+from emu3_jax.config import ABSENT, config_differences, read_config
 from emu3_jax.evaluate.evaluator import RESULTS_FILE, read_results
 from emu3_jax.report.tables import Results
 from emu3_jax.train.run.metrics import read_metrics
@@ -69,29 +69,15 @@ def points(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[tuple[float, fl
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Dotted config key → its value in each run, for the keys that are not the same in all."""
+    """Dotted config key → its value in each run, for the keys that are not the same in all.
+
+    None where a run has no such key.
+    """
     pairs = [config_differences(runs[0].config, run.config) for run in runs]
     keys = sorted({key for found in pairs for key in found if not key.startswith(IGNORED)})
     values = {}
     for key in keys:
         base = next(found[key][0] for found in pairs if key in found)
         row = [found[key][1] if key in found else base for found in pairs]
-        values |= _inside(key, row)
+        values[key] = [None if value == ABSENT else value for value in row]
     return values
-
-
-def _inside(key: str, row: Sequence[Any]) -> dict[str, list[Any]]:
-    """Lists of sections, such as a mixture, field by field; None where a run has no such entry."""
-    if not all(_is_sections(value) for value in row):
-        return {key: list(row)}
-    fields = [
-        {f"{key}[{i}].{name}": x for i, entry in enumerate(value) for name, x in entry.items()}
-        for value in row
-    ]
-    names = sorted(set().union(*fields))
-    rows = {name: [own.get(name) for own in fields] for name in names}
-    return {name: values for name, values in rows.items() if values.count(values[0]) < len(values)}
-
-
-def _is_sections(value: Any) -> bool:
-    return isinstance(value, list | tuple) and all(isinstance(entry, Mapping) for entry in value)

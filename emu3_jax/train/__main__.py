@@ -18,6 +18,7 @@ On a pod every host runs this command with --coordinator=auto; elsewhere each pr
 --coordinator=HOST:PORT --processes=N --process=I. The run directory is one that all can see.
 """
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -36,8 +37,10 @@ from emu3_jax.evaluate.evaluator import Evaluator, Subject
 from emu3_jax.interop.exporting import LANGUAGE_MODEL
 from emu3_jax.train.loop import Callback, train
 from emu3_jax.train.run import distributed, run_directory
+from emu3_jax.train.run.checkpoint import has_checkpoints
 from emu3_jax.train.run.goodput import Ledger
 from emu3_jax.train.run.interruption import Interruption
+from emu3_jax.train.run.lock import RunLock
 from emu3_jax.train.task import Task, TrainState
 from emu3_jax.train.tasks import registry as tasks
 
@@ -84,9 +87,25 @@ def train_config(
     Returns:
       As `loop.train`: the last state, None if the run was interrupted.
     """
+    with contextlib.ExitStack() as resources:
+        lock = RunLock(workdir)
+        if distributed.is_first():
+            resources.enter_context(lock)
+        return _train_locked(
+            config, workdir, allow_changes, ledger=ledger, interruption=interruption,
+            before_save=lock.check if distributed.is_first() else lambda: None,
+        )  # fmt: skip
+
+
+def _train_locked(
+    config: ConfigDict, workdir: str, allow_changes: bool, **arguments
+) -> TrainState | None:
+    """`train_config`, where no other process writes to the directory."""
     config, evaluators = resolve(config.to_dict())
     run_directory.check(config, workdir, allow_changes)
     task = tasks.make(config)
+    if has_checkpoints(workdir):
+        task.check_beside(workdir)
     with jax.set_mesh(sharding.make_mesh(config.run.mesh)):  # other weights go there as well
         callbacks = evaluation_callbacks(task, evaluators, workdir)
 
@@ -104,9 +123,8 @@ def train_config(
         callbacks=callbacks,
         run_config=to_values(config),
         on_begin=write_run_directory,
-        ledger=ledger,
-        interruption=interruption,
         allow_changes=allow_changes,
+        **arguments,
     )
 
 

@@ -71,6 +71,7 @@ def train(
     on_begin: Callable[[], None] = lambda: None,
     ledger: Ledger | None = None,
     interruption: Interruption | None = None,
+    before_save: Callable[[], None] = lambda: None,
     allow_changes: bool = False,
 ) -> TrainState | None:
     """Trains until `run.steps`, or until interrupted; returns the final state.
@@ -83,6 +84,7 @@ def train(
       on_begin: called when the first update is dispatched, and nothing can be refused any more.
       ledger: of the time since the command began; a new one counts from here.
       interruption: tells afterwards which signal it was.
+      before_save: called before each checkpoint; what it raises ends the run.
       allow_changes: resume with other data (mixture, length of rows, …) than the run had so far.
 
     Returns:
@@ -96,8 +98,7 @@ def train(
     mesh = sharding.make_mesh(run.mesh)
     with jax.set_mesh(mesh), contextlib.ExitStack() as resources:
         # Checks mesh, data and initial weights, so these come before the directory is made.
-        batches = task.batches(mesh)
-        resources.callback(batches.close)
+        batches = resources.enter_context(contextlib.closing(task.batches(mesh)))
         optimizer, schedule = task.optimizer(run.optimizer, run.steps)
         key = jax.random.key(run.seed)
         initial = InitialState(task, optimizer, key, mesh, run.ema_decay > 0)
@@ -107,18 +108,19 @@ def train(
         state, saved = initial.first(checkpoints)
         guard = Guard(run.divergence, run.nonfinite, run.max_skipped, checkpoints.latest_when_idle)
         _go_on(saved, batches, guard, allow_changes)
-        report = Report(
+        report = resources.enter_context(contextlib.closing(Report(
             workdir, task, run, schedule, int(state.step),
             ledger=ledger or Ledger(), note=checkpoints.note, run_config=run_config or {},
-        )  # fmt: skip
-        resources.callback(report.close)
+        )))  # fmt: skip
         watch = resources.enter_context(Watch(workdir, run.watch))
-        loop = _Loop(task, run, batches, checkpoints, initial, guard, report, watch, callbacks)
+        parts = (batches, checkpoints, initial, guard, report, watch, callbacks, before_save)
         step_function = jitted_train_step(
             task, optimizer, initial.abstract, mesh, key=jax.random.fold_in(key, 1),
             accumulation=run.accumulation, ema_decay=run.ema_decay,
         )  # fmt: skip
-        return loop.run_steps(state, step_function, on_begin, interruption or Interruption())
+        return _Loop(task, run, *parts).run_steps(
+            state, step_function, on_begin, interruption or Interruption()
+        )
 
 
 def _go_on(saved: dict | None, batches: Batches, guard: Guard, allow_changes: bool) -> None:
@@ -142,6 +144,7 @@ class _Loop:
     report: Report
     watch: Watch
     callbacks: Sequence[Callback]
+    before_save: Callable[[], None]
     running: jax.Array | None = None  # a number of the step that was dispatched last
 
     def __post_init__(self):
@@ -223,6 +226,7 @@ class _Loop:
     def _save(self, step: int, state, wait: bool) -> bool:
         if not self._look_back():  # a bad step must not become a checkpoint
             return False
+        self.before_save()
         with self._meanwhile("save"):
             states = gather(self.batches.get_state())
             position = states[0] if len(states) == 1 else self.batches.merge_states(states)

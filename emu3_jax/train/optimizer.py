@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -96,9 +97,29 @@ def make_optimizer(
     adamw = optax.chain(
         _scale_by_adam(config),
         optax.add_decayed_weights(config.weight_decay, decay_mask),
-        optax.scale_by_learning_rate(schedule),
+        _scale_by_rate_of_step(schedule),
     )
     return optax.chain(clip, adamw), schedule
+
+
+def _scale_by_rate_of_step(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:
+    """Scales updates by minus the learning rate of the run's own step.
+
+    `update` takes `step`, int32, the number of steps before this one. optax's own count stands
+    still where an update is skipped, and the rate would lag behind the schedule from then on.
+    """
+
+    def init(params):
+        del params
+        return optax.ScaleByScheduleState(count=jnp.zeros((), jnp.int32))
+
+    def update(updates, state, params=None, *, step, **rest):
+        del state, params, rest
+        rate = schedule(step)
+        updates = jax.tree.map(lambda u: jnp.asarray(-rate, u.dtype) * u, updates)
+        return updates, optax.ScaleByScheduleState(count=step + 1)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _scale_by_adam(config: OptimizerConfig) -> optax.GradientTransformation:

@@ -72,38 +72,33 @@ def make_train_step(
     A step whose loss or gradient is not finite changes nothing but the step counter, reports
     `nonfinite` = 1 and counts in no other metric; what happens then is the loop's policy.
     With `limits`, float32 [2], a finite step whose loss is above the first or whose gradient norm
-    is above the second changes nothing either; it reports `spike` = 1, and counts.
+    is above the second changes nothing either; it reports `spike` = 1, and counts. Nor does a batch
+    whose weights sum to zero, which reports `empty` = 1. The learning rate goes on in all cases.
 
     Metrics are (sum, count) pairs, as in Loss.
     """
+
+    optimizer = optax.with_extra_args_support(optimizer)  # the rate follows the run's own step
 
     def train_step(
         state: TrainState, batch: dict, limits: jax.Array | None = None
     ) -> tuple[TrainState, dict]:
         step_key = jax.random.fold_in(key, state.step)
         grads, loss = _gradients(task, state, batch, step_key, accumulation)
-        grads = jax.tree.map(lambda g: g / loss.weight, grads)
+        # A batch in which no token counts has weight zero, sums of zero, and changes nothing.
+        empty = loss.weight == 0
+        weight = jnp.where(empty, 1.0, loss.weight)
+        grads = jax.tree.map(lambda g: g / weight, grads)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(loss.total)
-        good = finite
+        good = finite & ~empty
         if limits is not None:
-            good &= (loss.total / loss.weight <= limits[0]) & (norm <= limits[1])
+            good &= (loss.total / weight <= limits[0]) & (norm <= limits[1])
 
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params, step=state.step)
         params = optax.apply_updates(state.params, updates)
-        ema = state.ema
-        if ema is not None:
-            # The average follows quickly at first, or it would remember the initial noise.
-            count = state.step.astype(jnp.float32)
-            decay = jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count))
-            ema = jax.tree.map(lambda e, p: e * decay + p * (1.0 - decay), ema, params)
-        new = TrainState(
-            step=state.step,
-            params=params,
-            model_state=loss.model_state,
-            opt_state=opt_state,
-            ema=ema,
-        )
+        ema = None if state.ema is None else _averaged(state, params, ema_decay)
+        new = TrainState(state.step, params, loss.model_state, opt_state, ema)
         new = task.after_update(new, batch, jax.random.fold_in(step_key, 1))
         new = jax.tree.map(lambda n, o: jnp.where(good, n, o), new, state)
         new = new.replace(step=state.step + 1)
@@ -114,11 +109,20 @@ def make_train_step(
             metrics[f"gradient_norm/{name}"] = (optax.tree.norm(part), one)
         metrics = jax.tree.map(lambda x: jnp.where(finite, x, 0.0), metrics)
         metrics["nonfinite"] = (1.0 - finite.astype(jnp.float32), one)
+        metrics["empty"] = (empty.astype(jnp.float32), one)
         if limits is not None:
-            metrics["spike"] = ((finite & ~good).astype(jnp.float32), one)
+            metrics["spike"] = ((finite & ~empty & ~good).astype(jnp.float32), one)
         return new, metrics
 
     return train_step
+
+
+def _averaged(state: TrainState, params: Tree, ema_decay: float) -> Tree:
+    """The moving average with these params in it; it follows quickly at first, or it would
+    remember the initial noise."""
+    count = state.step.astype(jnp.float32)
+    decay = jnp.minimum(ema_decay, (1.0 + count) / (10.0 + count))
+    return jax.tree.map(lambda e, p: e * decay + p * (1.0 - decay), state.ema, params)
 
 
 def jitted_train_step(

@@ -190,6 +190,11 @@ class Task(abc.ABC):
         """Writes what a run directory needs beside config and checkpoints to be used."""
         del run_directory
 
+    def check_beside(self, run_directory: os.PathLike) -> None:
+        """Refuses to go on where what `save_beside` wrote means something else than what it would
+        write now; ValueError names both."""
+        del run_directory
+
     def model_parts(self, variables: dict) -> dict:
         """Of all variables, those that the evaluated and exported model is made of.
 

@@ -16,7 +16,7 @@ from emu3_jax.interop.bundle import Bundle, assemble, load_language
 from emu3_jax.interop.exporting import LANGUAGE_MODEL, VISION_TOKENIZER
 from emu3_jax.interop.language import language_model
 from emu3_jax.interop.vision import tokenizer_files as vision_files
-from emu3_jax.models.language.transformer import Transformer
+from emu3_jax.models.language.transformer import Transformer, TransformerConfig
 from emu3_jax.models.vision.tokenizer import VisionTokenizer
 from emu3_jax.train.initial_state import unsaved_collections
 from emu3_jax.train.run import run_directory
@@ -114,8 +114,7 @@ def load_language_model(
     run = open_run(path, step, mesh, dtype)
     bundle = run.trained_model(LANGUAGE_MODEL)
     if dtype is not None:
-        config = dataclasses.replace(bundle.model.config, dtype=dtype, param_dtype=dtype)
-        bundle = dataclasses.replace(bundle, model=Transformer(config))
+        bundle = dataclasses.replace(bundle, model=_in_type(bundle.model.config, dtype))
     return bundle, run.label
 
 
@@ -131,7 +130,12 @@ def load_transformer(
         bundle, _ = load_language_model(path, mesh=mesh, dtype=dtype)
         return bundle.model, bundle.variables
     config, params = language_model.load(path, dtype or "float32", _place(mesh))
-    return Transformer(config), {"params": params}
+    model = Transformer(config) if dtype is None else _in_type(config, dtype)
+    return model, {"params": params}
+
+
+def _in_type(config: TransformerConfig, dtype: str) -> Transformer:
+    return Transformer(dataclasses.replace(config, dtype=dtype, param_dtype=dtype))
 
 
 def load_vision_tokenizer(

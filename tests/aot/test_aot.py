@@ -155,6 +155,7 @@ def test_it_compiles_the_step_that_train_runs(monkeypatch, tmp_path):
     for module in (loop, train_program):
         monkeypatch.setattr(module, "jitted_train_step", caught)
     monkeypatch.setattr(program.task, "batches", lambda mesh: Numbered())
+    monkeypatch.setattr(program.task, "initial_weights", lambda: None)
     with pytest.raises(_StopError):
         loop.train(program.task, program.task.config.run, tmp_path / "run")
     with pytest.raises(_StopError):

@@ -74,7 +74,7 @@ def _analysed(cost, text):
     return SimpleNamespace(cost_analysis=lambda: cost, as_text=lambda: text)
 
 
-TPU = SimpleNamespace(is_tpu=True)
+TPU = SimpleNamespace(is_tpu=True, devices=())
 
 
 def test_an_estimate_goes_through_two_and_four_layers():

@@ -18,7 +18,7 @@ from emu3_jax.config import read_config
 from emu3_jax.evaluate import evaluator, registry
 from emu3_jax.train.run.metrics import read_metrics
 
-# One process that has imported everything; each command is a fork of it (tests/command_runner.py).
+# One process that has imported everything; each command is a fork of it (command_runner.py).
 ATTEMPTS = """
 import json, pathlib, sys
 import command_runner
@@ -120,7 +120,7 @@ def attempts(folder):
     words = [train, *([EVALUATE, *w] for w, _ in REFUSED.values())]
     words += [[EVALUATE, *w] for w in GOOD.values()]
     environment = {
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests/support'}",
         "JAX_NUM_CPU_DEVICES": "1",
         "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
     }

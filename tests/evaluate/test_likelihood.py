@@ -141,9 +141,7 @@ def test_weights_spread_over_a_mesh_are_used_where_they_lie(bundle, tokens, mesh
     layout = sharding.state_shardings(bundle.variables, over)
     with jax.set_mesh(over):
         variables = jax.device_put(nn.meta.unbox(bundle.variables), layout)
-        subject = dataclasses.replace(
-            subject, language_model=dataclasses.replace(bundle, variables=variables)
-        )
+        subject = Subject(language_model=dataclasses.replace(bundle, variables=variables))
         found = evaluator.run(subject).metrics
     assert found == pytest.approx(expected, rel=2e-5)
 

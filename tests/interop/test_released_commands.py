@@ -120,7 +120,7 @@ def outputs(models):
     """What each command printed, by its words; all of them ended well."""
     commands = [*map(str.split, BEFORE), *page_commands(), *map(str.split, AFTER)]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "command_runner.py")],
+        [sys.executable, str(ROOT / "tests" / "support" / "command_runner.py")],
         input=json.dumps([[str(models), words] for words in commands]),
         env=_environment(),
         capture_output=True,

@@ -51,7 +51,7 @@ def test_no_secrets(path):
 
 def _path_without_python(folder):
     folder.mkdir()
-    for name in "bash cat cksum cp cut dirname mkdir sort tail touch".split():
+    for name in "bash cat cksum cp cut dirname find mkdir sort tail touch".split():
         (folder / name).symlink_to(shutil.which(name))
     return folder
 
@@ -102,8 +102,8 @@ esac
     [
         ({"11": 0}, 0, ["11: --own"]),
         ({"11": 3}, 3, ["11: --own"]),
-        ({"11": 0, "39": 0}, 0, ["11: --own", "39: tests/test_torch_pickle.py"]),
-        ({"11": 0, "39": 4}, 4, ["11: --own", "39: tests/test_torch_pickle.py"]),
+        ({"11": 0, "39": 0}, 0, ["11: --own", "39: tests/interop/test_torch_pickle.py"]),
+        ({"11": 0, "39": 4}, 4, ["11: --own", "39: tests/interop/test_torch_pickle.py"]),
         ({"11": 3, "39": 0}, 3, ["11: --own"]),
     ],
 )
@@ -112,6 +112,8 @@ def test_ci_runs_all_tests_and_a_part_on_the_newest_python(tmp_path, pythons, co
     for folder in ("launch", ".ci"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     (tmp_path / "requirements-test.txt").touch()
+    (tmp_path / "tests/interop").mkdir(parents=True)
+    (tmp_path / "tests/interop/test_torch_pickle.py").touch()
     tools = _path_without_python(tmp_path / "path")
     for minor, ends in pythons.items():
         python = tools / ("python3" if minor == "11" else f"python3.{minor}")

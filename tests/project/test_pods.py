@@ -14,7 +14,7 @@ KINDS = {"v5e": "TPU v5 lite", "v5p": "TPU v5p", "v6e": "TPU v6 lite"}
 
 
 def flops_per_token(length):
-    """6 a matmul weight, and the causal half of attention."""
+    """6 per matmul weight, and the causal half of attention."""
     c = released()
     layer = 2 * c.hidden_size * c.head_dim * (c.num_heads + c.num_kv_heads)
     layer += 3 * c.hidden_size * c.intermediate_size
@@ -39,7 +39,7 @@ def test_the_cost_table(chip):
 
 def test_what_a_host_reads():
     need = 256 * PEAK_FLOPS["TPU v5p"] * 0.6 / flops_per_token(5120)
-    assert f"{need / 64:,.0f} a host" in PROSE
+    assert f"{need / 64:,.0f} per host" in PROSE
 
 
 def test_the_files_it_names_exist():

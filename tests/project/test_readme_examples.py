@@ -41,11 +41,11 @@ def commands():
 
 
 def source_of(module):
-    """The text of a command's module, or of its folder."""
+    """The text of a command's module, or of its folder and what is in it."""
     spec = importlib.util.find_spec(module)
     assert spec is not None, f"{module} does not exist"
     path = pathlib.Path(spec.origin)
-    paths = path.parent.glob("*.py") if path.name == "__init__.py" else [path]
+    paths = path.parent.rglob("*.py") if path.name == "__init__.py" else [path]
     return "\n".join(path.read_text() for path in paths)
 
 
@@ -100,10 +100,11 @@ def test_every_room_of_the_package_is_listed():
     assert rooms <= set(re.findall(r"^  (\w+)/", README, re.MULTILINE))
 
 
-def test_files_that_contributing_names_exist():
-    text = (ROOT / "CONTRIBUTING.md").read_text()
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_files_that_pages_name_exist(page):
+    text = page.read_text(encoding="utf-8")
     for name in re.findall(r"`((?:emu3_jax|tests|docs|configs|launch)/[\w/.]*)`", text):
-        assert (ROOT / name).exists() or (ROOT / f"{name}.py").exists(), name
+        assert (ROOT / name).exists(), name
 
 
 def test_links_lead_to_files():

@@ -101,8 +101,8 @@ def test_every_config_loads_by_name_as_by_path(elsewhere, name):
 
 
 def test_a_name_takes_an_argument():
-    assert load_config("transformer_nano:runs/tokens").evaluation.tokens == "runs/tokens"
-    assert load_config("ablations/no_dropout:here").evaluation.tokens == "here"
+    assert load_config("transformer_nano:runs/tokens").evaluation[0]["tokens"] == "runs/tokens"
+    assert load_config("ablations/no_dropout:here").evaluation[0]["tokens"] == "here"
 
 
 OWN = """

@@ -49,11 +49,11 @@ def test_mixtures_are_compared_entry_by_entry(tmp_path):
         (tmp_path / name / "config.json").write_text(json.dumps({"data": {"mixture": mixture}}))
     runs = [compare.read_run(tmp_path / name) for name in ("both", "one")]
     assert compare.differences(runs) == {
-        "data.mixture[0].weight": [4.0, 2.0],
-        "data.mixture[1].task": ["image_to_text", None],
-        "data.mixture[1].weight": [3.0, None],
+        "data.mixture.0.weight": [4.0, 2.0],
+        "data.mixture.1.task": ["image_to_text", None],
+        "data.mixture.1.weight": [3.0, None],
     }
-    assert "| `data.mixture[1].weight` | `3.0` | – |" in compare.markdown(runs)
+    assert "| `data.mixture.1.weight` | `3.0` | – |" in compare.markdown(runs)
 
 
 def test_runs_without_validation_are_compared_by_training_loss(tmp_path):

@@ -1,6 +1,6 @@
 """Runs commands of the package, each in a process and a folder of its own, importing once for all.
 
-  python tests/command_runner.py <<< '[["folder", ["emu3_jax.convert", "export", "--model=x"]], …]'
+  python tests/support/command_runner.py <<< '[["folder", ["emu3_jax.convert", "export", …]], …]'
 
 Importing takes longer than these commands work, so every command is a fork of a process that has
 imported what they all need and has not touched a device. Prints one line of JSON a command, the

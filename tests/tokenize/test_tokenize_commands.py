@@ -28,7 +28,7 @@ def run(*words):
 def test_tokenize_without_a_config_is_one_sentence():
     result = run("-m", "emu3_jax.tokenize")
     assert result.returncode == 2 and len(result.stderr.splitlines()) == 1
-    assert result.stderr.startswith("Error: --config=FILE is needed")
+    assert result.stderr.startswith("Error: --config is needed")
 
 
 def test_reconstruct_never_leaves_half_a_file(tmp_path):

@@ -91,8 +91,8 @@ def test_two_steps_equal_adamw_in_float64():
     to_float = lambda tree: jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)  # noqa: E731
     found = to_float(params)
     state = optimizer.init(found)
-    for grads in steps:
-        updates, state = optimizer.update(to_float(grads), state, found)
+    for step, grads in enumerate(steps):
+        updates, state = optimizer.update(to_float(grads), state, found, step=step)
         found = jax.tree.map(jnp.add, found, updates)
 
     m = {k: np.zeros_like(v) for k, v in params.items()}
@@ -123,9 +123,9 @@ def _updates(second_moment, b2=0.95, steps=60):
     )  # fmt: skip
     params = {"kernel": jnp.zeros((2, 64))}
     state, rng, found = optimizer.init(params), np.random.default_rng(0), []
-    for _ in range(steps):
+    for step in range(steps):
         gradients = {"kernel": jnp.asarray(rng.normal(1, 0.3, (2, 64)) * [[1e-4], [10.0]])}
-        update, state = optimizer.update(gradients, state, params)
+        update, state = optimizer.update(gradients, state, params, step=step)
         found.append(update["kernel"])
     return np.stack(found), state
 

@@ -11,6 +11,9 @@ from emu3_jax.data.codec.fingerprint import check_same
 from emu3_jax.data.tokens.records import Record, RecordError, TokenDataset, open_dataset
 from emu3_jax.sequence import Document, Grammar, LossWeights, Segment, Text
 
+# What of a dataset's recipe gives codes their meaning: the sizes and rates of media.
+MEDIA_RULES = ("min_pixels", "max_pixels", "fps", "max_frames")
+
 
 @dataclass(frozen=True)
 class Task:
@@ -127,6 +130,21 @@ def check_names(entries: Sequence[MixtureEntry]) -> tuple[str, ...]:
         if names.count(name) > 1:
             raise ValueError(f"two mixture entries are called {name!r}; give one another name")
     return names
+
+
+def media_rules(entries: Sequence[MixtureEntry]) -> dict[str, float]:
+    """How media became codes, of what all datasets with codes agree about.
+
+    Returns:
+      Of MEDIA_RULES the names on which they agree, with their values.
+    """
+    recipes = [open_dataset(entry.dataset).info for entry in entries]
+    recipes = [info.recipe for info in recipes if info.vision_tokenizer]
+    return {
+        name: recipes[0][name]
+        for name in MEDIA_RULES
+        if recipes and all(r.get(name) == recipes[0].get(name) is not None for r in recipes)
+    }
 
 
 def vision_tokenizer_of(entries: Sequence[MixtureEntry]) -> str:

@@ -21,6 +21,7 @@ from emu3_jax.data.tokens.mixture import (
     vision_tokenizer_of,
 )
 from emu3_jax.data.tokens.packing import FIELDS, PackedRows, Position
+from emu3_jax.data.tokens.records import open_dataset
 from emu3_jax.sequence import Grammar, LossWeights
 
 
@@ -81,6 +82,9 @@ class BatchIterator(Batches):
             config.seed,
         )
         self._vision_tokenizer = vision_tokenizer_of(config.mixture)
+        self._contents = {
+            entry.label: open_dataset(entry.dataset).info.fingerprint for entry in config.mixture
+        }
         self._stream = _fingerprint(config)
         self._batch = 0
         self._positions = {row: Position() for row in rows}
@@ -112,6 +116,7 @@ class BatchIterator(Batches):
             "sequence_length": self._config.sequence_length,
             "vision_tokenizer": self._vision_tokenizer,
             "stream": self._stream,
+            "contents": self._contents,
             "rows": {str(row): list(position) for row, position in self._positions.items()},
         }
 
@@ -130,7 +135,8 @@ class BatchIterator(Batches):
         documents may be seen again; where the number of rows is another, all begin where the
         average row was. A state of the same batches is returned as it is.
         """
-        if state.get("stream", self._stream) == self._stream:
+        contents = state.get("contents", self._contents)
+        if state.get("stream", self._stream) == self._stream and contents == self._contents:
             return state
         config = self._config
         old = {int(row): Position(*position) for row, position in state["rows"].items()}
@@ -144,6 +150,7 @@ class BatchIterator(Batches):
             "batch_size": config.batch_size,
             "sequence_length": config.sequence_length,
             "stream": self._stream,
+            "contents": self._contents,
             "rows": {str(row): list(position) for row, position in rows.items()},
         }
 
@@ -171,6 +178,13 @@ class BatchIterator(Batches):
                 "the saved data position is of another mixture, seed or pack_window; rows of "
                 "documents have no place in common with it"
             )
+        for label, content in state.get("contents", {}).items():
+            if content != self._contents[label]:
+                raise ValueError(
+                    f"the dataset {label} was made anew since the saved data position was taken, "
+                    "so its documents stand in another order; go on with --allow_changes, or begin "
+                    "another run"
+                )
         self.close()
         self._batch = state["batch"]
         known = {int(row): Position(*position) for row, position in state["rows"].items()}

@@ -9,6 +9,7 @@ made, and reading it with others is an error.
 import bisect
 import contextlib
 import dataclasses
+import hashlib
 import itertools
 import json
 import os
@@ -160,6 +161,11 @@ class DatasetInfo:
     counts: dict[str, Counts]
     skipped: int = 0
     recipe: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of all of it: another number of records, or another recipe, is another dataset."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
     def to_json(self) -> str:
         """The text of dataset.json."""

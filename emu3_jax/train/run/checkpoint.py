@@ -16,6 +16,7 @@ import jax
 import orbax.checkpoint as ocp
 from etils import epath
 
+from emu3_jax import exit_codes
 from emu3_jax.train.run import distributed
 from emu3_jax.train.run.retention import CheckpointConfig, Retention
 
@@ -26,6 +27,10 @@ _PARTS_OF_A_SAVE = 8
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be read or written; the message says which and why."""
+
+
+class SaveError(CheckpointError, exit_codes.TransientError):
+    """A checkpoint that cannot be written: storage may be there again by the next start."""
 
 
 class Checkpoints:
@@ -111,7 +116,7 @@ class Checkpoints:
         except Exception as error:
             raise self._failed(error) from error
 
-    def _failed(self, error: Exception) -> CheckpointError:
+    def _failed(self, error: Exception) -> SaveError:
         """What a failed save comes to; its unfinished folder would only fill the disk.
 
         The manager is made anew: other parts of the failed save may still be writing, and their
@@ -119,11 +124,11 @@ class Checkpoints:
         that cannot be done by one alone; the run ends, and its next start clears up.
         """
         if jax.process_count() > 1:
-            return CheckpointError(self._failure(error))
+            return SaveError(self._failure(error))
         self._close_manager()
         self._clear_unfinished()
         self._manager = self._new_manager()
-        return CheckpointError(self._failure(error))
+        return SaveError(self._failure(error))
 
     def _failure(self, error: Exception) -> str:
         latest = max(_complete_steps(self._directory), default=None)

@@ -23,7 +23,13 @@ from absl import flags
 from jax.experimental import multihost_utils
 from jax.sharding import Sharding
 
+from emu3_jax import exit_codes
+
 AUTO = "auto"
+
+
+class LostProcessError(ValueError, exit_codes.TransientError):
+    """A process of the run cannot be reached."""
 
 
 def define_flags() -> None:
@@ -63,7 +69,8 @@ def initialize(
       host_timeout: see the flag.
 
     Raises:
-      ValueError: settings that contradict each other, or processes that do not find each other.
+      ValueError: settings that contradict each other.
+      LostProcessError: processes that do not find each other.
     """
     explicit = coordinator not in (None, "", AUTO)
     if not explicit and (processes is not None or process is not None):
@@ -83,7 +90,7 @@ def initialize(
         jax.distributed.initialize(heartbeat_timeout_seconds=host_timeout, **options)
     except (RuntimeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ValueError(
+        raise LostProcessError(
             f"the processes of the run did not find each other (--coordinator={coordinator}): "
             f"{reason}"
         ) from error
@@ -163,14 +170,15 @@ def leave(error: BaseException) -> NoReturn:
     if isinstance(error, KeyboardInterrupt):
         message, code = f"{me}: stopped.", 130
     elif isinstance(error, (ValueError, OSError)):
-        message, code = f"Error in {me}: {' '.join(str(error).split())}", 2
+        message = f"Error in {me}: {' '.join(str(error).split())}"
+        code = exit_codes.TRANSIENT if _lost_contact_caused(error) else exit_codes.of(error)
     elif isinstance(error, jax.errors.JaxRuntimeError) and _lost_contact(str(error)):
         message = (
             f"Error in {me}: another process has died or cannot be reached; its own output tells "
             "why. Start all of them again: the run goes on from its last checkpoint. "
             f"({str(error).strip().splitlines()[0]})"
         )
-        code = 3
+        code = exit_codes.TRANSIENT
     else:
         traceback.print_exception(error)
         message, code = f"Error in {me}: see the traceback above.", 1
@@ -179,6 +187,16 @@ def leave(error: BaseException) -> NoReturn:
     sys.stderr.flush()
     # Not sys.exit: JAX would wait for processes that wait for this one.
     os._exit(code)
+
+
+def _lost_contact_caused(error: BaseException) -> bool:
+    """Whether `error` was raised since another process is gone, for instance by a save."""
+    cause = error.__cause__
+    while cause is not None:
+        if isinstance(cause, jax.errors.JaxRuntimeError) and _lost_contact(str(cause)):
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def _lost_contact(message: str, signs: Sequence[str] = ("Gloo", "UNAVAILABLE", "DEADLINE")) -> bool:

@@ -114,7 +114,8 @@ class Guard:
         if self._unchecked is None:
             return False
         (step, metrics), self._unchecked = self._unchecked, None
-        names = ("nonfinite", "spike", "loss", "gradient_norm") if self.active else ("nonfinite",)
+        names = ("nonfinite", "empty")
+        names += ("spike", "loss", "gradient_norm") if self.active else ()
         host = jax.device_get({name: metrics[name] for name in names})
         numbers = {name: float(s) / (float(c) or 1.0) for name, (s, c) in host.items()}
         if numbers["nonfinite"]:
@@ -123,7 +124,7 @@ class Guard:
         if numbers.get("spike"):
             return self._spike(step, numbers["loss"], numbers["gradient_norm"])
         self._bad_in_a_row = 0
-        if self.active:
+        if self.active and not numbers["empty"]:
             self._good.append((step, numbers["loss"], numbers["gradient_norm"]))
         return False
 

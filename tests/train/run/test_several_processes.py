@@ -31,15 +31,16 @@ from emu3_jax.train.run.metrics import read_metrics
 COMMAND = """
 import runpy, sys
 import jax
-from emu3_jax.data import pipeline
+from emu3_jax.data.tokens import pipeline
 real = pipeline.row_stream
 def recorded(datasets, entries, row, rows):
     print("reads row", row, flush=True)
     return real(datasets, entries, row, rows)
 pipeline.row_stream = recorded
-from emu3_jax.data import vision_codec
+from emu3_jax.data.codec import vision_codec
 from emu3_jax.evaluate import during_training
-from emu3_jax.generate import engine, scoring
+from emu3_jax.generate import scoring
+from emu3_jax.generate.decoding import engine
 in_pieces = set()
 def look(function):
     def watched(*arguments, **keywords):

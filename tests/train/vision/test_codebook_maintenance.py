@@ -1,4 +1,4 @@
-"""Codebook maintenance: counts, revival, the k-means start, averages, drift."""
+"""Maintenance of a table of entries: counts, revival, the k-means start, averages, drift."""
 
 import jax
 import jax.numpy as jnp

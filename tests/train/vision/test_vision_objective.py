@@ -183,11 +183,11 @@ def test_each_part_has_its_learning_rate_and_what_is_frozen_none(vgg):
     gradients = jax.tree.map(jnp.ones_like, params)
     task = _task(_full(vgg, decoder_only=True))
     optimizer, schedule = task.optimizer(OPTIMIZER, 10)
-    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params, step=0)
     alone, _ = make_optimizer(OPTIMIZER, 10)
     expected, _ = alone.update(
         {"decoder": gradients["decoder"]}, alone.init({"decoder": params["decoder"]}),
-        {"decoder": params["decoder"]},
+        {"decoder": params["decoder"]}, step=0,
     )  # fmt: skip
     np.testing.assert_allclose(updates["decoder"]["kernel"], expected["decoder"]["kernel"])
     # Adam's first step is as long as the learning rate; the discriminator's kernels do not decay.

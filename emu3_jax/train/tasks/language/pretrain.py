@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from emu3_jax import sharding
 from emu3_jax.config import to_dataclass
-from emu3_jax.data.tokens.mixture import vision_tokenizer_of
+from emu3_jax.data.tokens.mixture import media_rules, vision_tokenizer_of
 from emu3_jax.data.tokens.packing import FIELDS
 from emu3_jax.data.tokens.pipeline import BatchIterator, DataConfig, make_iterator
 from emu3_jax.data.tokens.records import open_dataset
@@ -20,6 +20,7 @@ from emu3_jax.interop.bundle import (
     Bundle,
     Language,
     assemble,
+    check_same_language,
     load_language,
     read_vocab,
     save_language,
@@ -222,6 +223,10 @@ class PretrainTask(Task):
         """Vocabulary, text tokenizer and limits, so that checkpoints can be generated from."""
         save_language(run_directory, self.language)
 
+    def check_beside(self, run_directory: os.PathLike) -> None:
+        """The ids of the data must mean what they meant when the run began."""
+        check_same_language(load_language(run_directory), self.language, f"{run_directory}", "data")
+
     def trained_model(self, variables: dict, label: str) -> Bundle:
         """With the language of the data, or of the run directory."""
         return assemble(self.model, variables, self.language, where=label)
@@ -254,5 +259,10 @@ def _language_of_the_data(config: PretrainConfig) -> Language:
     info = open_dataset(config.data.mixture[0].dataset).info
     tokenizer = load_text_tokenizer(config.text_tokenizer)
     grammar = Grammar(info.vocabulary, tokenizer, info.video_format)
-    fingerprint = vision_tokenizer_of(config.data.mixture) or None
-    return Language(info.vocabulary, grammar, fingerprint, config.data.sequence_length)
+    return Language(
+        info.vocabulary,
+        grammar,
+        vision_tokenizer_of(config.data.mixture) or None,
+        config.data.sequence_length,
+        media_rules(config.data.mixture),
+    )

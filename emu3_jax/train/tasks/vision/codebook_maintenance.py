@@ -1,4 +1,4 @@
-"""Codebook maintenance in training: a start on latents, dead-code revival, averages.
+"""Care of a codebook while it is trained: a start on latents, revival of dead codes, averages.
 
 Emu3 used 32,768 codes and says nothing about how they were kept in use; all of this is ours. It
 works on the state after an update, so the objective knows nothing of it.

@@ -228,9 +228,16 @@ class VisionTokenizerTask(Task):
         self, folder: os.PathLike, variables: dict, options: exporting.ExportOptions
     ) -> None:
         """As a vision tokenizer, with the pixels of its training images as limits."""
-        areas = [group.size**2 for group in self.config.data.groups]
-        limits = min(areas), max(areas)
+        limits = self._pixel_limits()
         exporting.write_vision_tokenizer(folder, self.model, variables, limits, options)
+
+    def save_beside(self, run_directory: os.PathLike) -> None:
+        """The pixels of an image, to which others are brought."""
+        exporting.write_pixel_limits(run_directory, self._pixel_limits())
+
+    def _pixel_limits(self) -> tuple[int, int]:
+        areas = [group.size**2 for group in self.config.data.groups]
+        return min(areas), max(areas)
 
     def programs(self) -> Mapping[str, Program]:
         """Turning images or clips into codes."""
