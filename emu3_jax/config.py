@@ -1,12 +1,12 @@
 """Configs: python files that return a locked ConfigDict, resolved into frozen dataclasses.
 
-A config file states what differs from the defaults. The commands load it, change it by
+A config file has the keys that differ from the defaults. The commands load it, apply
 `--config.a.b=value`, and turn it into dataclasses, which check every key and type and fill in the
-defaults (`to_dataclass`). From there on nothing but the dataclasses is used: `to_values` writes all
-of their fields into the run directory and `--print_config` prints them.
+defaults (`to_dataclass`). From then on only the dataclasses are used: `to_values` gives all of
+their fields, which are written into the run directory and printed by `--print_config`.
 
-`ml_collections.config_flags` would change only keys that a file states, since it applies overrides
-before anything can fill in the rest.
+`ml_collections.config_flags` could change only keys of the file, since it applies overrides before
+the defaults are filled in.
 """
 
 import ast
@@ -43,8 +43,8 @@ def to_dataclass(cls: type[T], values: Any, where: str = TOP) -> T:
     Args:
       cls: a dataclass; nested dataclass fields are built from nested mappings.
       values: a ConfigDict or dict. Missing keys take the dataclass default.
-      where: the dotted name of this section, used in messages ("model"); TOP for a whole config,
-        whose sections are named without it.
+      where: the dotted name of this section in messages ("model"); TOP for a whole config, whose
+        sections are named without it.
 
     Raises:
       ConfigError: unknown key (with the nearest valid one), missing key, or wrong type.
@@ -76,18 +76,18 @@ def to_dataclass(cls: type[T], values: Any, where: str = TOP) -> T:
 
 
 def _inside(where: str, name: str, hint: Any) -> str:
-    """The dotted name of a field; sections of a whole config go by their own."""
+    """The dotted name of a field; sections of a whole config have no prefix."""
     is_section = dataclasses.is_dataclass(hint) or typing.get_origin(hint) in (tuple, dict)
     return name if where == TOP and is_section else f"{where}.{name}"
 
 
 def to_values(config: Any) -> dict[str, Any]:
-    """Every field of a resolved config, nested as the dataclasses are, ready for JSON."""
+    """Every field of a resolved config, nested like the dataclasses, ready for JSON."""
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
 def unknown_key(key: str, known: Iterable[str], where: str) -> str:
-    """The sentence for a key that does not exist in section `where`, with the nearest that does."""
+    """The message for a key that is not in section `where`, with the nearest valid one."""
     known = list(known)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     hint = f"did you mean {where}.{near[0]}?" if near else f"valid keys: {', '.join(known)}"
@@ -129,8 +129,8 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
       A locked ConfigDict.
 
     Raises:
-      ConfigError: no such file or name, or no get_config in it. Mistakes inside the file keep their
-        own exception, since its traceback shows the line.
+      ConfigError: no such file or name, or no get_config in it. Errors inside the file keep their
+        own exception, since its traceback has the line.
     """
     name, _, argument = spec.partition(":")
     try:
@@ -154,11 +154,11 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
 def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, str]) -> None:
     """Sets dotted keys of `config` from text: {"model.num_layers": "4", "evaluation.0.every": "9"}.
 
-    Neither section nor key need be there: a config states only what differs from the defaults, and
+    Sections and keys need not exist: a config has only what differs from the defaults, and
     `to_dataclass` checks every key.
 
     Raises:
-      ConfigError: a section is set like a value, or a value is of another type than the one there.
+      ConfigError: a section is set like a value, or a value has another type than the old one.
     """
     for dotted, text in overrides.items():
         if _set_in_list(config, dotted.split("."), text):
@@ -185,7 +185,7 @@ def apply_overrides(config: ml_collections.ConfigDict, overrides: Mapping[str, s
 
 
 def _set_in_list(config: ml_collections.ConfigDict, keys: list[str], text: str) -> bool:
-    """Sets what `keys` lead to if they go through a list (evaluation.0.every); False if not."""
+    """Sets the value at `keys` if they pass a list (evaluation.0.every); else returns False."""
     section, where = config, "config"
     for depth, key in enumerate(keys[:-1], 1):
         value, where = section.get(key), f"{where}.{key}"
@@ -200,7 +200,7 @@ def _set_in_list(config: ml_collections.ConfigDict, keys: list[str], text: str) 
 
 
 def _replaced(value: Any, keys: list[str], text: str, where: str) -> Any:
-    """A copy of `value`, lists and dicts, in which `keys` lead to what `text` writes."""
+    """A copy of `value` (lists and dicts) with the value of `text` at `keys`."""
     if not keys:
         if isinstance(value, dict):
             raise ConfigError(f"{where} is a section; set one of its keys")
@@ -227,7 +227,7 @@ def _sections(config: ml_collections.ConfigDict) -> list[str]:
 
 
 def _from_text(text: str, old: Any) -> Any:
-    """The value that `text` writes, for a key that holds `old`."""
+    """The value that `text` spells, for a key with the value `old`."""
     if isinstance(old, str):
         return text
     try:
@@ -242,12 +242,12 @@ def _from_text(text: str, old: Any) -> Any:
 
 
 def save_config(values: Mapping[str, Any], workdir: str | os.PathLike) -> None:
-    """Writes a resolved config (`to_values`) to workdir/config.json, whole or not at all."""
+    """Writes a resolved config (`to_values`) to workdir/config.json atomically."""
     write_json(epath.Path(workdir) / CONFIG_FILE, values)
 
 
 def read_config(workdir: str | os.PathLike) -> dict[str, Any]:
-    """Reads workdir/config.json back, as it was written."""
+    """Reads workdir/config.json as it was written."""
     path = epath.Path(workdir) / CONFIG_FILE
     if not path.is_file():
         raise ConfigError(f"{workdir} is not a run directory: it has no {CONFIG_FILE}")
@@ -262,7 +262,7 @@ def config_differences(
 ) -> dict[str, tuple[Any, Any]]:
     """Dotted key → (old value, new value) for every leaf that differs; ABSENT where missing.
 
-    Lists of sections are taken apart by index: "data.mixture.0.weight".
+    Lists of sections have keys by index: "data.mixture.0.weight".
     """
     old_leaves, new_leaves = _leaves(old), _leaves(new)
     pairs = {

@@ -1,9 +1,8 @@
 """The device mesh and the one table from logical axis names to mesh axes.
 
-Models name the axes of their arrays by meaning ("batch", "heads", "vocab", ...). What a name
-means on a machine is decided here and nowhere else, so that any mesh runs the same model code.
-A named size that does not divide its mesh axes is an error before anything is compiled, but for
-STORAGE_ONLY.
+Models name the axes of their arrays by meaning ("batch", "heads", "vocab", ...). Only this module
+maps names to mesh axes, so any mesh runs the same model code. A named size that its mesh axes do
+not divide is an error before anything is compiled, except for STORAGE_ONLY.
 """
 
 import dataclasses
@@ -32,31 +31,31 @@ RULES = (
     ("conv_out", ("fsdp", "context")),
     ("code", None),
 )
-"""Logical axis -> mesh axes, in order of precedence, and why:
+"""Logical axis -> mesh axes, in order of precedence, with reasons:
 
 batch     every device of `data` and `fsdp` reads its own rows.
-sequence  `context` splits long sequences; the only axis that cuts inside a row.
+sequence  `context` splits long sequences; it is the only axis that splits rows.
 vocab, heads, kv_heads, mlp
           the wide side of each matmul: column- then row-parallel, one reduction per block.
-embed     the narrow side of each weight: stored in pieces, gathered for use. Devices of
-          `context` hold the same weights as one another, so they share the storage as well.
-          On an activation `batch` stands first and takes `fsdp`, which leaves `embed` whole.
-layers    the scanned axis: one layer is used at a time, every device needs its part of each.
-head_dim  inside one head nothing is worth splitting.
+embed     the narrow side of each weight: stored in shards, gathered for use. Devices along
+          `context` use the same weights, so they share the storage as well. On an activation
+          `batch` comes first and takes `fsdp`, so `embed` is not split there.
+layers    the scanned axis: one layer is used at a time, and every device needs its part of each.
+head_dim  one head is too small to split.
 norm      scales and other vectors: a few kilobytes, not worth a gather.
-conv_out  channels out of a convolution that is wide on both sides: stored in pieces as `embed`
-          is, and `gathered` for use.
+conv_out  output channels of a convolution that is wide on both sides: stored in shards like
+          `embed`, and `gathered` for use.
 code      a codebook of 32,768 x 4 is half a megabyte.
 """
 
 STORAGE_ONLY = ("conv_out",)
-"""Names of weights that are stored whole where they do not divide (128 channels on 256 chips): no
-computation is laid out by them."""
+"""Names of weights that are replicated if the mesh does not divide them (128 channels on 256
+chips): no computation depends on their sharding."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; -1 (one axis at most) takes the devices that are left."""
+    """Sizes of the mesh axes; -1 (for at most one axis) takes the remaining devices."""
 
     data: int = 1
     fsdp: int = -1
@@ -64,7 +63,7 @@ class MeshConfig:
     tensor: int = 1
 
     def sizes(self, num_devices: int) -> tuple[int, ...]:
-        """The four sizes in the order of AXES; ValueError if they do not make `num_devices`."""
+        """The four sizes in the order of AXES; ValueError if their product is not `num_devices`."""
         sizes = {axis: getattr(self, axis) for axis in AXES}
         written = " x ".join(f"{axis}={size}" for axis, size in sizes.items())
         for axis, size in sizes.items():
@@ -77,8 +76,8 @@ class MeshConfig:
         if free:
             if num_devices % known:
                 raise ValueError(
-                    f"mesh {written}: {num_devices} devices cannot be shared out, "
-                    f"the given axes need a multiple of {known}"
+                    f"mesh {written}: the given axes need a multiple of {known} devices, "
+                    f"there are {num_devices}"
                 )
             sizes[free[0]] = num_devices // known
         elif known != num_devices:
@@ -89,12 +88,12 @@ class MeshConfig:
 def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
     """Mesh over `devices` (default: all of them), axes AXES, to be used with `jax.set_mesh`.
 
-    Where the devices are several TPU slices, `data` runs over the slices first: between them the
-    network is slow, and `data` is the axis that needs it least, once a step.
+    With several TPU slices, `data` runs over the slices first: the network between them is slow,
+    and `data` needs it least, once per step.
 
     Raises:
-        ValueError: sizes that do not make the number of devices, or `data` not a multiple of the
-            slices.
+        ValueError: the product of the sizes is not the number of devices, or `data` is not a
+            multiple of the slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = config.sizes(len(devices))
@@ -118,12 +117,12 @@ def make_mesh(config: MeshConfig = MeshConfig(), devices=None) -> Mesh:
 
 
 def one_device() -> Mesh:
-    """Mesh of the first device, where weights go that nobody asks to be spread."""
+    """Mesh of the first device, the default for weights that are not to be sharded."""
     return make_mesh(MeshConfig(), jax.devices()[:1])
 
 
 def mesh_axes(logical: str) -> tuple[str, ...]:
-    """Mesh axes that the rules give to one logical axis; () if it stays whole."""
+    """Mesh axes of one logical axis in RULES; () if it is not sharded."""
     table = dict(RULES)
     if logical not in table:
         raise ValueError(f"unknown logical axis {logical!r}; RULES has {', '.join(table)}")
@@ -132,7 +131,7 @@ def mesh_axes(logical: str) -> tuple[str, ...]:
 
 
 def check_divides(mesh, logical: str, name: str, size: int) -> None:
-    """ValueError if `size` of the thing called `name` cannot be cut along `logical` on `mesh`."""
+    """ValueError if `mesh` does not divide `size`, called `name`, along `logical`."""
     ways = ways_of(mesh, logical)
     if size % ways:
         axes = [axis for axis in mesh_axes(logical) if mesh.shape[axis] > 1]
@@ -143,12 +142,12 @@ def check_divides(mesh, logical: str, name: str, size: int) -> None:
 
 
 def ways_of(mesh, logical: str) -> int:
-    """Into how many pieces `mesh` cuts a dimension of this name; 1 where `mesh` is empty."""
+    """The number of shards of a dimension of this name on `mesh`; 1 if `mesh` is empty."""
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in mesh_axes(logical))
 
 
 def partition_spec(*logical: str | None) -> PartitionSpec:
-    """Mesh axes of an array whose dimensions have these logical names (None: whole)."""
+    """Mesh axes of an array whose dimensions have these logical names (None: not sharded)."""
     for name in logical:
         if name is not None:
             mesh_axes(name)
@@ -161,18 +160,18 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def rows_here(mesh: Mesh, rows: int) -> range:
-    """The rows, of so many in a batch, that devices of this process hold.
+    """The rows of a batch of `rows` that devices of this process hold.
 
-    Processes that share rows (their devices differ in context or tensor) all hold them.
+    Processes whose devices differ only in context or tensor hold the same rows.
     """
     layout = NamedSharding(mesh, partition_spec("batch"))
-    places = layout.addressable_devices_indices_map((rows,)).values()
-    held = {place[0].indices(rows)[:2] for place in places}
+    indices = layout.addressable_devices_indices_map((rows,)).values()
+    held = {index[0].indices(rows)[:2] for index in indices}
     return range(min(start for start, _ in held), max(stop for _, stop in held))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Sharding of an array that every device holds whole."""
+    """Sharding of an array that is replicated on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -183,7 +182,7 @@ def state_shardings(abstract_variables, mesh: Mesh):
         abstract_variables: any tree (variables, a train state with its optimizer state, ...)
             whose leaves are ShapeDtypeStructs, boxed by `nn.with_logical_partitioning` where they
             have logical axes; leaves without a box are replicated.
-        mesh: where to.
+        mesh: of the shardings.
 
     Returns:
         The tree without boxes (as `nn.unbox` gives it), each leaf a NamedSharding.
@@ -210,33 +209,33 @@ def abstract_arrays(boxed, mesh: Mesh, dtype=None):
 
     Args:
         boxed, mesh: as in `state_shardings`, which may raise.
-        dtype: of all arrays; None keeps each one's own.
+        dtype: of all arrays; None keeps the dtype of each.
     """
 
     def content(leaf):
-        # `nn.unbox` would ask the mesh to lay it out, and here are only shapes.
+        # `nn.unbox` would apply a sharding constraint, which shapes do not take.
         is_boxed = isinstance(leaf, nn.meta.AxisMetadata)
         return leaf.unbox(apply_constraint=False) if is_boxed else leaf
 
     return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=place),
+        lambda leaf, layout: jax.ShapeDtypeStruct(leaf.shape, dtype or leaf.dtype, sharding=layout),
         jax.tree.map(content, boxed, is_leaf=lambda x: isinstance(x, nn.meta.AxisMetadata)),
         state_shardings(boxed, mesh),
     )
 
 
 def spread(array: np.ndarray, *logical: str | None) -> jax.Array | np.ndarray:
-    """An array that every process has whole, in its pieces on the mesh that is set.
+    """Shards an array that every process holds over the mesh that is set.
 
     Args:
         array: the same in every process.
-        *logical: names of its first dimensions; the others stay whole.
+        *logical: names of its first dimensions; the others are not sharded.
 
     Returns:
-        A global array, of which each device holds its piece; `array` itself outside `jax.set_mesh`.
+        A global array, of which each device holds its shard; `array` itself outside `jax.set_mesh`.
 
     Raises:
-        ValueError: a named dimension does not divide.
+        ValueError: the mesh does not divide a named dimension.
     """
     mesh = jax.sharding.get_mesh()
     if mesh.empty:
@@ -249,9 +248,9 @@ def spread(array: np.ndarray, *logical: str | None) -> jax.Array | np.ndarray:
 
 
 def on_devices(tree: Any) -> Any:
-    """Host arrays, whole on every device of the mesh that is set, or else on the default device.
+    """Host arrays, replicated on the mesh that is set, or else on the default device.
 
-    Arrays that are on devices stay where they lie.
+    Arrays that are on devices stay where they are.
     """
 
     def put(leaf):
@@ -261,9 +260,9 @@ def on_devices(tree: Any) -> Any:
 
 
 def to_host(array: jax.Array | np.ndarray) -> np.ndarray:
-    """The whole of an array, of which this process's devices may hold a part.
+    """The whole array on the host; this process's devices may hold only a part of it.
 
-    All processes that hold a part must call it.
+    All processes that hold a part must call this function.
     """
     if isinstance(array, jax.Array) and not (
         array.is_fully_addressable or array.is_fully_replicated
@@ -279,17 +278,17 @@ def _itself(array):  # one function, so that each shape is compiled once
 def platform() -> str:
     """ "cpu", "gpu" or "tpu": of the mesh that is set, else the default one.
 
-    A program that is compiled for a TPU elsewhere has a mesh of TPUs.
+    When a program is compiled for TPUs on another machine, the mesh has TPUs.
     """
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
-    """Ask the compiler to lay `x` out by the logical names of its dimensions.
+    """Constrains the sharding of `x` by the logical names of its dimensions.
 
-    Outside `jax.set_mesh` this does nothing. A dimension of size 1 is left whole (the one-token
-    step of a decoder has no sequence to cut); any other size must divide.
+    Outside `jax.set_mesh` this does nothing. A dimension of size 1 is not sharded (such as the
+    sequence in a one-token step of decoding); the mesh must divide any other size.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
@@ -304,10 +303,10 @@ def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
 
 
 def gathered(array: jax.Array) -> jax.Array:
-    """Ask the compiler for an array to be whole on every device.
+    """Constrains an array to be replicated on every device.
 
-    For results that every process reads, and for weights that are stored in pieces where they are
-    used. Matmuls need no such word. The kernel of a convolution, left alone, makes the compiler cut
-    the channels and gather the batch for them.
+    For results that every process reads, and for the use of weights that are stored in shards.
+    Matmuls do not need it. For a convolution without it, the compiler shards the channels of the
+    kernel and gathers the batch.
     """
     return constrain(array, *(None,) * array.ndim)

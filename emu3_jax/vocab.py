@@ -1,7 +1,7 @@
-"""The token space: which id is text, which plays a structural role, which is a visual code.
+"""The token space: which ids are text, which have a structural role, which are visual codes.
 
-No other file of the package contains a token id. Two layouts exist: `released()` is the one the
-published Emu3 weights were trained with; `small()` has the same roles for small models.
+No other file of the package contains a token id. There are two layouts: the published Emu3 weights
+were trained with `released()`; `small()` has the same roles for small models.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Vocab:
     `boi` [SOV] opens a visual block, `img` [SOT] ends its meta text, `eol` and `eof` [EOL, EOF] end
     a row and a frame of codes, `eoi` [EOV] closes the block.
 
-    Raises ValueError where two roles share an id or a role lies inside another range.
+    Raises ValueError if two roles share an id or the id of a role is a text or visual id.
     """
 
     text_size: int
@@ -70,7 +70,7 @@ class Vocab:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Twelve hex digits that two layouts share only if they are equal."""
+        """Twelve hex digits, different for different layouts."""
         canonical = json.dumps(self.to_dict(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
@@ -100,11 +100,11 @@ class Vocab:
         visual = self.is_visual(ids)
         if not visual.all():
             wrong = int(ids[~visual].flat[0])
-            raise ValueError(f"{self.name(wrong)} is no visual token.")
+            raise ValueError(f"{self.name(wrong)} is not a visual token.")
         return (ids - self.visual_start).astype(np.int32)
 
     def name(self, token) -> str:
-        """What an id is, in words, for error messages; any integer is accepted."""
+        """An id in words, for error messages; any integer is accepted."""
         token = int(token)
         for role in ROLES:
             if token == getattr(self, role):
@@ -118,10 +118,10 @@ class Vocab:
         return f"id {token}, outside the vocabulary of {self.size}"
 
     def placeholder(self) -> int:
-        """The id that transformers puts where a picture's codes will stand.
+        """The id that transformers puts in place of an image's codes.
 
-        Of the released layout <|extra_0|>, which it renames <image>; of others the least id that
-        is neither text, role nor code. ValueError if every id has a use.
+        In the released layout <|extra_0|>, which it renames <image>; in others the least id that is
+        not a text id, role or code. ValueError if every id has a use.
         """
         if self == released():
             return 151646

@@ -1,5 +1,11 @@
 """From prompts to tokens, and from tokens to files.
 
-`engine` decodes any mix of requests; `modalities` are its four uses as plain functions; `job` is
-what `python -m emu3_jax.generate` does with them.
+`decoding.engine` decodes any mix of requests. `modalities` has its four uses as plain functions.
+`job` is what `python -m emu3_jax.generate` does with them.
 """
+
+from emu3_jax.generate.decoding.engine import generate
+from emu3_jax.generate.decoding.requests import Request
+from emu3_jax.generate.decoding.sampling import Sampling
+
+__all__ = ["Request", "Sampling", "generate"]

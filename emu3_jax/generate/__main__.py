@@ -1,4 +1,4 @@
-"""Generate: pictures and clips from captions, texts from pictures and clips.
+"""Generate images and clips from captions, and texts from images and clips.
 
 python -m emu3_jax.generate --model=DIR --vision_tokenizer=DIR --task=TASK --output=DIR ...
 
@@ -9,13 +9,13 @@ python -m emu3_jax.generate --model=DIR --vision_tokenizer=DIR --task=TASK --out
 
 DIR of --model is a run directory of `python -m emu3_jax.train`, a directory that
 `python -m emu3_jax.convert export` wrote, released weights with emu3.tiktoken beside them, or the
-name of shipped weights (nano). DIR of --vision_tokenizer likewise (nano, photo). --prompt, --image
-and --video may be repeated, and so may --size or --ratio: one for all prompts, several for one
-prompt, or one each; they share batches.
+name of shipped weights (nano). The same holds for --vision_tokenizer (nano, photo). --prompt,
+--image and --video may be repeated. So may --size or --ratio: one for all prompts, several for one
+prompt, or one per prompt. They share batches.
 
-Every PNG holds its settings and its number in a text chunk named "emu3_jax"; clips have them in a
+Every PNG holds its settings and its number in a text chunk named "emu3_jax". Clips have them in a
 .json file beside them, texts in their line of captions.jsonl. The same options with --first set to
-that number and --samples=1 make the same answer again, alone.
+that number and --samples=1 give the same answer again, alone.
 """
 
 import dataclasses
@@ -37,36 +37,36 @@ from emu3_jax.sequence import VIDEO_FORMATS, Grammar
 from emu3_jax.train import weights
 
 MODEL = command_line.define_path("model", shipped.language_model, "The language model.")
-STEP = flags.DEFINE_integer("step", None, "Checkpoint of a run directory; the newest if left out.")
+STEP = flags.DEFINE_integer("step", None, "Checkpoint of a run directory; default: the newest.")
 VISION = command_line.define_path(
     "vision_tokenizer", shipped.vision_tokenizer, "The vision tokenizer."
 )
 TASK = flags.DEFINE_string("task", None, f"One of {', '.join(GENERATION_TASKS)}.")
-OUTPUT = flags.DEFINE_string("output", None, "Directory for what is made.")
+OUTPUT = flags.DEFINE_string("output", None, "Directory for the results.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "Caption to draw, or question to answer.")
-PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "Text file with one prompt a line.")
-IMAGE = flags.DEFINE_multi_string("image", [], "Picture to read.")
+PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "Text file with one prompt per line.")
+IMAGE = flags.DEFINE_multi_string("image", [], "Image to read.")
 VIDEO = flags.DEFINE_multi_string("video", [], "Clip to read.")
 SIZE = flags.DEFINE_multi_string("size", [], "Tokens to draw: HxW, or TxHxW for a clip.")
 RATIO = flags.DEFINE_multi_string("ratio", [], "Instead of --size: width to height, like 4:3.")
 AREA = flags.DEFINE_integer(
-    "area", 0, "With --ratio: pixels of the picture; default: image_area of the model, or 518400."
+    "area", 0, "With --ratio: pixels of the image; default: image_area of the model, or 518400."
 )
 FPS = flags.DEFINE_float(
-    "fps", 0.0, "Frames per second: of the clip to draw, or at which clips are read (0: all)."
+    "fps", 0.0, "Frames per second of the clip to draw, or at which clips are read (0: all)."
 )
 CLIPS = flags.DEFINE_enum(
     "clips",
     vision_codec.CAUSAL,
     vision_codec.CLIPS,
-    "Code a clip as one, or each four frames by themselves as the official script does.",
+    "Encode a clip as a whole, or every four frames alone as the official script does.",
 )
 VIDEO_FORMAT = flags.DEFINE_enum(
-    "video_format", None, VIDEO_FORMATS, "For released weights: how clips stand in a sequence."
+    "video_format", None, VIDEO_FORMATS, "For released weights: how a sequence holds clips."
 )
 SAMPLES = flags.DEFINE_integer("samples", 1, "Answers for each prompt or file.")
 CANDIDATES = flags.DEFINE_integer(
-    "candidates", 1, "Drawn for each answer; kept is the one whose caption the model reads best."
+    "candidates", 1, "Drawn for each answer; the one with the likeliest caption is kept."
 )
 FIRST = flags.DEFINE_integer("first", 0, "Number of the first answer; see above.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of all draws.")
@@ -80,37 +80,39 @@ GUIDANCE = flags.DEFINE_float("guidance", None, "Scale of classifier-free guidan
 TOP_K = flags.DEFINE_integer("top_k", None, "Draw from the k best tokens; 0 is off.")
 TOP_P = flags.DEFINE_float("top_p", None, "Draw from the smallest set of this mass; 1 is off.")
 TEMPERATURE = flags.DEFINE_float("temperature", None, "Divides the scores; 0 takes the best.")
-NEGATIVE = flags.DEFINE_string("negative_prompt", "", "What guidance leads away from.")
+NEGATIVE = flags.DEFINE_string("negative_prompt", "", "The prompt of the unconditional branch.")
 ATTEND_PADDING = flags.DEFINE_bool(
-    "attend_negative_padding", False, "Guidance as the official scripts batch it; see Sampling."
+    "attend_negative_padding", False, "Batch guidance as the official scripts do; see Sampling."
 )
 WHOLE_VOCABULARY = flags.DEFINE_bool(
-    "whole_vocabulary", False, "Texts are drawn from all ids, as officially; see Sampling."
+    "whole_vocabulary", False, "Draw texts from all ids, as officially; see Sampling."
 )
 SPECIAL_NAMES = flags.DEFINE_bool(
-    "special_names", False, "Names of control tokens in prompts are these tokens, as officially."
+    "special_names", False, "Names of control tokens in prompts become these tokens, as officially."
 )
 OFFICIAL = flags.DEFINE_bool(
-    "official_prompts", False, "Append the released quality words, use the released negative."
+    "official_prompts",
+    False,
+    "Append the released quality words; use the released negative prompt.",
 )
 CHAT = flags.DEFINE_bool("chat", False, "Put the question in the released chat template.")
-STREAM = flags.DEFINE_bool("stream", False, "Print one text answer while it is written.")
+STREAM = flags.DEFINE_bool("stream", False, "Print one text answer while it is generated.")
 MAX_NEW = flags.DEFINE_integer("max_new", 128, "Longest text in tokens (released: 1024).")
-MIN_PIXELS = flags.DEFINE_integer("min_pixels", None, "Smaller pictures are enlarged to this.")
-MAX_PIXELS = flags.DEFINE_integer("max_pixels", None, "Larger pictures are reduced to this.")
+MIN_PIXELS = flags.DEFINE_integer("min_pixels", None, "Enlarge smaller images to this.")
+MAX_PIXELS = flags.DEFINE_integer("max_pixels", None, "Reduce larger images to this.")
 DTYPE = flags.DEFINE_enum(
     "dtype",
     None,
     tuple(DTYPES),
     "Type of the language model's weights and activations; default: float32, or as trained.",
 )
-BATCH = flags.DEFINE_integer("batch_size", 16, "Most answers at a time.")
-MAX_CONTEXT = flags.DEFINE_integer("max_context", None, "Most tokens a sequence may have.")
+BATCH = flags.DEFINE_integer("batch_size", 16, "Most answers in a batch.")
+MAX_CONTEXT = flags.DEFINE_integer("max_context", None, "Most tokens in a sequence.")
 command_line.define_mesh()
 
 
 def sampling(draws: bool) -> Sampling:
-    """The settings that the flags ask for."""
+    """The sampling settings of the flags."""
     name = PRESET.value or ("demo" if draws else "understanding")
     if name not in presets.PRESETS:
         raise JobError(f"preset must be one of {', '.join(presets.PRESETS)}, not {name!r}.")
@@ -129,7 +131,7 @@ def sampling(draws: bool) -> Sampling:
 
 
 def prompts() -> tuple[str, ...]:
-    """Prompts of the flags, then of the file; with the released suffix if asked for."""
+    """Prompts of the flags, then of the file; with --official_prompts the suffix is appended."""
     found = list(PROMPT.value)
     if PROMPTS_FILE.value:
         try:
@@ -142,7 +144,7 @@ def prompts() -> tuple[str, ...]:
 
 
 def check_flags() -> None:
-    """Raises JobError for options that are missing or exclude each other."""
+    """Raises JobError for flags that are missing or exclude each other."""
     for flag in (MODEL, VISION, TASK, OUTPUT):
         if not flag.value:
             raise JobError(f"--{flag.name} is needed; see --help.")
@@ -166,7 +168,7 @@ def check_flags() -> None:
         raise JobError("Give either --official_prompts or --negative_prompt, not both.")
 
 
-def ask(spatial_factor: int) -> Job:
+def job_of_flags(spatial_factor: int) -> Job:
     """The job that the flags describe."""
     chosen = sampling(TASK.value.startswith("text_to"))
     negative = NEGATIVE.value
@@ -197,7 +199,7 @@ def ask(spatial_factor: int) -> Job:
 
 
 def grammar(old: Grammar) -> Grammar:
-    """The model's grammar with what the flags change."""
+    """The model's grammar with the changes of the flags."""
     video_format = VIDEO_FORMAT.value or old.video_format
     stated = (epath.Path(MODEL.value) / BUNDLE_FILE).exists()
     if stated and video_format != old.video_format:
@@ -209,12 +211,12 @@ def grammar(old: Grammar) -> Grammar:
 
 
 def main() -> None:
-    """Reads the flags, loads the models, does the job."""
+    """Reads the flags, loads the models, runs the job."""
     check_flags()
     mesh = command_line.mesh()
     vision, vision_variables = weights.load_vision_tokenizer(VISION.value, mesh=mesh)
     factor = vision.config.spatial_factor
-    job = ask(factor)
+    job = job_of_flags(factor)
     bundle, label = weights.load_language_model(MODEL.value, STEP.value, mesh, DTYPE.value)
     limits = codec.pixel_limits(
         VISION.value, factor, MIN_PIXELS.value, MAX_PIXELS.value, bundle.media
@@ -229,23 +231,23 @@ def main() -> None:
         limits,
         modalities.Options(
             batch_size=BATCH.value,
-            progress=say,
-            stream=say_piece if STREAM.value else None,
+            progress=print_line,
+            stream=print_piece if STREAM.value else None,
         ),
         {"model": label, "vision_tokenizer": VISION.value},
     )
     with jax.set_mesh(mesh):
-        runner.run(job, say)
+        runner.run(job, print_line)
 
 
-def say(line: str) -> None:
-    """One line of progress."""
+def print_line(line: str) -> None:
+    """Prints one line of progress."""
     print(line, flush=True)
 
 
-def say_piece(place: int, piece: str) -> None:
-    """A piece of the answer, on the line that the pieces before it are on."""
-    del place
+def print_piece(position: int, piece: str) -> None:
+    """Prints a piece of the answer on the same line as the pieces before it."""
+    del position
     print(piece, end="", flush=True)
 
 

@@ -1,7 +1,7 @@
-"""Best-of-n: of several pictures or clips, keep the one whose caption the model finds likeliest.
+"""Best-of-n: of several images or clips, keep the one whose caption the model finds likeliest.
 
-One model draws and reads, so it can judge what it drew: how likely is the caption behind the
-picture? That shows what drawing ignored or confused. docs/measurements.md has what it gains.
+One model draws and reads, so it can judge what it drew by the likelihood of the caption after the
+image. A low one shows what drawing ignored or confused. docs/measurements.md has the gains.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ def caption_nats(
 ) -> np.ndarray:
     """-log p(caption and its end | block), float64 [N], for each block and its caption.
 
-    Under an active mesh the weights are used where they lie.
+    On a mesh the weights stay where they are.
     """
     pairs = zip(blocks, captions, strict=True)
     built = [bundle.grammar.build(Document((block, Text(caption)))) for block, caption in pairs]
-    # Each a task of its own, so that its sum is kept apart however they are packed.
+    # Each is a task of its own, so that its sum stays separate however they are packed.
     tally = scoring.score_documents(bundle, {i: [b] for i, b in enumerate(built)}, batch_size)
     return tally.nll[:, TokenClass.TEXT]
 
@@ -35,12 +35,12 @@ def best(
     batch_size: int = 16,
     progress: Callable[[str], None] | None = None,
 ) -> list[int]:
-    """Of every `candidates` neighbouring blocks, which share a caption, the best one's place."""
+    """The index of the best of every `candidates` neighbouring blocks, which share a caption."""
     nats_NC = caption_nats(bundle, blocks, captions, batch_size).reshape(-1, candidates)
     chosen_N = np.argmin(nats_NC, axis=1)
     if progress:
         progress(
-            f"{candidates} candidates each, read back: their captions at {nats_NC.mean():.1f} nats "
-            f"on average, behind those kept {nats_NC.min(axis=1).mean():.1f}"
+            f"{candidates} candidates each, by likelihood of the caption: on average "
+            f"{nats_NC.mean():.1f} nats, for those kept {nats_NC.min(axis=1).mean():.1f}"
         )
     return (np.arange(len(chosen_N)) * candidates + chosen_N).tolist()

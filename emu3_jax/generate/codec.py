@@ -1,4 +1,4 @@
-"""Pixels to codes and back: the vision tokenizer of a bundle, one picture size at a time."""
+"""Pixels to codes and back: the vision tokenizer of a bundle, one image size at a time."""
 
 import json
 import os
@@ -51,12 +51,12 @@ def encode(
     limits: media.PixelLimits,
     clips: str = vision_codec.CAUSAL,
 ) -> list[np.ndarray]:
-    """Codes of pictures uint8 [H, W, 3] and clips uint8 [T, H, W, 3], resized by the released rule.
+    """Codes of images uint8 [H, W, 3] and clips uint8 [T, H, W, 3], resized by the released rule.
 
-    Frames behind the last whole latent frame are dropped. `clips`: see `vision_codec`.
+    Frames after the last whole latent frame are dropped. `clips`: see `vision_codec`.
 
     Returns:
-      int32 [h, w] or [t, h, w] each.
+      int32 [h, w] per image, [t, h, w] per clip.
 
     Raises:
       MediaError: a size outside the limits, or a clip shorter than one latent frame.
@@ -76,5 +76,5 @@ def encode(
 def decode(
     bundle: Bundle, codes: Sequence[np.ndarray], clips: str = vision_codec.CAUSAL
 ) -> list[np.ndarray]:
-    """Pictures of codes: int32 [h, w] -> uint8 [H, W, 3], [t, h, w] -> uint8 [T, H, W, 3]."""
+    """Pixels of codes: int32 [h, w] -> uint8 [H, W, 3], [t, h, w] -> uint8 [T, H, W, 3]."""
     return vision_codec.decode((bundle.vision, bundle.vision_variables), codes, BATCH_SIZE, clips)

@@ -1,7 +1,7 @@
-"""One command's worth of generation: what is asked, checked in one place before any work.
+"""The work of one `generate` command, all of it checked before it starts.
 
-A `Job` says everything that decides the outcome; its `settings` are written beside every answer
-(into each PNG, each line of captions.jsonl), so that any answer can be made again.
+A `Job` holds everything that decides the result. Its `settings` are written beside every answer
+(into each PNG, each line of captions.jsonl), so that any answer can be generated again.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ METADATA_KEY = "emu3_jax"
 
 
 class JobError(ValueError):
-    """Options that do not go together; the sentence says which and what to do."""
+    """Options that do not go together; the message names them and what to do."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,18 +35,19 @@ class Job:
 
     Attributes:
       task: one of GENERATION_TASKS.
-      prompts: captions to draw; or questions, one for all media or one each, possibly none.
+      prompts: captions to draw, or questions: none, one for all media, or one per file.
       media: files to read, for the tasks that end in text.
-      sizes: tokens (h, w) of pictures or (t, h, w) of clips, for the tasks that draw: one for all
-        prompts, several for one prompt, or one each.
-      fps: rate of a clip: stated in the prompt when drawing, sampled at when reading (0: as is).
-      clips: how longer clips are coded, one of `vision_codec.CLIPS`.
-      samples: answers for each prompt or file.
-      candidates: pictures or clips drawn for each answer; see `modalities.Options`.
+      sizes: tokens (h, w) of images or (t, h, w) of clips, for the tasks that draw: one for all
+        prompts, several for one prompt, or one per prompt.
+      fps: frames per second of a clip: the prompt states it when drawing; when reading, files are
+        sampled at it (0: all frames).
+      clips: how longer clips are encoded, one of `vision_codec.CLIPS`.
+      samples: answers per prompt or file.
+      candidates: images or clips drawn for each answer; see `modalities.Options`.
       first: number of the first answer; answer n depends on the seed and on first + n alone.
       sampling: how tokens are drawn.
-      negative_prompt: of the unconditional branch.
-      chat: questions are put in the released chat template.
+      negative_prompt: text of the unconditional branch.
+      chat: questions are put into the released chat template.
       max_new: longest text answer in tokens.
     """
 
@@ -70,7 +71,7 @@ class Job:
         if self.samples < 1:
             raise JobError(f"samples must be at least 1, not {self.samples}.")
         if self.samples > 1 and self.sampling.greedy:
-            raise JobError("With temperature 0 all samples are alike; ask for one.")
+            raise JobError("With temperature 0 all samples are equal; set samples to 1.")
         modalities.check_candidates(self.candidates, self.sampling)
         if self.first < 0:
             raise JobError(f"first must be at least 0, not {self.first}.")
@@ -83,7 +84,7 @@ class Job:
 
     @property
     def draws(self) -> bool:
-        """True for the tasks that end in pictures or clips."""
+        """True for the tasks that end in images or clips."""
         return self.task.startswith("text_to")
 
     @property
@@ -169,9 +170,9 @@ def sizes_of(
     default_area: int = presets.GEN_AREA,
     spatial_factor: int = 8,
 ) -> tuple[tuple[int, ...], ...]:
-    """Sizes in tokens from the command's options, of which `sizes` excludes the other two.
+    """Sizes in tokens from the command's options; `sizes` excludes the other two.
 
-    `default_area`: pixels of the pictures where the ratios come without an area.
+    `default_area`: pixels of the images when the ratios have no area.
     """
     if not task.startswith("text_to") and (sizes or ratios or area):
         raise JobError(f"{task} takes the size from the file; leave size, ratio and area out.")
@@ -182,7 +183,7 @@ def sizes_of(
     if not (ratios or area):
         return ()
     if task == "text_to_video":
-        raise JobError("text_to_video takes its size as TxHxW; ratio and area are for pictures.")
+        raise JobError("text_to_video takes its size as TxHxW; ratio and area are for images.")
     return tuple(
         image_size(ratio, area or default_area, spatial_factor) for ratio in ratios or ("1:1",)
     )
@@ -190,14 +191,14 @@ def sizes_of(
 
 @dataclasses.dataclass(frozen=True)
 class Runner:
-    """What runs jobs: the model, where files go, how much at once.
+    """Runs jobs with one model into one directory.
 
     Attributes:
       bundle: with a vision tokenizer.
       output: directory, made if missing; files of earlier jobs with the same names are replaced.
-      limits: sizes to which pictures are brought before they are read.
-      options: batch size, mesh and progress; sampling and the rest come from the job.
-      about: where model and tokenizer came from, written beside every answer.
+      limits: images are resized to these before they are read.
+      options: batch size, progress and stream; sampling and the rest come from the job.
+      about: origin of model and tokenizer, written beside every answer.
     """
 
     bundle: Bundle
@@ -206,8 +207,8 @@ class Runner:
     options: modalities.Options
     about: dict
 
-    def run(self, job: Job, say: Callable[[str], None] = print) -> list[pathlib.Path]:
-        """Does a job; returns the files written."""
+    def run(self, job: Job, report: Callable[[str], None] = print) -> list[pathlib.Path]:
+        """Runs a job; returns the files written."""
         options = dataclasses.replace(
             self.options,
             sampling=job.sampling,
@@ -218,11 +219,15 @@ class Runner:
         )
         self.output.mkdir(parents=True, exist_ok=True)
         if not job.draws:
-            return self._texts(job, options, say)
-        return self._clips(job, options, say) if job.is_video else self._pictures(job, options, say)
+            return self._texts(job, options, report)
+        return (
+            self._clips(job, options, report)
+            if job.is_video
+            else self._images(job, options, report)
+        )
 
     def _settings(self, job: Job, number: int, **rest) -> dict:
-        """Everything needed to make answer `number` again, as one flat JSON object."""
+        """Everything needed to generate answer `number` again, as one flat JSON object."""
         sampling = dataclasses.asdict(job.sampling)
         model = {
             "special_names": self.bundle.grammar.special_names,
@@ -234,11 +239,11 @@ class Runner:
         number += job.first
         return {"task": job.task, **rest, **sampling, "first": number, **model, **self.about}
 
-    def _pictures(self, job: Job, options: modalities.Options, say) -> list[pathlib.Path]:
+    def _images(self, job: Job, options: modalities.Options, report) -> list[pathlib.Path]:
         captions, sizes = zip(*job.drawings, strict=True)
-        codes = modalities.draw_pictures(self.bundle, captions, sizes, options)
+        codes = modalities.draw_images(self.bundle, captions, sizes, options)
         files = []
-        for i, picture in enumerate(codec.decode(self.bundle, codes)):
+        for i, image in enumerate(codec.decode(self.bundle, codes)):
             settings = self._settings(
                 job,
                 i,
@@ -246,16 +251,16 @@ class Runner:
                 candidates=job.candidates,
                 negative_prompt=job.negative_prompt,
                 size=spelled(sizes[i]),
-                height=picture.shape[0],
-                width=picture.shape[1],
+                height=image.shape[0],
+                width=image.shape[1],
             )
             file = self.output / f"image_{job.first + i:05d}.png"
-            media.write_png(file, picture, {METADATA_KEY: json.dumps(settings, ensure_ascii=False)})
-            say(f"{file}  {captions[i]}")
+            media.write_png(file, image, {METADATA_KEY: json.dumps(settings, ensure_ascii=False)})
+            report(f"{file}  {captions[i]}")
             files.append(file)
         return files
 
-    def _clips(self, job: Job, options: modalities.Options, say) -> list[pathlib.Path]:
+    def _clips(self, job: Job, options: modalities.Options, report) -> list[pathlib.Path]:
         captions, sizes = zip(*job.drawings, strict=True)
         factor = self.bundle.vision.config.temporal_downsample_factor
         seconds = {size[0]: size[0] * factor / job.fps for size in sizes}
@@ -276,11 +281,11 @@ class Runner:
             media.write_mp4(stem.with_suffix(".mp4"), frames, job.fps)
             text = json.dumps(settings, ensure_ascii=False, indent=1) + "\n"
             write_atomically(stem.with_suffix(".json"), text.encode())
-            say(f"{stem}.webp  {captions[i]}")
+            report(f"{stem}.webp  {captions[i]}")
             files += [stem.with_suffix(s) for s in (".webp", ".mp4", ".json")]
         return files
 
-    def _texts(self, job: Job, options: modalities.Options, say) -> list[pathlib.Path]:
+    def _texts(self, job: Job, options: modalities.Options, report) -> list[pathlib.Path]:
         blocks = self._read(job)
         questions = job.prompts * len(blocks) if len(job.prompts) == 1 else job.prompts
         prompts = []
@@ -295,22 +300,22 @@ class Runner:
         answers = modalities.continue_texts(self.bundle, prompts, options, may_be_empty)
         lines = []
         for i, answer in enumerate(answers):
-            place = i // job.samples
-            question = questions[place] if questions else None
-            source = job.media[place]
+            position = i // job.samples
+            question = questions[position] if questions else None
+            source = job.media[position]
             settings = self._settings(
                 job,
                 i,
                 source=source,
                 question=question,
                 chat=job.chat,
-                size=spelled(blocks[place].codes.shape),
+                size=spelled(blocks[position].codes.shape),
                 max_new=job.max_new,
                 min_pixels=self.limits.min_pixels,
                 max_pixels=self.limits.max_pixels,
             )
             lines.append(json.dumps({"text": answer, **settings}, ensure_ascii=False))
-            say(f"{source}  {answer}")
+            report(f"{source}  {answer}")
         file = self.output / "captions.jsonl"
         write_atomically(file, ("\n".join(lines) + "\n").encode())
         return [file]
@@ -318,8 +323,8 @@ class Runner:
     def _read(self, job: Job) -> list[Image | Video]:
         """The job's files as visual blocks; MediaError names the file that cannot be used."""
         if not job.is_video:
-            pictures = [media.read_image(file) for file in job.media]
-            return [Image(codes) for codes in self._encode(job, pictures)]
+            images = [media.read_image(file) for file in job.media]
+            return [Image(codes) for codes in self._encode(job, images)]
         blocks = []
         factor = self.bundle.vision.config.temporal_downsample_factor
         clips = [media.read_video(file, fps=job.fps or None) for file in job.media]

@@ -1,8 +1,8 @@
-"""From one modality to another, as plain functions: captions to pictures and clips, and back.
+"""From one modality to another, as plain functions: captions to images and clips, and back.
 
-Evaluators and the command call these; what they share is a `Bundle` (model, weights, grammar) and
-`Options` (how to sample and how much at once). They run on the mesh that is set, where the bundle's
-weights must lie; every process of several makes the same calls and gets the same answers.
+Evaluators and the command call these. They share a `Bundle` (model, weights, grammar) and `Options`
+(sampling and batch size). They run on the mesh that is set, and the bundle's weights must be on it.
+With several processes, each makes the same calls and gets the same answers.
 """
 
 import dataclasses
@@ -22,19 +22,19 @@ from emu3_jax.text import StreamDecoder
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How to sample, and how much at once.
+    """How to sample, and how many at a time.
 
     Attributes:
       sampling: temperature, filters, guidance, seed.
-      negative_prompt: text of the unconditional branch, used where `sampling.guidance` is not 1.
+      negative_prompt: text of the unconditional branch, used if `sampling.guidance` is not 1.
       max_new: the longest caption or answer in tokens.
-      candidates: pictures or clips drawn for each one that is kept: the one behind which the model,
-        reading it, finds the caption likeliest (`best_of`).
+      candidates: images or clips drawn for each one kept: the one after which the model finds the
+        caption likeliest (`best_of`).
       first: number of the first answer; its draws depend on the seed, this number and `candidates`.
       batch_size: the most requests that run together.
       progress: called with a line before and after each batch.
-      stream: for texts: called as stream(number of the answer in the list, next piece of it) while
-        they are written; the pieces of an answer together are that answer.
+      stream: for texts: called as stream(position of the answer in the list, next piece of it)
+        while they are generated; the pieces of an answer together are that answer.
     """
 
     sampling: Sampling = Sampling()
@@ -51,28 +51,28 @@ class Options:
 
 
 def check_candidates(candidates: int, sampling: Sampling) -> None:
-    """ValueError if so many candidates cannot be drawn, or would be alike."""
+    """ValueError if this number of candidates cannot be drawn, or all would be equal."""
     if candidates < 1:
         raise ValueError(f"candidates must be at least 1, not {candidates}.")
     if candidates > 1 and sampling.greedy:
-        raise ValueError("With temperature 0 all candidates are alike; ask for one.")
+        raise ValueError("With temperature 0 all candidates are equal; set candidates to 1.")
 
 
 def text_to_image(
     bundle: Bundle, captions: Sequence[str], h: int, w: int, options: Options = Options()
 ) -> np.ndarray:
-    """Draws one picture a caption: codes int32 [N, h, w]. Repeat a caption for more samples."""
-    codes = draw_pictures(bundle, captions, [(h, w)] * len(captions), options)
+    """Draws one image per caption: codes int32 [N, h, w]. Repeat a caption for more samples."""
+    codes = draw_images(bundle, captions, [(h, w)] * len(captions), options)
     return np.stack(codes) if codes else np.zeros((0, h, w), np.int32)
 
 
-def draw_pictures(
+def draw_images(
     bundle: Bundle,
     captions: Sequence[str],
     sizes: Sequence[tuple[int, int]],
     options: Options = Options(),
 ) -> list[np.ndarray]:
-    """As `text_to_image`, each picture of its own size (h, w): codes int32 [h, w] each."""
+    """As `text_to_image`, with a size (h, w) per image: codes int32 [h, w] each."""
 
     def prompt(text: str, size: tuple[int, int]) -> np.ndarray:
         return bundle.grammar.image_prompt(text, *size)
@@ -93,9 +93,9 @@ def text_to_video(
     seconds: float,
     options: Options = Options(),
 ) -> np.ndarray:
-    """Draws one clip a caption: codes int32 [N, t, h, w].
+    """Draws one clip per caption: codes int32 [N, t, h, w].
 
-    `fps` and `seconds` are of the decoded clip; the prompt states them as training documents do.
+    `fps` and `seconds` describe the decoded clip; the prompt states them as training documents do.
     """
     sizes = [(t, h, w)] * len(captions)
     codes = draw_clips(bundle, captions, sizes, fps, {t: seconds}, options)
@@ -110,9 +110,9 @@ def draw_clips(
     seconds: Mapping[int, float],
     options: Options = Options(),
 ) -> list[np.ndarray]:
-    """As `text_to_video`, each clip of its own size (t, h, w): codes int32 [t, h, w] each.
+    """As `text_to_video`, with a size (t, h, w) per clip: codes int32 [t, h, w] each.
 
-    `seconds` says how long a clip of t latent frames is.
+    `seconds[t]` is the duration of a clip of t latent frames.
     """
 
     def prompt(text: str, size: tuple[int, int, int]) -> np.ndarray:
@@ -133,19 +133,19 @@ def caption_images(
     options: Options = Options(),
     questions: Sequence[str] | None = None,
 ) -> list[str]:
-    """Texts that the model writes behind pictures; a caption has at least one token.
+    """Texts that the model generates after images; a caption has at least one token.
 
-    In pretraining EOS follows a picture drawn without a prompt (`null_prompt`), and so would be the
-    best guess of a model that is in doubt about the first word.
+    In pretraining EOS follows an image without a prompt (`null_prompt`). A model that is unsure of
+    the first word would therefore choose EOS.
 
     Args:
       bundle: the model.
       codes: int32 [h, w] each; sizes may differ.
       options: how to sample; guidance is not used.
-      questions: text behind each picture, which the answer continues; None for captions.
+      questions: text after each image, which the answer continues; None for captions.
 
     Returns:
-      One text a picture, without EOS.
+      One text per image, without EOS.
     """
     return _texts(bundle, [Image(c) for c in codes], questions, options)
 
@@ -158,38 +158,38 @@ def caption_videos(
     options: Options = Options(),
     questions: Sequence[str] | None = None,
 ) -> list[str]:
-    """As `caption_images`, for clips: codes int32 [t, h, w] each, all of one rate and length."""
+    """As `caption_images`, for clips of one rate and duration: codes int32 [t, h, w] each."""
     return _texts(bundle, [Video(c, fps, seconds) for c in codes], questions, options)
 
 
 def _visual(
     bundle: Bundle, captions, sizes, prompt, layout, block, options: Options
 ) -> list[np.ndarray]:
-    """Codes of each size, drawn behind prompt(caption, size) by the rules of layout(size).
+    """Codes of each size, drawn after prompt(caption, size) under the constraints of layout(size).
 
-    block(codes) is what such codes are in a document.
+    block(codes) makes the segment of a document from them.
     """
     layout = functools.cache(layout)
 
     @functools.cache
     def negative(size) -> np.ndarray | None:
-        """The prompt of the second branch, formatted as the first; None where there is none."""
+        """The prompt of the second branch, formatted as the first; None without guidance."""
         return prompt(options.negative_prompt, size) if options.sampling.guided else None
 
     n = options.candidates
-    asked = [pair for pair in zip(captions, sizes, strict=True) for _ in range(n)]
-    requests = [Request(prompt(c, size), negative(size), layout(size)) for c, size in asked]
+    drawings = [pair for pair in zip(captions, sizes, strict=True) for _ in range(n)]
+    requests = [Request(prompt(c, size), negative(size), layout(size)) for c, size in drawings]
     answers = _generate(bundle, requests, dataclasses.replace(options, first=options.first * n))
     codes = [
         bundle.vocab.codes(answer[layout(size) < 0]).reshape(size)
-        for answer, (_, size) in zip(answers, asked, strict=True)
+        for answer, (_, size) in zip(answers, drawings, strict=True)
     ]
     if n == 1 or not codes:
         return codes
     kept = best_of.best(
         bundle,
         [block(c) for c in codes],
-        [caption for caption, _ in asked],
+        [caption for caption, _ in drawings],
         n,
         options.batch_size,
         options.progress,
@@ -198,20 +198,18 @@ def _visual(
 
 
 def _texts(bundle: Bundle, blocks, questions, options: Options) -> list[str]:
-    """What the model writes behind each block and, if there are questions, its question."""
+    """What the model generates after each block and its question, if there is one."""
     if questions is None:
         questions = [None] * len(blocks)
     if len(questions) != len(blocks):
-        raise ValueError(
-            f"There are {len(blocks)} pictures or clips and {len(questions)} questions."
-        )
+        raise ValueError(f"There are {len(blocks)} images or clips and {len(questions)} questions.")
     pairs = zip(blocks, questions, strict=True)
     prompts = [question_prompt(bundle, b, q) for b, q in pairs]
     return continue_texts(bundle, prompts, options, may_be_empty=questions[:1] != [None])
 
 
 def question_prompt(bundle: Bundle, block: Image | Video, question: str | None) -> np.ndarray:
-    """Ids of the block and, if there is one, the question behind it (the Stage1 template)."""
+    """Ids of the block and of the question after it, if there is one (the Stage1 template)."""
     segments = (block,) if question is None else (block, Text(question))
     return bundle.grammar.understanding_prompt(segments)
 
@@ -219,15 +217,15 @@ def question_prompt(bundle: Bundle, block: Image | Video, question: str | None) 
 def continue_texts(
     bundle: Bundle, prompts: Sequence[np.ndarray], options: Options, may_be_empty: bool = True
 ) -> list[str]:
-    """The text that the model writes behind each prompt int32 [P], without EOS.
+    """The text that the model generates after each prompt int32 [P], without EOS.
 
-    An answer ends where the model's context does, if that is before `options.max_new`.
+    An answer has at most `options.max_new` tokens, fewer if the model's context ends before.
     """
 
     def longest(prompt: np.ndarray) -> int:
         if bundle.max_context is None:
             return options.max_new
-        # A prompt that leaves no room at all is refused by the engine, which says so.
+        # The engine refuses a prompt that fills the whole context.
         return min(options.max_new, max(1, bundle.max_context - len(prompt)))
 
     requests = [
@@ -236,15 +234,15 @@ def continue_texts(
     tokenizer = bundle.grammar.tokenizer
     decoders = [StreamDecoder(tokenizer) for _ in prompts]
 
-    def show(place: int, ids: np.ndarray) -> None:
-        piece = decoders[place].feed(ids[bundle.vocab.is_text(ids)].tolist())
+    def show(position: int, ids: np.ndarray) -> None:
+        piece = decoders[position].feed(ids[bundle.vocab.is_text(ids)].tolist())
         if piece:
-            options.stream(place, piece)
+            options.stream(position, piece)
 
     answers = _generate(bundle, requests, options, show if options.stream else None)
-    for place, decoder in enumerate(decoders if options.stream else ()):
+    for position, decoder in enumerate(decoders if options.stream else ()):
         if rest := decoder.finish():
-            options.stream(place, rest)
+            options.stream(position, rest)
     decode = tokenizer.decode
     return [decode(answer[bundle.vocab.is_text(answer)].tolist()) for answer in answers]
 

@@ -20,7 +20,7 @@ NEGATIVE_PROMPT = (
     "username, blurry."
 )
 
-# Pixels of one picture: released config.json of Emu3-Gen (`image_area`, 720 * 720), and of
+# Pixels of one image: released config.json of Emu3-Gen (`image_area`, 720 * 720), and of
 # Emu3-Stage1 and Emu3-Chat (512 * 512).
 GEN_AREA = 518400
 STAGE1_AREA = 262144

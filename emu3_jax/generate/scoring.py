@@ -1,10 +1,10 @@
-"""What the model thinks of tokens that are there: negative log-likelihoods by task and kind.
+"""Negative log-likelihoods of given tokens, by task and token class.
 
-The sums are taken per token on the host in float64, so the batch size and the packing change
-nothing but the last bits. The loss weights of training play no part.
+Sums are taken per token on the host in float64, so the batch size and the packing change nothing
+but the last bits. The loss weights of training are not used.
 
-Under an active mesh the weights are used where they lie, also among several processes, which then
-all read the same documents and get the same result.
+On a mesh the weights stay where they are. With several processes, all of them read the same
+documents and get the same result.
 """
 
 import functools
@@ -26,7 +26,7 @@ from emu3_jax.sequence import TokenClass
 
 # Rows are a multiple of this, so that few shapes are compiled.
 ROW_MULTIPLE = 64
-# What of a batch the model and the loss read.
+# The arrays of a batch that the model and the loss read.
 SCORED = ("inputs", "targets", "positions", "segment_ids")
 
 
@@ -39,7 +39,7 @@ class Tally:
         self.count = np.zeros((len(self.tasks), len(TokenClass)), np.int64)
 
     def add(self, nll: np.ndarray, task: np.ndarray, classes: np.ndarray) -> None:
-        """Adds targets, arrays of one shape; those of class PAD count for nothing."""
+        """Adds targets, arrays of one shape; those of class PAD are ignored."""
         real = classes != TokenClass.PAD
         where = (task[real], classes[real])
         np.add.at(self.nll, where, nll[real].astype(np.float64))
@@ -58,7 +58,7 @@ def score_documents(
     Args:
       bundle: the model.
       documents: task → sequences.
-      batch_size: rows at a time; under an active mesh as many more as it takes to cut them.
+      batch_size: rows per batch; on a mesh rounded up so that they can be sharded.
       row_length: see `packed_batches`.
       done: called after each batch with the number of its targets.
     """
@@ -73,7 +73,7 @@ def score_documents(
 
 
 def rows_of_batch(mesh, batch_size: int) -> int:
-    """`batch_size`, and as many rows more as it takes to cut them over `mesh`."""
+    """`batch_size`, rounded up to a number of rows that can be sharded over `mesh`."""
     ways = sharding.ways_of(mesh, "batch")
     return -(-batch_size // ways) * ways
 
@@ -101,12 +101,12 @@ def scorer(model: nn.Module):
 def lower(
     config: TransformerConfig, mesh: jax.sharding.Mesh, *, batch_size: int, row_length: int
 ) -> jax.stages.Lowered:
-    """What `score_documents` runs for one batch, lowered ahead of time, before there are weights.
+    """Ahead-of-time lowering of what `score_documents` runs for one batch; needs no weights.
 
     Args:
       config: of the model; weights are in its compute type.
-      mesh: that is set where documents are scored.
-      batch_size, row_length: as `score_documents` takes them.
+      mesh: the mesh that is set when documents are scored.
+      batch_size, row_length: as in `score_documents`.
 
     Raises:
       ValueError: the model or the rows do not fit the mesh.
@@ -126,12 +126,12 @@ def packed_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Packs documents into rows as training does, and rows into batches of one shape.
 
-    Targets that training leaves out (weight 0, such as the questions of a chat) get class PAD.
+    Targets that training leaves out (weight 0, such as the questions of a chat) get the class PAD.
 
     Args:
       documents: task → sequences; `sources` holds the index of the task in this mapping.
-      row_length: tokens a row, 0 for what the longest document needs.
-      batch_size: rows a batch; the last one is filled up with empty rows.
+      row_length: tokens per row; 0: what the longest document needs.
+      batch_size: rows per batch; the last one is filled up with empty rows.
 
     Yields:
       The arrays [batch_size, row_length] that `packing.FIELDS` names.
@@ -159,6 +159,6 @@ def packed_batches(
 
 
 def _scored(built: sequence.Sequence, source: int) -> Tokens:
-    """The document with class PAD where training leaves a target out."""
+    """The document, with the class PAD for targets that training leaves out."""
     classes = np.where(built.weights > 0, built.classes, TokenClass.PAD)
     return Tokens(built.ids, built.weights, classes, source, whole=True)

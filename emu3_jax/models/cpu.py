@@ -1,9 +1,9 @@
-"""Everything that is done differently on a CPU, and why; no other file asks for one.
+"""Everything that is done differently on a CPU, and why. No other file tests for a CPU.
 
 Results are the same to rounding. What is faster on a CPU and no slower elsewhere is done everywhere
-and stands where it is used: 1x1 convolutions as matmuls, 3-D convolutions as 2-D ones over stacked
-frames, pooling as maxima of slices. Which attention kernel a machine gets, and so what is left for
-a CPU, is in attention_kernels/choice.py.
+and is in the file that uses it: 1x1 convolutions as matmuls, 3-D convolutions as 2-D ones over
+stacked frames, pooling as maxima of slices. attention_kernels/choice.py picks the attention kernel
+of a machine, a CPU included.
 """
 
 import jax
@@ -12,31 +12,31 @@ from jax.sharding import Mesh
 
 from emu3_jax.sharding import platform
 
-# Winograd: below either, the sums around the products cost more than fewer products save.
+# Winograd: below either, the extra sums cost more than the saved products.
 WINOGRAD_CHANNELS, WINOGRAD_FRAME = 256, 32 * 32
-# Above both, the sixteen transforms of a kernel, 64 MiB, would take the memory that lets an image
-# of 1024 x 1024 be decoded within 4 GB.
+# Above both, the sixteen transforms of a kernel take 64 MiB, and an image of 1024 x 1024 could no
+# longer be decoded within 4 GB.
 LARGE_KERNEL, LARGE_IMAGE = 1024 * 1024, 64 * 64
 
 LARGE_FRAME = 2**24
-"""Positions times channels from which frames go one at a time: 256 x 256 of 256."""
+"""Positions times channels from which frames are processed one at a time: 256 x 256 x 256."""
 
 
 def is_single_cpu() -> bool:
-    """Whether programs run on one CPU device alone: the mesh that is set, else the default device.
+    """Whether the mesh that is set, else the default device, is a single CPU device.
 
-    On a mesh of CPU devices, which stands in for accelerators, nothing below but `compiler_options`
-    holds: a batch is cut there, not taken frame by frame.
+    A mesh of CPU devices stands in for accelerators: of the functions below, only
+    `options_to_run_once` applies there. A batch is sharded, not processed frame by frame.
     """
     mesh = jax.sharding.get_abstract_mesh()
     return (mesh.empty or mesh.size == 1) and platform() == "cpu"
 
 
 def winograd_pays(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
-    """Whether `winograd.conv_3x3` is the faster way for float [F, H, W, I] and [kh, kw, I, O].
+    """Whether `winograd.conv_3x3` is faster for float [F, H, W, I] and [kh, kw, I, O].
 
-    With 256 channels or more a CPU is 1.4 to 2.1 times as fast with it; accelerators have
-    convolutions of their own.
+    With 256 channels or more it is 1.4 to 2.1 times as fast on a CPU. Accelerators have their own
+    convolutions.
     """
     (_, H, W, _), (kh, kw, inputs, outputs) = x.shape, kernel.shape
     possible = (kh, kw, stride) == (3, 3, 1) and x.dtype == jnp.float32
@@ -46,10 +46,10 @@ def winograd_pays(x: jax.Array, kernel: jax.Array, stride: int) -> bool:
 
 
 def one_at_a_time(frames: int, H: int, W: int, channels: int) -> bool:
-    """Whether a batch of frames is better passed through 2-D layers frame by frame.
+    """Whether 2-D layers should process a batch of frames one by one.
 
-    It is where a frame is large: four frames of 256 x 256 took 1.27 times as long together as one
-    by one, of 128 x 128 0.92 times (by direct convolutions).
+    This pays for large frames: four frames of 256 x 256 took 1.27 times as long together as one by
+    one, four of 128 x 128 0.92 times (with direct convolutions).
     """
     return is_single_cpu() and frames > 1 and H * W * channels >= LARGE_FRAME
 
@@ -57,7 +57,7 @@ def one_at_a_time(frames: int, H: int, W: int, channels: int) -> bool:
 def options_to_run_once(mesh: Mesh) -> dict | None:
     """`compiler_options` of `jax.jit` for a program that runs once, such as an initialisation.
 
-    XLA's CPU compiler takes minutes to optimise what then runs for a second.
+    XLA's CPU compiler takes minutes to optimise a program that then runs for a second.
     """
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     return {"xla_backend_optimization_level": 0} if on_cpu else None

@@ -1,9 +1,9 @@
 """Chat documents: the released template for one image and one turn, and its one extension.
 
 Released: BOS "You are a helpful assistant. USER: " block "{question}. ASSISTANT:" answer EOS, with
-the literal period behind the question and no space behind the last colon. Extension: a turn may
-have no block or several (images and videos, in order), and after an answer's EOS the next turn
-follows as "USER: " blocks "{question}. ASSISTANT:" answer EOS. Trained are answers and their EOS.
+the literal period after the question and no space after the last colon. Extension: a turn may have
+no block or several (images and videos, in order), and after an answer's EOS the next turn follows
+as "USER: " blocks "{question}. ASSISTANT:" answer EOS. Only answers and their EOS are trained on.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _ASSISTANT = ". ASSISTANT:"
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """A question with what it shows, and its answer, verbatim (None: still to be given).
+    """A question with its media, and its answer, verbatim (None: not given yet).
 
-    ValueError for a question that holds ". ASSISTANT:", which could not be told from the template.
+    ValueError for a question that contains ". ASSISTANT:", which is part of the template.
     """
 
     question: str
@@ -32,12 +32,12 @@ class Turn:
     def __post_init__(self):
         object.__setattr__(self, "media", tuple(self.media))
         if (self.question + _ASSISTANT).find(_ASSISTANT) != len(self.question):
-            raise ValueError(f"A question holds {_ASSISTANT!r}, which the chat template reserves.")
+            raise ValueError(
+                f"A question contains {_ASSISTANT!r}, which the chat template reserves."
+            )
         for segment in self.media:
             if not isinstance(segment, Image | Video):
-                raise ValueError(
-                    f"A turn shows a {type(segment).__name__}, expected Image or Video."
-                )
+                raise ValueError(f"A turn has a {type(segment).__name__}, expected Image or Video.")
 
 
 def chat_document(turns: Iterable[Turn], system: str = SYSTEM) -> Document:
@@ -56,7 +56,7 @@ def chat_document(turns: Iterable[Turn], system: str = SYSTEM) -> Document:
 
 
 def prompt_segments(turns: Iterable[Turn], system: str = SYSTEM) -> tuple[Segment, ...]:
-    """Segments up to where the answer of the last turn begins; that turn must have none."""
+    """Segments up to the answer of the last turn; that turn must have none."""
     *before, last = tuple(turns) or (Turn("", ""),)
     if last.answer is not None:
         raise ValueError("A chat prompt ends with a turn without an answer; this one does not.")
@@ -76,7 +76,7 @@ def _question(turn: Turn, system: str | None) -> list[Segment]:
 
 
 def parse_chat(document: Document, system: str = SYSTEM) -> tuple[Turn, ...]:
-    """The turns a chat document was made of; ValueError naming the turn that is none."""
+    """The turns of a chat document; ValueError names a turn that does not follow the template."""
     groups: list[list[Segment]] = [[]]
     for segment in document.content().segments:
         if isinstance(segment, EndOfTurn):
@@ -98,7 +98,7 @@ def _parse_turn(group: list[Segment], number: int, system: str | None) -> Turn:
     if media:
         if len(texts) != 2 or texts[0].text != opening or group[-1] is not texts[1]:
             raise ValueError(
-                f"Turn {number} of a chat has text between or before what it shows; "
+                f"Turn {number} of a chat has text between or before its media; "
                 f"expected {opening!r}, images and videos, then one text."
             )
         rest = texts[1].text
@@ -106,5 +106,5 @@ def _parse_turn(group: list[Segment], number: int, system: str | None) -> Turn:
         rest = texts[0].text[len(opening) :]
     question, marker, answer = rest.partition(_ASSISTANT)
     if not marker:
-        raise ValueError(f"Turn {number} of a chat has no {_ASSISTANT!r} behind its question.")
+        raise ValueError(f"Turn {number} of a chat has no {_ASSISTANT!r} after its question.")
     return Turn(question, answer, tuple(media))

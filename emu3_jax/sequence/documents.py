@@ -1,4 +1,4 @@
-"""What a document is: segments of text, image and video, and the token sequence made of them."""
+"""Documents: segments of text, image and video, and the token sequences made of them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 
 class GrammarError(ValueError):
-    """A token sequence that is no document: `position` of the first wrong token, `found`,
+    """A token sequence that is not a document: `position` of the first wrong token, `found`,
     `expected` (in words)."""
 
     def __init__(self, position: int, found: str, expected: str):
@@ -22,7 +22,7 @@ class GrammarError(ValueError):
 
 
 class TokenClass(enum.IntEnum):
-    """What kind of token a target is. BOS and EOS count as TEXT; IMAGE and VIDEO are codes only;
+    """The class of a target token. BOS and EOS count as TEXT. IMAGE and VIDEO are codes only.
     STRUCTURE is the rest of a visual block: its marks and its meta text."""
 
     PAD = 0
@@ -56,8 +56,8 @@ class LossWeights:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A run of text. `loss`: whether its tokens are trained on. `ids`: its token ids where they are
-    known already (they are then used as they are); no part of equality."""
+    """A run of text. `loss`: whether its tokens are trained on. `ids`: its token ids if known,
+    which are then used unchanged; comparisons ignore them."""
 
     text: str
     loss: bool = True
@@ -99,8 +99,8 @@ class Image:
 class Video:
     """A clip as codebook indices, int32 [t, h, w], t counted in latent frames.
 
-    `fps` (frame rate of the pixels) and `seconds` (their duration) are kept to three decimals,
-    which is what the sequence can hold; 0 means unknown.
+    `fps` (frame rate of the pixels) and `seconds` (their duration) are rounded to three decimals,
+    the precision of the sequence; 0 means unknown.
     """
 
     codes: np.ndarray
@@ -133,7 +133,7 @@ def canonical_number(value: float, name: str) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class EndOfTurn:
-    """An EOS inside a chat document: an answer ends here and another question follows."""
+    """An EOS inside a chat document: an answer ends and another question follows."""
 
     loss: bool = True
 
@@ -153,12 +153,12 @@ class Document:
         for segment in self.segments:
             if not isinstance(segment, Segment):
                 raise ValueError(
-                    f"A document holds a {type(segment).__name__}, "
+                    f"A document contains a {type(segment).__name__}, "
                     f"expected Text, Image, Video or EndOfTurn."
                 )
 
     def content(self) -> Document:
-        """What token ids can tell: adjacent texts joined, empty ones dropped, all loss flags on.
+        """What token ids represent: adjacent texts joined, empty ones dropped, all loss flags on.
 
         `grammar.parse(grammar.build(document).ids) == document.content()`.
         """
@@ -178,8 +178,8 @@ class Document:
 class Sequence:
     """A tokenised document of S tokens.
 
-    `ids` int32 [S]; `weights` float32 [S], the loss weight of predicting ids[i] from what is before
-    it (weights[0], of BOS, is 0); `classes` uint8 [S], the `TokenClass` of ids[i].
+    `ids` int32 [S]; `weights` float32 [S], the loss weight of predicting ids[i] from the tokens
+    before it (weights[0], of BOS, is 0); `classes` uint8 [S], the `TokenClass` of ids[i].
     """
 
     ids: np.ndarray

@@ -1,4 +1,4 @@
-"""Visual blocks: their meta text, and which token may stand where after IMG.
+"""Visual blocks: their meta text, and which tokens are allowed after IMG.
 
 | format | block |
 |---|---|
@@ -6,12 +6,12 @@
 | paper  | BOI "{h}*{w} {fps}fps {seconds}s" IMG, then frames, each as in an image to its EOF, EOI |
 | univla | BOI "{T}*{h}*{w}" IMG, then T frames without EOL, each ended by EOF, then EOI |
 
-h, w and T are counts of codes. The paper (section 2.4) puts resolution, frame rate and duration "in
-plain text" before a video and never published the string: `paper` here is one choice, and data
-written with it says so. fps and seconds are decimal numbers with at most three decimals and no
-superfluous zero ("24", "23.976", "0.5"). The number of frames follows from the tokens. `univla` is
-what UniVLA, built on the released weights by the same group, trains with; it holds neither fps nor
-seconds.
+h, w and T are counts of codes. The paper (section 2.4) puts resolution, frame rate and duration
+"in plain text" before a video, but the string was not published. `paper` is one choice, and data
+written with it records the name. fps and seconds are decimal numbers with at most three decimals
+and no superfluous zero ("24", "23.976", "0.5"). The number of frames follows from the tokens.
+UniVLA, built on the released weights by the same group, trains with `univla`, which has neither fps
+nor seconds.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _SPELLED = {
 
 @dataclasses.dataclass(frozen=True)
 class Meta:
-    """The meta text of a block, read. `t` is 0 where the text does not say (`paper`)."""
+    """The parsed meta text of a block. `t` is 0 if the text does not contain it (`paper`)."""
 
     format: str
     t: int
@@ -64,7 +64,7 @@ class Meta:
             )
 
     def text(self) -> str:
-        """The meta text as the sequence spells it."""
+        """The meta text as written in the sequence."""
         size = f"{self.h}*{self.w}"
         if self.format == PAPER:
             return f"{size} {_decimal(self.fps)}fps {_decimal(self.seconds)}s"
@@ -105,11 +105,11 @@ def frame_length(format: str, h: int, w: int) -> int:
 def allowed_after_img(
     vocab: Vocab, format: str, t: int, h: int, w: int, length: int | None = None
 ) -> np.ndarray:
-    """What may stand at offsets 1..N after IMG: int32 [N], the one id allowed, or `ANY_VISUAL`.
+    """The constraint mask of offsets 1..N after IMG, int32 [N]: the id allowed, or `ANY_VISUAL`.
 
-    N = t * frame_length + 2 (EOI, EOS), or `length`; beyond EOS only PAD is allowed. An image has
-    t = 1. This is the released constraint, but for widths of one or two codes, where that one puts
-    EOL over EOI and EOS, and for offsets behind EOS.
+    N = t * frame_length + 2 (EOI, EOS), or `length`; after EOS only PAD is allowed. An image has
+    t = 1. This is the released constraint, except at widths of one or two codes, where the released
+    one puts EOL over EOI and EOS, and at offsets after EOS.
     """
     Meta(format, t, h, w)  # checks the arguments
     frame = frame_length(format, h, w)
@@ -128,9 +128,9 @@ def allowed_after_img(
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The tokens of a block behind IMG, up to and with EOI; arrays are shared, not to be written.
+    """The tokens of a block after IMG, up to and including EOI. Arrays are shared and read-only.
 
-    `ids` int32 [N] with `ANY_VISUAL` where codes go, `visual` bool [N]: where that is.
+    `ids` int32 [N], `ANY_VISUAL` at the positions of codes; `visual` bool [N], True there.
     """
 
     ids: np.ndarray
@@ -139,7 +139,7 @@ class Layout:
 
 @functools.lru_cache(maxsize=128)
 def layout(vocab: Vocab, format: str, t: int, h: int, w: int) -> Layout:
-    """The layout of a block, made once for each size."""
+    """The layout of a block, cached for each size."""
     ids = allowed_after_img(vocab, format, t, h, w)[:-1]
     visual = ids == ANY_VISUAL
     ids.flags.writeable = visual.flags.writeable = False

@@ -1,4 +1,4 @@
-"""THE order of tokens: documents to ids with loss weights and classes, and back; prompts."""
+"""The order of tokens: documents to ids with loss weights and classes, and back; prompts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Grammar:
     """Builds and reads token sequences over one vocabulary, tokenizer and video format.
 
     `video_format`: "paper" or "univla", see `emu3_jax.sequence.formats`. Raises ValueError for
-    another one, and where the tokenizer has more ids than the vocabulary has text ids.
+    another one, and if the tokenizer has more ids than the vocabulary has text ids.
 
     `special_names`: the released names of control tokens inside text become these tokens, as in the
     official code; a user's text can then break the grammar. ValueError for another vocabulary.
@@ -81,8 +81,8 @@ class Grammar:
     def build(self, document: Document, weights: LossWeights = _WEIGHTS) -> Sequence:
         """BOS, the segments, EOS, each token with its loss weight and class.
 
-        A segment whose loss flag is off has weight 0; EOS goes with the last segment. ValueError
-        for codes outside the codebook and for stored text ids outside the text range.
+        A segment whose loss flag is off has weight 0; EOS has the flag of the last segment.
+        ValueError for codes outside the codebook and for stored text ids outside the text range.
         """
         parts = [self._segment(segment) for segment in document.segments]
         length = 2 + sum(len(ids) for ids, _ in parts)
@@ -100,7 +100,7 @@ class Grammar:
         return Sequence(ids, weights.table()[classes] * trained, classes)
 
     def document_length(self, document: Document) -> int:
-        """Number of tokens `build` would make."""
+        """Number of tokens that `build` would return."""
         return 2 + sum(self._length(segment) for segment in document.segments)
 
     def _segment(self, segment: Segment) -> tuple[np.ndarray, np.ndarray | int]:
@@ -133,7 +133,7 @@ class Grammar:
         ids = np.asarray(segment.ids, np.int32)
         if not self.vocab.is_text(ids).all():
             wrong = ids[~self.vocab.is_text(ids)][0]
-            raise ValueError(f"The stored text ids hold {self.vocab.name(wrong)}.")
+            raise ValueError(f"The stored text ids contain {self.vocab.name(wrong)}.")
         return ids
 
     def _meta(self, segment: Image | Video) -> formats.Meta:
@@ -142,12 +142,12 @@ class Grammar:
         return formats.Meta(self.video_format, *segment.codes.shape, segment.fps, segment.seconds)
 
     def _head(self, meta: formats.Meta) -> np.ndarray:
-        """BOI, meta text, IMG; remembered, since a corpus holds few sizes and many images."""
+        """BOI, meta text, IMG; cached, since a corpus has few sizes and many images."""
         head = self._heads.get(meta)
         if head is None:
             ids = [self.vocab.boi, *self.tokenizer.encode(meta.text()), self.vocab.img]
             head = np.array(ids, np.int32)
-            if len(self._heads) >= _MAX_HEADS:  # clips have any number of durations
+            if len(self._heads) >= _MAX_HEADS:  # clips have arbitrarily many durations
                 self._heads.clear()
             self._heads[meta] = head
         return head
@@ -155,7 +155,7 @@ class Grammar:
     # Prompts
 
     def prompt(self, segments: Iterable[Segment]) -> np.ndarray:
-        """BOS and the segments, open at the end: int32 [S]."""
+        """BOS and the segments, without EOS: int32 [S]."""
         parts = [self._segment(segment)[0] for segment in segments]
         return np.concatenate(([np.int32(self.vocab.bos)], *parts)).astype(np.int32)
 
@@ -176,13 +176,13 @@ class Grammar:
         return self.prompt([segments] if isinstance(segments, Segment) else segments)
 
     def chat_prompt(self, turns: Iterable[chat.Turn], system: str = chat.SYSTEM) -> np.ndarray:
-        """The turns so far, the last one without an answer, up to where that answer begins."""
+        """The turns so far, up to the answer of the last one, which must have none."""
         return self.prompt(chat.prompt_segments(turns, system))
 
     def _visual_prompt(self, caption: str, meta: formats.Meta) -> np.ndarray:
         return np.concatenate((self.prompt([Text(caption)]), self._head(meta)))
 
-    # Rules for generation
+    # Constraint masks for generation
 
     def visual_layout(self, kind: str, t: int, h: int, w: int) -> np.ndarray:
         """`allowed_after_img` for "image" (t = 1) or "video" in this grammar's format."""
@@ -195,7 +195,7 @@ class Grammar:
     def allowed_after_img(
         self, format: str, t: int, h: int, w: int, length: int | None = None
     ) -> np.ndarray:
-        """See `emu3_jax.sequence.allowed_after_img`; with this grammar's vocabulary."""
+        """`emu3_jax.sequence.allowed_after_img` with this grammar's vocabulary."""
         return formats.allowed_after_img(self.vocab, format, t, h, w, length)
 
     # Reading
@@ -204,7 +204,7 @@ class Grammar:
         """The document that `build` would turn into these ids (int [S]), every loss flag on.
 
         Texts keep their ids. EOS before the end is an `EndOfTurn` with `turns`, else an error.
-        Raises GrammarError naming the first wrong position, what is there, and what was expected.
+        Raises GrammarError naming the first wrong position, the token found and the one expected.
         """
         ids = np.asarray(ids)
         if ids.ndim != 1:
@@ -234,12 +234,12 @@ class Grammar:
                 raise GrammarError(stop + 1, self._found(ids, stop + 1), f"{_END} after EOS")
 
     def parse_chat(self, ids, system: str = chat.SYSTEM) -> tuple[chat.Turn, ...]:
-        """The turns of a chat document; GrammarError for ids that are no document, ValueError for
-        a document that is no chat."""
+        """The turns of a chat document; GrammarError for ids that are not a document, ValueError
+        for a document that is not a chat."""
         return chat.parse_chat(self.parse(ids, turns=True), system)
 
     def _parse_block(self, ids: np.ndarray, boi: int, img: int) -> tuple[Image | Video, int]:
-        """The block between its BOI and what follows its EOI; `img` is the next token not text."""
+        """The block at `boi`, and the position after its EOI; `img` is the next token not text."""
         self._expect(ids, img, self.vocab.img)
         text_ids = ids[boi + 1 : img].tolist()
         meta = formats.read_meta(self.tokenizer.decode(text_ids), self.video_format)
@@ -265,7 +265,7 @@ class Grammar:
         return Video(codes, meta.fps, meta.seconds), img + 1 + length
 
     def _count_frames(self, body: np.ndarray, meta: formats.Meta) -> int:
-        """Frames begun before the first token that can stand in no frame; at least 1."""
+        """Frames begun before the first token that no frame contains; at least 1."""
         v = self.vocab
         inside = v.is_visual(body) | (body == v.eol) | (body == v.eof)
         tokens = len(body) if inside.all() else int(np.argmin(inside))

@@ -1,7 +1,7 @@
-"""The fine-tuning sample of the released code, for those who want to train exactly as it does.
+"""The fine-tuning sample of the released code, for training exactly as it does.
 
 BOS caption block, without EOS, PAD on the right up to a fixed length (emu3/train/datasets.py of
-baaivision/Emu3). Our own documents differ: they end with EOS, and marks and sizes carry loss.
+baaivision/Emu3). Our own documents differ: they end with EOS, and marks and sizes have a loss.
 """
 
 import numpy as np
@@ -9,30 +9,30 @@ import numpy as np
 from emu3_jax.sequence.documents import Image, Text
 from emu3_jax.sequence.grammar import Grammar
 
-# Places that carry no loss (torch's ignore_index).
+# Positions without a loss (torch's ignore_index).
 IGNORED = -100
-# emu3/train/train.py: how often the caption becomes "", which is what guidance leads away from.
+# emu3/train/train.py: how often the caption becomes "", the prompt of the unconditional branch.
 NULL_PROMPT_PROBABILITY = 0.05
 
 
 def sft_sample(
     grammar: Grammar, caption: str, codes: np.ndarray, length: int, visual_loss_only: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and labels of one captioned picture.
+    """Ids and labels of one captioned image.
 
     Args:
       grammar: the released one for the released samples.
-      caption: text in front of the picture; see `maybe_null`.
+      caption: text before the image; see `maybe_null`.
       codes: int [h, w].
       length: of the sample; 10240 in the released script.
       visual_loss_only: labels are the visual ids, and IGNORED elsewhere (the released setting);
         False: all ids are labels, PAD among them.
 
     Returns:
-      int32 [length] each. A label stands at the place of its own token, not of the one before.
+      int32 [length] each. A label has the position of its own token, not of the token before it.
 
     Raises:
-      ValueError: the sample is longer than `length`; pictures are never cut.
+      ValueError: the sample is longer than `length`; images are never cut.
     """
     vocab = grammar.vocab
     document = grammar.prompt((Text(caption), Image(codes)))

@@ -1,7 +1,7 @@
 """Text tokenizers behind one protocol: SentencePiece, the released byte-pair ranks, bytes.
 
-Ids are 0..size-1 and only text: no tokenizer here knows a special token, so the name of one inside
-a caption stays ordinary text.
+Ids are 0..size-1 and only text: no tokenizer here has special tokens, so the name of one inside a
+caption is ordinary text.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
 
 @runtime_checkable
 class TextTokenizer(Protocol):
-    """What the rest of the package asks of a tokenizer: decode(encode(t)) == t for any text t.
+    """The interface of a text tokenizer: decode(encode(t)) == t for any text t.
 
     (With `QwenTiktoken` the right side is the NFC form of t, as released.)
     """
@@ -43,14 +43,14 @@ class TextTokenizer(Protocol):
         """Text; ids outside 0..size-1 are skipped, invalid UTF-8 becomes U+FFFD."""
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The UTF-8 of the text, of which an id may hold a part of a character."""
+        """The UTF-8 of the text; a single id may be part of a character."""
 
 
 def load_text_tokenizer(path: str | pathlib.Path) -> TextTokenizer:
-    """The tokenizer a path stands for: "bytes", `*.model` (SentencePiece) or `*.tiktoken` (ranks).
+    """Loads "bytes", a `*.model` file (SentencePiece), a `*.tiktoken` file (ranks), or "nano".
 
-    Also the name of a shipped one, "nano". Raises ValueError where the file is missing, of another
-    kind or not readable as that kind.
+    "nano" is the shipped tokenizer. Raises ValueError if the file is missing, of another kind or
+    not readable as that kind.
     """
     name = str(path)
     if name == "bytes":

@@ -12,7 +12,7 @@ class ByteTokenizer:
     fingerprint = "bytes"
 
     def encode(self, text: str) -> list[int]:
-        """Ids 0..255; ValueError for a lone surrogate, which is no Unicode text."""
+        """Ids 0..255; ValueError for a lone surrogate, which is not Unicode text."""
         return list(text.encode("utf-8"))
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -20,5 +20,5 @@ class ByteTokenizer:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The same as UTF-8, valid or not."""
+        """The bytes of the ids, valid UTF-8 or not."""
         return bytes(i for i in ids if 0 <= i < 256)

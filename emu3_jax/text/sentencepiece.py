@@ -1,7 +1,7 @@
-"""SentencePiece models that lose nothing: every Unicode text survives encoding and decoding.
+"""Lossless SentencePiece models: every Unicode text survives encoding and decoding.
 
 The model is a byte-pair model with byte fallback, identity normalisation, no dummy prefix and no
-collapsing of spaces. The one character the model itself would change goes in as bytes.
+collapsing of spaces. The one character that the model would change is encoded as bytes.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from emu3_jax.files import write_atomically
 # space. It is encoded as its UTF-8 bytes instead.
 _SPACE = "\u2581"
 
-# Every model holds 256 bytes and the unknown piece that SentencePiece insists on (never produced).
+# Every model has 256 bytes and the unknown piece that SentencePiece requires (never produced).
 _FIXED_PIECES = 257
-# Of the other pieces at most this part is spent on single characters, the commonest first, and no
-# more characters than make up _CHARACTER_COVERAGE of the text; a rarer one costs its UTF-8 bytes.
-# (On the embedded corpus at 1,024 pieces 0.3 is within 1 % of the fewest tokens, which 0.2 gives,
-# and needs 11 % fewer for the Chinese captions.) The next larger share is tried where a small
-# corpus gives too few pieces, in the end with every character.
+# At most this share of the other pieces are single characters, the commonest first, and no more
+# characters than make up _CHARACTER_COVERAGE of the text. A rarer one costs its UTF-8 bytes. (With
+# 1,024 pieces on the embedded corpus, 0.3 is within 1 % of the fewest tokens, which 0.2 gives, and
+# needs 11 % fewer for the Chinese captions.) If a small corpus gives too few pieces, the next
+# larger share is tried, at last with every character.
 _CHARACTER_SHARES = (0.3, 0.5, 0.75, 1.0)
 _CHARACTER_COVERAGE = 0.9998
 
@@ -36,8 +36,8 @@ _CHARACTER_COVERAGE = 0.9998
 class SentencePieceTokenizer:
     """A lossless SentencePiece model, read from `path` (written by `train`).
 
-    Ids are the model's own piece numbers, 0..size-1. Raises ValueError where the file is missing,
-    is no SentencePiece model, or was trained with options that change text.
+    Ids are the model's own piece numbers, 0..size-1. Raises ValueError if the file is missing, is
+    not a SentencePiece model, or was trained with options that change text.
     """
 
     def __init__(self, path: str | pathlib.Path):
@@ -73,7 +73,7 @@ class SentencePieceTokenizer:
         return piece.replace(_SPACE, " ").encode("utf-8")
 
     def encode(self, text: str) -> list[int]:
-        """Ids 0..size-1; ValueError for a lone surrogate, which is no Unicode text."""
+        """Ids 0..size-1; ValueError for a lone surrogate, which is not Unicode text."""
         text.encode("utf-8")  # SentencePiece would fail with an obscure error
         first, *others = text.split(_SPACE)
         ids = self._model.encode(first)
@@ -86,20 +86,20 @@ class SentencePieceTokenizer:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The same as UTF-8, valid or not."""
+        """The bytes of the ids, valid UTF-8 or not."""
         return b"".join(self._pieces[i] for i in ids if 0 <= i < self.size)
 
 
 def train(sentences: Iterable[str], size: int, path: str | pathlib.Path) -> None:
-    """Train a model of exactly `size` pieces and write it to `path`, whole or not at all.
+    """Trains a model of exactly `size` pieces and writes it to `path` atomically.
 
     Byte-pair rather than unigram: on the embedded corpus at 1,024 pieces it needs 1 % fewer tokens
     and trains ten times faster. One thread and a fixed order, so equal sentences give an equal
-    file. Digits stay single, as in the released vocabulary, so that a size such as "64*64" is spelt
-    the same way everywhere.
+    file. Digits stay single, as in the released vocabulary, so that a size such as "64*64" always
+    has the same pieces.
 
-    Raises ValueError for a corpus without text, and for a size too small, or too large for the
-    corpus (naming the largest possible).
+    Raises ValueError for a corpus without text, and for a size that is too small or too large for
+    the corpus (naming the largest possible).
     """
     if size < _FIXED_PIECES + 2:
         raise ValueError(
@@ -108,10 +108,10 @@ def train(sentences: Iterable[str], size: int, path: str | pathlib.Path) -> None
     clean = (text.encode("utf-8", errors="ignore").decode() for text in sentences)  # surrogates
     lines = [line for text in clean for line in text.splitlines() if line.strip()]
     counts = collections.Counter("".join(lines))
-    for reserved in (_SPACE, "\0", "\t", "\u2585"):  # the last two: only while training
+    for reserved in (_SPACE, "\0", "\t", "\u2585"):  # the last two: only in training
         counts.pop(reserved, None)
     if not counts.keys() - {" "}:
-        raise ValueError("The corpus holds no text to train a tokenizer on.")
+        raise ValueError("The corpus has no text to train a tokenizer on.")
     for share in _CHARACTER_SHARES:
         characters = _common_characters(counts, int((size - _FIXED_PIECES) * share), share < 1)
         model = _train(_cut(lines, characters), size)
@@ -123,7 +123,7 @@ def train(sentences: Iterable[str], size: int, path: str | pathlib.Path) -> None
 
 
 def _common_characters(counts: collections.Counter, most: int, rare_ones_fall_back: bool) -> str:
-    """The characters that get a piece of their own: the space and the commonest others."""
+    """The characters with a piece of their own: the space and the commonest others."""
     wanted = _CHARACTER_COVERAGE * counts.total() if rare_ones_fall_back else float("inf")
     kept, covered = [" "], counts[" "]
     others = ((character, n) for character, n in counts.items() if character != " ")
@@ -136,13 +136,13 @@ def _common_characters(counts: collections.Counter, most: int, rare_ones_fall_ba
 
 
 def _cut(lines: list[str], characters: str) -> list[str]:
-    """The lines, cut at every other character."""
+    """The lines, split at all characters but these."""
     other = re.compile("[^" + re.escape(characters) + "]+")
     return [part for line in lines for part in other.split(line) if part.strip()]
 
 
 def _train(parts: list[str], size: int) -> bytes | int:
-    """The model, or the largest size that these parts allow where `size` is larger."""
+    """The model, or the largest size that these parts allow if `size` is larger."""
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
@@ -152,7 +152,7 @@ def _train(parts: list[str], size: int) -> bytes | int:
             model_type="bpe",
             byte_fallback=True,
             character_coverage=1.0,
-            required_chars=_SPACE,  # without a piece a space would be spelt as bytes of U+2581
+            required_chars=_SPACE,  # without a piece, a space would become the bytes of U+2581
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,

@@ -1,8 +1,8 @@
 """Names of the released control tokens inside text.
 
-Everywhere in this package such a name is ordinary text. The official code reads it as the control
-token it names, so that a user's text can end a sequence or fake a picture; what is here does the
-same, for those who want to compare with it.
+Elsewhere in this package such a name is ordinary text. The official code reads it as the control
+token, so that a user's text can end a sequence or fake an image. This module does the same, for
+comparisons with the official code.
 """
 
 import functools
@@ -35,7 +35,7 @@ def released_ids() -> dict[str, int]:
 
 
 def encode(text: str, tokenizer: TextTokenizer) -> list[int]:
-    """Ids of text in which the names of control tokens are these tokens."""
+    """Ids of text; names of control tokens become these tokens."""
     ids, plain = [], ""
     for part in _SHAPE.split(unicodedata.normalize("NFC", text)):
         if part in released_ids():
@@ -47,7 +47,7 @@ def encode(text: str, tokenizer: TextTokenizer) -> list[int]:
 
 
 def decode(ids: Iterable[int], tokenizer: TextTokenizer) -> str:
-    """Text of ids with the names of control tokens in it, where a tokenizer alone skips them.
+    """Text of ids, with the names of control tokens, which a tokenizer alone would skip.
 
     Ids outside the released vocabulary are skipped.
     """

@@ -1,4 +1,4 @@
-"""Text as its ids arrive: whole characters only."""
+"""Decoding of text while its ids arrive: whole characters only."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 class StreamDecoder:
     """Decodes ids a few at a time; the pieces together are `tokenizer.decode` of all ids.
 
-    An id may end inside a character. What is not a whole character yet is held back until the ids
-    that complete it come, or until `finish`, which turns it into U+FFFD.
+    An id may end inside a character. An incomplete character is held back until the ids that
+    complete it arrive, or until `finish`, which turns it into U+FFFD.
     """
 
     def __init__(self, tokenizer: TextTokenizer):
@@ -22,9 +22,9 @@ class StreamDecoder:
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, ids: Iterable[int]) -> str:
-        """The text that is certain after these ids, possibly none."""
+        """The whole characters that these ids complete, possibly none."""
         return self._utf8.decode(self._tokenizer.decode_bytes(ids))
 
     def finish(self) -> str:
-        """What was held back."""
+        """The text that was held back."""
         return self._utf8.decode(b"", final=True)

@@ -16,7 +16,7 @@ from etils import epath
 
 from emu3_jax.vocab import released
 
-# How text is cut before merging, in order: English contractions; an optional single character that
+# How text is split before merging, in order: English contractions; an optional character that
 # is not a line break, letter or digit, then letters; one digit; an optional space, then a run of
 # neither space, letter nor digit, then line breaks; space that ends in line breaks; space that is
 # not followed by a non-space; space.
@@ -35,7 +35,7 @@ SPLIT_PATTERN = "|".join(
 
 @functools.cache
 def _read_ranks(path: str) -> tuple[dict[bytes, int], bytes]:
-    """(token → rank, the rank file), of a rank file or a JSON vocabulary."""
+    """(token → rank, the rank file), from a rank file or a JSON vocabulary."""
     data = epath.Path(path).read_bytes()
     ranks = _ranks_of_json(data, path) if path.endswith(".json") else _ranks_of_lines(data, path)
     if sorted(ranks.values()) != list(range(len(ranks))) or not ranks:
@@ -62,19 +62,19 @@ def _ranks_of_lines(data: bytes, path: str) -> dict[bytes, int]:
 
 
 def _ranks_of_json(data: bytes, path: str) -> dict[bytes, int]:
-    """Of transformers' vocab.json or tokenizer.json, where a character stands for a byte."""
+    """Ranks of transformers' vocab.json or tokenizer.json, where a character represents a byte."""
     byte_of = {character: byte for byte, character in enumerate(_characters_of_bytes())}
     try:
         stored = json.loads(data)
-        model = stored.get("model")  # also a word of vocab.json
+        model = stored.get("model")  # may also be a token of vocab.json
         vocabulary = model["vocab"] if isinstance(model, dict) else stored
         return {
             bytes(byte_of[character] for character in token): rank
             for token, rank in vocabulary.items()
-            if rank < released().text_size  # behind them the names of control tokens
+            if rank < released().text_size  # the names of control tokens follow
         }
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path} is no vocabulary of byte-level pairs.") from None
+        raise ValueError(f"{path} is not a vocabulary of byte-level pairs.") from None
 
 
 def _characters_of_bytes() -> list[str]:
@@ -95,12 +95,12 @@ def _rank_file(ranks: dict[bytes, int]) -> bytes:
 class QwenTiktoken:
     """Byte-pair encoding with the released ranks (151,643 of them in `emu3.tiktoken`).
 
-    Text is brought to Unicode form NFC first, as in the released tokenizer; unlike there, the name
-    of a special token inside text stays text.
+    Text is first normalised to Unicode form NFC, as in the released tokenizer. Unlike there, the
+    name of a special token inside text stays text.
 
     `path`: a file of lines "base64-token rank", or vocab.json or tokenizer.json of an -hf
-    conversion, which hold the same tokens and ranks. (Only those are taken from it: transformers
-    cuts text in another way before merging, and without NFC.)
+    conversion, which have the same tokens and ranks. (Only these are read from it: transformers
+    splits text in another way before merging, and without NFC.)
     """
 
     def __init__(self, path: str | pathlib.Path):
@@ -118,7 +118,7 @@ class QwenTiktoken:
         return type(self), (self.path,)
 
     def encode(self, text: str) -> list[int]:
-        """Ids 0..size-1 of the NFC form; ValueError for a lone surrogate, which is no text."""
+        """Ids 0..size-1 of the NFC form; ValueError for a lone surrogate, which is not text."""
         text.encode("utf-8")  # tiktoken would silently replace a lone surrogate
         return self._encoding.encode_ordinary(unicodedata.normalize("NFC", text))
 
@@ -127,5 +127,5 @@ class QwenTiktoken:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The same as UTF-8, valid or not."""
+        """The bytes of the ids, valid UTF-8 or not."""
         return self._encoding.decode_bytes([int(i) for i in ids if 0 <= i < self.size])

@@ -1,4 +1,4 @@
-"""Train a text tokenizer on a text file or on fields of a JSON-lines file.
+"""Trains a text tokenizer on a text file or on fields of a JSON-lines file.
 
 python -m emu3_jax.text.train --input=captions.jsonl --field=caption,tags --output=text.model
 """
@@ -17,11 +17,11 @@ from emu3_jax.text import sentencepiece
 _INPUT = flags.DEFINE_string(
     "input",
     None,
-    "A .jsonl file (see --field), or a text file with one sentence a line.",
+    "A .jsonl file (see --field), or a text file with one sentence per line.",
     required=True,
 )
 _FIELD = flags.DEFINE_list(
-    "field", ["text"], "Keys of the .jsonl file to train on; each holds a text or a list of texts."
+    "field", ["text"], "Keys of the .jsonl file to train on; each has a text or a list of texts."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "The file to write, *.model.", required=True)
 _SIZE = flags.DEFINE_integer("size", 1024, "Number of text ids.")
@@ -30,8 +30,8 @@ _SIZE = flags.DEFINE_integer("size", 1024, "Number of text ids.")
 def read_sentences(path: str | pathlib.Path, fields: list[str]) -> Iterator[str]:
     """Lines of a text file, or the texts under `fields` in each line of a .jsonl file.
 
-    A list of texts is joined by ", ". A line may lack a field or hold null there. Raises ValueError
-    naming file and line for invalid JSON, other values, and fields that no line has.
+    A list of texts is joined by ", ". A line may lack a field or have null there. Raises
+    ValueError, naming file and line, for invalid JSON, other values, and fields that no line has.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -65,13 +65,13 @@ def _texts(line: str, fields: list[str], seen: set[str], where: str) -> Iterator
             continue
         texts = value if isinstance(value, list) else [value]
         if not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"{where}: the key {field!r} holds neither a text nor texts.")
+            raise ValueError(f"{where}: the key {field!r} has neither a text nor texts.")
         seen.add(field)
         yield ", ".join(texts)
 
 
 def main() -> None:
-    """Read, train, write."""
+    """Reads the sentences, trains the model, writes it."""
     if not _OUTPUT.value.endswith(".model"):
         raise ValueError(f"--output is {_OUTPUT.value}, expected a file name ending in .model.")
     sentences = list(read_sentences(_INPUT.value, _FIELD.value))
@@ -80,7 +80,7 @@ def main() -> None:
     tokens = sum(len(tokenizer.encode(sentence)) for sentence in sentences)
     print(
         f"{_OUTPUT.value}: {tokenizer.size} pieces, {tokens / max(1, len(sentences)):.1f} tokens "
-        f"a sentence over {len(sentences)} sentences, fingerprint {tokenizer.fingerprint}"
+        f"per sentence over {len(sentences)} sentences, fingerprint {tokenizer.fingerprint}"
     )
 
 

@@ -139,7 +139,7 @@ GOOD = dict(evaluator="likelihood", tokens="t")
         ),
         (
             [dict(evaluator="emoji_retrieval", sampling=dict(temperature=0.0), candidates=4)],
-            r"evaluation\[0\]: With temperature 0 all candidates are alike",
+            r"evaluation\[0\]: With temperature 0 all candidates are equal",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Several drawings for an answer: the model keeps the one it would rather caption so."""
+"""Best-of-n: the candidate with the likeliest caption is kept."""
 
 import dataclasses
 import json
@@ -6,7 +6,7 @@ import json
 import jax
 import numpy as np
 import pytest
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from tiny_models import GUIDED
 
 from emu3_jax import sharding
@@ -30,7 +30,7 @@ def _drawn_apart(bundle, options):
 
     def draw(caption, size, number):
         alone = dataclasses.replace(options, candidates=1, first=number)
-        return modalities.draw_pictures(bundle, [caption], [size], alone)[0]
+        return modalities.draw_images(bundle, [caption], [size], alone)[0]
 
     return [
         [draw(c, s, 3 * i + j) for j in range(3)]
@@ -62,53 +62,53 @@ def test_nats_are_those_of_the_caption_behind_the_block(tiny_bundle):
 def test_the_candidate_with_the_likeliest_caption_is_kept(tiny_bundle, options):
     lines = []
     heard = dataclasses.replace(options, progress=lines.append)
-    kept = modalities.draw_pictures(tiny_bundle, CAPTIONS, SIZES, heard)
+    kept = modalities.draw_images(tiny_bundle, CAPTIONS, SIZES, heard)
     assert "3 candidates each" in lines[-1]
-    places = []
+    positions = []
     for codes, candidates, caption in zip(
         kept, _drawn_apart(tiny_bundle, options), CAPTIONS, strict=True
     ):
         assert len({c.tobytes() for c in candidates}) == 3
         nats = [_nats(tiny_bundle, Image(c), caption) for c in candidates]
-        places.append(int(np.argmin(nats)))
-        np.testing.assert_array_equal(codes, candidates[places[-1]])
-    assert places != [0, 0]  # else taking the first would pass as well
+        positions.append(int(np.argmin(nats)))
+        np.testing.assert_array_equal(codes, candidates[positions[-1]])
+    assert positions != [0, 0]  # else taking the first would pass as well
 
 
-def test_an_answer_does_not_depend_on_its_company(tiny_bundle, options):
-    together = modalities.draw_pictures(tiny_bundle, CAPTIONS, SIZES, options)
+def test_an_answer_does_not_depend_on_its_batch(tiny_bundle, options):
+    together = modalities.draw_images(tiny_bundle, CAPTIONS, SIZES, options)
     alone = dataclasses.replace(options, first=1, batch_size=2)
-    (codes,) = modalities.draw_pictures(tiny_bundle, CAPTIONS[1:], SIZES[1:], alone)
+    (codes,) = modalities.draw_images(tiny_bundle, CAPTIONS[1:], SIZES[1:], alone)
     np.testing.assert_array_equal(codes, together[1])
 
 
 def test_a_mesh_keeps_the_same(tiny_bundle, tiny_directories, options):
     mesh = sharding.make_mesh(sharding.MeshConfig(data=2, fsdp=2), jax.devices()[:4])
-    expected = modalities.draw_pictures(tiny_bundle, CAPTIONS, SIZES, options)
+    expected = modalities.draw_images(tiny_bundle, CAPTIONS, SIZES, options)
     spread, _ = weights.load_language_model(tiny_directories / "language", mesh=mesh)
     with jax.set_mesh(mesh):
-        found = modalities.draw_pictures(spread, CAPTIONS, SIZES, options)
+        found = modalities.draw_images(spread, CAPTIONS, SIZES, options)
     for a, b in zip(found, expected, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
 def test_candidates_are_written_beside_the_answer_and_make_it_again(tiny_runner):
     job = Job("text_to_image", ("a", "b"), sizes=((2, 3),), candidates=3, sampling=GUIDED)
-    _, second = tiny_runner.run(job, say=lambda line: None)
-    with Picture.open(second) as picture:
-        settings, pixels = json.loads(picture.text[METADATA_KEY]), np.asarray(picture)
+    _, second = tiny_runner.run(job, report=lambda line: None)
+    with PILImage.open(second) as image:
+        settings, pixels = json.loads(image.text[METADATA_KEY]), np.asarray(image)
     assert settings["candidates"] == 3
     again = dataclasses.replace(job, prompts=("b",), first=settings["first"])
-    (file,) = tiny_runner.run(again, say=lambda line: None)
-    with Picture.open(file) as picture:
-        np.testing.assert_array_equal(np.asarray(picture), pixels)
+    (file,) = tiny_runner.run(again, report=lambda line: None)
+    with PILImage.open(file) as image:
+        np.testing.assert_array_equal(np.asarray(image), pixels)
 
 
 @pytest.mark.parametrize(
     "words, fields",
     [
         ("candidates must be at least 1", {"candidates": 0}),
-        ("all candidates are alike", {"sampling": Sampling(temperature=0)}),
+        ("all candidates are equal", {"sampling": Sampling(temperature=0)}),
         ("one prompt is empty", {"prompts": ("a", "")}),
         ("for drawing, not for image_to_text", {"task": "image_to_text", "sizes": (),
                                                 "media": ("x",)}),

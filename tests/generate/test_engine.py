@@ -1,4 +1,4 @@
-"""The engine against whole forward passes, in any company, on any mesh."""
+"""The engine against whole forward passes, in any batch, on any mesh."""
 
 import json
 
@@ -11,10 +11,8 @@ from flax import linen as nn
 
 from emu3_jax import sharding
 from emu3_jax import vocab as vocab_lib
+from emu3_jax.generate import Request, Sampling, generate
 from emu3_jax.generate.decoding import autoregressive, engine, requests
-from emu3_jax.generate.decoding.engine import generate
-from emu3_jax.generate.decoding.requests import Request
-from emu3_jax.generate.decoding.sampling import Sampling
 from emu3_jax.models.language.transformer import Transformer, TransformerConfig
 from emu3_jax.sequence import allowed_after_img
 
@@ -40,7 +38,7 @@ def params():
     return jax.tree.map(lambda x: x * 8 if x.ndim > 1 else x, nn.meta.unbox(boxed))
 
 
-def image_rule(h, w, vocab=VOCAB):
+def image_mask(h, w, vocab=VOCAB):
     return allowed_after_img(vocab, "image", 1, h, w)
 
 
@@ -49,14 +47,14 @@ def image_prompt(*text, vocab=VOCAB):
 
 
 def some_requests():
-    """Pictures of several sizes, with and without guidance, and texts; prompts of many lengths."""
+    """Images of several sizes, with and without guidance, and texts; prompts of many lengths."""
     return [
-        Request(image_prompt(1, 2, 3), image_prompt(), image_rule(2, 3)),
-        Request(image_prompt(*range(19)), image_prompt(4), image_rule(1, 4)),
+        Request(image_prompt(1, 2, 3), image_prompt(), image_mask(2, 3)),
+        Request(image_prompt(*range(19)), image_prompt(4), image_mask(1, 4)),
         Request(np.array([VOCAB.bos]), max_new=5),
-        Request(image_prompt(9), None, image_rule(3, 2)),
+        Request(image_prompt(9), None, image_mask(3, 2)),
         Request(np.array([VOCAB.bos, 3, 4, 5, 6]), np.array([VOCAB.bos]), max_new=9),
-        Request(image_prompt(5), image_prompt(*range(12)), image_rule(2, 2)),
+        Request(image_prompt(5), image_prompt(*range(12)), image_mask(2, 2)),
     ]
 
 
@@ -89,19 +87,20 @@ def scores_of(params, prompt, negative, guidance):
     return log_p(negative) + guidance * (cond - log_p(negative))
 
 
-def allowed(rule):
-    if rule == -1:
+def allowed(entry):
+    """The ids that an entry of a constraint mask allows."""
+    if entry == -1:
         return np.arange(VOCAB.visual_start, VOCAB.visual_end)
-    if rule == -2:
+    if entry == -2:
         return np.array([*range(VOCAB.text_size), VOCAB.eos])
-    return np.array([rule])
+    return np.array([entry])
 
 
 def greedy(params, request, negative, guidance):
     """The greedy answer by whole forward passes."""
     prompt, answer = list(request.prompt), []
-    for rule in request.rule:
-        ids = allowed(rule)
+    for entry in request.mask:
+        ids = allowed(entry)
         token = ids[np.argmax(scores_of(params, prompt, negative, guidance)[ids])]
         answer.append(token)
         prompt.append(token)
@@ -132,7 +131,7 @@ def test_the_official_scripts_let_the_negative_branch_see_its_padding(params):
     assert len(lengths) > 1  # or nothing was padded
 
 
-def test_company_does_not_change_an_answer(params):
+def test_other_requests_do_not_change_an_answer(params):
     settings = Sampling(guidance=3.0, top_k=9, seed=5)
     together = generate(MODEL, params, some_requests(), settings, VOCAB)
     pairs = generate(MODEL, params, some_requests(), settings, VOCAB, batch_size=2)
@@ -151,10 +150,10 @@ def test_streamed_pieces_together_are_the_answers(params):
     pieces = [[] for _ in expected]
     calls = []
 
-    def stream(place, tokens):
-        calls.append(place)
+    def stream(position, tokens):
+        calls.append(position)
         assert 0 < len(tokens) <= engine.STREAM_EVERY
-        pieces[place] += tokens.tolist()
+        pieces[position] += tokens.tolist()
 
     found = generate(MODEL, params, some_requests(), settings, VOCAB, batch_size=4, stream=stream)
     for answer, streamed, whole in zip(found, pieces, expected, strict=True):
@@ -162,11 +161,11 @@ def test_streamed_pieces_together_are_the_answers(params):
     assert len(calls) > len(expected)  # long answers came in several pieces
 
 
-def test_answers_keep_to_their_rules(params):
+def test_answers_keep_to_their_masks(params):
     answers = generate(MODEL, params, some_requests() * 4, Sampling(seed=1), VOCAB)
     for request, answer in zip(some_requests() * 4, answers, strict=True):
-        for rule, token in zip(request.rule, answer, strict=False):
-            assert token in allowed(rule)
+        for entry, token in zip(request.mask, answer, strict=False):
+            assert token in allowed(entry)
         assert len(answer) == request.new or answer[-1] == VOCAB.eos
         assert (answer[:-1] != VOCAB.eos).all()
 
@@ -181,11 +180,11 @@ def test_answers_that_may_not_be_empty_are_not(params, may_be_empty):
     assert any(VOCAB.eos in a[1:] for a in answers)
 
 
-def test_golden_rules_hold_at_every_offset_and_nothing_follows_eos():
+def test_golden_masks_hold_at_every_offset_and_nothing_follows_eos():
     vocab = vocab_lib.released()
 
     class Uniform(Transformer):
-        """No opinion, so only the rules shape the answer."""
+        """Equal logits, so only the mask shapes the answer."""
 
         def decode(self, tokens, positions, cache, last_only=False):
             return jnp.zeros((*tokens.shape, self.config.vocab_size)), cache
@@ -193,7 +192,7 @@ def test_golden_rules_hold_at_every_offset_and_nothing_follows_eos():
     config = TransformerConfig(vocab.size, 8, 8, 1, 1, 1, 2)
     cases = json.loads((conftest.GOLDEN / "processing.json").read_text())["constraints"]
     asked = [
-        Request(image_prompt(vocab=vocab), None, image_rule(case["h"], case["w"], vocab))
+        Request(image_prompt(vocab=vocab), None, image_mask(case["h"], case["w"], vocab))
         for case in cases
     ]
     answers = generate(Uniform(config), {}, asked, Sampling(), vocab)
@@ -207,8 +206,8 @@ def test_golden_rules_hold_at_every_offset_and_nothing_follows_eos():
 def test_frequencies_on_a_model_match_the_exact_probabilities(params):
     n, guidance, top_k = 4096, 2.0, 8
     prompt, negative = image_prompt(3, 1), image_prompt()
-    rule = np.array([-1, -1], np.int32)
-    asked = [Request(prompt, negative, rule) for _ in range(n)]
+    mask = np.array([-1, -1], np.int32)
+    asked = [Request(prompt, negative, mask) for _ in range(n)]
     settings = Sampling(temperature=1.5, guidance=guidance, top_k=top_k, seed=3)
     answers = np.stack(generate(MODEL, params, asked, settings, VOCAB, batch_size=n))
     codes = VOCAB.codes(answers)
@@ -231,13 +230,17 @@ def test_frequencies_on_a_model_match_the_exact_probabilities(params):
     assert np.abs(second - exact(prompt, negative)).sum() > 0.3
 
 
+def on_mesh(params, mesh):
+    abstract = jax.eval_shape(MODEL.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    return jax.device_put(params, sharding.state_shardings(abstract, mesh)["params"])
+
+
 @pytest.mark.parametrize("mesh_sizes", [(2, 2, 1, 2), (1, 4, 2, 1)])
 def test_a_mesh_gives_the_tokens_of_one_device(params, mesh_sizes):
     settings = Sampling(temperature=1.0, guidance=3.0, top_k=9, seed=5)
     expected = generate(MODEL, params, some_requests(), settings, VOCAB)
     mesh = sharding.make_mesh(sharding.MeshConfig(*mesh_sizes))
-    abstract = jax.eval_shape(MODEL.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
-    sharded = jax.device_put(params, sharding.state_shardings(abstract, mesh)["params"])
+    sharded = on_mesh(params, mesh)
     streamed = {}
 
     def stream(request, tokens):
@@ -250,11 +253,25 @@ def test_a_mesh_gives_the_tokens_of_one_device(params, mesh_sizes):
     assert [streamed[i] for i in range(len(answers))] == [a.tolist() for a in answers]
 
 
+def test_the_mesh_as_an_argument_is_the_mesh_that_is_set(params):
+    mesh = sharding.make_mesh(sharding.MeshConfig(2, 2, 1, 2))
+    sharded, asked = on_mesh(params, mesh), some_requests()[:1]
+    settings = Sampling(temperature=1.0, guidance=3.0, top_k=9, seed=5)
+    given, under = [], []
+    (answer,) = generate(MODEL, sharded, asked, settings, VOCAB, mesh, progress=given.append)
+    assert jax.sharding.get_abstract_mesh().empty
+    with jax.set_mesh(mesh):
+        (expected,) = generate(MODEL, sharded, asked, settings, VOCAB, progress=under.append)
+    assert answer.tolist() == expected.tolist()
+    # One request is one row, unless rows are a multiple of data x fsdp.
+    assert given[0] == under[0] and "1 requests in 4 rows" in given[0]
+
+
 def test_the_loop_stops_when_every_row_is_finished():
     calls = []
 
     class Ends(Transformer):
-        """Says EOS at once."""
+        """Generates EOS at once."""
 
         def decode(self, tokens, positions, cache, last_only=False):
             jax.debug.callback(lambda: calls.append(tokens.shape[1]))
@@ -270,7 +287,7 @@ def test_the_loop_stops_when_every_row_is_finished():
 @pytest.mark.parametrize(
     "request_, words",
     [
-        (Request(image_prompt(*range(19)), None, image_rule(9, 9)), "116 tokens.*23.*93.*100"),
+        (Request(image_prompt(*range(19)), None, image_mask(9, 9)), "116 tokens.*23.*93.*100"),
         (Request(np.array([], np.int32), max_new=3), "prompt of request 0 is empty"),
         (Request(np.array([VOCAB.size]), max_new=3), "request 0 has id 40"),
         (Request(np.array([0])), "neither"),
@@ -308,4 +325,4 @@ def test_cache_size_and_progress(params):
     assert autoregressive.cache_bytes(MODEL.config, 6, 10) == shapes.k.nbytes + shapes.v.nbytes
     lines = []
     generate(MODEL, params, some_requests(), Sampling(), VOCAB, progress=lines.append)
-    assert "cache" in lines[0] and "MiB" in lines[0] and "a second" in lines[1]
+    assert "cache" in lines[0] and "MiB" in lines[0] and "tokens per second" in lines[1]

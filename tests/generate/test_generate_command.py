@@ -8,7 +8,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from tiny_models import GUIDED, LIMITS
 
 from emu3_jax.data import media
@@ -44,14 +44,14 @@ def test_directories_that_do_not_fit_are_refused(tiny_directories, tmp_path):
         bundle_lib.load_bundle(tiny_directories / "language", tmp_path / "other")
 
 
-def test_a_picture_can_be_made_again_from_its_metadata(tiny_runner):
+def test_an_image_can_be_generated_again_from_its_metadata(tiny_runner):
     job = Job("text_to_image", ("a cat", "a dog"), sizes=((2, 3),), samples=2, sampling=GUIDED,
               negative_prompt="bad")  # fmt: skip
-    files = tiny_runner.run(job, say=lambda line: None)
+    files = tiny_runner.run(job, report=lambda line: None)
     assert [f.name for f in files] == [f"image_0000{i}.png" for i in range(4)]
-    original = np.asarray(Picture.open(files[2]))
+    original = np.asarray(PILImage.open(files[2]))
     assert original.shape == (4, 6, 3)
-    stored = json.loads(Picture.open(files[2]).text[job_lib.METADATA_KEY])
+    stored = json.loads(PILImage.open(files[2]).text[job_lib.METADATA_KEY])
     assert (stored["prompt"], stored["first"], stored["seed"]) == ("a dog", 2, 4)
     again = Job(
         stored["task"],
@@ -62,14 +62,14 @@ def test_a_picture_can_be_made_again_from_its_metadata(tiny_runner):
         negative_prompt=stored["negative_prompt"],
     )
     files[2].unlink()
-    (file,) = tiny_runner.run(again, say=lambda line: None)
-    np.testing.assert_array_equal(np.asarray(Picture.open(file)), original)
+    (file,) = tiny_runner.run(again, report=lambda line: None)
+    np.testing.assert_array_equal(np.asarray(PILImage.open(file)), original)
     assert len({f.read_bytes() for f in files}) == 4
 
 
 def test_a_clip_is_drawn_and_read(tiny_runner):
     job = Job("text_to_video", ("wave",), sizes=((2, 2, 2),), fps=4.0)
-    webp, mp4, settings = tiny_runner.run(job, say=lambda line: None)
+    webp, mp4, settings = tiny_runner.run(job, report=lambda line: None)
     for file in (webp, mp4):
         frames, fps, seconds = media.read_video(file)
         assert frames.shape == (8, 4, 4, 3) and fps == pytest.approx(4) and seconds == 2
@@ -78,7 +78,7 @@ def test_a_clip_is_drawn_and_read(tiny_runner):
     job = Job(
         "video_to_text", ("What?",), (str(webp),), sampling=Sampling(temperature=0), max_new=5
     )
-    (file,) = tiny_runner.run(job, say=lambda line: None)
+    (file,) = tiny_runner.run(job, report=lambda line: None)
     line = json.loads(file.read_text())
     assert line["size"] == "2x2x2" and line["question"] == "What?" and isinstance(line["text"], str)
 
@@ -91,7 +91,7 @@ def test_texts_equal_the_library_call(tiny_runner, tiny_bundle, tmp_path):
         media.write_png(names[-1], rng.integers(0, 255, shape, dtype=np.uint8))
     greedy = Sampling(temperature=0)
     job = Job("image_to_text", (), tuple(names), sampling=greedy, max_new=6)
-    (file,) = tiny_runner.run(job, say=lambda line: None)
+    (file,) = tiny_runner.run(job, report=lambda line: None)
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     codes = codec.encode(tiny_bundle, [media.read_image(name) for name in names], LIMITS)
     assert [c.shape for c in codes] == [(2, 3), (3, 2)]
@@ -101,14 +101,14 @@ def test_texts_equal_the_library_call(tiny_runner, tiny_bundle, tmp_path):
     )
     pieces = ["", ""]
 
-    def stream(place, piece):
-        pieces[place] += piece
+    def stream(position, piece):
+        pieces[position] += piece
 
     streaming = dataclasses.replace(options, stream=stream)
     assert modalities.caption_images(tiny_bundle, codes, streaming) == pieces
     assert pieces == [line["text"] for line in lines]
     chat = Job("image_to_text", ("Who?",), (names[0],), sampling=greedy, chat=True, max_new=6)
-    tiny_runner.run(chat, say=lambda line: None)
+    tiny_runner.run(chat, report=lambda line: None)
     assert json.loads(file.read_text())["chat"] is True
 
 
@@ -135,7 +135,7 @@ def test_codes_of_drawing_calls(tiny_bundle):
         ("3 sizes for 2 prompts", {"prompts": ("a", "b"), "sizes": ((1, 1),) * 3}),
         ("clips must be", {"clips": "four"}),
         ("guidance 1", {"negative_prompt": "bad"}),
-        ("alike", {"samples": 2, "sampling": Sampling(temperature=0)}),
+        ("samples are equal", {"samples": 2, "sampling": Sampling(temperature=0)}),
         ("frames per second", {"task": "text_to_video", "sizes": ((1, 2, 2),)}),
         ("at least one image", {"task": "image_to_text", "sizes": ()}),
         ("leave the size out", {"task": "image_to_text", "media": ("x",)}),
@@ -193,7 +193,7 @@ def test_the_command_line(tiny_directories, tmp_path):
     done = command(*common, "--task=text_to_image", "--prompt=a cat", "--size=2x2", "--samples=2")
     assert done.returncode == 0, done.stderr
     assert "cache" in done.stdout and "image_00001.png" in done.stdout
-    stored = json.loads(Picture.open(tmp_path / "out" / "image_00001.png").text["emu3_jax"])
+    stored = json.loads(PILImage.open(tmp_path / "out" / "image_00001.png").text["emu3_jax"])
     assert (stored["guidance"], stored["top_k"]) == (3.0, 2048)
 
     wrong = command(*common, "--task=text_to_image", "--prompt=a cat", "--video=x.mp4")

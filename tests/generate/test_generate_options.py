@@ -10,7 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from PIL import Image as Picture
+from PIL import Image as PILImage
 from tiny_models import GUIDED, LIMITS, language_model, save_vision_tokenizer
 
 from emu3_jax import vocab as vocab_lib
@@ -31,11 +31,11 @@ def quiet(line):
     del line
 
 
-def test_pictures_of_several_sizes_share_a_batch_and_do_not_feel_it(tiny_bundle):
+def test_images_of_several_sizes_share_a_batch_and_do_not_change(tiny_bundle):
     batches = []
     options = modalities.Options(GUIDED, negative_prompt="bad", progress=batches.append)
     captions = ["a", "a longer caption", "b", "c"]
-    together = modalities.draw_pictures(tiny_bundle, captions, SIZES, options)
+    together = modalities.draw_images(tiny_bundle, captions, SIZES, options)
     assert "4 requests" in batches[0] and len(batches) == 2
     assert [codes.shape for codes in together] == list(SIZES)
     for number, (caption, size) in enumerate(zip(captions, SIZES, strict=True)):
@@ -64,7 +64,7 @@ def test_attended_padding_reaches_the_shorter_of_two_sizes(tiny_bundle):
     sampling = Sampling(guidance=6.0, seed=1, attend_negative_padding=True)
     sizes = [(2, 3), (2, 10)] * 8
     official_way, masked = (
-        modalities.draw_pictures(tiny_bundle, ["a"] * 16, sizes, modalities.Options(chosen))
+        modalities.draw_images(tiny_bundle, ["a"] * 16, sizes, modalities.Options(chosen))
         for chosen in (sampling, dataclasses.replace(sampling, attend_negative_padding=False))
     )
     same = [np.array_equal(a, b) for a, b in zip(official_way, masked, strict=True)]
@@ -75,9 +75,9 @@ def test_one_prompt_takes_all_sizes_and_each_is_written_down(tiny_runner):
     job = Job("text_to_image", ("a",), sizes=((1, 2), (3, 1)), samples=2)
     assert job.drawings == [("a", (1, 2))] * 2 + [("a", (3, 1))] * 2
     files = tiny_runner.run(job, quiet)
-    stored = [json.loads(Picture.open(file).text[job_lib.METADATA_KEY]) for file in files]
+    stored = [json.loads(PILImage.open(file).text[job_lib.METADATA_KEY]) for file in files]
     assert [s["size"] for s in stored] == ["1x2", "1x2", "3x1", "3x1"]
-    assert [Picture.open(file).size for file in files] == [(4, 2)] * 2 + [(2, 6)] * 2
+    assert [PILImage.open(file).size for file in files] == [(4, 2)] * 2 + [(2, 6)] * 2
     each = Job("text_to_image", ("a", "b"), sizes=((1, 2), (3, 1)))
     assert each.drawings == [("a", (1, 2)), ("b", (3, 1))]
     one = Job("text_to_image", ("a", "b"), sizes=((1, 2),))
@@ -102,7 +102,7 @@ def test_what_decides_an_answer_is_written_beside_it(tiny_runner, tiny_bundle, t
     trusting = dataclasses.replace(tiny_bundle, grammar=grammar)
     changed = dataclasses.replace(tiny_runner, bundle=trusting)
     (file,) = changed.run(Job("text_to_image", ("a",), sizes=((1, 1),)), quiet)
-    assert json.loads(Picture.open(file).text[job_lib.METADATA_KEY])["special_names"] is True
+    assert json.loads(PILImage.open(file).text[job_lib.METADATA_KEY])["special_names"] is True
 
 
 @pytest.mark.parametrize("clips", vision_codec.CLIPS)
@@ -199,7 +199,7 @@ def test_the_command_line_on_released_weights(released_directory, tmp_path):
     # Without --area the 64 pixels of config.json: 4 x 4 tokens of 2 x 2 pixels.
     done = command(*common, "--task=text_to_image", "--prompt=a", "--ratio=1:1")
     assert done.returncode == 0, done.stderr
-    assert Picture.open(tmp_path / "image_00000.png").size == (8, 8)
+    assert PILImage.open(tmp_path / "image_00000.png").size == (8, 8)
 
 
 def test_a_model_that_states_its_video_format_keeps_it(tiny_directories, tmp_path):

@@ -74,6 +74,6 @@ def test_the_released_prompts_word_for_word():
     )
 
 
-def test_the_stage1_template_is_the_picture_and_then_the_text():
+def test_the_stage1_template_is_the_image_and_then_the_text():
     prompt = GRAMMAR.understanding_prompt((Image(CODES), Text("Please describe the image")))
     assert prompt.tolist() == [151849, *BLOCK, 5501, 7512, 279, 2168]

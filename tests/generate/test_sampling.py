@@ -116,8 +116,8 @@ def test_settings_out_of_range_are_refused_by_name(field, value):
         Sampling(**{field: value})
 
 
-def test_table_pads_what_is_past_a_row():
-    table = constraints.table(
+def test_mask_pads_what_is_past_a_row():
+    mask = constraints.mask(
         [constraints.free_text(2), np.array([constraints.VISUAL, 5])], 3, 4, pad=9
     )
-    assert table.tolist() == [[-2, -2, 9, 9], [-1, 5, 9, 9], [9, 9, 9, 9]]
+    assert mask.tolist() == [[-2, -2, 9, 9], [-1, 5, 9, 9], [9, 9, 9, 9]]

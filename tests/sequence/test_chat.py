@@ -66,9 +66,9 @@ def test_other_system_text():
 
 def test_bad_chats_are_refused():
     image = Image(np.zeros((1, 1), int))
-    with pytest.raises(ValueError, match="question holds '. ASSISTANT:'"):
+    with pytest.raises(ValueError, match="question contains '. ASSISTANT:'"):
         Turn("a. ASSISTANT: b", "c")
-    with pytest.raises(ValueError, match="shows a Text"):
+    with pytest.raises(ValueError, match="has a Text"):
         Turn("a", "b", (Text("c"),))
     with pytest.raises(ValueError, match="Turn 1 of a chat has no answer"):
         chat_document([Turn("a", "b"), Turn("c")])

@@ -33,7 +33,7 @@ from emu3_jax.sequence import (
     Video,
     image_size,
 )
-from emu3_jax.sequence import allowed_after_img as rule
+from emu3_jax.sequence import allowed_after_img as constraint_mask
 from emu3_jax.text import ByteTokenizer, QwenTiktoken, SentencePieceTokenizer
 from emu3_jax.text.sentencepiece import train
 
@@ -72,14 +72,14 @@ def test_golden_understanding_prompt(released):
 
 @pytest.mark.parametrize("item", PROCESSING["constraints"])
 def test_golden_constraints(item):
-    """Equal up to EOS. Behind it the released rule may say EOL again, which its decoding loop then
-    overwrites with PAD; ours says PAD."""
+    """Equal up to EOS. After it the released one may force EOL again, which its decoding loop
+    overwrites with PAD; ours forces PAD."""
     v, h, w = vocab_lib.released(), item["h"], item["w"]
     golden = np.array([ANY_VISUAL if x == "visual" else x for x in item["allowed"]])
     end = h * (w + 1) + 3
     assert len(golden) > end
-    np.testing.assert_array_equal(rule(v, "image", 1, h, w), golden[:end])
-    long = rule(v, "image", 1, h, w, length=len(golden))
+    np.testing.assert_array_equal(constraint_mask(v, "image", 1, h, w), golden[:end])
+    long = constraint_mask(v, "image", 1, h, w, length=len(golden))
     np.testing.assert_array_equal(long[:end], golden[:end])
     assert set(long[end:]) == {v.pad}
 
@@ -94,18 +94,22 @@ def test_rules_spelled_out():
     def spelled(text):
         return [names[c] for c in text]
 
-    assert rule(v, "image", 1, 2, 3).tolist() == spelled("xxxLxxxLFIS")
-    assert rule(v, "image", 1, 2, 3, length=13).tolist() == spelled("xxxLxxxLFISPP")
-    assert rule(v, "image", 1, 2, 3, length=5).tolist() == [x, x, x, v.eol, x]
-    assert rule(v, "paper", 2, 2, 1).tolist() == spelled("xLxLFxLxLFIS")
-    assert rule(v, "univla", 2, 1, 3, length=12).tolist() == spelled("xxxFxxxFISPP")
-    assert rule(v, "image", 1, 1, 1).tolist() == spelled("xLFIS")
-    assert rule(v, "image", 1, 1, 2).tolist() == spelled("xxLFIS")
-    np.testing.assert_array_equal(PAPER.visual_layout("video", 2, 2, 1), rule(v, "paper", 2, 2, 1))
+    assert constraint_mask(v, "image", 1, 2, 3).tolist() == spelled("xxxLxxxLFIS")
+    assert constraint_mask(v, "image", 1, 2, 3, length=13).tolist() == spelled("xxxLxxxLFISPP")
+    assert constraint_mask(v, "image", 1, 2, 3, length=5).tolist() == [x, x, x, v.eol, x]
+    assert constraint_mask(v, "paper", 2, 2, 1).tolist() == spelled("xLxLFxLxLFIS")
+    assert constraint_mask(v, "univla", 2, 1, 3, length=12).tolist() == spelled("xxxFxxxFISPP")
+    assert constraint_mask(v, "image", 1, 1, 1).tolist() == spelled("xLFIS")
+    assert constraint_mask(v, "image", 1, 1, 2).tolist() == spelled("xxLFIS")
     np.testing.assert_array_equal(
-        UNIVLA.visual_layout("video", 2, 2, 1), rule(v, "univla", 2, 2, 1)
+        PAPER.visual_layout("video", 2, 2, 1), constraint_mask(v, "paper", 2, 2, 1)
     )
-    np.testing.assert_array_equal(UNIVLA.visual_layout("image", 1, 2, 1), rule(v, "image", 1, 2, 1))
+    np.testing.assert_array_equal(
+        UNIVLA.visual_layout("video", 2, 2, 1), constraint_mask(v, "univla", 2, 2, 1)
+    )
+    np.testing.assert_array_equal(
+        UNIVLA.visual_layout("image", 1, 2, 1), constraint_mask(v, "image", 1, 2, 1)
+    )
 
 
 def test_block_lengths():
@@ -214,7 +218,7 @@ def test_stored_text_ids_are_used():
     assert PAPER.build(document).ids[1:-1].tolist() == [120, 121, 122]
     assert PAPER.document_length(document) == 5
     assert Text("ab", ids=(1,)) == Text("ab")
-    with pytest.raises(ValueError, match="stored text ids hold EOL"):
+    with pytest.raises(ValueError, match="stored text ids contain EOL"):
         PAPER.build(Document((Text("a", ids=(97, BYTES.eol)),)))
 
 

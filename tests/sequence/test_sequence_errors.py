@@ -8,7 +8,7 @@ from sequence_samples import BYTES, PAPER, SAMPLES
 
 from emu3_jax import vocab as vocab_lib
 from emu3_jax.sequence import Document, EndOfTurn, Grammar, GrammarError, Image, Text, Video
-from emu3_jax.sequence import allowed_after_img as rule
+from emu3_jax.sequence import allowed_after_img as constraint_mask
 from emu3_jax.text import ByteTokenizer
 
 sample = pytest.mark.parametrize("kind", SAMPLES)
@@ -113,7 +113,7 @@ def test_bad_segments_are_refused():
     for wrong in (-1.0, float("nan"), float("inf"), 1e6):
         with pytest.raises(ValueError, match="fps is .* expected a number from 0"):
             Video(np.zeros((1, 1, 1), int), fps=wrong)
-    with pytest.raises(ValueError, match="holds a str"):
+    with pytest.raises(ValueError, match="contains a str"):
         Document(("text",))
     with pytest.raises(ValueError, match="code 16 is outside"):
         PAPER.build(Document((Image(np.full((1, 1), 16)),)))
@@ -125,7 +125,7 @@ def test_bad_grammars_are_refused():
     with pytest.raises(ValueError, match="has 256 ids, expected at most the 100"):
         Grammar(vocab_lib.small(100, 16), ByteTokenizer())
     with pytest.raises(ValueError, match="'movie', expected one of image"):
-        rule(BYTES, "movie", 1, 1, 1)
+        constraint_mask(BYTES, "movie", 1, 1, 1)
     with pytest.raises(ValueError, match="kind of block is 'movie'"):
         PAPER.visual_layout("movie", 1, 1, 1)
     with pytest.raises(ValueError, match="1 frames of 0 x 2 codes"):

@@ -188,7 +188,7 @@ def test_the_ranks_are_those_of_a_conversion(qwen, tmp_path):
         assert (again.size, again.fingerprint) == (qwen.size, qwen.fingerprint)
         assert again.encode("a 猫 12") == qwen.encode("a 猫 12")
     (tmp_path / "bad.json").write_text('{"ж": 0}', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"bad\.json is no vocabulary of byte-level pairs"):
+    with pytest.raises(ValueError, match=r"bad\.json is not a vocabulary of byte-level pairs"):
         QwenTiktoken(tmp_path / "bad.json")
 
 
@@ -234,7 +234,7 @@ def test_a_corpus_without_spaces_still_keeps_them(tmp_path):
 
 def test_training_errors_leave_no_file(tmp_path):
     path = tmp_path / "x.model"
-    with pytest.raises(ValueError, match="holds no text"):
+    with pytest.raises(ValueError, match="has no text"):
         train(["", " \n"], 300, path)
     with pytest.raises(ValueError, match="at least 259"):
         train(CORPUS, 258, path)

@@ -46,7 +46,7 @@ def test_codes_and_ids_are_inverse_and_guarded():
         with pytest.raises(ValueError, match=rf"code {wrong} is outside 0\.\.15"):
             v.visual_ids([0, wrong])
     for wrong in (v.visual_start - 1, v.visual_end):
-        with pytest.raises(ValueError, match="no visual token"):
+        with pytest.raises(ValueError, match="not a visual token"):
             v.codes([v.visual_start, wrong])
 
 
@@ -90,7 +90,7 @@ def test_bad_layouts_are_refused():
         Vocab.from_dict(values)
 
 
-def test_placeholder_of_a_picture():
+def test_placeholder_of_an_image():
     assert vocab_lib.released().placeholder() == 151646
     layout = vocab_lib.small(16, 16)
     with pytest.raises(ValueError, match="All 40 ids of this vocabulary are in use"):

@@ -98,11 +98,13 @@ def _write_clips(folder):
 def test_a_vision_tokenizer_with_averages_usage_and_statistics(tmp_path):
     _write_clips(tmp_path)
     loss = VisionLossConfig(**WEIGHTS, clips=0.5)
-    care = CodebookConfig(revive_every=2, revive_below=0.5)
+    codebook = CodebookConfig(revive_every=2, revive_below=0.5)
     # Clips alone use every part of the model; tracing stills as well takes as long again.
     data = PixelConfig(root=str(tmp_path), groups=(PixelGroup("clips", "clips", 8, 8, 2),))
     run = run_config(steps=STEPS, every=10, ema_decay=0.9)
-    state = _unbroken_is_resumed(lambda: vision_task(MODEL, data, loss, STEPS, care), run, tmp_path)
+    state = _unbroken_is_resumed(
+        lambda: vision_task(MODEL, data, loss, STEPS, codebook), run, tmp_path
+    )
     # None of what must come back is trivially the same.
     assert any(np.ptp(leaf) > 0 for leaf in leaves(state.model_state["batch_stats"]).values())
     assert np.ptp(np.asarray(state.model_state[USAGE]["clips"])) > 0

@@ -1,7 +1,7 @@
-"""Autoregressive decoding: prefill, then one token a step, in one compiled function.
+"""Autoregressive decoding: prefill, then one token per step, in one compiled function.
 
-A `lax.while_loop` feeds each row the token drawn before, until every row is finished. The official
-order is kept: guidance, constraint, temperature, top-k, top-p, draw.
+A `lax.while_loop` feeds each row its last token until every row is finished. The order is the
+official one: guidance, constraint mask, temperature, top-k, top-p, draw.
 """
 
 import functools
@@ -16,15 +16,15 @@ from emu3_jax.models.language.attention import KVCache
 from emu3_jax.models.language.transformer import Transformer, TransformerConfig, check_mesh
 from emu3_jax.vocab import Vocab
 
-# Columns read at once. The float32 scores of one layer are the largest thing that reading makes,
-# heads x chunk x (slots + chunk) x 4 bytes a row: with the sizes of Emu3-Chat 0.6 GB for a prompt
-# of 8,192 columns, where reading them at once would take 18 GB. 512 are enough to fill the matrix
+# Columns of a prompt read at once. The largest array of a prefill is the float32 scores of one
+# layer, heads x chunk x (slots + chunk) x 4 bytes per row: with the sizes of Emu3-Chat 0.6 GB for a
+# prompt of 8,192 columns, against 18 GB if all are read at once. 512 are enough to fill the matrix
 # units of an accelerator.
 CHUNK = 512
 
 
 class Static(NamedTuple):
-    """What is compiled in: a change of any field compiles anew."""
+    """Static arguments: a change of any field compiles again."""
 
     guided: bool
     greedy: bool
@@ -40,14 +40,14 @@ class Inputs(NamedTuple):
 
     prompt_RP: jax.Array
     valid_RP: jax.Array
-    table_BN: jax.Array
+    mask_BN: jax.Array
     lengths_B: jax.Array
     guided_B: jax.Array
     numbers_B: jax.Array
 
 
 class Settings(NamedTuple):
-    """The numbers of `Sampling` that need no new compilation."""
+    """The numbers of `Sampling` that can change without a new compilation."""
 
     seed: jax.Array
     temperature: jax.Array
@@ -80,17 +80,17 @@ def decode(
       static: the `Static` of this batch.
 
     Returns:
-      The new tokens, int32 [B, N]; PAD behind the end of each row.
+      The new tokens, int32 [B, N]; PAD after the end of each row.
     """
     state = prefill(params, inputs, model, vocab)
-    last = inputs.table_BN.shape[1]
+    last = inputs.mask_BN.shape[1]
     state = _loop(params, inputs, settings, state, last, model, vocab, static)
     return _readable(state).new_BN
 
 
 @functools.partial(jax.jit, static_argnames=("model", "vocab"))
 def start(params, inputs: Inputs, *, model: Transformer, vocab: Vocab) -> State:
-    """The first half of `decode`, for callers that look at tokens as they come."""
+    """The first half of `decode`, for callers that read tokens while they are generated."""
     return _readable(prefill(params, inputs, model, vocab))
 
 
@@ -100,13 +100,13 @@ def start(params, inputs: Inputs, *, model: Transformer, vocab: Vocab) -> State:
 def advance(
     params, inputs: Inputs, settings: Settings, state: State, until, *, model, vocab, static
 ) -> State:
-    """A part of the second half of `decode`: on to `until` new tokens, or to the end."""
+    """A part of the second half of `decode`: up to `until` new tokens, or to the end."""
     state = _loop(params, inputs, settings, state, until, model, vocab, static)
     return _readable(state)
 
 
 def _loop(params, inputs: Inputs, settings: Settings, state: State, until, model, vocab, static):
-    """Feeds one token a step until `until` are there or every row is finished."""
+    """Feeds one token per step until there are `until` or every row is finished."""
     key = jax.random.key(settings.seed)
 
     def draw(scores_BV, keys_B):
@@ -132,17 +132,17 @@ def _loop(params, inputs: Inputs, settings: Settings, state: State, until, model
         if static.guided:
             scores_BV = guidance.guide_interleaved(scores_BV, inputs.guided_B, settings.guidance)
         keys_B = sampling.row_keys(key, inputs.numbers_B, state.step)
-        rule_B = jax.lax.dynamic_index_in_dim(inputs.table_BN, state.step, 1, keepdims=False)
-        rule_B = jnp.where(state.finished_B, vocab.pad, rule_B)
+        mask_B = jax.lax.dynamic_index_in_dim(inputs.mask_BN, state.step, 1, keepdims=False)
+        mask_B = jnp.where(state.finished_B, vocab.pad, mask_B)
         code_B = (
             draw(constraints.visual_scores(scores_BV, vocab), keys_B) if static.visual else None
         )
         text_B = None
         if static.text:
             whole = static.whole_vocabulary
-            text_B = draw(constraints.text_scores(scores_BV, rule_B, vocab, whole), keys_B)
+            text_B = draw(constraints.text_scores(scores_BV, mask_B, vocab, whole), keys_B)
             text_B = constraints.text_tokens(text_B, vocab, whole)
-        token_B = constraints.choose(rule_B, code_B, text_B, vocab)
+        token_B = constraints.choose(mask_B, code_B, text_B, vocab)
         ended_B = (token_B == vocab.eos) | (state.step + 1 >= inputs.lengths_B)
         return State(
             step=state.step + 1,
@@ -153,27 +153,27 @@ def _loop(params, inputs: Inputs, settings: Settings, state: State, until, model
             finished_B=state.finished_B | ended_B,
         )
 
-    def go_on(state: State) -> jax.Array:
+    def is_unfinished(state: State) -> jax.Array:
         return (state.step < until) & ~state.finished_B.all()
 
-    return jax.lax.while_loop(go_on, step, state)
+    return jax.lax.while_loop(is_unfinished, step, state)
 
 
 def _readable(state: State) -> State:
-    """The state with what the host reads of it whole on every device, hence in every process."""
+    """The state, with the arrays that the host reads replicated on every device."""
     return state._replace(
         new_BN=sharding.gathered(state.new_BN), finished_B=sharding.gathered(state.finished_B)
     )
 
 
 def prefill(params, inputs: Inputs, model: Transformer, vocab: Vocab) -> State:
-    """Reads every prompt but for its last token, which the loop reads first."""
+    """Reads all of each prompt but the last token, which the loop reads first."""
     prompt_RP = inputs.prompt_RP
     rows, columns = prompt_RP.shape
     positions_RP = jnp.cumsum(inputs.valid_RP, axis=1) - 1
-    cache = allocate_cache(model.config, rows, columns - 1 + inputs.table_BN.shape[1])
+    cache = allocate_cache(model.config, rows, columns - 1 + inputs.mask_BN.shape[1])
     cache = read_prompts(model, params, prompt_RP[:, :-1], positions_RP[:, :-1], cache)
-    new_BN = jnp.full(inputs.table_BN.shape, vocab.pad, jnp.int32)
+    new_BN = jnp.full(inputs.mask_BN.shape, vocab.pad, jnp.int32)
     return State(
         step=jnp.zeros((), jnp.int32),
         token_R=prompt_RP[:, -1],
@@ -189,7 +189,7 @@ def read_prompts(
 ) -> KVCache:
     """The cache with P more slots written, a chunk of columns at a time.
 
-    The results are those of one pass over all P.
+    The result equals that of one pass over all P.
 
     Args:
       model: the transformer.
@@ -210,16 +210,16 @@ def read_prompts(
 
 
 def cache_bytes(config: TransformerConfig, rows: int, slots: int) -> int:
-    """Bytes of keys and values over all devices, for `rows` rows (two a guided request)."""
+    """Bytes of keys and values over all devices, for `rows` rows (two per guided request)."""
     numbers = config.num_layers * rows * slots * config.num_kv_heads * config.head_dim
     return 2 * numbers * jnp.dtype(config.dtype).itemsize
 
 
 def allocate_cache(config: TransformerConfig, rows: int, slots: int) -> KVCache:
-    """An empty cache in the type of the activations, laid out over the mesh in use.
+    """An empty cache in the type of the activations, sharded over the mesh that is set.
 
     Called inside jit, so that each device makes its own part and the decoding loop writes it in
-    place. Rows are cut over `data` and `fsdp`, heads over `tensor`; slots stay whole, since every
+    place. Rows are sharded over `data` and `fsdp`, heads over `tensor`. Slots are not, since every
     step writes one slot of all rows.
     """
     cache = KVCache.zeros(
@@ -242,18 +242,18 @@ def lower(
     new: int,
     guided: bool = True,
 ) -> jax.stages.Lowered:
-    """`decode` lowered ahead of time, before there are weights or prompts.
+    """Ahead-of-time lowering of `decode`; needs neither weights nor prompts.
 
-    It is what `engine.generate` runs for one batch of pictures or clips, top-k 2,048 as released.
+    This is what `engine.generate` runs for one batch of images or clips, top-k 2,048 as released.
 
     Args:
       config: of the model; weights are in its compute type.
       vocab: the token space.
       mesh: as in `engine.generate`.
-      requests: in the batch, a multiple of the mesh's rows.
+      requests: number in the batch; the mesh axes of "batch" must divide it.
       prompt: tokens of the longest prompt.
       new: tokens of the longest answer.
-      guided: with classifier-free guidance: two rows a request.
+      guided: with classifier-free guidance: two rows per request.
 
     Raises:
       ValueError: the model or the batch does not fit the mesh.
@@ -264,16 +264,16 @@ def lower(
     rows = requests * (2 if guided else 1)
     here = jax.NamedSharding(mesh, sharding.partition_spec("batch"))
 
-    def array(*shape, dtype=jnp.int32, place=here):
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+    def array(*shape, dtype=jnp.int32, layout=here):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=layout)
 
     def number(dtype=jnp.float32):
-        return array(dtype=dtype, place=sharding.replicated(mesh))
+        return array(dtype=dtype, layout=sharding.replicated(mesh))
 
     inputs = Inputs(
         prompt_RP=array(rows, prompt),
         valid_RP=array(rows, prompt, dtype=bool),
-        table_BN=array(requests, new),
+        mask_BN=array(requests, new),
         lengths_B=array(requests),
         guided_B=array(requests, dtype=bool),
         numbers_B=array(requests),
@@ -286,7 +286,7 @@ def lower(
 
 
 def abstract_params(model: Transformer, mesh: jax.sharding.Mesh):
-    """Of the model's compute type; to be called under the mesh, on whose devices nothing exists."""
+    """Abstract parameters in the model's compute type, sharded over `mesh`, which must be set."""
     one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     boxed = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), one)["params"]
     return sharding.abstract_arrays(boxed, mesh, model.config.dtype)

@@ -1,16 +1,18 @@
 """Answers to any mix of requests, batch by batch.
 
-Prompts are padded on the left. A guided request takes two neighbouring rows, one for each branch;
-both get the token that is drawn. `constraints` says what a row may emit, so pictures, clips and
-captions share a batch. What runs on the device is in `autoregressive`.
+Prompts are padded on the left. A guided request takes two neighbouring rows, one per branch; both
+get the token that is drawn. A constraint mask restricts each row (`constraints`), so images, clips
+and captions share a batch. The code that runs on the device is in `autoregressive`.
 """
 
+import contextlib
 import time
 from collections.abc import Callable
 
 import jax
 import numpy as np
 from flax import linen as nn
+from jax.sharding import Mesh
 
 from emu3_jax import sharding
 from emu3_jax.generate.decoding import autoregressive, constraints
@@ -20,7 +22,7 @@ from emu3_jax.generate.decoding.sampling import Sampling
 from emu3_jax.models.language.transformer import Transformer, check_mesh
 from emu3_jax.vocab import Vocab
 
-# New tokens between two looks of whoever streams: a look costs a round trip to the device.
+# New tokens between two calls of `stream`. Each costs a round trip to the device.
 STREAM_EVERY = 8
 
 
@@ -30,68 +32,71 @@ def generate(
     requests: list[Request],
     settings: Sampling,
     vocab: Vocab,
+    mesh: Mesh | None = None,
     *,
     batch_size: int = 16,
     max_context: int | None = None,
     progress: Callable[[str], None] | None = None,
     stream: Callable[[int, np.ndarray], None] | None = None,
 ) -> list[np.ndarray]:
-    """Answers every request, on the mesh that is set (`jax.set_mesh`) or the default device.
+    """Answers every request.
 
-    On a mesh rows are spread over `data` and `fsdp`, key-value heads over `tensor`. Several
-    processes call it with the same arguments, and each gets all answers.
+    On a mesh, rows are sharded over `data` and `fsdp`, key-value heads over `tensor`. With several
+    processes, each must make the same call and gets all answers.
 
     Args:
       model: the transformer; `model.config.vocab_size` must be `vocab.size`.
-      params: its parameters, boxed or not, laid out over the mesh if there is one.
+      params: its parameters, boxed or not, sharded over the mesh if there is one.
       requests: any number, of any lengths and kinds.
       settings: how tokens are drawn. With `guidance` other than 1, requests that have a negative
         prompt are guided; the others in the same call are not.
       vocab: the token space.
+      mesh: where to run; None: the mesh that is set (`jax.set_mesh`), or the default device.
       batch_size: the most requests that run together; guided ones take two rows each.
       max_context: the most tokens, prompt and answer, that the model may read; None for no limit.
       progress: called with one line before and after each batch.
-      stream: called as stream(place in the list, new tokens int32 [n]) every `STREAM_EVERY` tokens
-        while a batch runs; the pieces of a request together are its answer.
+      stream: called as stream(position in the list, new tokens int32 [n]) every `STREAM_EVERY`
+        tokens while a batch runs; the pieces of a request together are its answer.
 
     Returns:
-      For each request, in order, int32 [n]: the new tokens, n <= max_new. EOS is among them where
-      it was reached; nothing follows it.
+      For each request, in order, int32 [n]: the new tokens, n <= max_new. If EOS was drawn, it is
+      the last of them.
 
     Raises:
-      ValueError: a request is malformed or longer than the context; said before any work.
+      ValueError: a request is malformed or longer than the context; raised before any work.
     """
     if model.config.vocab_size != vocab.size:
         raise ValueError(
             f"The model has {model.config.vocab_size} token ids, the vocabulary {vocab.size}."
         )
     check(requests, vocab, max_context)
-    mesh = jax.sharding.get_abstract_mesh()
-    if not mesh.empty:
-        check_mesh(model.config, mesh)
-    params = nn.meta.unbox(params)
-    answers: list = [None] * len(requests)
-    batches = plan(requests, batch_size, sharding.ways_of(mesh, "batch"))
-    for i, batch in enumerate(batches):
-        report = _reporter(model, batch, settings, f"batch {i + 1}/{len(batches)}", progress)
-        new_BN = _run(model, params, requests, batch, settings, vocab, stream)
-        for row, member in zip(new_BN, batch.members, strict=False):
-            answers[member] = _cut(row, requests[member].new, vocab)
-        report(sum(len(answers[member]) for member in batch.members))
+    with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+        here = jax.sharding.get_abstract_mesh()
+        if not here.empty:
+            check_mesh(model.config, here)
+        params = nn.meta.unbox(params)
+        answers: list = [None] * len(requests)
+        batches = plan(requests, batch_size, sharding.ways_of(here, "batch"))
+        for i, batch in enumerate(batches):
+            report = _reporter(model, batch, settings, f"batch {i + 1}/{len(batches)}", progress)
+            new_BN = _run(model, params, requests, batch, settings, vocab, stream)
+            for row, member in zip(new_BN, batch.members, strict=False):
+                answers[member] = _cut(row, requests[member].new, vocab)
+            report(sum(len(answers[member]) for member in batch.members))
     return answers
 
 
 def _run(model, params, requests, batch: Batch, settings: Sampling, vocab, stream) -> np.ndarray:
     """The new tokens of one batch, int32 [B, N] on the host."""
     inputs = _inputs(requests, batch, settings, vocab)
-    table = inputs.table_BN
+    mask = inputs.mask_BN
     static = Static(
-        guided=len(inputs.prompt_RP) > len(table),
+        guided=len(inputs.prompt_RP) > len(mask),
         greedy=settings.greedy,
         top_k=0 if settings.greedy else settings.top_k,
         use_top_p=not settings.greedy and settings.top_p < 1,
-        visual=bool((table == constraints.VISUAL).any()),
-        text=bool(np.isin(table, (constraints.TEXT, constraints.WORD)).any()),
+        visual=bool((mask == constraints.VISUAL).any()),
+        text=bool(np.isin(mask, (constraints.TEXT, constraints.WORD)).any()),
         whole_vocabulary=settings.whole_vocabulary,
     )
     numbers = Settings(
@@ -105,7 +110,7 @@ def _run(model, params, requests, batch: Batch, settings: Sampling, vocab, strea
     if stream is None:
         return np.asarray(autoregressive.decode(params, inputs, numbers, **compiled))
     state = autoregressive.start(params, inputs, model=model, vocab=vocab)
-    shown, steps = 0, table.shape[1]
+    shown, steps = 0, mask.shape[1]
     while shown < steps and not np.asarray(state.finished_B).all():
         until = min(shown + STREAM_EVERY, steps)
         state = autoregressive.advance(params, inputs, numbers, state, until, **compiled)
@@ -119,7 +124,7 @@ def _run(model, params, requests, batch: Batch, settings: Sampling, vocab, strea
 
 
 def _inputs(requests: list[Request], batch: Batch, settings: Sampling, vocab: Vocab) -> Inputs:
-    """Lays the members of a batch out as arrays; rows beyond them have nothing to generate."""
+    """The members of a batch as arrays; the rows after them have nothing to generate."""
     members = [requests[i] for i in batch.members]
     has_negative = np.zeros(batch.rows, bool)
     has_negative[: len(members)] = [r.negative is not None for r in members]
@@ -127,7 +132,7 @@ def _inputs(requests: list[Request], batch: Batch, settings: Sampling, vocab: Vo
     prompt_BP = np.full((batch.rows, batch.prefill + 1), vocab.pad, np.int32)
     prompt_BP[:, -1] = vocab.bos
     negative_BP = prompt_BP.copy()
-    # By length and not by id: a prompt may hold PAD itself (`Grammar.special_names`).
+    # By length, not by id: a prompt may contain PAD (`Grammar.special_names`).
     valid_BP = np.zeros(prompt_BP.shape, bool)
     valid_BP[:, -1] = True
     negative_valid_BP = valid_BP.copy()
@@ -145,25 +150,25 @@ def _inputs(requests: list[Request], batch: Batch, settings: Sampling, vocab: Vo
     lengths[: len(members)] = [r.new for r in members]
     numbers = np.zeros(batch.rows, np.int32)
     numbers[: len(members)] = [
-        place if r.number is None else r.number
-        for place, r in zip(batch.members, members, strict=True)
+        position if r.number is None else r.number
+        for position, r in zip(batch.members, members, strict=True)
     ]
-    table = constraints.table([r.rule for r in members], batch.rows, batch.new, vocab.pad)
+    mask = constraints.mask([r.mask for r in members], batch.rows, batch.new, vocab.pad)
     if guided:
         prompt_BP = np.stack([prompt_BP, negative_BP], axis=1).reshape(-1, prompt_BP.shape[1])
         valid_BP = np.stack([valid_BP, negative_valid_BP], axis=1).reshape(prompt_BP.shape)
-    return Inputs(prompt_BP, valid_BP, table, lengths, has_negative, numbers)
+    return Inputs(prompt_BP, valid_BP, mask, lengths, has_negative, numbers)
 
 
 def _cut(row: np.ndarray, longest: int, vocab: Vocab) -> np.ndarray:
-    """The row up to and with its EOS, or its first `longest` tokens."""
+    """The row up to and including its EOS, or its first `longest` tokens."""
     row = row[:longest]
     ends = np.flatnonzero(row == vocab.eos)
     return row[: ends[0] + 1] if len(ends) else row
 
 
 def _reporter(model, batch: Batch, settings: Sampling, name: str, progress):
-    """Says what a batch will take; returns a function that says how long its tokens took."""
+    """Reports the size of a batch; returns a function that reports the speed of its tokens."""
     if progress is None:
         return lambda tokens: None
     branches = 2 if settings.guided else 1
@@ -177,6 +182,8 @@ def _reporter(model, batch: Batch, settings: Sampling, name: str, progress):
 
     def done(tokens: int) -> None:
         seconds = time.perf_counter() - start
-        progress(f"{name}: {tokens} tokens in {seconds:.1f} s, {tokens / seconds:.0f} a second")
+        progress(
+            f"{name}: {tokens} tokens in {seconds:.1f} s, {tokens / seconds:.0f} tokens per second"
+        )
 
     return done

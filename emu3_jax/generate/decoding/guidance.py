@@ -1,8 +1,8 @@
 """Classifier-free guidance over next-token logits: two branches, one formula.
 
-The conditional branch has read the caption, the unconditional one the negative prompt (or
-nothing). Both are turned into log-probabilities over the whole vocabulary before they are mixed,
-as the released inference code does (the logits processor of transformers that it uses).
+The conditional branch reads the caption, the unconditional one the negative prompt (or nothing).
+Both become log-probabilities over the whole vocabulary before they are mixed, as in the released
+inference code (the logits processor of transformers that it uses).
 """
 
 import jax
@@ -19,7 +19,7 @@ def guide(cond_BV: jax.Array, uncond_BV: jax.Array, scale: jax.Array | float) ->
         away from the unconditional branch.
 
     Returns:
-      float32 [..., V]. These are scores, not normalised unless scale is 0 or 1.
+      float32 [..., V]. These are scores: normalised only if scale is 0 or 1.
     """
     cond_BV = jax.nn.log_softmax(cond_BV.astype(jnp.float32), axis=-1)
     uncond_BV = jax.nn.log_softmax(uncond_BV.astype(jnp.float32), axis=-1)
@@ -27,7 +27,7 @@ def guide(cond_BV: jax.Array, uncond_BV: jax.Array, scale: jax.Array | float) ->
 
 
 def interleave(cond_B: jax.Array, uncond_B: jax.Array) -> jax.Array:
-    """Rows c0 u0 c1 u1 …: both branches of a request stay on one device when rows are sharded."""
+    """Rows c0 u0 c1 u1 …: both branches of a request are on one device when rows are sharded."""
     pairs = jnp.stack([cond_B, uncond_B], axis=1)
     return pairs.reshape(-1, *cond_B.shape[1:])
 
@@ -35,8 +35,8 @@ def interleave(cond_B: jax.Array, uncond_B: jax.Array) -> jax.Array:
 def guide_interleaved(logits_2BV: jax.Array, guided_B: jax.Array, scale: jax.Array) -> jax.Array:
     """Guided scores float32 [B, V] of interleaved rows; unguided rows keep their logits.
 
-    `guided_B` is bool: False for a request that came without a negative prompt; its second row is
-    a stand-in that must not reach the result.
+    `guided_B` is bool: False for a request without a negative prompt, whose second row is a
+    stand-in that is not used.
     """
     pairs_B2V = logits_2BV.reshape(-1, 2, logits_2BV.shape[-1]).astype(jnp.float32)
     cond_BV, uncond_BV = pairs_B2V[:, 0], pairs_B2V[:, 1]

@@ -1,8 +1,8 @@
-"""What is asked of the engine: prompts with rules for the answer, and the shapes of their batches.
+"""Requests to the engine: prompts with constraints on the answer, and the shapes of their batches.
 
-Compilation is per shape, so lengths and batch sizes are rounded up to few buckets: prompts to
+Every shape is compiled once, so lengths and batch sizes are rounded up to few buckets: prompts to
 powers of two, new tokens to quarters of an octave (at most a quarter is wasted), batches to powers
-of two of which every device holds an equal part.
+of two, then to a multiple of the devices.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ class Request:
       forced: int32 [N], what each new token must be: an id, or -1 for any visual token
         (`emu3_jax.sequence.allowed_after_img`). None for free text until EOS.
       max_new: the longest answer; for `forced` it is N and may be left out.
-      number: which draws the request gets; None takes its place in the list. The same number,
-        seed and settings give the same tokens in any company.
+      number: selects the random draws; None: the request's position in the list. The same number,
+        seed and settings give the same tokens in any batch.
       may_be_empty: whether free text may be EOS alone.
     """
 
@@ -39,8 +39,8 @@ class Request:
     may_be_empty: bool = True
 
     @property
-    def rule(self) -> np.ndarray:
-        """int32 [N], the request's row of the table in `emu3_jax.generate.decoding.constraints`."""
+    def mask(self) -> np.ndarray:
+        """The request's constraint mask, int32 [N]; see `decoding.constraints`."""
         if self.forced is None:
             return constraints.free_text(self.max_new, self.may_be_empty)
         return np.asarray(self.forced, np.int32)[: self.max_new]
@@ -60,10 +60,10 @@ class Request:
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Requests that run together, by their place in the list, and the shape they are padded to.
+    """Requests that run together, by their positions in the list, and the shape of their padding.
 
-    `prefill` counts the tokens read at once: all of the longest prompt but its last, which is the
-    first one that the decoding loop reads.
+    `prefill` counts the tokens read before the loop: all of the longest prompt but its last, which
+    is the first one that the decoding loop reads.
     """
 
     members: tuple[int, ...]
@@ -73,7 +73,7 @@ class Batch:
 
     @property
     def capacity(self) -> int:
-        """Slots of the cache: the last new token is never read, the last of the prompt is."""
+        """Slots of the cache. The last token of the prompt needs one, the last new token none."""
         return self.prefill + self.new
 
 
@@ -83,9 +83,7 @@ def check(requests: list[Request], vocab: Vocab, max_context: int | None) -> Non
         if request.forced is None and request.max_new is None:
             raise ValueError(f"Request {i} has neither forced tokens nor max_new.")
         if request.new < 1:
-            raise ValueError(
-                f"Request {i} asks for {request.new} new tokens; at least 1 is needed."
-            )
+            raise ValueError(f"Request {i} has {request.new} new tokens; at least 1 is needed.")
         for name in ("prompt", "negative"):
             ids = getattr(request, name)
             if ids is None:
@@ -105,7 +103,7 @@ def check(requests: list[Request], vocab: Vocab, max_context: int | None) -> Non
 
 
 def bucket_power(n: int, least: int = 1) -> int:
-    """The least power of two that is at least `n` and `least`."""
+    """The smallest power of two that is at least `n` and `least`."""
     return max(least, 1 << max(n - 1, 0).bit_length())
 
 
@@ -117,9 +115,9 @@ def bucket_quarter(n: int, least: int = MIN_NEW) -> int:
 
 
 def plan(requests: list[Request], batch_size: int, devices: int = 1) -> list[Batch]:
-    """Splits the requests into even batches of at most `batch_size`, alike ones together.
+    """Splits the requests into even batches of at most `batch_size`, similar ones together.
 
-    `devices` is how many ways the rows are sharded; the rows of a batch are a multiple of it.
+    `devices` is the number of shards of the rows; the rows of a batch are a multiple of it.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}.")

@@ -1,9 +1,9 @@
 """From scores to one token: temperature, top-k, top-p, and a draw that depends on its row alone.
 
-The filters agree with those of transformers, which the released inference code runs: in that
-order, ties at the k-th score all kept, and the smallest set of tokens that holds the mass p.
-Every draw takes its randomness from (seed, request, offset), so what a request gets does not
-depend on the rows that happen to share its batch.
+The filters agree with those of transformers, which the released inference code runs: the same
+order, all ties with the k-th score kept, and the smallest set of tokens that reaches the mass p.
+Every draw takes its randomness from (seed, request, offset), so a request's tokens do not depend
+on the other rows of its batch.
 """
 
 import dataclasses
@@ -19,16 +19,16 @@ class Sampling:
 
     Attributes:
       temperature: scores are divided by it; 0 takes the best token (greedy).
-      top_k: only the k best scores (and what ties with the k-th) stay; 0 keeps all.
+      top_k: only the k best scores (and ties with the k-th) stay; 0 keeps all.
       top_p: only the smallest set of tokens whose probability reaches p stays; 1 keeps all.
       guidance: scale of classifier-free guidance; 1 switches it off and runs no second branch.
-      seed: of the draws; the same seed and request give the same tokens.
-      attend_negative_padding: the official scripts give the unconditional branch no mask, so where
-        negative prompts of a batch differ in length the shorter ones read the padding in front of
-        them. True does the same; False, the padding is never seen.
-      whole_vocabulary: the official scripts put no constraint on texts, so an answer may hold
-        control tokens and codes, which are left out when it is turned into text. True does the
-        same; False, texts are drawn from text tokens and EOS.
+      seed: of all draws; the same seed and request give the same tokens.
+      attend_negative_padding: the official scripts give the unconditional branch no attention mask.
+        If negative prompts of a batch differ in length, the shorter ones attend to the padding
+        before them. True does the same. False: padding is never attended to.
+      whole_vocabulary: the official scripts put no constraint on texts, so an answer may contain
+        control tokens and codes, which are left out when it is decoded. True does the same. False:
+        texts are drawn from text tokens and EOS.
     """
 
     temperature: float = 1.0
@@ -70,7 +70,7 @@ def keep_top_k(scores_BV: jax.Array, k: int) -> jax.Array:
 
 
 def keep_top_p(scores_BV: jax.Array, p: jax.Array | float) -> jax.Array:
-    """Keeps the smallest set of each row whose softmax mass reaches p; the rest is -inf.
+    """Keeps the smallest set of each row whose softmax mass reaches p; sets the rest to -inf.
 
     The best token always stays. Ties are cut in index order, so the set is the smallest one.
     """
@@ -83,7 +83,7 @@ def keep_top_p(scores_BV: jax.Array, p: jax.Array | float) -> jax.Array:
 
 
 def row_keys(seed_key: jax.Array, requests_B: jax.Array, offset: jax.Array) -> jax.Array:
-    """One PRNG key a row from (seed, number of the request, offset of the token)."""
+    """One PRNG key per row from (seed, number of the request, offset of the token)."""
     fold = jax.vmap(lambda n: jax.random.fold_in(jax.random.fold_in(seed_key, n), offset))
     return fold(requests_B)
 
@@ -98,7 +98,7 @@ def draw(
     top_k: int,
     use_top_p: bool,
 ) -> jax.Array:
-    """Draws one index per row, int32 [B]; the keyword arguments fix what is compiled in."""
+    """Draws one index per row, int32 [B]; the keyword arguments are static."""
     if greedy:
         return jnp.argmax(scores_BV, axis=-1).astype(jnp.int32)
     scores_BV = scores_BV / temperature

@@ -1,1 +1,1 @@
-"""Networks whose features images are compared by: LPIPS, Inception v3, I3D."""
+"""Networks whose features compare images and clips: LPIPS, Inception v3, I3D."""

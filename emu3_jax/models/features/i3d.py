@@ -1,4 +1,4 @@
-"""I3D on RGB, trained on Kinetics-400, as Fréchet Video Distance uses it: clips to 400 logits each.
+"""I3D on RGB, trained on Kinetics-400, as in Fréchet Video Distance: clips to 400 logits each.
 
 Carreira and Zisserman 2017 (arXiv 1705.07750), figure 3, with the paddings of the original graph
 ("same", more at the end where the padding is odd); FVD: Unterthiner et al. 2018 (1812.01717).
@@ -17,10 +17,10 @@ from emu3_jax.models.features.inception_blocks import (
 )
 
 SIDE = 224
-# Three halvings of time, then a mean over two: shorter clips leave nothing to take a mean of.
+# Time is halved three times, then averaged over two frames: shorter clips leave too few.
 MIN_FRAMES = 9
 LOGITS = "logits"
-# (unit, stride), or the windows and the strides of a maximum over time, height and width.
+# (unit, stride), or the window and the strides of a max pool over time, height and width.
 STEM = (
     ("Conv3d_1a_7x7", 2),
     ((1, 3, 3), (1, 2, 2)),
@@ -29,7 +29,7 @@ STEM = (
     ((1, 3, 3), (1, 2, 2)),
 )
 BRANCHES = ("b0", "b1a b1b", "b2a b2b", "max b3b")
-# Blocks, and between them the windows of the maxima that halve all sides.
+# Blocks, and between them the windows of max pools that halve all sides.
 BODY = (
     "Mixed_3b", "Mixed_3c", 3,
     "Mixed_4b", "Mixed_4c", "Mixed_4d", "Mixed_4e", "Mixed_4f", 2,
@@ -54,13 +54,12 @@ def features(units: Units, pixels_BTHWC: jax.Array) -> jax.Array:
     """Logits, averaged over time.
 
     Args:
-      units: as `interop.vision.feature_networks.load_i3d` gives them: every name in UNITS, and
-        LOGITS.
-      pixels_BTHWC: float in [-1, 1], clips of any size, which are `resized`, and of at least 9
+      units: from `interop.vision.feature_networks.load_i3d`: every name in UNITS, and LOGITS.
+      pixels_BTHWC: float in [-1, 1], clips of any size (they are `resized`) and of at least 9
         frames (FVD takes 16).
 
     Returns:
-      float32 [B, 400], or what width the units have.
+      float32 [B, 400], or the width of the units.
 
     Raises:
       ValueError: fewer frames.

@@ -1,7 +1,7 @@
-"""Inception v3 as Fréchet Inception Distance uses it: pictures to 2,048 features each.
+"""Inception v3 as in Fréchet Inception Distance: images to 2,048 features each.
 
 Szegedy et al. 2015 (arXiv 1512.00567) in the variant of FID's TensorFlow graph of 2015-12-05, as
-its torch port has it. It differs from torchvision's in two places: mean pools do not count the
+its torch port has it. It differs from torchvision's in two points: mean pools do not count the
 padding, and the last block pools by maximum.
 """
 
@@ -16,9 +16,9 @@ from emu3_jax.models.features.inception_blocks import (
     unit_names,
 )
 
-# The side of the pictures FID's network reads.
+# Side of the images that FID's network reads.
 SIDE = 299
-# (unit, stride, padding); None: a maximum over 3x3 with stride 2.
+# (unit, stride, padding); None: a 3x3 max pool with stride 2.
 STEM = (
     ("Conv2d_1a_3x3", 2, "VALID"),
     ("Conv2d_2a_3x3", 1, "VALID"),
@@ -73,14 +73,14 @@ def resized(pixels_BHWC: jax.Array) -> jax.Array:
 
 
 def features(units: Units, pixels_BHWC: jax.Array) -> jax.Array:
-    """Means over space of the last block: what FID calls pool3.
+    """Means over space of the last block: pool3 of FID.
 
     Args:
-      units: as `interop.vision.feature_networks.load_inception` gives them; every name in UNITS.
-      pixels_BHWC: float in [-1, 1], pictures of any size; they are `resized`.
+      units: from `interop.vision.feature_networks.load_inception`: every name in UNITS.
+      pixels_BHWC: float in [-1, 1], images of any size; they are `resized`.
 
     Returns:
-      float32 [B, 2048], or what width the units have.
+      float32 [B, 2048], or the width of the units.
     """
     x = resized(pixels_BHWC)
     for step in STEM:

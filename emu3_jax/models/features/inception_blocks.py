@@ -1,9 +1,9 @@
-"""The pieces that Inception networks of two and of three dimensions are built from, inference only.
+"""The parts of 2-D and 3-D Inception networks, inference only.
 
 A network is a dict of units, name → (kernel [..., I, O], bias [O]): a convolution with its
 BatchNorm folded in. A block is a tuple of branches, each a line of steps; the branches' outputs are
-concatenated. A step is the name of a unit, `max` or `avg` (windows of 3, same size), with `/2`
-where it halves the sides and pads nothing; `a|b` concatenates what two units make of one input.
+concatenated. A step is the name of a unit, `max` or `avg` (windows of 3, same size). `/2` after it
+halves the sides, without padding. `a|b` concatenates the outputs of two units on one input.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,7 +24,7 @@ def convolution(x: jax.Array, unit: tuple, stride: int = 1, padding: str = "SAME
     sides = x.ndim - 2
     letters = "DHW"[3 - sides :]
     layout = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
-    # Full precision: feature distances are measurements, and TF32 moves them.
+    # Full precision: feature distances are measurements, and TF32 would change them.
     return bias + lax.conv_general_dilated(
         x, kernel, (stride,) * sides, padding, dimension_numbers=layout, precision="highest"
     )
@@ -36,7 +36,7 @@ def max_pool(x: jax.Array, window: tuple, strides: tuple, padding: str = "SAME")
 
 
 def mean_pool(x: jax.Array, window: tuple, padding: str = "SAME") -> jax.Array:
-    """Mean of each window at stride 1 over what lies inside the picture; float [B, *sides, C]."""
+    """Mean of each window at stride 1 over what lies inside the image; float [B, *sides, C]."""
     window, ones = (1, *window, 1), (1,) * x.ndim
     total = lax.reduce_window(x, 0.0, lax.add, window, ones, padding)
     inside = jnp.ones((1, *x.shape[1:-1], 1), x.dtype)
@@ -80,13 +80,13 @@ def units_of_torch(
     Args:
       tensors: a state dict; kernels are [O, I, *sides].
       names: of the units, each a prefix of its arrays.
-      conv, norm: what stands behind the prefix, as "conv" and "bn".
+      conv, norm: names after the prefix, such as "conv" and "bn".
 
     Returns:
       name → (float32 [*sides, I, O], float32 [O]).
 
     Raises:
-      ValueError: arrays are missing, the first of which it names, or do not belong together.
+      ValueError: names the first missing array, or arrays whose widths differ.
     """
     units = {}
     for name in names:

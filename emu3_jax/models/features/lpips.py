@@ -1,15 +1,15 @@
-"""LPIPS: how different two pictures look, as a distance of VGG16's features, in pure functions.
+"""LPIPS: how different two images look, as a distance of VGG16's features, in pure functions.
 
 Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric",
-2018, section 3, and version 0.1 of the authors' `lpips` package (net="vgg"), which this equals on
-the same weights.
+2018, section 3, and version 0.1 of the authors' `lpips` package (net="vgg"). Results equal the
+package's on the same weights.
 
 Weights are a plain tree of arrays; `interop.vision.perceptual_weights` reads them from files:
 
   {"vgg": {"conv1_1": {"kernel": float [3, 3, in, out], "bias": float [out]}, … "conv5_3": …},
    "heads": five float [C], C the width of conv1_2, conv2_2, conv3_3, conv4_3, conv5_3}
 
-Any widths will do; VGG16 has 64, 128, 256, 512, 512. The heads weigh channels and are >= 0.
+Any widths work; VGG16 has 64, 128, 256, 512, 512. The heads weigh channels and are >= 0.
 """
 
 import jax
@@ -32,7 +32,7 @@ MIN_SIDE = 2 ** (len(BLOCKS) - 1)  # four poolings leave one pixel
 
 
 def vgg16_features(vgg, pixels_BHWC) -> tuple[jax.Array, ...]:
-    """What VGG16 sees: its features behind the last ReLU of each block.
+    """VGG16's features after the last ReLU of each block.
 
     Args:
       vgg: the tree above; rounded to the type of the pixels.
@@ -62,9 +62,9 @@ def vgg16_features(vgg, pixels_BHWC) -> tuple[jax.Array, ...]:
 
 
 def lpips(weights, a_BHWC, b_BHWC) -> jax.Array:
-    """LPIPS between two batches of pictures: float32 [B], 0 for identical ones, otherwise above.
+    """LPIPS between two batches of images: float32 [B], 0 for identical ones, otherwise above.
 
-    The gradient is finite everywhere; features that are all zero get none.
+    The gradient is finite everywhere; all-zero features get none.
 
     Args:
       weights: the tree above.
@@ -73,14 +73,14 @@ def lpips(weights, a_BHWC, b_BHWC) -> jax.Array:
       b_BHWC: likewise, of the same shape.
 
     Raises:
-      ValueError: as of `vgg16_features`, or two shapes.
+      ValueError: as in `vgg16_features`, or the shapes differ.
     """
     if a_BHWC.shape != b_BHWC.shape:
         raise ValueError(
-            "lpips compares pictures of one shape, found "
+            "lpips compares images of one shape, found "
             f"{list(a_BHWC.shape)} and {list(b_BHWC.shape)}"
         )
-    # Two passes, not one over both: where one side needs no gradient its pass has no way back.
+    # Two passes, not one over both: a side that needs no gradient then has no backward pass.
     pairs = zip(
         vgg16_features(weights["vgg"], a_BHWC), vgg16_features(weights["vgg"], b_BHWC), strict=True
     )
@@ -122,7 +122,7 @@ def _unit_length(x):
     """Feature vectors divided by their length, in float32 at least; zero ones stay zero."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
-    # The root's slope at zero is infinite, and infinite times zero is not a number. A ReLU stops
-    # that for features of zero, but not for those whose squares are too small for the type.
+    # The root's slope at zero is infinite, and infinite times zero is not a number. A ReLU prevents
+    # that for zero features, but not for those whose squares are too small for the type.
     some = squares > 0
     return jnp.where(some, x / (jnp.sqrt(jnp.where(some, squares, 1)) + EPS), 0)

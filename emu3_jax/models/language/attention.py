@@ -1,7 +1,7 @@
 """Causal grouped-query attention within documents, over whole rows or through a cache.
 
-Whole rows: several documents may share a row; a query sees the keys of its own segment id at or
-before its own place in the row. Segment 0 is padding: it sees nothing and gives zeros.
+Whole rows: several documents may share a row. A query attends to the keys of its own segment id at
+or before its own position in the row. Segment 0 is padding: it attends to nothing and gives zeros.
 
 Cache: prompts are padded on the left so that all rows write the same slots at the same time.
 
@@ -30,7 +30,7 @@ from emu3_jax.sharding import constrain
 
 
 class KVCache(NamedTuple):
-    """Keys and values of what was read so far, for all layers.
+    """Keys and values of the tokens read so far, for all layers.
 
     Attributes:
         k: [L, B, C, K, H], keys after rotation; C slots.
@@ -59,20 +59,20 @@ class KVCache(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What every layer of one call shares: rotations, and who sees whom.
+    """What all layers of one call share: rotations and masks.
 
     Attributes:
         cos, sin: [B, S, H / 2].
         segment_ids: int [B, S], for whole rows.
-        places_S: int [S], place in the row of each token, for whole rows; see zigzag.py.
-        old_mask: bool [B, S, C], which slots of the cache a new query sees.
-        new_mask: bool [B, S, S], which new keys it sees.
+        row_positions_S: int [S], position of each token in its row, for whole rows; see zigzag.py.
+        old_mask: bool [B, S, C], which slots of the cache a new query attends to.
+        new_mask: bool [B, S, S], which new keys it attends to.
     """
 
     cos: jax.Array
     sin: jax.Array
     segment_ids: jax.Array | None = None
-    places_S: jax.Array | None = None
+    row_positions_S: jax.Array | None = None
     old_mask: jax.Array | None = None
     new_mask: jax.Array | None = None
 
@@ -80,7 +80,7 @@ class Context(NamedTuple):
 def cached(q_BSNH, k_BTKH, v_BTKH, k_BCKH, v_BCKH, context: Context):
     """New queries over the cache and over the new keys.
 
-    The cache is only read, never copied: scores over old and new keys meet in one softmax, and
+    The cache is only read, never copied: one softmax runs over the scores of old and new keys, and
     the caller writes the new keys of all layers at once.
     """
     mask = jnp.concatenate([context.old_mask, context.new_mask], axis=-1)
@@ -88,8 +88,8 @@ def cached(q_BSNH, k_BTKH, v_BTKH, k_BCKH, v_BCKH, context: Context):
     probs = jax.nn.softmax(jnp.where(mask[:, None, None], both, MASKED), axis=-1)
     old, new = jnp.split(probs, [k_BCKH.shape[1]], axis=-1)
     out = weighted_sum(old, v_BCKH) + weighted_sum(new, v_BTKH)
-    # A query that sees anything sees its own key; asking `mask.any` would have XLA reduce the whole
-    # mask while it compiles, for minutes where it knows that the cache is empty.
+    # A query that attends to anything attends to its own key. With `mask.any`, XLA would reduce the
+    # whole mask at compile time, which takes minutes if the cache is known to be empty.
     return zero_blind_rows(out, jnp.diagonal(context.new_mask, axis1=1, axis2=2))
 
 
@@ -100,7 +100,7 @@ class Attention(nn.Module):
 
     def _whole_rows(self, q, k, v, segment_ids_BS, deterministic):
         if self.is_initializing():
-            return q  # initial weights depend neither on attention nor on the machine it needs
+            return q  # initial weights do not depend on attention or on its machine
         c = self.config
         rate = 0.0 if deterministic else c.probability_dropout
         key = self.make_rng("dropout") if rate > 0.0 else None
@@ -118,7 +118,7 @@ class Attention(nn.Module):
             deterministic: no dropout.
 
         Returns:
-            y_BSD, and the new (k, v) [B, S, K, H] where a cache was given, else None.
+            y_BSD, and the new (k, v) [B, S, K, H] if a cache was given, else None.
         """
         c = self.config
         linear = functools.partial(Linear, dtype=c.dtype, param_dtype=c.param_dtype)

@@ -1,20 +1,20 @@
 """Next-token cross-entropy that never holds the logits of more than a few positions.
 
 At 184,622 ids the logits of one row of 5,120 tokens are 3.8 GB in float32. Here positions are
-taken a chunk at a time. The total is a sum over positions, so a chunk's share of its gradient is
-known as soon as its logits are: it is computed there and then, and the backward pass has nothing
-left to do but to scale it. Nothing is computed twice.
+processed in chunks. The total is a sum over positions, so a chunk's part of its gradient is known
+as soon as its logits are. The forward pass computes it right away, and the backward pass only
+scales it. Nothing is computed twice.
 
 `nll` has a gradient too, for losses that are not a weighted sum of it, such as a preference loss.
 The scale of each token is then known only in the backward pass, which computes the chunks again.
-JAX says while it traces which outputs are differentiated (`symbolic_zeros`): where that is the
-total alone, there is no second computation.
+JAX reports at trace time which outputs are differentiated (`symbolic_zeros`): if it is the total
+alone, there is no second computation.
 
-What crosses the mesh is written out and not left to the compiler, which would sum the gradient of
-the vocabulary matrix over all devices once a chunk. The matrix is gathered once, in the compute
-type, and its gradient is summed once, behind the last chunk. No device holds all of either (1.4 GiB
-each at the released sizes): groups of up to GROUP devices share their positions, a chunk at a time,
-and each computes the logits of its columns for all of them.
+Collectives are written by hand. The compiler would sum the gradient of the vocabulary matrix over
+all devices once per chunk. Here the matrix is gathered once, in the compute type, and its gradient
+is summed once, after the last chunk. No device holds all of either (1.4 GiB each at the released
+sizes): groups of up to GROUP devices share their positions, a chunk at a time, and each computes
+the logits of its columns for all of them.
 """
 
 import functools
@@ -36,14 +36,14 @@ gradient, and receives GROUP times the activations of a chunk: at 8 both are sma
 
 
 class CrossEntropy(NamedTuple):
-    """Sums for the loss, and what they were summed from.
+    """Sums for the loss, and the values they were summed from.
 
     Attributes:
         total: float32 scalar, sum of weight x (nll + z-loss). The loss is total / weight, taken
-            after micro-batches were added up. Its gradient costs two products a chunk.
+            after the sum over micro-batches. Its gradient costs two products per chunk.
         weight: float32 scalar, sum of weights.
         nll: float32 [B, S], -log p(target), without z-loss and not weighted. Its gradient costs
-            three products a chunk, as the logits are computed again.
+            three products per chunk, as the logits are computed again.
     """
 
     total: jax.Array
@@ -78,14 +78,14 @@ def chunked_cross_entropy(
         targets: int [B, S]; any id below vocab_size where the weight is 0.
         weights: float [B, S] of each target.
         vocab_size: true number of ids.
-        chunk_tokens: positions of one device, over all its rows, whose logits exist at once; it
-            holds as many numbers as these have. Fewer need less memory; more read and write the
-            gradient of the matrix less often.
+        chunk_tokens: positions per chunk and device, over all its rows; a device holds as many
+            numbers as their logits have. Fewer need less memory; more read and write the gradient
+            of the matrix less often.
         z_loss: coefficient of log(Z)^2, which keeps the normaliser near 1 (0: none).
-        unroll: write the loop over chunks out: longer to compile.
+        unroll: unroll the loop over chunks, which takes longer to compile.
 
     Raises:
-        ValueError: rows or positions that the mesh cannot share out.
+        ValueError: rows or positions that cannot be sharded over the mesh.
     """
     weights = weights.astype(jnp.float32)
     options = _Options(vocab_size, chunk_tokens, z_loss, unroll)
@@ -106,14 +106,14 @@ def _forward(options, *primals):
 
 
 def _backward(options, residuals, cotangents):
-    """Gradients are linear in the cotangents: the part of the total plus the part of the nll."""
+    """Gradients are linear in the cotangents: that of the total plus that of the nll."""
     (x_BSD, unembedding_DV, targets_BS, _), gradients = residuals
     total, nll_BS = cotangents
     parts = []
     if not isinstance(total, SymbolicZero):
         parts.append([g * total.astype(g.dtype) for g in gradients])
     if not isinstance(nll_BS, SymbolicZero):
-        # The gradients of another total: its weights are the cotangents, and it has no z-loss.
+        # The gradient of another total, whose weights are the cotangents, without z-loss.
         options = options._replace(z_loss=0.0)
         _, _, dx, dw, _ = _on_mesh(options, True, x_BSD, unembedding_DV, targets_BS, nll_BS)
         parts.append([dx, dw, jnp.zeros_like(nll_BS)])
@@ -125,11 +125,11 @@ _cross_entropy.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 class _Shares(NamedTuple):
-    """Which devices of a mesh share what, as numbers along the axes `pieces`.
+    """Which devices of a mesh share what, as indices along the axes `pieces`.
 
-    The vocabulary matrix lies in `count` pieces. A group is `size` neighbours: together they hold
-    all columns. Its members stand in `within`; those of all groups with the same columns in
-    `across`.
+    The vocabulary matrix is stored in `count` pieces. A group is `size` neighbours that together
+    hold all columns. `within` lists the members of each group, `across` the members of all groups
+    with the same columns.
     """
 
     pieces: tuple[str, ...]
@@ -138,7 +138,7 @@ class _Shares(NamedTuple):
 
     @classmethod
     def of(cls, mesh, columns: int) -> "_Shares":
-        """Groups as large as GROUP, the pieces and the columns of the matrix allow."""
+        """The largest groups that GROUP, the pieces and the columns of the matrix allow."""
         pieces = mesh_axes("embed")
         count = math.prod(mesh.shape[axis] for axis in pieces)
         columns //= math.prod(mesh.shape[axis] for axis in mesh_axes("vocab"))
@@ -152,12 +152,12 @@ class _Shares(NamedTuple):
     def across(self) -> list[list[int]]:
         return [[*range(i, self.count, self.size)] for i in range(self.size)]
 
-    def place(self):
-        """Of this device in its group."""
+    def position(self):
+        """The position of this device in its group."""
         return jax.lax.axis_index(self.pieces) % self.size
 
     def gather_matrix(self, kernel_DV):
-        """Its piece, some rows of all columns -> all rows of its columns."""
+        """The device's piece, some rows of all columns -> all rows of its columns."""
         kernel_DV = jax.lax.all_to_all(
             kernel_DV, self.pieces, 1, 0, tiled=True, axis_index_groups=self.within
         )
@@ -166,7 +166,7 @@ class _Shares(NamedTuple):
         )
 
     def scatter_matrix(self, dw_DV):
-        """The transpose of `gather_matrix`, summed over all that share the columns."""
+        """The transpose of `gather_matrix`, summed over the devices that share the columns."""
         dw_DV = jax.lax.psum_scatter(
             dw_DV, self.pieces, scatter_dimension=0, tiled=True, axis_index_groups=self.across
         )
@@ -179,13 +179,13 @@ class _Shares(NamedTuple):
         return jax.lax.all_gather(a, self.pieces, axis=0, tiled=True, axis_index_groups=self.within)
 
     def scatter_tokens(self, a):
-        """The transpose: [size x C, …], to be summed over the group -> the device's [C, …]."""
+        """The transpose: [size x C, …] -> the device's [C, …], summed over the group."""
         return jax.lax.psum_scatter(
             a, self.pieces, scatter_dimension=0, tiled=True, axis_index_groups=self.within
         )
 
     def over_vocabulary(self, reduce_local, reduce_mesh, a):
-        """Reduces what each device found among its own columns."""
+        """Reduces the results of all devices, each over its own columns."""
         parts = jax.lax.all_gather(a, self.pieces, axis_index_groups=self.within)
         return reduce_mesh(reduce_local(parts, axis=0), mesh_axes("vocab"))
 
@@ -194,7 +194,7 @@ def _on_mesh(options, gradient: bool, x_BSD, unembedding_DV, targets_BS, weights
     """Total and nll; with `gradient` also d total / d x, d matrix and d weights."""
     arrays = (x_BSD, unembedding_DV, targets_BS, weights_BS)
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or 1 in targets_BS.shape:  # a single row or column is nothing to share out
+    if mesh.empty or 1 in targets_BS.shape:  # a single row or column is not sharded
         return _sums(options, gradient, None, *arrays)
     check_divides(mesh, "batch", "rows of the batch", targets_BS.shape[0])
     check_divides(mesh, "sequence", "sequence length", targets_BS.shape[1])
@@ -212,7 +212,7 @@ def _on_mesh(options, gradient: bool, x_BSD, unembedding_DV, targets_BS, weights
 
 
 def _sums(options, gradient: bool, shares, x_BSD, unembedding_DV, targets_BS, weights_BS):
-    """`_on_mesh` on one device of many, or (`shares` is None) on the whole."""
+    """`_on_mesh` on one device of the mesh, or (`shares` is None) on whole arrays."""
     dtype = x_BSD.dtype
     kernel_DV = unembedding_DV.astype(dtype)
     if shares:
@@ -238,7 +238,7 @@ def _sums(options, gradient: bool, shares, x_BSD, unembedding_DV, targets_BS, we
             dw_DV = dw_DV + gradients.pop(1)
         return (total + chunk_total, dw_DV), (nll_C, *gradients)
 
-    # Over chunks the sum is float32: bfloat16 would lose the small ones of many.
+    # The sum over chunks is float32: bfloat16 would lose the small terms.
     dw_DV = jnp.zeros(kernel_DV.shape if gradient else (), jnp.float32)
     (total, dw_DV), (nll, *gradients) = jax.lax.scan(
         body,
@@ -254,9 +254,9 @@ def _sums(options, gradient: bool, shares, x_BSD, unembedding_DV, targets_BS, we
     if shares:
         dx_BSD = jax.lax.psum(dx_BSD, mesh_axes("vocab"))
         rest = tuple(axis for axis in mesh_axes("batch") if axis not in shares.pieces)
-        # Across the mesh in the compute type, as the gradients of all other weights.
+        # Summed over the mesh in the compute type, as the gradients of all other weights.
         dw_DV = shares.scatter_matrix(dw_DV.astype(dtype)).astype(jnp.float32)
-        # The layers go backward with the pieces alone, not with the sums that they came from.
+        # The backward pass of the layers then keeps the pieces, not the sums they come from.
         dx_BSD, dw_DV = jax.lax.optimization_barrier((dx_BSD, dw_DV))
         dw_DV = jax.lax.psum(dw_DV, rest)
     return total, merge(nll), dx_BSD, dw_DV.astype(unembedding_DV.dtype), dweights_BS
@@ -265,20 +265,20 @@ def _sums(options, gradient: bool, shares, x_BSD, unembedding_DV, targets_BS, we
 def _chunk(options, gradient: bool, shares, kernel_DV, x_CD, targets_C, weights_C):
     """Total and nll [C] of one chunk; with `gradient` also the three gradients of its total.
 
-    On a mesh the columns of `kernel_DV` are this device's part of the vocabulary, and G positions
-    are those of its group.
+    On a mesh the columns of `kernel_DV` are this device's part of the vocabulary, and the G
+    positions are those of its group.
     """
     chunk, columns = targets_C.size, kernel_DV.shape[1]
     first = 0
     if shares:
-        part = jax.lax.axis_index(mesh_axes("vocab")) * shares.size + shares.place()
+        part = jax.lax.axis_index(mesh_axes("vocab")) * shares.size + shares.position()
         first = part * columns
 
     def gathered(a):
         return shares.gather_tokens(a) if shares else a
 
     def own(a):
-        return jax.lax.dynamic_slice_in_dim(a, shares.place() * chunk, chunk) if shares else a
+        return jax.lax.dynamic_slice_in_dim(a, shares.position() * chunk, chunk) if shares else a
 
     def over_vocabulary(reduce_local, reduce_mesh, a):
         return shares.over_vocabulary(reduce_local, reduce_mesh, a) if shares else a
@@ -294,7 +294,7 @@ def _chunk(options, gradient: bool, shares, kernel_DV, x_CD, targets_C, weights_
     logits = jnp.where(ids_V < options.vocab_size, logits, MASKED)
     highest_G = over_vocabulary(jnp.max, jax.lax.pmax, jnp.max(logits, axis=-1))
     exp_GV = jnp.exp(logits - highest_G[:, None])
-    # A masked sum, not an index: each device finds the target among its own columns.
+    # A masked sum, not an index: the target is among the columns of one device.
     is_target = ids_V == targets_G[:, None]
     target_G = jnp.sum(jnp.where(is_target, logits, 0.0), axis=-1)
     sums = jnp.stack([jnp.sum(exp_GV, axis=-1), target_G])

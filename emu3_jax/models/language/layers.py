@@ -2,7 +2,7 @@
 
 Each weight is declared once, with its logical axes: its shape, initial values and layout over
 the mesh follow from that declaration. Weights are N(0, 0.02) (released config.json,
-`initializer_range`) and there are no biases.
+`initializer_range`). There are no biases.
 """
 
 import math
@@ -18,10 +18,10 @@ INIT_STDDEV = 0.02
 
 
 def precision(dtype) -> str | None:
-    """Of the products of matmuls and convolutions over inputs of this type.
+    """The `precision` of matmuls and convolutions over inputs of this type.
 
-    GPUs and TPUs by default round float32 inputs to TF32 or bfloat16 first, which changes codes,
-    pixels and logits; so float32 here means float32. Smaller types are exact as they are.
+    By default GPUs and TPUs round float32 inputs to TF32 or bfloat16, which changes codes, pixels
+    and logits. Here float32 means float32. Smaller types need no more precision.
     """
     return "highest" if jnp.dtype(dtype) == jnp.float32 else None
 
@@ -37,10 +37,10 @@ class Linear(nn.Module):
     Attributes:
       shape: of the kernel: dimensions in, then dimensions out.
       logical: its logical axes.
-      dtype: to which inputs and kernel are rounded.
-      param_dtype: in which the kernel is stored.
-      num_in: dimensions in, which are summed over.
-      out_dtype: of the result; None: `dtype`.
+      dtype: type to which inputs and kernel are rounded.
+      param_dtype: type of the stored kernel.
+      num_in: number of dimensions in, which are summed over.
+      out_dtype: type of the result; None: `dtype`.
     """
 
     shape: tuple[int, ...]
@@ -107,22 +107,22 @@ def dropped_bytes(rate: float) -> int:
     return min(max(round(256 * rate), 1), 255)
 
 
-def dropout(x: jax.Array, rate: float, key: jax.Array, places_S=None) -> jax.Array:
+def dropout(x: jax.Array, rate: float, key: jax.Array, row_positions_S=None) -> jax.Array:
     """Zeroes elements of x with probability `rate` and scales the rest so that the mean stays.
 
-    Drawing random bits costs more than all else here, so four elements share one 32-bit word.
-    With eight bits an element the rate is met to 1/512: 0.1 becomes 26/256; the least is 1/256.
+    Random bits are the largest cost, so four elements share one 32-bit word. With eight bits per
+    element the rate is accurate to 1/512: 0.1 becomes 26/256; the least is 1/256.
 
-    With `places_S`, the places in the row of the tokens of x [B, S, ...], a token's draw follows
-    its place and not where it stands in x.
+    With `row_positions_S`, int [S], the draw of a token of x [B, S, ...] depends on its position in
+    the row, not on its index in x.
     """
     *rows, last = x.shape
     width = -(-last // 4)
-    if places_S is None:
+    if row_positions_S is None:
         words = jax.random.bits(key, (*rows, width), jnp.uint32)
     else:
         shape = (rows[0], *rows[2:], width)
-        keys_S = jax.vmap(jax.random.fold_in, (None, 0))(key, places_S)
+        keys_S = jax.vmap(jax.random.fold_in, (None, 0))(key, row_positions_S)
         words = jax.vmap(lambda k: jax.random.bits(k, shape, jnp.uint32), out_axes=1)(keys_S)
     numbers = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*rows, -1)[..., :last]
     dropped = dropped_bytes(rate)
@@ -130,16 +130,16 @@ def dropout(x: jax.Array, rate: float, key: jax.Array, places_S=None) -> jax.Arr
 
 
 class Dropout(nn.Module):
-    """`dropout` with the module's random stream "dropout"; nothing where `deterministic`."""
+    """`dropout` with the module's random stream "dropout"; none if `deterministic`."""
 
     rate: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, deterministic: bool, places_S=None) -> jax.Array:
-        """[...] -> the same shape and dtype; places as of `dropout`."""
+    def __call__(self, x: jax.Array, deterministic: bool, row_positions_S=None) -> jax.Array:
+        """[...] -> the same shape and dtype; `row_positions_S` as in `dropout`."""
         if deterministic or self.rate == 0.0:
             return x
-        return dropout(x, self.rate, self.make_rng("dropout"), places_S)
+        return dropout(x, self.rate, self.make_rng("dropout"), row_positions_S)
 
 
 def padded_rows(vocab_size: int, multiple: int) -> int:

@@ -1,9 +1,9 @@
-"""Looking token ids up in a table of which every device holds a part.
+"""Lookup of token ids in a sharded table.
 
-Left to itself the compiler gathers the whole table on every device (1.4 GiB in bfloat16 at the
-released sizes) and sums a whole table of gradients. Here every device looks the tokens of all
-devices up in its own columns and sends each the vectors that belong to it: what crosses the mesh
-are activations, and the table and its gradient stay in pieces.
+By default the compiler gathers the whole table on every device (1.4 GiB in bfloat16 at the
+released sizes) and sums a whole table of gradients. Here every device looks up the tokens of all
+devices in its own columns and sends each device its vectors. Only activations cross the mesh; the
+table and its gradient stay sharded.
 """
 
 import math
@@ -18,12 +18,12 @@ def lookup(table_VD: jax.Array, tokens_BS: jax.Array, dtype: jnp.dtype) -> jax.A
     """Rows of the table, rounded to `dtype`: [B, S, D].
 
     Args:
-        table_VD: laid out as ("vocab", "embed").
-        tokens_BS: int ids, laid out as ("batch", "sequence"); an id outside gives some row.
+        table_VD: sharded as ("vocab", "embed").
+        tokens_BS: int ids, sharded as ("batch", "sequence"); an id out of range gives some row.
         dtype: of the result.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or not _shared_out(tokens_BS, mesh):
+    if mesh.empty or not _divides(tokens_BS, mesh):
         return jnp.take(table_VD, tokens_BS, axis=0, mode="clip").astype(dtype)
 
     def local(table_VD, tokens_BS):
@@ -41,8 +41,8 @@ def lookup(table_VD: jax.Array, tokens_BS: jax.Array, dtype: jnp.dtype) -> jax.A
     )(table_VD, tokens_BS)
 
 
-def _shared_out(tokens_BS, mesh) -> bool:
-    """Whether the tokens can be cut over the mesh; those of one prompt or one step cannot."""
+def _divides(tokens_BS, mesh) -> bool:
+    """Whether the tokens can be sharded over the mesh; those of one prompt or one step cannot."""
     rows, length = tokens_BS.shape
     batch, sequence = (
         math.prod(mesh.shape[axis] for axis in mesh_axes(name)) for name in ("batch", "sequence")
@@ -51,8 +51,8 @@ def _shared_out(tokens_BS, mesh) -> bool:
 
 
 def _own_rows(table_VD, tokens):
-    """Vectors of the ids whose rows this device of the vocabulary holds, zeros for the others."""
+    """Vectors of the ids whose rows this device holds, zeros for other ids."""
     rows = table_VD.shape[0]
-    places = tokens - rows * jax.lax.axis_index(mesh_axes("vocab"))
-    x = jnp.take(table_VD, places, axis=0, mode="clip")
-    return jnp.where(((places >= 0) & (places < rows))[..., None], x, 0)
+    indices = tokens - rows * jax.lax.axis_index(mesh_axes("vocab"))
+    x = jnp.take(table_VD, indices, axis=0, mode="clip")
+    return jnp.where(((indices >= 0) & (indices < rows))[..., None], x, 0)

@@ -1,6 +1,6 @@
-"""Rotary position embedding, rotate-half form: dimension i turns together with i + H/2.
+"""Rotary position embedding, rotate-half form: dimensions i and i + H/2 rotate together.
 
-Interleaved pairs (i, i + 1) are the other form in use; released weights need this one.
+The other form in use has interleaved pairs (i, i + 1). The released weights need this one.
 """
 
 import jax
@@ -13,8 +13,8 @@ def rotation(
     """Cosines and sines of position times frequency.
 
     Frequencies are theta^(-2i/H) for i in 0..H/2-1 (theta = 1e6 in the released config.json).
-    Angles are taken in float32 and only their cosine and sine are rounded to `dtype`: at position
-    131,071 a bfloat16 angle would be off by whole turns.
+    Angles are float32; only their cosine and sine are rounded to `dtype`. At position 131,071 a
+    bfloat16 angle would be wrong by whole turns.
 
     Returns:
         cos_BSH, sin_BSH of [B, S, head_dim / 2] in `dtype`.
@@ -25,7 +25,7 @@ def rotation(
 
 
 def rotate(x_BSNH: jax.Array, cos_BSH: jax.Array, sin_BSH: jax.Array) -> jax.Array:
-    """Turn each head of x [B, S, N, H] by the angles of its position; same shape and dtype."""
+    """Rotates each head of x [B, S, N, H] by the angles of its position; same shape and dtype."""
     first, second = jnp.split(x_BSNH, 2, axis=-1)
     cos, sin = cos_BSH[:, :, None, :], sin_BSH[:, :, None, :]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -1,8 +1,8 @@
 """The decoder-only transformer over one stream of text, image and video tokens.
 
-The released architecture exactly: pre-norm blocks of grouped-query attention with rotary
-positions and a gated MLP, untied embeddings, no biases. All layers share one traced body
-(`nn.scan`), so that compile time does not grow with depth.
+Exactly the released architecture: pre-norm blocks of grouped-query attention with rotary positions
+and a gated MLP, untied embeddings, no biases. All layers share one traced body (`nn.scan`), so that
+compile time does not grow with depth.
 """
 
 import functools
@@ -34,7 +34,7 @@ def released(**changes) -> TransformerConfig:
 
 
 def count_parameters(config: TransformerConfig) -> int:
-    """Number of weights, vocabulary padding left out (8,492,011,520 for the released sizes)."""
+    """Number of weights, without vocabulary padding (8,492,011,520 for the released sizes)."""
     c = config
     attention = 2 * c.hidden_size * (c.num_heads + c.num_kv_heads) * c.head_dim
     mlp = 3 * c.hidden_size * c.intermediate_size
@@ -43,7 +43,7 @@ def count_parameters(config: TransformerConfig) -> int:
 
 
 def check_mesh(config: TransformerConfig, mesh) -> None:
-    """ValueError naming the size and the mesh axis if this model cannot be laid out on `mesh`."""
+    """ValueError naming the size and the mesh axis if this model cannot be sharded over `mesh`."""
     check_divides(mesh, "heads", "model.num_heads", config.num_heads)
     check_divides(mesh, "kv_heads", "model.num_kv_heads", config.num_kv_heads)
     check_divides(mesh, "mlp", "model.intermediate_size", config.intermediate_size)
@@ -52,7 +52,7 @@ def check_mesh(config: TransformerConfig, mesh) -> None:
 
 
 class Block(nn.Module):
-    """One layer: attention and gated MLP, each behind a norm and added to its input."""
+    """One layer: attention and gated MLP, each after a norm and added to its input."""
 
     config: TransformerConfig
 
@@ -69,7 +69,7 @@ class Block(nn.Module):
         down = linear(shape=(F, D), logical=("mlp", "embed"), name="down")
 
         def dropout(h_BSD):
-            return Dropout(c.dropout)(h_BSD, deterministic, context.places_S)
+            return Dropout(c.dropout)(h_BSD, deterministic, context.row_positions_S)
 
         h_BSD = norm(name="attention_norm")(x_BSD)
         h_BSD, new = attention(h_BSD, cache, context, deterministic)
@@ -83,7 +83,7 @@ class Block(nn.Module):
 
 
 def _scanned(block, num_layers: int):
-    """`block` over layers: own weights and dropout for each, cache in and out along axis 0."""
+    """`block` over layers: each has its own weights and dropout; caches are along axis 0."""
     return nn.scan(
         block,
         variable_axes={"params": 0},
@@ -107,7 +107,7 @@ class Transformer(nn.Module):
         self.embed_dropout = Dropout(c.dropout)
         block = Block
         if c.remat != "none":
-            # In a scan the loop itself keeps the two forward passes apart.
+            # In a scan the loop itself separates the two forward passes.
             block = nn.remat(
                 Block, policy=REMAT[c.remat], prevent_cse=not c.scan_layers, static_argnums=(4,)
             )
@@ -120,11 +120,11 @@ class Transformer(nn.Module):
         self.lm_head = Linear(shape, ("embed", "vocab"), **dtypes, out_dtype="float32")
 
     def __call__(self, tokens, positions=None, segment_ids=None, deterministic=True):
-        """Logits of the next token at every place.
+        """Logits of the next token at every position.
 
         Args:
             tokens: int [B, S], ids below vocab_size.
-            positions: int [B, S]; default: the place in the row, restarting in each segment.
+            positions: int [B, S]; default: the position in the row, restarting in each segment.
             segment_ids: int [B, S], documents that share a row; 0 is padding. Default: one.
             deterministic: True: no dropout; False needs the rng "dropout".
 
@@ -136,8 +136,8 @@ class Transformer(nn.Module):
     def hidden(self, tokens, positions=None, segment_ids=None, deterministic=True):
         """As `__call__` up to the final norm: [B, S, D] in the compute type.
 
-        Times params["lm_head"]["kernel"] ([D, padded vocabulary]) this gives the logits; a loss
-        over chunks of them never holds all.
+        The product with params["lm_head"]["kernel"] ([D, padded vocabulary]) gives the logits; a
+        loss over chunks of them never holds them all.
         """
         if positions is None and segment_ids is None:
             positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
@@ -148,27 +148,27 @@ class Transformer(nn.Module):
         devices = 1
         if not self.is_initializing():
             rate = 0.0 if deterministic else self.config.probability_dropout
-            asked = (self.config.attention, tokens.shape[1], rate, self.config.dtype)
-            devices = choice.zigzag_devices(*asked)
+            arguments = (self.config.attention, tokens.shape[1], rate, self.config.dtype)
+            devices = choice.zigzag_devices(*arguments)
         if devices > 1:
             inputs = (tokens, positions, segment_ids)
             tokens, positions, segment_ids = map(zigzag.enter, inputs)
-        places_S = jnp.asarray(zigzag.places(tokens.shape[1], devices))
-        context = Context(*self._rotation(positions), segment_ids, places_S)
-        x_BSD = self._embed(tokens, deterministic, places_S)
+        row_positions_S = jnp.asarray(zigzag.row_positions(tokens.shape[1], devices))
+        context = Context(*self._rotation(positions), segment_ids, row_positions_S)
+        x_BSD = self._embed(tokens, deterministic, row_positions_S)
         x_BSD, _ = self._layers(x_BSD, None, context, deterministic)
         x_BSD = self.final_norm(x_BSD)
         return zigzag.leave(x_BSD) if devices > 1 else x_BSD
 
     def decode(self, tokens, positions, cache: KVCache, last_only: bool = False):
-        """Read tokens behind what the cache holds: a whole prompt, or one token a step.
+        """Reads tokens after those in the cache: a whole prompt, or one token per step.
 
         Args:
             tokens: int [B, S]; rows of a batch of prompts are padded on the left.
             positions: int [B, S], cumsum(real) - 1 of the whole row; padding before the prompt
-                has -1 and is never seen.
+                has -1 and is never attended to.
             cache: with at least S slots left from `index` on (not checked: index is traced).
-            last_only: logits of the last place alone, [B, 1, vocab_size].
+            last_only: logits of the last position alone, [B, 1, vocab_size].
 
         Returns:
             float32 logits [B, S, vocab_size] and the cache with S more slots written.
@@ -200,8 +200,8 @@ class Transformer(nn.Module):
         c = self.config
         return rope.rotation(positions, c.head_dim, c.rope_theta, jnp.dtype(c.dtype))
 
-    def _embed(self, tokens, deterministic, places_S=None):
-        x_BSD = self.embed_dropout(self.embed(tokens), deterministic, places_S)
+    def _embed(self, tokens, deterministic, row_positions_S=None):
+        x_BSD = self.embed_dropout(self.embed(tokens), deterministic, row_positions_S)
         return constrain(x_BSD, "batch", "sequence", "embed")
 
     def _layers(self, x_BSD, cache, context, deterministic):

@@ -1,4 +1,4 @@
-"""Sizes and choices of the transformer, each checked by itself and against the others."""
+"""Sizes and choices of the transformer, checked one by one and against each other."""
 
 import dataclasses
 
@@ -15,17 +15,18 @@ REMAT = {
     "dots": _POLICIES.dots_with_no_batch_dims_saveable,
     "attention": _POLICIES.save_only_these_names("query", "key", "value", "attention"),
 }
-"""What the backward pass finds stored, per token and layer, and what it computes again.
+"""What is stored for the backward pass, per token and layer, and what is computed again.
 
 With D hidden, N/K heads/key heads of H, F intermediate:
 
-none       everything, also float32 scores and probabilities (2 N S): the fastest, the most memory.
-full       the D numbers of the layer's input; the whole forward pass again: +1/3 FLOPs.
-dots       the results of weight matmuls, 2 (N + K) H + 2 F + 2 D; norms, activations and
-           attention again: a few per cent more FLOPs at short rows, more where S is large.
-attention  queries, keys, values and the attention's output, 2 (N + K) H + D, and N sums; the MLP
-           again, but neither the projections nor attention: for long rows, with an attention
-           that stores no scores.
+none       stores everything, also float32 scores and probabilities (2 N S): the fastest, the most
+           memory.
+full       stores the D numbers of the layer's input; repeats the whole forward pass: +1/3 FLOPs.
+dots       stores the results of weight matmuls, 2 (N + K) H + 2 F + 2 D; repeats norms,
+           activations and attention: a few per cent more FLOPs for short rows, more for large S.
+attention  stores queries, keys, values and the attention's output, 2 (N + K) H + D, and N sums;
+           repeats the MLP, but neither the projections nor attention: for long rows, with an
+           attention that stores no scores.
 """
 
 
@@ -38,20 +39,20 @@ class TransformerConfig:
         dropout: rate at four sites: embedding, attention probabilities, attention output, MLP
             output (0.1 in the released config.json and in the paper's pretraining).
         rope_theta, norm_eps: released config.json.
-        vocab_multiple: both vocabulary matrices have vocab_size rounded up to this many rows, so
-            that they can be cut (184,622 is 2 x 92,311). The rows above vocab_size start as
-            random as the rest, are never looked up, and never get probability.
+        vocab_multiple: the rows of both vocabulary matrices are vocab_size rounded up to a multiple
+            of this, so that they can be sharded (184,622 is 2 x 92,311). The rows above vocab_size
+            are initialised like the rest, never looked up, and never get probability.
         dtype: type of activations and matmuls; norms, scores, softmax and logits are float32.
         param_dtype: type the weights are stored in.
         remat: a name in REMAT.
         attention: a name in attention_kernels.choice.IMPLEMENTATIONS, or "auto": the fastest that
-            does what is asked on the machine at hand.
+            supports this config on the machine.
         attention_dropout: rate on attention probabilities alone; None: `dropout`. The kernels for
-            accelerators (splash, cudnn) have none: they need 0.
+            accelerators (splash, cudnn) need 0.
         scan_layers: True: one body, weights stacked [num_layers, ...]; False: layers_0, layers_1…
 
     Raises:
-        ValueError: a size or name that cannot be, named as `model.<field>`.
+        ValueError: an invalid size or name; the message has `model.<field>`.
     """
 
     vocab_size: int

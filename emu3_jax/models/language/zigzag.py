@@ -1,11 +1,12 @@
-"""The order of tokens in rows that are cut over mesh axis `context`.
+"""The order of tokens in rows that are sharded over mesh axis `context`.
 
-A causal query at place p does work in proportion to p, so a device with the last piece of a row
-would work for longest while the others wait. Over C devices a row is therefore cut into 2 C
-chunks, and device d holds chunk d and chunk 2 C - 1 - d: every device does the same work.
+The work of a causal query at position p is proportional to p. If rows were cut into equal pieces,
+the device with the last piece would work longest while the others wait. Over C devices a row is
+therefore cut into 2 C chunks, and device d holds chunk d and chunk 2 C - 1 - d: every device does
+the same work.
 
-The model changes the order of its integer inputs where they come in and of its hidden states where
-they leave; in between, all layers work on the changed order and nobody outside sees it.
+The model reorders its integer inputs at its start and its hidden states at its end. All layers
+between work in zigzag order, which is invisible outside.
 """
 
 import jax
@@ -21,7 +22,7 @@ from emu3_jax.sharding import mesh_axes
 def parts(length: int) -> int:
     """How many devices share a row of `length` tokens in the mesh that is set.
 
-    A single token is never cut. ValueError as `check_length`.
+    A single token is not sharded. ValueError as in `check_length`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or length == 1:
@@ -31,7 +32,7 @@ def parts(length: int) -> int:
 
 
 def check_length(mesh, name: str, length: int) -> None:
-    """ValueError if rows of `length` tokens, called `name`, cannot be cut on this mesh."""
+    """ValueError if rows of `length` tokens, called `name`, cannot be sharded on this mesh."""
     devices = mesh.shape[AXIS]
     if devices > 1 and length % (2 * devices):
         raise ValueError(
@@ -41,22 +42,22 @@ def check_length(mesh, name: str, length: int) -> None:
 
 
 def chunk_starts(length: int, devices: int) -> np.ndarray:
-    """First place of each chunk a device holds: int32 [devices, 2], or [[0]] for one device."""
+    """First position of each chunk a device holds: int32 [devices, 2], or [[0]] for one device."""
     if devices == 1:
         return np.zeros((1, 1), np.int32)
     device = np.arange(devices, dtype=np.int32)
     return np.stack([device, 2 * devices - 1 - device], axis=1) * (length // (2 * devices))
 
 
-def places(length: int, devices: int) -> np.ndarray:
-    """Place in the row of each token in the order of the devices, int32 [length]."""
+def row_positions(length: int, devices: int) -> np.ndarray:
+    """Position in the row of each token in the order of the devices, int32 [length]."""
     starts = chunk_starts(length, devices)
     chunk = np.arange(length // starts.size, dtype=np.int32)
     return (starts[..., None] + chunk).reshape(-1)
 
 
 def natural_order(x: jax.Array, devices: int, axis: int) -> jax.Array:
-    """Puts chunks that were gathered from all devices along `axis` into the order of the row."""
+    """Reorders chunks gathered from all devices along `axis` into row order."""
     if devices == 1:
         return x
     shape = x.shape
@@ -66,7 +67,7 @@ def natural_order(x: jax.Array, devices: int, axis: int) -> jax.Array:
 
 
 def enter(x_BS: jax.Array) -> jax.Array:
-    """Row order -> zigzag order of [B, S, ...]; two chunks a device cross the network."""
+    """Row order -> zigzag order of [B, S, ...]; two chunks per device cross the network."""
     return _exchange(x_BS, _to_zigzag)
 
 

@@ -12,13 +12,13 @@ from emu3_jax.models.vision.convolution import CausalConv, conv1x1, conv3x3, rep
 from emu3_jax.models.vision.initializers import FAN_IN, ZEROS, haar_down, haar_up
 from emu3_jax.models.vision.norms import GroupNorm, SpatialNorm, batch_norm
 
-# Up to 64 x 64 positions (a 512-pixel image) the scores of a frame fit at once: 64 MiB of float32.
+# Up to 64 x 64 positions (a 512-pixel image) all scores of a frame fit: 64 MiB of float32.
 MAX_PLAIN_POSITIONS = 4096
 QUERY_BLOCK = 512
 
 
 def frame_norm(config, name: str, x, entries):
-    """GroupNorm in the encoder, SpatialNorm in the decoder, which has `entries` to condition on."""
+    """GroupNorm in the encoder; SpatialNorm, conditioned on `entries`, in the decoder."""
     if entries is None:
         return GroupNorm(config, name=name)(x)
     return SpatialNorm(config, name=name)(x, entries)
@@ -27,8 +27,8 @@ def frame_norm(config, name: str, x, entries):
 class ResBlock(nn.Module):
     """norm, act, 3x3, norm, act, dropout, 3x3, plus the input (by 1x1 if the width changes).
 
-    Of large frames the input and the result of the first convolution are all that is held; the
-    block's result takes the place of the latter. They have no dropout.
+    For large frames only the input and the result of the first convolution are held, and the
+    block's result overwrites the latter. They have no dropout.
     """
 
     features: int
@@ -64,7 +64,7 @@ def plain_attention(q_FPC, k_FSC, v_FSC):
 def blockwise_attention(q_FSC, k_FSC, v_FSC, block: int = QUERY_BLOCK):
     """The same as `plain_attention`, `block` queries of every frame at a time.
 
-    The scores of a block are computed again in the backward pass, so they are never all in memory.
+    The backward pass computes the scores of a block again, so they are never all in memory.
     """
     F, S, C = q_FSC.shape
     blocks = -(-S // block)
@@ -110,7 +110,7 @@ class TemporalResBlock(nn.Module):
 
 
 class TemporalDown(nn.Module):
-    """Halves the time axis: causal convolution, kernel (4, 3, 3), step 2."""
+    """Halves the time axis: causal convolution, kernel (4, 3, 3), stride 2."""
 
     config: object
 

@@ -1,12 +1,12 @@
 """PatchGAN discriminators of the vision tokenizer: one for frames, one for clips.
 
-Nothing is known of Emu3's own (facts of the paper, section 2.2: "GAN loss"). The frames' one is
-pix2pix's (Isola et al. 2017, appendix 6.1.2), as MoVQGAN and VQGAN use it; the clips' one is the
-same with kernels three frames long. Every logit judges one patch, not the whole picture.
+Emu3's own is not published (the paper, section 2.2, has only "GAN loss"). That of frames is
+pix2pix's (Isola et al. 2017, appendix 6.1.2), as MoVQGAN and VQGAN use it; that of clips is the
+same with kernels three frames long. Every logit judges one patch, not the whole image.
 
-The norm is GroupNorm where pix2pix has BatchNorm. No statistics run over the batch: a picture gets
-the same logits whatever stands beside it, real and judged pictures need not share a batch, any mesh
-gives the same answer, and the gradient penalty of a picture is its own.
+The norm is GroupNorm, where pix2pix has BatchNorm. No statistics run over the batch: the logits of
+an image do not depend on the other images, real and reconstructed images need not share a batch,
+any mesh gives the same result, and the gradient penalty of an image is its own.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ _DTYPES = ("float32", "bfloat16", "float16")
 
 KERNEL = 4
 CLIP_FRAMES = 3
-"""Frames a kernel of the clips' discriminator sees: odd, so that a step of one keeps the number of
-frames, and one frame alone is no special case."""
+"""Frames of a kernel of the clips' discriminator. Odd, so that stride 1 keeps the number of frames
+and a single frame is no special case."""
 SLOPE = 0.2
 WIDEST = 8
-"""pix2pix: width stops to double at eight times the first layer's."""
+"""pix2pix: the width stops doubling at eight times the first layer's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,9 +37,9 @@ class DiscriminatorConfig:
     """Sizes of a discriminator; the defaults are pix2pix's 70x70 PatchGAN.
 
     Attributes:
-      width: channels of the first layer, twice as many in each later one up to eight times.
-      layers: convolutions that halve height and width; MoVQGAN's recipe has 2. A logit sees
-        patches of 34, 70 and 142 pixels at 2, 3 and 4 layers.
+      width: channels of the first layer; they double in each later one, up to eight times.
+      layers: convolutions that halve height and width; MoVQGAN's recipe has 2. The patch of a logit
+        has 34, 70 or 142 pixels at 2, 3 or 4 layers.
       norm_groups: groups of every GroupNorm; must divide 2 x width, the narrowest layer with one.
       dtype: compute type; logits are float32.
       param_dtype: type in which the parameters are created.
@@ -72,7 +72,7 @@ class DiscriminatorConfig:
 
     @property
     def smallest_side(self) -> int:
-        """Least height and width in pixels: behind the last halving three rows must be left."""
+        """Least height and width in pixels: three rows must be left after the last halving."""
         return 3 * 2**self.layers
 
     def features(self, layer: int) -> int:
@@ -81,7 +81,7 @@ class DiscriminatorConfig:
 
 
 def frames_side_by_side(x_BTHWC: jax.Array, kernel, time_stride: int):
-    """A 3-D convolution as a 2-D one: the frames that a step sees as channels of one.
+    """A 3-D convolution as a 2-D one: the frames of a step become channels of one frame.
 
     float [B, T, H, W, I] and kernel [kt, kh, kw, I, O], kt odd, with (kt - 1) / 2 zero frames at
     both ends -> [B x ceil(T / time_stride), H, W, kt x I] and [kh, kw, kt x I, O]. The sums are the
@@ -99,15 +99,15 @@ def frames_side_by_side(x_BTHWC: jax.Array, kernel, time_stride: int):
 
 
 class PatchConv(nn.Module):
-    """4x4 convolution of frames, 3x4x4 of clips, one zero around; a bias where no norm follows.
+    """4x4 convolution of frames, 3x4x4 of clips, one zero around; a bias if no norm follows.
 
     Attributes:
       features: channels out.
-      config: types of compute and parameters.
-      stride: step along height and width.
-      time_stride: step along time, of clips.
+      config: has the compute and parameter types.
+      stride: along height and width.
+      time_stride: along time, for clips.
       bias: whether there is one.
-      narrow: pixels come in or logits go out: the kernel is whole on every device.
+      narrow: the input is pixels or the output logits: the kernel is replicated.
     """
 
     features: int
@@ -142,27 +142,26 @@ class PatchConv(nn.Module):
 
 
 class PatchDiscriminator(nn.Module):
-    """Logits of patches, of frames or of clips: which of the two its parameters are for, the rank
-    of the array at `init` decides.
+    """Logits of patches of images or of clips; the rank of the array at `init` decides which.
 
-    A clip's length is free, from one frame: time is halved with height and width as long as at
-    least four frames are left, and the weights do not depend on it. Its norms take the statistics
-    of all its frames together, a picture's those of the picture.
+    A clip may have any number of frames, from one: time is halved with height and width while at
+    least four frames are left, and the weights do not depend on the length. The norms take
+    statistics over a whole image, or over all frames of a clip.
     """
 
     config: DiscriminatorConfig
 
     @nn.compact
     def __call__(self, pixels: jax.Array) -> jax.Array:
-        """Judges pictures or clips.
+        """Judges images or clips.
 
         Args:
           pixels: float [B, H, W, 3] or [B, T, H, W, 3] in [-1, 1].
 
         Returns:
           float32 logits [B, h, w] or [B, t, h, w], large where a patch looks real;
-          h = H // 2**layers - 2, w alike, t = T halved (upwards) for each layer that found at
-          least four frames.
+          h = H // 2**layers - 2, w alike, t = T halved (rounded up) by each layer that has
+          at least four frames.
 
         Raises:
           ValueError: not three channels, another rank, or frames below `config.smallest_side`.
@@ -188,7 +187,7 @@ class PatchDiscriminator(nn.Module):
         return logits[..., 0].astype(jnp.float32)
 
     def _normalised(self, x, name: str):
-        """GroupNorm over a whole picture or clip, whose frames stand one below the other."""
+        """GroupNorm over a whole image or clip; the frames of a clip are stacked vertically."""
         frames = x.reshape(x.shape[0], -1, *x.shape[-2:])
         return GroupNorm(self.config, name=name)(frames).reshape(x.shape)
 
@@ -196,12 +195,12 @@ class PatchDiscriminator(nn.Module):
 def _check_pixels(shape, config: DiscriminatorConfig) -> None:
     if len(shape) not in (4, 5) or shape[-1] != 3:
         raise ValueError(
-            "the discriminator reads pictures [B, H, W, 3] or clips [B, T, H, W, 3], "
+            "the discriminator reads images [B, H, W, 3] or clips [B, T, H, W, 3], "
             f"found an array of shape {list(shape)}."
         )
     if min(shape[-3:-1]) < config.smallest_side:
         raise ValueError(
-            f"pictures of {shape[-3]}x{shape[-2]} pixels are too small for a discriminator with "
+            f"images of {shape[-3]}x{shape[-2]} pixels are too small for a discriminator with "
             f"layers = {config.layers}: it needs at least {config.smallest_side}x"
             f"{config.smallest_side}."
         )

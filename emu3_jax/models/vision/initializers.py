@@ -1,11 +1,11 @@
-"""What the convolutions of the vision tokenizer start as: noise, zeros, or a step in time."""
+"""Initial kernels of the vision tokenizer: noise, zeros, or a step in time."""
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-# Weights: normal, variance 1 / fan_in. How Emu3's tokenizer was initialised is not published; the
-# released code's variance of 2 / fan_out (for a model that is only ever loaded) multiplies the
+# Weights: normal, variance 1 / fan_in. The initialisation of Emu3's tokenizer is not published. The
+# released code has variance 2 / fan_out (for a model that is only ever loaded). That multiplies the
 # variance of the latents by 36 where 128 channels become 8, and training starts by undoing it.
 FAN_IN = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 ZEROS = nn.initializers.zeros
@@ -13,7 +13,7 @@ ONES = nn.initializers.ones
 
 
 def identity_in_time(key, shape, dtype):
-    """Kernel [kt, kh, kw, C, C] that hands on the newest frame as it is."""
+    """Kernel [kt, kh, kw, C, C] that passes on the newest frame unchanged."""
     del key
     kt, kh, kw, inputs, outputs = shape
     kernel = jnp.zeros(shape, dtype)
@@ -21,18 +21,18 @@ def identity_in_time(key, shape, dtype):
 
 
 def haar_down(key, shape, dtype):
-    """Kernel [kt, kh, kw, C, C] that halves time, a SiLU behind it: one step of a Haar transform.
+    """Kernel [kt, kh, kw, C, C] that halves time, for a layer with SiLU: one Haar step.
 
-    Of the two newest frames, the first channels keep the mean, as many as a quarter of the rest the
-    difference (of the first channels) and the last ones the mean of what was a difference before:
+    Of the two newest frames, the first channels keep the mean, the next `quarter` the difference
+    (of the first channels), and the last `quarter` the mean of the differences made before:
 
       signal in    a [low], b [quarter]
       signal out   mean(a) [low], difference(a[:quarter]) [quarter], mean(b) [quarter]
 
-    A signal of C / 2 numbers y travels as y and -y, since silu(y) - silu(-y) = y: a chain of such
-    layers hands it on unchanged in spite of the activations between them. Training begins with a
-    tokenizer of single pictures that works and that tells frames apart: the latter was worth 0.2 dB
-    on clips after 300 steps of the nano recipe, against keeping means alone.
+    A signal of C / 2 numbers y is represented as y and -y, since silu(y) - silu(-y) = y: a chain of
+    such layers passes it on unchanged despite the activations between them. Training begins with a
+    tokenizer that works on single images and distinguishes frames. The latter gained 0.2 dB on
+    clips after 300 steps of the nano recipe, against means alone.
     """
     del key
     low, quarter = _haar_sizes(shape)
@@ -49,9 +49,9 @@ def haar_down(key, shape, dtype):
 def haar_up(key, shape, dtype):
     """Kernel [kt, kh, kw, C, C], kt = 3, that undoes `haar_down` on frames repeated twice.
 
-    Of two equal frames x behind frames p the convolution sees (p, p, x) and then (p, x, x). It
+    For two equal frames x after frames p, the convolution reads (p, p, x) and then (p, x, x). It
     cannot subtract a difference d from the first and add it to the second without a trace of the
-    frames before; (p - x) / 2 and (x - p) / 2 is the nearest to (-x, +x) in least squares.
+    frames before. (p - x) / 2 and (x - p) / 2 are the nearest to (-x, +x) in least squares.
     """
     del key
     low, quarter = _haar_sizes(shape)
@@ -66,7 +66,7 @@ def haar_up(key, shape, dtype):
 
 
 def _haar_sizes(shape) -> tuple[int, int]:
-    """(low, quarter): how a signal of C // 2 numbers is divided; few channels keep means only."""
+    """(low, quarter): how a signal of C // 2 numbers is split; few channels keep only means."""
     half = shape[-1] // 2
     quarter = half // 4
     return half - 2 * quarter, quarter
@@ -78,7 +78,7 @@ def _mirrored(signal, shape, dtype):
     half = channels // 2
     matrix = np.zeros((kt, channels, channels))
     matrix[:, : 2 * half, : 2 * half] = np.kron(np.array([[[1, -1], [-1, 1]]]), signal)
-    if channels % 2:  # the odd last channel has no mirror and starts on its own
+    if channels % 2:  # an odd last channel has no mirror; it starts as the identity
         matrix[-1, -1, -1] = 1.0
     kernel = np.zeros(shape)
     kernel[:, kh // 2, kw // 2] = matrix

@@ -8,8 +8,8 @@ from emu3_jax.models.vision import strips
 from emu3_jax.models.vision.convolution import conv1x1, repeat_nearest
 from emu3_jax.models.vision.initializers import ONES, ZEROS
 
-# Groups' epsilon of the released code; BatchNorm keeps torch's defaults (1e-5, momentum 0.1, which
-# is a decay of 0.9 here).
+# GroupNorm: epsilon of the released code. BatchNorm: torch's defaults (1e-5; momentum 0.1, which is
+# a decay of 0.9 here).
 GROUP_NORM_EPS = 1e-6
 BATCH_NORM_EPS = 1e-5
 BATCH_NORM_DECAY = 0.9
@@ -18,8 +18,8 @@ BATCH_NORM_DECAY = 0.9
 class GroupNorm(nn.Module):
     """GroupNorm over one frame, statistics in float32.
 
-    Sums run over positions first and over the channels of a group after, so the large array is
-    never reshaped into groups; the variance is taken around the mean (two passes), as torch's is.
+    Sums run over positions first, then over the channels of a group, so the large array is never
+    reshaped into groups. The variance is taken around the mean (two passes), as in torch.
     """
 
     config: object
@@ -67,10 +67,10 @@ class GroupNorm(nn.Module):
 
 
 class SpatialNorm(nn.Module):
-    """GroupNorm whose scale and shift at each position are read off the codebook entries there.
+    """GroupNorm whose scale and shift at each position come from the codebook entry there.
 
-    The entries are enlarged to the feature's grid by nearest neighbour; a 1x1 convolution commutes
-    with that, so it is applied before, on the small grid.
+    The entries are enlarged to the grid of x by nearest neighbour. A 1x1 convolution commutes with
+    that, so it is applied before, on the small grid.
     """
 
     config: object
@@ -83,7 +83,7 @@ class SpatialNorm(nn.Module):
         channels = x.shape[-1]
         in_strips = isinstance(y, strips.Rows)
         entries = strips.of_array(entries) if in_strips else entries
-        # Zero kernels: at first a plain GroupNorm, the entries' say is learnt.
+        # Zero kernels: at first a plain GroupNorm; the influence of the entries is learned.
         start = dict(narrow=True, kernel_init=ZEROS)
         scale = conv1x1(channels, self.config, name="conv_y", bias_init=ONES, **start)(entries)
         shift = conv1x1(channels, self.config, name="conv_b", **start)(entries)
@@ -91,7 +91,7 @@ class SpatialNorm(nn.Module):
             return y * repeat_nearest(scale, factors) + repeat_nearest(shift, factors)
 
         def conditioned(rows, start):
-            # From the small grid anew for each strip: the results for all norms are 1.3 GiB.
+            # Computed again for each strip: whole results of all norms would take 1.3 GiB.
             above = (start + jnp.arange(rows.shape[1])) // factors[0]
             first, several = start // factors[0], rows.shape[1] // factors[0] + 2
             parts = (small.rows(first, several) for small in (scale, shift))
@@ -103,10 +103,10 @@ class SpatialNorm(nn.Module):
 
 
 def batch_norm(config, train: bool, name: str) -> nn.BatchNorm:
-    """BatchNorm over everything but the channels: batch statistics while training, else running.
+    """BatchNorm over all axes but the channels: batch statistics in training, else running ones.
 
     The running variance averages the biased batch variance (torch: the unbiased one, larger by
-    n / (n - 1) for the n = B*T*H*W values of a channel, which is nothing at these n).
+    n / (n - 1) for the n = B*T*H*W values of a channel, which is negligible at these n).
     """
     return nn.BatchNorm(
         use_running_average=not train,

@@ -1,9 +1,9 @@
-"""Frames too large to be held several times: the same layers, a strip of rows at a time.
+"""Frames too large to be held several times: the same layers, one strip of rows at a time.
 
 At 1024 x 1024 pixels one feature map of the released decoder takes 2 GiB. `Rows` is a frame that is
-not there: it knows how to make any of its rows from an array that is. Layers turn `Rows` into
-`Rows`, `whole` and `overwritten` compute them. Convolutions make the rows around a strip again, so
-that all sums are those of the whole frame.
+not stored: it can compute any of its rows from an array that is. Layers turn `Rows` into `Rows`;
+`whole` and `added` compute them. Convolutions compute the rows around a strip again, so that all
+sums equal those of the whole frame.
 """
 
 import dataclasses
@@ -14,8 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-# Frames of more numbers than this, 256 MiB of float32, go in strips: 512 x 512 positions of 256
-# channels do not, as many of 512 do.
+# Frames of more numbers than this, 256 MiB of float32, are processed in strips: 512 x 512 positions
+# of 512 channels are, of 256 channels are not.
 LARGE_FRAME = 2**26
 # Rows of a strip, at most; 32 rows of 1024 positions and 512 channels are 64 MiB.
 STRIP = 32
@@ -25,13 +25,13 @@ Read = Callable[[Any, int], jax.Array]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Rows:
-    """Frames [F, H, W, C] by the rows they are made of.
+    """Frames [F, H, W, C] that are computed row by row.
 
     Attributes:
-      source: float [F, h, w, c], the array that the rows are made from.
+      source: float [F, h, w, c], the array that the rows are computed from.
       shape: (F, H, W, C).
-      make: (read, start, count) -> float [F, count, W, C], the rows from `start` on; of rows
-        outside the frame any finite numbers. `read(start, count)` gives rows of `source`.
+      make: (read, start, count) -> float [F, count, W, C], the rows from `start` on; rows outside
+        the frame are any finite numbers. `read(start, count)` returns rows of `source`.
     """
 
     source: jax.Array
@@ -39,18 +39,18 @@ class Rows:
     make: Callable[[Read, Any, int], jax.Array]
 
     def rows(self, start, count: int) -> jax.Array:
-        """`count` rows from the source as it is."""
+        """`count` rows from `start` on, computed from the source."""
         return self.make(lambda *where: _read(self.source, *where), start, count)
 
     def then(self, function: Callable[[jax.Array, Any], jax.Array], channels: int) -> "Rows":
-        """With `function(rows, start)` behind, which looks at one row at a time."""
+        """Followed by `function(rows, start)`, which treats each row alone."""
         shape = (*self.shape[:-1], channels)
         return Rows(
             self.source, shape, lambda read, *where: function(self.make(read, *where), where[0])
         )
 
     def around(self, halo: int, function: Callable[[jax.Array], jax.Array], channels: int):
-        """With `function` behind, which sees `halo` more rows on both sides, zeros outside."""
+        """Followed by `function`, which reads `halo` more rows on both sides, zeros outside."""
 
         def make(read, start, count):
             rows = self.make(read, start - halo, count + 2 * halo)
@@ -61,7 +61,7 @@ class Rows:
         return Rows(self.source, (*self.shape[:-1], channels), make)
 
     def doubled(self, function: Callable[[jax.Array], jax.Array], channels: int) -> "Rows":
-        """With `function` behind: twice as many rows and columns, each of three rows around it."""
+        """Followed by `function`: twice the rows and columns, each from three rows around it."""
         F, H, W, _ = self.shape
         seen = self.around(1, lambda rows: rows, self.shape[-1])
 
@@ -74,13 +74,13 @@ class Rows:
 
 
 def in_strips(x, channels: int = 0):
-    """The frames as `Rows` if they are large, with these channels at least."""
+    """The frames as `Rows` if they are large with at least `channels` channels."""
     shape = (*x.shape[:-1], max(channels, x.shape[-1]))
     return x if isinstance(x, Rows) or not is_large(shape) else of_array(x)
 
 
 def is_large(shape: tuple[int, ...]) -> bool:
-    """Whether one frame of [F, H, W, C] is worth strips."""
+    """Whether a frame of [F, H, W, C] is large enough for strips."""
     return shape[1] * shape[2] * shape[3] > LARGE_FRAME
 
 
@@ -95,14 +95,14 @@ def silu(x):
 
 
 def map_strips(function: Callable[[jax.Array], Any], x: Rows) -> Any:
-    """`function` of every strip, stacked along a new first axis; strips are equally high."""
+    """`function` of every strip, stacked along a new first axis; strips have equal heights."""
     height = strip_height(x.shape[1])
     starts = jnp.arange(0, x.shape[1], height)
     return jax.lax.map(lambda start: function(x.rows(start, height)), starts)
 
 
 def whole(x):
-    """The array of Rows, of their source's type; arrays are handed on."""
+    """The array of Rows, in their source's type; arrays are returned unchanged."""
     if not isinstance(x, Rows):
         return x
     height = strip_height(x.shape[1])
@@ -111,13 +111,13 @@ def whole(x):
         rows = x.rows(i * height, height).astype(out.dtype)
         return jax.lax.dynamic_update_slice_in_dim(out, rows, i * height, 1)
 
-    # Zeros would be one constant of all such loops, held from the first to the last and copied.
+    # Zeros would be one constant shared by all such loops: held throughout, and copied.
     out = jnp.full(x.shape, x.source[0, 0, 0, 0])
     return jax.lax.fori_loop(0, x.shape[1] // height, write, out)
 
 
 def added(x, y):
-    """x + y; as Rows, the sum takes the memory of the source of y, which has the same shape."""
+    """x + y; for Rows, the sum overwrites the source of y, which has the same shape."""
     if not isinstance(y, Rows):
         return whole(x) + y
     x = in_strips(x)
@@ -126,20 +126,20 @@ def added(x, y):
 
 
 def _overwritten(x: Rows) -> jax.Array:
-    """As `whole`, into the memory of the source; rows may look at one row around them."""
+    """As `whole`, in the memory of the source; a row may depend on one row around it."""
     height = strip_height(x.shape[1])
 
     def write(i, carry):
-        frames, window = carry  # of old rows, from one above the strip to one below
+        frames, window = carry  # window: old rows, from one above the strip to one below
 
         def read(start, count):
             return jax.lax.dynamic_slice_in_dim(window, start - (i * height - 1), count, 1)
 
         rows = x.make(read, i * height, height).astype(frames.dtype)
         frames = jax.lax.dynamic_update_slice_in_dim(frames, rows, i * height, 1)
-        # Read behind the writing: the compiler would copy the frames for a reader before it.
-        ahead = _read(frames, (i + 1) * height + 1, height)
-        return frames, jnp.concatenate([window[:, -2:], ahead], axis=1)
+        # Read after the write: for a read before it the compiler would copy the frames.
+        below = _read(frames, (i + 1) * height + 1, height)
+        return frames, jnp.concatenate([window[:, -2:], below], axis=1)
 
     carry = (x.source, _read(x.source, -1, height + 2))
     return jax.lax.fori_loop(0, x.shape[1] // height, write, carry)[0]
@@ -151,5 +151,5 @@ def strip_height(rows: int) -> int:
 
 
 def _read(x: jax.Array, start, count: int) -> jax.Array:
-    """Rows of an array, those at its edges repeated."""
+    """Rows of an array; the edge rows are repeated outside it."""
     return jnp.take(x, start + jnp.arange(count), axis=1, mode="clip")

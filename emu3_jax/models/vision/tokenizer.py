@@ -1,10 +1,11 @@
-"""The Emu3 vision tokenizer: pictures and clips to integer codes and back.
+"""The Emu3 vision tokenizer: images and clips to integer codes and back.
 
-A 2-D encoder sees every frame by itself, a thin causal part in time shortens the clip, a quantizer
-(Emu3: the nearest codebook entry) gives each latent its code; the decoder mirrors that, its norms
-conditioned on the entries. A still is a clip of one frame repeated `temporal_downsample_factor`
-times, of which frame 0 comes back: since the 2-D parts treat frames alone they run once for it,
-while the temporal part, whose zero padding makes equal frames differ, runs in full.
+A 2-D encoder processes every frame alone, a small causal part in time shortens the clip, and a
+quantizer (Emu3: the nearest codebook entry) gives each latent its code. The decoder mirrors that;
+its norms are conditioned on the entries. A still is a clip of one frame repeated
+`temporal_downsample_factor` times, and frame 0 of the result is returned. The 2-D parts process
+frames alone, so they run once for a still. The temporal part runs in full: its zero padding makes
+equal frames differ.
 """
 
 from typing import NamedTuple
@@ -31,15 +32,15 @@ __all__ = ["VisionOutput", "VisionTokenizer", "VisionTokenizerConfig"]
 
 
 class VisionOutput(NamedTuple):
-    """What training needs of one pass; t, h, w are the sides of the code grid (t = 1 for a still).
+    """The outputs of one training pass; t, h, w are the code grid's sides (t = 1 for a still).
 
     Attributes:
       pixels: float32, shaped as the input: the reconstruction.
       codes: int32 [B, h, w] for stills, [B, t, h, w] for clips.
       latents: float32 [B, t, h, w, D] before quantisation.
-      vectors: float32 [B, t, h, w, D], the entries of the codes, which were decoded; with the
-        quantizer's gradient.
-      losses: name -> float32 scalar, those of the quantizer; see `quantizers.Quantized`.
+      vectors: float32 [B, t, h, w, D], the decoded entries of the codes, with the quantizer's
+        gradient.
+      losses: name -> float32 scalar, the quantizer's; see `quantizers.Quantized`.
     """
 
     pixels: jax.Array
@@ -50,7 +51,7 @@ class VisionOutput(NamedTuple):
 
 
 def res_block(features: int, config: VisionTokenizerConfig, name: str, x, entries, train: bool):
-    """A ResBlock of this name applied; with `config.remat`, of training its input alone is kept."""
+    """Applies a ResBlock of this name; with `config.remat`, training keeps only its input."""
     if config.remat and train:
         again = nn.remat(ResBlock, static_argnums=(3,))
         return again(features, config, name=name)(strips.whole(x), entries, train)
@@ -72,7 +73,7 @@ class Middle(nn.Module):
 
 
 class Level(nn.Module):
-    """The blocks of one resolution, then the step to the next one, if any."""
+    """The blocks of one resolution, then the resampling to the next one, if any."""
 
     config: VisionTokenizerConfig
     index: int
@@ -116,7 +117,7 @@ class Encoder(nn.Module):
             x = self.frames(x, train)
 
         x = x.reshape(B, T, *x.shape[1:])
-        if T == 1:  # a still; the check of the pixels lets no one-frame clip through
+        if T == 1:  # a still; the check of the pixels refuses clips of one frame
             x = jnp.repeat(x, config.temporal_downsample_factor, axis=1)
         for i in range(config.temporal_halvings):
             x = nn.silu(TemporalDown(config, name=f"time_conv_{i}")(x))
@@ -140,7 +141,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Latents and the entries they came from to frames."""
+    """Latents and their entries to frames."""
 
     config: VisionTokenizerConfig
 
@@ -149,7 +150,7 @@ class Decoder(nn.Module):
         """Two float [B, t, h, w, D] -> [B, T, H, W, C], T = 1 for a still."""
         config = self.config
         B = latents.shape[0]
-        # Both go through the same layers in time as one batch, so BatchNorm sees them together.
+        # Both pass the temporal layers as one batch, so BatchNorm takes joint statistics.
         x = jnp.concatenate([latents, entries.astype(latents.dtype)])
         for i in range(config.num_res_blocks):
             x = TemporalResBlock(config, name=f"time_res_stack_{i}")(x, train)
@@ -176,9 +177,9 @@ class Decoder(nn.Module):
 class VisionTokenizer(nn.Module):
     """Pixels to codes and back; collections "params" and "batch_stats".
 
-    Outside training the running statistics of BatchNorm are used. In training the caller passes
+    Outside training, BatchNorm uses running statistics. In training the caller passes
     mutable=["batch_stats"], and a "dropout" key if the config has dropout. Codes depend on small
-    differences of the latents: for codes that agree with the released model keep dtype float32.
+    differences of the latents: use dtype float32 for codes that agree with the released model.
     """
 
     config: VisionTokenizerConfig
@@ -192,7 +193,7 @@ class VisionTokenizer(nn.Module):
         self.post_quant_conv = CausalConv(config.z_channels, config)
 
     def encode(self, pixels: jax.Array) -> jax.Array:
-        """Codes of pictures or clips.
+        """Codes of images or clips.
 
         Args:
           pixels: float in [-1, 1], [B, H, W, C] for stills or [B, T, H, W, C] for clips.
@@ -211,7 +212,7 @@ class VisionTokenizer(nn.Module):
 
         Args:
           codes: int in [0, codebook_size), [B, h, w] for stills or [B, t, h, w] for clips.
-          train: the decoder is trained on them.
+          train: whether the decoder is trained on them.
 
         Returns:
           float32, about [-1, 1] but not clipped: [B, H, W, C] or [B, t * temporal factor, H, W, C].
@@ -230,7 +231,7 @@ class VisionTokenizer(nn.Module):
         return pixels[:, 0] if still else pixels
 
     def __call__(self, pixels: jax.Array, train: bool = False) -> VisionOutput:
-        """Encodes, quantises and decodes; arguments as `encode`, all that training needs back."""
+        """Encodes, quantises and decodes; arguments as in `encode`."""
         still = pixels.ndim == 4
         latents = self._latents(pixels, train)
         codes, vectors, losses = self.quantize(latents)

@@ -1,15 +1,15 @@
-"""What a vision tokenizer is made of: the frozen description that fixes every shape in it."""
+"""The config of a vision tokenizer, which fixes all of its shapes."""
 
 import dataclasses
 import math
 
 _DTYPES = ("float32", "bfloat16", "float16")
 QUANTIZERS = ("nearest", "cosine", "ibq", "lfq", "fsq")
-# What has a choice of gradients; the others have their own.
+# Quantizers with a choice of gradients; the others have their own.
 _WITH_GRADIENTS = ("nearest", "cosine")
 _MAX_CODES = 2**30  # codes are int32
 COMPUTATION = ("dtype", "param_dtype", "remat")
-"""Fields of the config that say how to compute, not what: no file of weights has them."""
+"""Fields that change how to compute, not what; files of weights do not have them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,22 +27,22 @@ class VisionTokenizerConfig:
       ch: base width of the 2-D networks.
       ch_mult: width of each level as a multiple of `ch`, highest resolution first; every level
         but the last halves the height and the width.
-      num_res_blocks: residual blocks a level in the encoder, one more in the decoder; also the
-        number of temporal residual blocks in each of the two, as the released code reads it.
-      attn_resolutions: the levels (indices into `ch_mult`, as the released code reads them)
-        with attention.
+      num_res_blocks: residual blocks per level in the encoder, one more in the decoder; also the
+        number of temporal residual blocks in each of the two, as in the released code.
+      attn_resolutions: the levels with attention (indices into `ch_mult`, as in the released
+        code).
       dropout: rate inside the residual blocks while training.
       norm_groups: groups of every GroupNorm; 32 in the released code.
       quantizer: "nearest" as Emu3 has it; "cosine", the same on the unit sphere; "ibq", the largest
-        inner product with gradients for all entries; "lfq", one bit a dimension, and "fsq", a few
-        levels a dimension, both without a table. See `models/quantizers`.
+        inner product with gradients for all entries; "lfq", one bit per dimension, and "fsq", a
+        few levels per dimension, both without a table. See `models.vision.quantizers`.
       gradient: "straight_through" as Emu3's, or "rotation" (with "nearest" and "cosine").
       fsq_levels: for "fsq", the levels of each of the `embed_dim` dimensions; their product is
         `codebook_size`.
       dtype: compute type of the networks. The search for the nearest entry is always float32.
       param_dtype: type in which the parameters are created.
-      remat: training keeps the input of each residual block of frames and computes what is inside
-        again in the backward pass; else all that the gradient needs is kept.
+      remat: training keeps only the input of each residual block of frames and computes the rest
+        again in the backward pass; else it keeps all that the gradient needs.
     """
 
     codebook_size: int = 32768
@@ -141,8 +141,8 @@ class VisionTokenizerConfig:
             )
         if self.quantizer == "lfq" and self.codebook_size != 2**self.embed_dim:
             raise ValueError(
-                "quantizer = 'lfq' has one bit a dimension, so codebook_size must be 2^embed_dim = "
-                f"{2**self.embed_dim}, found {self.codebook_size}."
+                "quantizer = 'lfq' has one bit per dimension, so codebook_size must be "
+                f"2^embed_dim = {2**self.embed_dim}, found {self.codebook_size}."
             )
         self._check_fsq_levels()
 

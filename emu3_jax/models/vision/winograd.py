@@ -2,8 +2,8 @@
 
 Lavin & Gray 2016, "Fast Algorithms for Convolutional Neural Networks", F(2x2, 3x3): a tile of 2 x 2
 results needs 16 products for each pair of channels instead of 36, between 4 x 4 sums of inputs and
-4 x 4 sums of weights; sums of these products are the results. Sums are in another order, and as
-exact as the direct ones. Where it is used: `cpu.winograd_pays`.
+4 x 4 sums of weights; sums of these products are the results. The sums have another order, but the
+same accuracy as direct ones. `cpu.winograd_pays` decides where it is used.
 """
 
 import jax
@@ -11,12 +11,12 @@ import jax.numpy as jnp
 
 from emu3_jax.models.language.layers import precision
 
-# Places of a strip, whose sixteen transforms then lie in the cache: measured at 32 to 256 columns.
+# Positions in a strip: its sixteen transforms fit into the cache (measured at 32 to 256 columns).
 STRIP = 4096
 
 
 def conv_3x3(x: jax.Array, kernel: jax.Array, padding) -> jax.Array:
-    """The convolution at step 1, strip by strip. Not to be differentiated: see `convolution`.
+    """The convolution with stride 1, strip by strip. Do not differentiate it: see `convolution`.
 
     Args:
       x: float32 [F, H, W, I].
@@ -35,8 +35,8 @@ def conv_3x3(x: jax.Array, kernel: jax.Array, padding) -> jax.Array:
     strips = -(-height // (2 * rows))
     sizes = (2 * rows * strips - height, 2 * columns - width)
     ends = [(start, end + more) for (start, end), more in zip(padding, sizes, strict=True)]
-    # The compiler would make the weights of all layers first, and hold them. A zero that it does
-    # not know (nothing is below minus infinity) lets them wait for what they are multiplied with.
+    # The compiler would compute the weights of all layers first, and hold them. A zero that it
+    # cannot fold (nothing is below minus infinity) makes them wait for the input of their layer.
     some = x[0, 0, 0, 0]
     zero = (some < -jnp.inf).astype(x.dtype)
     weights = [_weight_sums(row) for row in _weight_sums(kernel + zero)]
@@ -47,10 +47,10 @@ def conv_3x3(x: jax.Array, kernel: jax.Array, padding) -> jax.Array:
         window = jax.lax.dynamic_slice(x, (frame, top, 0, 0), size)
         window = window.reshape(rows + 1, 2, columns + 1, 2, -1)
 
-        def places(i, j):  # row i and column j of the inputs of every tile
+        def tile_inputs(i, j):  # row i and column j of the inputs of every tile
             return window[i // 2 : i // 2 + rows, i % 2, j // 2 : j // 2 + columns, j % 2]
 
-        inputs = [_input_sums([places(i, j) for j in range(4)]) for i in range(4)]
+        inputs = [_input_sums([tile_inputs(i, j) for j in range(4)]) for i in range(4)]
         inputs = [_input_sums(column) for column in zip(*inputs, strict=True)]
         sums = []
         for j in range(4):
@@ -65,7 +65,7 @@ def conv_3x3(x: jax.Array, kernel: jax.Array, padding) -> jax.Array:
         frame, top = i // strips, i % strips * 2 * rows
         return jax.lax.dynamic_update_slice(y, strip(frame, top), (frame, top, 0, 0))
 
-    # Zeros would be one constant of all such loops, held from the first to the last and copied.
+    # Zeros would be one constant shared by all such loops: held throughout, and copied.
     y = jnp.full((frames, 2 * rows * strips, 2 * columns, kernel.shape[-1]), some)
     y = jax.lax.fori_loop(0, frames * strips, write, y)
     return y[:, :height, :width]

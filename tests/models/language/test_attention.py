@@ -111,7 +111,7 @@ def test_dropout_on_probabilities_keeps_the_mean(name):
     # The first token of a document sees itself alone: its output is 0 or twice the value.
     first = samples[:, 0, 0, 0] / v[0, 0, 0]
     assert set(np.unique(first.round(4))) == {0.0, 2.0}
-    # Five standard errors of the mean of 500 draws, for each of 768 places by its own spread.
+    # Five standard errors of the mean of 500 draws, for each of 768 positions by its own spread.
     error = np.abs(samples.mean(0) - reference(q, k, v, segments))
     assert (error <= 5 * samples.std(0) / np.sqrt(500) + 1e-6).all()
 

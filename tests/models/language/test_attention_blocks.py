@@ -131,7 +131,7 @@ def test_remat_keeps_what_the_backward_pass_needs(attend, primitive, once):
     assert calls("full") == once + 1
 
 
-def test_what_is_dropped_follows_from_its_place():
+def test_what_is_dropped_follows_from_its_position():
     key, rate = jax.random.key(1), 0.4
     whole = probability_dropout.kept(key, rate, jnp.arange(2), jnp.arange(3), jnp.arange(9), 0, 30)
     assert whole.shape == (2, 3, 9, 30)

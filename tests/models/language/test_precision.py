@@ -1,4 +1,4 @@
-"""float32 means float32: accelerators would round the inputs of a product that does not say so."""
+"""float32 means float32: by default, accelerators round the inputs of a product."""
 
 import re
 

@@ -13,18 +13,18 @@ MESHES = {2: MeshConfig(data=2, context=2, fsdp=1, tensor=2), 8: MeshConfig(cont
 
 
 def test_a_device_holds_a_chunk_and_its_mirror_image():
-    assert zigzag.places(16, 4).reshape(4, 4).tolist() == [
+    assert zigzag.row_positions(16, 4).reshape(4, 4).tolist() == [
         [0, 1, 14, 15],
         [2, 3, 12, 13],
         [4, 5, 10, 11],
         [6, 7, 8, 9],
     ]
-    np.testing.assert_array_equal(zigzag.places(6, 1), np.arange(6))
+    np.testing.assert_array_equal(zigzag.row_positions(6, 1), np.arange(6))
 
 
 @pytest.mark.parametrize("devices", [2, 4, 16])
 def test_every_device_sees_as_many_keys(devices):
-    keys = 1 + zigzag.places(8 * devices, devices).reshape(devices, -1)
+    keys = 1 + zigzag.row_positions(8 * devices, devices).reshape(devices, -1)
     assert len(set(keys.sum(axis=1))) == 1
 
 
@@ -33,7 +33,7 @@ def test_there_and_back(devices):
     x = jnp.arange(4 * 32 * 3).reshape(4, 32, 3)
     with jax.set_mesh(sharding.make_mesh(MESHES[devices])):
         there = jax.jit(zigzag.enter)(x)
-        np.testing.assert_array_equal(there, x[:, zigzag.places(32, devices)])
+        np.testing.assert_array_equal(there, x[:, zigzag.row_positions(32, devices)])
         np.testing.assert_array_equal(jax.jit(zigzag.leave)(there), x)
     np.testing.assert_array_equal(zigzag.natural_order(there, devices, axis=1), x)
 

@@ -80,7 +80,7 @@ def test_sizes_of_the_logits_and_one_set_of_weights_for_all_lengths(shape, expec
         assert nn.unbox(of_four) == nn.unbox(variables)
 
 
-def test_a_picture_is_judged_alone_and_frames_of_a_clip_together():
+def test_an_image_is_judged_alone_and_frames_of_a_clip_together():
     x = np.random.default_rng(0).uniform(-1, 1, (2, 4, 12, 12, 3)).astype(np.float32)
     model = PatchDiscriminator(TINY)
     for pixels in (x[:, 0], x):
@@ -169,7 +169,7 @@ def test_a_wrong_config(change, message):
     [
         ((1, 23, 64, 3), "23x64 pixels are too small .* layers = 3: it needs at least 24x24"),
         ((1, 4, 64, 8, 3), "64x8 pixels are too small"),
-        ((24, 24, 3), r"pictures \[B, H, W, 3\] or clips .* found an array of shape \[24, 24, 3\]"),
+        ((24, 24, 3), r"images \[B, H, W, 3\] or clips .* found an array of shape \[24, 24, 3\]"),
         ((1, 24, 24, 4), "found an array of shape"),
     ],
 )

@@ -38,7 +38,7 @@ def test_the_norms_of_the_decoder_start_as_plain_ones():
 
 
 @pytest.mark.parametrize("channels", [4, 5, 16])
-def test_time_starts_as_an_identity_for_pictures_that_stand_still(channels):
+def test_time_starts_as_an_identity_for_still_images(channels):
     """silu(y) - silu(-y) = y carries the means through every activation."""
     frame = _normal((1, 1, 3, 3, channels))
     half = channels // 2

@@ -52,7 +52,7 @@ def test_gradients_are_the_direct_ones():
                 lambda x, k: direct(x, k, 1, padding),
             )
         )
-        # The cosine of results that are rounded otherwise, summed over up to 126 places.
+        # The cosine of results that are rounded otherwise, summed over up to 126 positions.
         np.testing.assert_allclose(found, expected, atol=2e-4)
 
 

@@ -27,15 +27,15 @@ KEY = jax.random.key(0)
 ONE_DEVICE = sharding.make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
 
 
-PLAIN, CARE = VisionLossConfig(), CodebookConfig()
+PLAIN, MAINTENANCE = VisionLossConfig(), CodebookConfig()
 
 
-def _task(loss=PLAIN, steps=100, care=CARE, model=MODEL, **counts):
+def _task(loss=PLAIN, steps=100, codebook=MAINTENANCE, model=MODEL, **counts):
     groups = (
         PixelGroup("stills", "stills", 8, counts.get("stills", 8)),
         PixelGroup("clips", "clips", 8, counts.get("clips", 8), 2),
     )
-    return vision_task(model, PixelConfig("unused", groups=groups), loss, steps, care)
+    return vision_task(model, PixelConfig("unused", groups=groups), loss, steps, codebook)
 
 
 def _batch(kinds=("stills", "clips"), seed=0):
@@ -70,7 +70,8 @@ def _put(task, mesh, batch):
 
 
 REVIVING = _task(
-    VisionLossConfig(**WEIGHTS, clips=0.5), care=CodebookConfig(revive_every=2, revive_below=0.5)
+    VisionLossConfig(**WEIGHTS, clips=0.5),
+    codebook=CodebookConfig(revive_every=2, revive_below=0.5),
 )
 SGD = optax.sgd(0.05)
 
@@ -216,7 +217,7 @@ def test_kernels_lie_in_pieces_and_are_gathered_once_a_step_and_no_frame_is(on_e
     for one in hlo.collectives(train_step.as_text()):
         if one.kind == "all-gather":
             gathered[one.shape] += one.times
-    latents = (8 * 8 * 8, MODEL.embed_dim)  # a group's, for the care of the codebook
+    latents = (8 * 8 * 8, MODEL.embed_dim)  # a group's, for codebook maintenance
     assert gathered.pop(latents) == 2
     assert gathered == collections.Counter(x.shape for x in kernels)
 

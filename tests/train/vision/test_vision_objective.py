@@ -66,9 +66,9 @@ def _full(vgg, **changes) -> VisionLossConfig:
     return VisionLossConfig(**(settings | changes))
 
 
-def _task(loss, groups=(STILLS,), model=MODEL, **care):
+def _task(loss, groups=(STILLS,), model=MODEL, **codebook):
     data = PixelConfig("unused", groups=groups)
-    return vision_task(model, data, loss, 100, CodebookConfig(**care))
+    return vision_task(model, data, loss, 100, CodebookConfig(**codebook))
 
 
 def _state(task, optimizer) -> TrainState:

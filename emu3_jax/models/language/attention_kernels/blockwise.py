@@ -1,10 +1,10 @@
-"""Attention a block of queries and a block of keys at a time, in plain JAX.
+"""Attention in blocks of queries and keys, in plain JAX.
 
-The forward pass keeps a running maximum, sum and weighted sum for each query (online softmax); it
-stores the output and the log of the sum, and the backward pass computes the scores of each block
-once more from them (FlashAttention-2, arXiv 2307.08691, algorithms 1 and 2). So memory grows with
-S, not S^2. The blocks above the diagonal are not in the list of blocks to visit; those where no
-query and key share a document are visited and left at once.
+The forward pass keeps a running maximum, sum and weighted sum for each query (online softmax). It
+stores the output and the log of the sum, from which the backward pass computes the scores of each
+block again (FlashAttention-2, arXiv 2307.08691, algorithms 1 and 2). So memory grows with S, not
+S^2. Blocks above the diagonal are not in the list of blocks to visit. Blocks in which no query and
+key share a document are visited, but not computed.
 """
 
 import functools
@@ -22,21 +22,21 @@ from emu3_jax.models.language.attention_kernels.reference import MASKED
 
 
 class Blocks(NamedTuple):
-    """What the loops over blocks share, besides queries, keys and values.
+    """Arrays that the loops over blocks share, besides queries, keys and values.
 
     I blocks of Q queries each, J blocks of T keys each, P pairs to visit.
 
     Attributes:
-        pairs_P2: int32, index of a query block and of a key block; J stands for a block behind the
-            last, which no query sees.
-        places_IQ: int32, place of each query in its row.
+        pairs_P2: int32, index of a query block and of a key block; J is a block after the last
+            one, to which no query attends.
+        positions_IQ: int32, position of each query in its row.
         q_segments_IBQ, k_segments_JBT: document of each query and key, 0 for padding.
-        part: of the whole batch, for dropout.
+        part: the device's part of the whole batch, for dropout.
         key: for dropout, or None.
     """
 
     pairs_P2: jax.Array
-    places_IQ: jax.Array
+    positions_IQ: jax.Array
     q_segments_IBQ: jax.Array
     k_segments_JBT: jax.Array
     part: Part
@@ -56,9 +56,9 @@ def blockwise(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, dropout=0.0, dropout_key=N
 def pairs(chunk_starts, chunk: int, q_size: int, k_size: int) -> np.ndarray:
     """Blocks to visit on each device, int32 [devices, P, 2].
 
-    A chunk of queries is cut into ceil(chunk / q_size) blocks; a block needs the key blocks up to
-    the one of its last query. Lists that are shorter than others (which can only be where blocks
-    do not fill chunks) end with pairs that no query sees.
+    A chunk of queries is split into ceil(chunk / q_size) blocks. A block needs the key blocks up to
+    that of its last query. Shorter lists (possible only if blocks do not fill chunks) are padded
+    with pairs to which no query attends.
     """
     blocks = -(-chunk // q_size)
     lists = []
@@ -72,7 +72,7 @@ def pairs(chunk_starts, chunk: int, q_size: int, k_size: int) -> np.ndarray:
 
 
 def _attend(q_BSNH, k_BTKH, v_BTKH, q_segments, k_segments, part: Part, key, *, rate, block):
-    """See `over_mesh`: cuts one device's part into blocks and puts the result together."""
+    """Attention of one device's part, in blocks; arguments as in `over_mesh`."""
     batch, queries, heads, dim = q_BSNH.shape
     length, kv_heads = k_BTKH.shape[1:3]
     chunks = part.chunk_starts.shape[1]
@@ -89,7 +89,7 @@ def _attend(q_BSNH, k_BTKH, v_BTKH, q_segments, k_segments, part: Part, key, *, 
 
     blocks = Blocks(
         jnp.asarray(pairs(part.chunk_starts, chunk, q_size, k_size))[part.device],
-        cut(part.places(queries)[None], chunks, q_size)[:, 0],
+        cut(part.positions(queries)[None], chunks, q_size)[:, 0],
         cut(q_segments, chunks, q_size),
         cut(k_segments, 1, k_size),
         part._replace(chunk_starts=None),
@@ -137,7 +137,7 @@ def _forward(q, k, v, blocks: Blocks, rate):
         jnp.zeros(q.shape[:-1], jnp.float32),
     )
     (total, top, norm), _ = jax.lax.scan(visit, start, blocks.pairs_P2)
-    norm = jnp.where(norm > 0.0, norm, 1.0)  # padding sees nothing and stays zero
+    norm = jnp.where(norm > 0.0, norm, 1.0)  # padding attends to nothing and stays zero
     return (total / norm[..., None]).astype(q.dtype), top + jnp.log(norm)
 
 
@@ -150,7 +150,7 @@ def _attention_forward(q, k, v, blocks, rate):
 
 def _attention_backward(rate, residuals, d_out):
     q, k, v, blocks, out, log_sum = residuals
-    # Of the softmax: what each query's probabilities pull at, summed over its keys.
+    # Softmax gradient: sum over keys of probability x its cotangent, for each query.
     pull = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     scale = q.shape[-1] ** -0.5
 
@@ -186,7 +186,7 @@ _attention.defvjp(_attention_forward, _attention_backward)
 
 
 def _at(blocks, index):
-    """Block number `index`; the last one where that is behind the end."""
+    """Block number `index`; the last block if that is past the end."""
     return jax.lax.dynamic_index_in_dim(blocks, index, keepdims=False)
 
 
@@ -205,9 +205,9 @@ def _product(formula, a, b):
 
 
 def _mask(blocks: Blocks, i, j):
-    """bool [B, 1, 1, Q, T]: which queries of block i see which keys of block j."""
+    """bool [B, 1, 1, Q, T]: which queries of block i attend to which keys of block j."""
     q_segments_BQ, k_segments_BT = _at(blocks.q_segments_IBQ, i), _at(blocks.k_segments_JBT, j)
-    queries_Q = _at(blocks.places_IQ, i)
+    queries_Q = _at(blocks.positions_IQ, i)
     keys_T = j * k_segments_BT.shape[1] + jnp.arange(k_segments_BT.shape[1])
     same = q_segments_BQ[:, :, None] == k_segments_BT[:, None, :]
     real = (q_segments_BQ != 0)[:, :, None]
@@ -215,14 +215,14 @@ def _mask(blocks: Blocks, i, j):
 
 
 def _keep(blocks: Blocks, i, j, shape, rate):
-    """float32 of `shape` [B, K, G, Q, T]: 0 where dropped, else the scale of what is kept."""
+    """float32 of `shape` [B, K, G, Q, T]: 0 where dropped, else the scale of kept probabilities."""
     batch, kv_heads, groups, _, keys = shape
     kept = probability_dropout.kept(
         blocks.key,
         rate,
         blocks.part.first_row + jnp.arange(batch),
         blocks.part.first_head + jnp.arange(kv_heads * groups),
-        _at(blocks.places_IQ, i),
+        _at(blocks.positions_IQ, i),
         j * keys,
         keys,
     )

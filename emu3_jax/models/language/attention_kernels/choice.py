@@ -1,4 +1,4 @@
-"""The implementations by name, and the rule that picks one."""
+"""The attention implementations by name, and the choice among them."""
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +17,10 @@ IMPLEMENTATIONS = {
     "cudnn": cudnn,
 }
 """Name -> f(q [B,S,N,H], k [B,S,K,H], v [B,S,K,H], segment_ids [B,S], dropout, dropout_key)
--> [B,S,N,H]. Padding, segment 0, gives zeros. They run under the mesh that is set."""
+-> [B,S,N,H]. Padding, segment 0, gives zeros. They run on the mesh that is set."""
 
 ZIGZAG = ("blockwise", "splash")
-"""Those that cut rows over `context` themselves, and want them in zigzag order there."""
+"""Those that shard rows over `context` themselves and need them in zigzag order there."""
 
 WITHOUT_DROPOUT = ("splash", "cudnn")
 """Those that cannot drop probabilities."""
@@ -29,14 +29,14 @@ MACHINES = {"splash": "tpu", "cudnn": "gpu"}
 """Those that run on one kind of machine."""
 
 SHORT = 1024
-"""Rows up to which the whole score matrix (4 MiB a head) is as good as blocks of it."""
+"""Longest rows for which the whole score matrix (4 MiB per head) is as good as blocks of it."""
 
 LONGEST_MASK = 16_384
-"""Rows up to which cuDNN's mask is small (512 MiB)."""
+"""Longest rows for which cuDNN's mask is small (512 MiB)."""
 
 
 def check(name: str, dropout: float, dtype) -> None:
-    """ValueError if `model.attention=name` cannot do what the rest of the config asks for."""
+    """ValueError if `model.attention=name` does not support the rest of the config."""
     if name in WITHOUT_DROPOUT and dropout > 0.0:
         raise ValueError(
             f"model.attention={name!r} has no dropout on probabilities, found {dropout}: set "
@@ -49,7 +49,7 @@ def check(name: str, dropout: float, dtype) -> None:
 
 
 def check_mesh(name: str, machine: str, context: int) -> None:
-    """ValueError if `model.attention=name` does not run on such devices, `context` to a row."""
+    """ValueError if `model.attention=name` does not run on these devices, `context` per row."""
     needed = MACHINES.get(name, machine)
     if needed != machine:
         raise ValueError(
@@ -64,12 +64,12 @@ def check_mesh(name: str, machine: str, context: int) -> None:
 
 
 def choose(name: str, length: int, dropout: float, dtype) -> str:
-    """The implementation for rows of `length` tokens where `model.attention=name`.
+    """The implementation for rows of `length` tokens with `model.attention=name`.
 
-    "auto", by rows, dropout on probabilities, type and the mesh that is set:
+    "auto" depends on row length, dropout on probabilities, type and the mesh that is set:
 
     on a TPU, no dropout, bfloat16          splash
-    on a GPU, no dropout, bfloat16 or float16, up to 16,384 tokens, rows not cut: cudnn
+    on a GPU, no dropout, bfloat16 or float16, up to 16,384 tokens, rows not sharded: cudnn
     else, up to 1,024 tokens                reference
     else                                    blockwise
     """
@@ -89,5 +89,5 @@ def choose(name: str, length: int, dropout: float, dtype) -> str:
 
 
 def zigzag_devices(name: str, length: int, dropout: float, dtype) -> int:
-    """Devices that share a row in zigzag order; 1 where rows keep their own. See `choose`."""
+    """Devices that share a row in zigzag order; 1 if rows keep their order. See `choose`."""
     return zigzag.parts(length) if choose(name, length, dropout, dtype) in ZIGZAG else 1

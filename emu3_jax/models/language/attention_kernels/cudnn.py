@@ -1,8 +1,8 @@
 """cuDNN's fused attention, through `jax.nn.dot_product_attention`.
 
-It keeps no scores, but it knows documents only as a mask, which costs 2 S^2 bytes a row in bfloat16
-(shared by all heads), and its kernel computes what the mask then hides; above the diagonal it
-computes nothing. It has no dropout on probabilities here and cannot cut rows over `context`.
+It stores no scores. It takes documents as a mask, which costs 2 S^2 bytes per row in bfloat16
+(shared by all heads). Its kernel computes masked scores as well, but nothing above the diagonal. It
+has no dropout on probabilities here and cannot shard rows over `context`.
 """
 
 import jax
@@ -16,7 +16,7 @@ def cudnn(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, dropout=0.0, dropout_key=None)
     del dropout_key
     if dropout > 0.0:
         raise ValueError("attention='cudnn' has no dropout on probabilities; use 'blockwise'")
-    # Padding sees padding, for a query that sees nothing has no softmax.
+    # Padding attends to padding: a query that attends to nothing has no softmax.
     same_BST = segment_ids_BS[:, :, None] == segment_ids_BS[:, None, :]
     out = jax.nn.dot_product_attention(
         q_BSNH,

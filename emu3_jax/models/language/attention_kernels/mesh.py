@@ -1,10 +1,10 @@
 """Runs an attention over the mesh: each device for its own rows, heads and queries.
 
-The compiler cannot cut a Pallas kernel, nor a loop over blocks of a row, so this is done by hand.
-Rows are cut over the mesh axes of "batch", heads over those of "heads". Where a row is cut over
-`context` as well, its tokens come in zigzag order (zigzag.py): a device keeps the queries of its
-two chunks and gathers the keys and values of whole rows, which grouped-query attention keeps
-small. The transpose of that gather adds the gradients up where the keys came from.
+The compiler cannot shard a Pallas kernel or a loop over blocks of a row, so this is done by hand.
+The batch is sharded over the mesh axes of "batch", heads over those of "heads". If rows are sharded
+over `context` as well, their tokens are in zigzag order (zigzag.py): a device keeps the queries of
+its two chunks and gathers the keys and values of whole rows, which grouped-query attention keeps
+small. The transpose of that gather sums the gradients on the devices of the keys.
 """
 
 from typing import NamedTuple
@@ -19,13 +19,13 @@ from emu3_jax.sharding import mesh_axes, partition_spec
 
 
 class Part(NamedTuple):
-    """Which part of the whole batch a device holds.
+    """The part of the whole batch that a device holds.
 
     Attributes:
-        chunk_starts: int32 [devices, chunks], first place of each chunk of queries, for every
-            device of `context`; one device has one chunk.
-        device: index into them.
-        first_row, first_head: of the whole batch and of all heads.
+        chunk_starts: int32 [devices, chunks], first position of each chunk of queries, for every
+            device of `context`; a single device has one chunk.
+        device: index into `chunk_starts`.
+        first_row, first_head: index of the first row in the batch and of the first head.
     """
 
     chunk_starts: np.ndarray
@@ -33,8 +33,8 @@ class Part(NamedTuple):
     first_row: jax.Array | int
     first_head: jax.Array | int
 
-    def places(self, queries: int) -> jax.Array:
-        """Place in the row of each of the device's queries, int32 [queries]."""
+    def positions(self, queries: int) -> jax.Array:
+        """Position in the row of each of the device's queries, int32 [queries]."""
         starts = jnp.asarray(self.chunk_starts)[self.device]
         chunk = jnp.arange(queries // starts.size, dtype=jnp.int32)
         return (starts[:, None] + chunk).reshape(-1)
@@ -43,8 +43,8 @@ class Part(NamedTuple):
 def over_mesh(attend, q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, key=None) -> jax.Array:
     """attend(q, k, v, q_segments, k_segments, part, key) for the part of each device.
 
-    There q [B, S, N, H] and q_segments [B, S] are what the device holds, k, v [B, T, K, H] and
-    k_segments [B, T] whole rows in their own order. Returns [B, S, N, H].
+    In `attend`, q [B, S, N, H] and q_segments [B, S] are the device's part; k, v [B, T, K, H] and
+    k_segments [B, T] are whole rows in their natural order. Returns [B, S, N, H].
     """
     mesh = jax.sharding.get_abstract_mesh()
     length = q_BSNH.shape[1]
@@ -54,7 +54,7 @@ def over_mesh(attend, q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, key=None) -> jax.A
         part = Part(starts, 0, 0, 0)
         return attend(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, segment_ids_BS, part, key)
 
-    # As in `sharding.constrain`, a dimension of size 1 is left whole.
+    # As in `sharding.constrain`, a dimension of size 1 is not sharded.
     batch = "batch" if q_BSNH.shape[0] > 1 else None
     sequence = "sequence" if length > 1 else None
     heads = "heads" if q_BSNH.shape[2] > 1 else None
@@ -79,7 +79,7 @@ def over_mesh(attend, q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, key=None) -> jax.A
         local,
         in_specs=(q_spec, kv_spec, kv_spec, row_spec, PartitionSpec()),
         out_specs=q_spec,
-        check_vma=False,  # Pallas kernels do not say over which axes their results vary
+        check_vma=False,  # Pallas kernels do not declare over which axes their results vary
     )(q_BSNH, k_BSKH, v_BSKH, segment_ids_BS, key)
 
 

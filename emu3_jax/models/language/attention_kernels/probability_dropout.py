@@ -1,8 +1,8 @@
-"""Dropout on attention probabilities: whether one is kept depends on its place alone.
+"""Dropout on attention probabilities: whether one is kept depends on its position alone.
 
-Row, head, query and key count from the start of the whole batch, so an implementation may visit
-probabilities in any order and any blocks, on any mesh, and draws the same mask each time; the
-backward pass draws it again rather than storing S^2 of it.
+Row, head, query and key count from the start of the whole batch. An implementation may therefore
+visit probabilities in any order and any blocks, on any mesh, and always draws the same mask. The
+backward pass draws it again instead of storing S^2 values.
 """
 
 import jax
@@ -15,7 +15,7 @@ TILE = 8
 
 
 def scale(rate: float) -> float:
-    """What a kept probability is multiplied with."""
+    """The factor of a kept probability."""
     return 256 / (256 - dropped_bytes(rate))
 
 
@@ -24,9 +24,9 @@ def kept(key, rate: float, rows_B, heads_N, queries_Q, first_key, keys: int) -> 
 
     Args:
         key: of the layer and step.
-        rate: share to drop, met to 1/512 as by `layers.dropout`.
-        rows_B, heads_N, queries_Q: int, places in the whole batch.
-        first_key, keys: the keys at places first_key, first_key + 1, ... of the row.
+        rate: share to drop, accurate to 1/512 as in `layers.dropout`.
+        rows_B, heads_N, queries_Q: int, positions in the whole batch.
+        first_key, keys: the keys at positions first_key, first_key + 1, ... of the row.
     """
 
     def fold(keys, numbers):
@@ -35,7 +35,7 @@ def kept(key, rate: float, rows_B, heads_N, queries_Q, first_key, keys: int) -> 
             each = jax.vmap(each, (0, None))
         return each(keys, numbers)
 
-    # One tile more than the keys fill, for keys that begin inside a tile.
+    # One tile more than the keys fill: the first key may be inside a tile.
     tiles = first_key // TILE + jnp.arange(-(-keys // TILE) + 1)
     folded = fold(fold(fold(fold(key, rows_B), heads_N), queries_Q), tiles)
     words = jax.random.key_data(folded)[..., :2]

@@ -1,10 +1,10 @@
-"""The Pallas kernels for TPU that come with JAX ("splash" attention), on a schedule of our own.
+"""The Pallas kernels for TPU that come with JAX ("splash" attention), with our own schedule.
 
-The kernels visit blocks of queries and keys and consult two small tables: whether a block is to be
-computed at all, and which one to load next. JAX fills the tables from a mask that is known when the
-program is built. Here they are filled while it runs, from the places and documents of the tokens:
-a block above the diagonal, or without a document in common, is neither loaded nor computed. Inside
-a block the kernel itself compares places and documents.
+The kernels visit blocks of queries and keys and read two small tables: whether a block is computed
+at all, and which one to load next. JAX fills the tables from a mask that is known at trace time.
+Here they are filled at run time, from the positions and documents of the tokens: a block above the
+diagonal, or without a document in common, is neither loaded nor computed. Inside a block the kernel
+compares positions and documents.
 
 The kernels have no dropout on probabilities.
 """
@@ -30,11 +30,11 @@ def splash(
 ):
     """Attention in fast memory on a TPU; arguments as in IMPLEMENTATIONS.
 
-    Queries are scaled before the product and rounded once more, not the scores after it. Products
-    of float32 inputs have the precision that `jax_default_matmul_precision` names.
+    Queries, not scores, are scaled, and then rounded once more. Products of float32 inputs have the
+    precision of `jax_default_matmul_precision`.
 
     Args:
-        interpret: run the kernels' meaning on any machine, slowly.
+        interpret: run the kernels in Pallas's interpreter, slowly, on any machine.
     """
     del dropout_key
     if dropout > 0.0:
@@ -44,20 +44,20 @@ def splash(
 
 
 def _attend(q_BSNH, k_BTKH, v_BTKH, q_segments, k_segments, part: Part, key, *, interpret):
-    """See `over_mesh`. The rows of a device stand behind one another, as if they were one."""
+    """Attention of one device's part, its rows concatenated; arguments as in `over_mesh`."""
     del key
     batch, queries, heads, dim = q_BSNH.shape
     q_block = _block(queries // part.chunk_starts.shape[1])
     k_block = _block(k_BTKH.shape[1])
 
-    # Queries that fill the last block see what the last query sees: a query that sees nothing has
-    # no softmax. Keys that fill the last block stand behind all queries.
+    # Queries that pad the last block attend to the same keys as the last query, since a query that
+    # attends to nothing has no softmax. Keys that pad the last block come after all queries.
     scaled = q_BSNH.astype(jnp.float32) * dim**-0.5
     q = _join(scaled.astype(q_BSNH.dtype), q_block)
     k, v = _join(k_BTKH, k_block), _join(v_BTKH, k_block)
     segments = _fill(q_segments, q_block), _fill(k_segments, k_block)
-    places = _fill(part.places(queries)[None], q_block)[0]
-    by_queries, by_keys = _schedule(places, *segments, q_block, k_block)
+    positions = _fill(part.positions(queries)[None], q_block)[0]
+    by_queries, by_keys = _schedule(positions, *segments, q_block, k_block)
     kernel = kernels.SplashAttentionKernel(
         by_queries,
         by_queries,
@@ -89,7 +89,7 @@ def _fill(x_BS, block: int):
 
 
 def _join(x_BSNH, block: int):
-    """[B, S, N, H] -> [N, rows filled up and behind one another, H]."""
+    """[B, S, N, H] -> [N, padded rows concatenated, H]."""
     x = jnp.moveaxis(_fill(x_BSNH, block), 2, 0)
     return x.reshape(x.shape[0], -1, x.shape[-1])
 
@@ -98,18 +98,18 @@ def _causal(queries, keys):
     return queries >= keys
 
 
-def _schedule(places_S, q_segments_BS, k_segments_BT, q_block, k_block):
-    """The kernel's tables for rows behind one another, I blocks of queries and J of keys each.
+def _schedule(positions_S, q_segments_BS, k_segments_BT, q_block, k_block):
+    """The kernel's tables for concatenated rows of I blocks of queries and J of keys each.
 
     Returns:
         MaskInfo for the kernels that visit, for each block of queries, the J blocks of keys of
         its row, and for the one that visits, for each block of keys, the I blocks of queries.
-        Tables are int32 [1, B I, J] and [1, I, B J]; blocks are numbered through all rows.
+        Tables are int32 [1, B I, J] and [1, I, B J]; block numbers count through all rows.
     """
     batch, length = k_segments_BT.shape
-    last_query_I = jnp.max(places_S.reshape(-1, q_block), axis=1)
+    last_query_I = jnp.max(positions_S.reshape(-1, q_block), axis=1)
     first_key_J = jnp.arange(length // k_block) * k_block
-    # Ranges of documents; a range may take in documents that are not there, never leave one out.
+    # Ranges of documents; a range may include absent documents, but never omits one.
     q_first_BI, q_last_BI = _range(q_segments_BS, q_block)
     k_first_BJ, k_last_BJ = _range(k_segments_BT, k_block)
     in_common = (q_first_BI[:, :, None] <= k_last_BJ[:, None]) & (
@@ -118,8 +118,8 @@ def _schedule(places_S, q_segments_BS, k_segments_BT, q_block, k_block):
     computed_BIJ = (last_query_I[:, None] >= first_key_J) & in_common
 
     def load(axis):
-        """Number of each block to visit; one that is not computed stands for the first that is,
-        so that nothing new is loaded for it."""
+        """Number of each block to load; for a block that is not computed, the first one that is,
+        so that nothing new is loaded."""
         own = jax.lax.broadcasted_iota(jnp.int32, computed_BIJ.shape, axis)
         first = jnp.argmax(computed_BIJ, axis=axis, keepdims=True).astype(jnp.int32)
         row = jax.lax.broadcasted_iota(jnp.int32, computed_BIJ.shape, 0)
@@ -131,8 +131,8 @@ def _schedule(places_S, q_segments_BS, k_segments_BT, q_block, k_block):
     def by_keys(x_BIJ):
         return jnp.swapaxes(x_BIJ, 0, 1).reshape(1, last_query_I.size, -1)
 
-    # The kernels count keys through all rows, so queries are counted in the same way.
-    count = (jnp.arange(batch, dtype=jnp.int32)[:, None] * length + places_S).reshape(-1)
+    # The kernels count keys through all rows, so queries are counted alike.
+    count = (jnp.arange(batch, dtype=jnp.int32)[:, None] * length + positions_S).reshape(-1)
     mask = computed_BIJ.astype(jnp.int32)
     return (
         MaskInfo(by_queries(load(axis=2)), None, by_queries(mask), None, count),
@@ -141,7 +141,7 @@ def _schedule(places_S, q_segments_BS, k_segments_BT, q_block, k_block):
 
 
 def _range(segments_BS, block):
-    """Lowest and highest document of each block; padding counts as behind all of them."""
+    """Lowest and highest document of each block; padding counts as the highest."""
     segments = jnp.where(segments_BS == 0, np.iinfo(np.int32).max, segments_BS)
     segments = segments.reshape(segments.shape[0], -1, block)
     return jnp.min(segments, axis=2), jnp.max(segments, axis=2)

@@ -3,7 +3,7 @@
 All are linen modules with one interface: `codes(latents)` float [..., D] -> int32 [...],
 `entries(codes)` -> float32 [..., D], and a call on latents -> `Quantized`, whose vectors are
 exactly the entries of its codes. `nearest`, `cosine` and `ibq` have a table of entries, the
-parameter "embedding" [N, D], whose care stands in `care`; `lfq` and `fsq` have no parameters.
+parameter "embedding" [N, D], which `maintenance` keeps in use; `lfq` and `fsq` have no parameters.
 """
 
 import jax
@@ -28,12 +28,12 @@ QUANTIZERS = {
 
 
 def make_quantizer(config: VisionTokenizerConfig, name: str | None = None):
-    """The module that `config.quantizer` names; the config has checked its sizes."""
+    """The module named by `config.quantizer`; the config has checked its sizes."""
     return QUANTIZERS[config.quantizer](config, name=name)
 
 
 def all_entries(config: VisionTokenizerConfig, params: dict) -> jax.Array:
-    """float32 [N, D], row k the vector that is decoded for code k.
+    """float32 [N, D], row k is the vector that is decoded for code k.
 
     Args:
       config: of a vision tokenizer.

@@ -1,4 +1,4 @@
-"""A learned table of entries, of which each latent takes the nearest."""
+"""A learned table of entries; each latent takes the nearest."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ def table(module: nn.Module, initial: Callable) -> jax.Array:
 
 
 class NearestCodebook(nn.Module):
-    """Plain nearest neighbours, as Emu3 has them, without normalisation.
+    """Plain nearest neighbours without normalisation, as in Emu3.
 
     Losses (van den Oord et al. 2017, equation 3): "commitment" and "codebook".
     """
@@ -38,18 +38,18 @@ class NearestCodebook(nn.Module):
 
     def codes(self, latents: jax.Array) -> jax.Array:
         """float [..., D] -> int32 [...]; no gradient flows through the choice."""
-        placed = jax.lax.stop_gradient(self._placed(latents.astype(jnp.float32)))
-        return nearest_codes(placed, self._placed(self.embedding.astype(jnp.float32)))
+        projected = jax.lax.stop_gradient(self._projected(latents.astype(jnp.float32)))
+        return nearest_codes(projected, self._projected(self.embedding.astype(jnp.float32)))
 
     def entries(self, codes: jax.Array) -> jax.Array:
         """int [...] in [0, N) -> float32 [..., D]; the gradient reaches the table."""
-        return self._placed(jnp.take(self.embedding, codes, axis=0).astype(jnp.float32))
+        return self._projected(jnp.take(self.embedding, codes, axis=0).astype(jnp.float32))
 
     def __call__(self, latents: jax.Array) -> Quantized:
-        """float [..., D] -> see Quantized."""
+        """Quantises float [..., D]."""
         codes = self.codes(latents)
         entries = self.entries(codes)
-        latents = self._placed(latents.astype(jnp.float32))
+        latents = self._projected(latents.astype(jnp.float32))
         losses = {
             "commitment": commitment_loss(latents, entries),
             "codebook": codebook_loss(latents, entries),
@@ -60,20 +60,20 @@ class NearestCodebook(nn.Module):
         # U(-1/N, 1/N): the initialisation of the released code.
         return jax.random.uniform(key, shape, dtype, -1.0 / shape[0], 1.0 / shape[0])
 
-    def _placed(self, x):
-        """Where latents and entries meet."""
+    def _projected(self, x):
+        """x in the space in which latents and entries are compared."""
         return x
 
 
 class CosineCodebook(NearestCodebook):
     """Latents and entries on the unit sphere: the entry at the smallest angle.
 
-    ViT-VQGAN (Yu et al. 2021, arXiv 2110.04627, section 3.2). What is decoded has length 1, and
-    the losses are distances on the sphere; the length of a row of the table means nothing.
+    ViT-VQGAN (Yu et al. 2021, arXiv 2110.04627, section 3.2). Decoded vectors have length 1, and
+    the losses are distances on the sphere. The length of a row of the table has no effect.
     """
 
     def _initial(self, key, shape, dtype):
-        return jax.random.normal(key, shape, dtype)  # every direction is as likely
+        return jax.random.normal(key, shape, dtype)  # all directions are equally likely
 
-    def _placed(self, x):
+    def _projected(self, x):
         return unit_length(x)

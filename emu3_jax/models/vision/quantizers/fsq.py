@@ -9,7 +9,7 @@ from emu3_jax.models.vision.quantizers.gradients import straight_through
 from emu3_jax.models.vision.quantizers.quantized import Quantized
 from emu3_jax.models.vision.tokenizer_config import VisionTokenizerConfig
 
-# Keeps what is rounded off the borders of the outer levels (Mentzer et al. 2023, appendix A.1).
+# Keeps unrounded values off the borders of the outer levels (Mentzer et al. 2023, appendix A.1).
 MARGIN = 1e-3
 
 
@@ -17,9 +17,9 @@ class FiniteScalar(nn.Module):
     """Rounded latents, FSQ (Mentzer et al. 2023, arXiv 2309.15505, section 3.1, appendix A.1).
 
     Dimension i is squeezed by tanh into the span of its L_i levels and rounded; levels, divided by
-    L_i // 2, lie in [-1, 1]. A code has the levels as digits, the first with weight 1. Neither
-    parameters nor losses. Entries lie behind the squeezing that `codes` begins with, so an entry
-    taken for a latent may have another code.
+    L_i // 2, lie in [-1, 1]. A code has the levels as digits, the first with weight 1. There are no
+    parameters and no losses. `codes` begins with the tanh, and entries are values after it: an
+    entry taken for a latent may have another code.
     """
 
     config: VisionTokenizerConfig
@@ -35,15 +35,15 @@ class FiniteScalar(nn.Module):
         return (digits - self._half_D).astype(jnp.float32) / self._half_D
 
     def __call__(self, latents: jax.Array) -> Quantized:
-        """float [..., D] -> see Quantized."""
+        """Quantises float [..., D]."""
         codes = self.codes(latents)
         vectors = straight_through(self._squeezed(latents) / self._half_D, self.entries(codes))
         return Quantized(codes, vectors, {})
 
     def _squeezed(self, latents: jax.Array) -> jax.Array:
-        """float [..., D] -> float32, of which the rounded values are the levels around 0."""
+        """float [..., D] -> float32; rounded, these are the levels around 0."""
         span_D = (self._levels_D - 1) * (1 - MARGIN) / 2
-        offset_D = np.where(self._levels_D % 2, 0.0, 0.5)  # an even number has its middle between
+        offset_D = np.where(self._levels_D % 2, 0.0, 0.5)  # even: no level in the middle
         shift_D = np.tan(offset_D / span_D)
         span_D, offset_D, shift_D = (
             jnp.asarray(x, jnp.float32) for x in (span_D, offset_D, shift_D)

@@ -1,20 +1,20 @@
-"""How the decoder's gradient passes the choice of an entry, which has none of its own.
+"""Gradients through the choice of an entry, which has no gradient of its own.
 
-Every function gives exactly the entries as values: what differs is the gradient of the latents.
+The values of every function are exactly the entries; only the gradient of the latents differs.
 """
 
 import jax
 import jax.numpy as jnp
 
-# Vectors shorter than this have no direction to speak of.
+# Vectors shorter than this count as having no direction.
 SHORT = 1e-6
 
 
 def straight_through(latents: jax.Array, entries: jax.Array) -> jax.Array:
     """The values of `entries` with the gradient of `latents`; both float32 [..., D].
 
-    The latents enter as their difference from themselves, which is zero: `x + (e - x)`, as it is
-    usually written, would be the entries up to rounding.
+    The latents enter as their difference from themselves, which is exactly zero. The usual
+    `x + (e - x)` equals the entries only up to rounding.
     """
     return jax.lax.stop_gradient(entries) + (latents - jax.lax.stop_gradient(latents))
 
@@ -33,12 +33,12 @@ def rotated(latents: jax.Array, entries: jax.Array) -> jax.Array:
     x_unit, q_unit = unit_length(x), unit_length(q)
     r = unit_length(x_unit + q_unit)
     scale = jnp.where(x_length > SHORT, q_length / x_length, 1.0)
-    turned = latents - 2 * _dot(latents, r) * r + 2 * _dot(latents, x_unit) * q_unit
-    return straight_through(scale * turned, q)
+    rotated_latents = latents - 2 * _dot(latents, r) * r + 2 * _dot(latents, x_unit) * q_unit
+    return straight_through(scale * rotated_latents, q)
 
 
 def unit_length(x: jax.Array) -> jax.Array:
-    """float [..., D] -> the same directions with length 1; a zero stays one."""
+    """float [..., D] -> the same directions with length 1; zeros stay zero."""
     return x / _length(x)
 
 

@@ -1,4 +1,4 @@
-"""Index backpropagation: a table all of whose entries learn from every latent."""
+"""Index backpropagation: all entries of the table learn from every latent."""
 
 import flax.linen as nn
 import jax
@@ -31,8 +31,8 @@ class IndexBackpropagation(nn.Module):
     q, plus |v - x|^2 of the vector v above. Here "commitment" is the first and the last term,
     "codebook" the middle one, and "entropy" that of softmax(E x / 0.01): mean entropy of a latent
     minus entropy of the mean. Published weights: 1, beta = 0.25 and 0.05 (SEED-Voken,
-    src/IBQ/modules/vqvae/quantize.py and configs/IBQ). Lengths count: an entry may lose its own
-    place to a longer one.
+    src/IBQ/modules/vqvae/quantize.py and configs/IBQ). Lengths matter: at the position of a short
+    entry, a longer one may win.
     """
 
     config: VisionTokenizerConfig
@@ -49,14 +49,14 @@ class IndexBackpropagation(nn.Module):
         return jnp.take(self.embedding, codes, axis=0).astype(jnp.float32)
 
     def __call__(self, latents: jax.Array) -> Quantized:
-        """float [..., D] -> see Quantized."""
+        """Quantises float [..., D]."""
         latents = latents.astype(jnp.float32)
         codes = self.codes(latents)
         entries = self.entries(codes)
         soft_PD, certainty, mean_N = softly_chosen(
             latents.reshape(-1, latents.shape[-1]), self.embedding.astype(jnp.float32)
         )
-        # The chosen row's own gradient, and that of the choice.
+        # Two gradients: of the chosen row, and through p.
         through_choice = straight_through(soft_PD.reshape(entries.shape), jnp.zeros_like(entries))
         vectors = entries + through_choice
         losses = {
@@ -69,7 +69,7 @@ class IndexBackpropagation(nn.Module):
 
 
 def softly_chosen(x_PD: jax.Array, table_ND: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Sums over all entries, block by block, whose probabilities are computed again for gradients.
+    """Sums over all entries, block by block; the backward pass computes probabilities again.
 
     Args:
       x_PD: float32 latents.

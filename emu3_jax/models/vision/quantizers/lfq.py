@@ -13,8 +13,8 @@ from emu3_jax.models.vision.quantizers.quantized import (
 )
 from emu3_jax.models.vision.tokenizer_config import VisionTokenizerConfig
 
-# The entropy of the batch is that of all bits together up to MAGVIT-v2's own 2**18 codes. Beyond,
-# it is the sum over groups of bits of like size: an upper bound, exact for independent groups.
+# Up to MAGVIT-v2's own 2**18 codes, the entropy of the batch is that of all bits together. Beyond,
+# it is the sum over groups of bits of similar size: an upper bound, exact for independent groups.
 JOINT_BITS = 18
 
 
@@ -40,7 +40,7 @@ class LookupFree(nn.Module):
         return 2.0 * bits.astype(jnp.float32) - 1.0
 
     def __call__(self, latents: jax.Array) -> Quantized:
-        """float [..., D] -> see Quantized."""
+        """Quantises float [..., D]."""
         latents = latents.astype(jnp.float32)
         codes = self.codes(latents)
         entries = self.entries(codes)
@@ -53,7 +53,7 @@ class LookupFree(nn.Module):
 
 
 def mean_entropy(logits_PD: jax.Array) -> jax.Array:
-    """Nats a latent, from the logits of its bits: the sum over bits, since they are independent."""
+    """Nats per latent, from the logits of its bits: the sum over bits, which are independent."""
     size = jnp.abs(logits_PD)
     bits_PD = jnp.log1p(jnp.exp(-size)) + size * jax.nn.sigmoid(-size)
     return jnp.mean(jnp.sum(bits_PD, axis=-1))

@@ -1,4 +1,4 @@
-"""Which entry of a table a latent chooses, without all distances in memory at once."""
+"""The search for the entry of each latent, without all distances in memory at once."""
 
 import jax
 import jax.numpy as jnp
@@ -47,9 +47,9 @@ def products(x_PD: jax.Array, codebook_ND: jax.Array) -> jax.Array:
 
 
 def in_blocks(x_PD: jax.Array, size: int) -> jax.Array:
-    """[blocks, rows, D]: rows apart by the number of blocks, zeros behind the last one.
+    """[blocks, rows, D]: block b has rows b, b + blocks, b + 2 blocks, …; zeros after the last row.
 
-    A block has at most MAX_DISTANCES / `size` rows, and rows of all parts of the batch, so that
+    A block has at most MAX_DISTANCES / `size` rows. They come from all parts of the batch, so that
     each device has a share of every block.
     """
     P, D = x_PD.shape
@@ -60,7 +60,7 @@ def in_blocks(x_PD: jax.Array, size: int) -> jax.Array:
 
 
 def out_of_blocks(y: jax.Array, count: int) -> jax.Array:
-    """[blocks, rows, ...] as made from blocks of `count` latents -> [count, ...] in their order."""
+    """The inverse of `in_blocks` for `count` latents: [blocks, rows, ...] -> [count, ...]."""
     return y.swapaxes(0, 1).reshape(-1, *y.shape[2:])[:count]
 
 

@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from emu3_jax.models.vision.quantizers import care
+from emu3_jax.models.vision.quantizers import maintenance
 from emu3_jax.train.task import TrainState
 
 USAGE, AVERAGE = "codebook_usage", "codebook_average"
@@ -75,8 +75,8 @@ def start_counts(config: CodebookConfig, size: int, params: Any) -> dict[str, An
     if not config.average_decay:
         return {USAGE: usage}
     boxed = params["quantize"]["embedding"]
-    counts, sums = care.start_average(nn.unbox(boxed))
-    average = care.CodebookAverage(
+    counts, sums = maintenance.start_average(nn.unbox(boxed))
+    average = maintenance.CodebookAverage(
         nn.LogicallyPartitioned(counts, names=("code",)),
         nn.LogicallyPartitioned(sums, names=("code", None)),
     )
@@ -95,7 +95,7 @@ def count(model_state: Any, latents: dict, codes: dict, config: CodebookConfig) 
     usage = dict(model_state[USAGE])
     for kind, found in codes.items():
         joined = jnp.concatenate([x.reshape(-1) for x in found])
-        usage[kind] = care.update_usage(usage[kind], joined, USAGE_DECAY)
+        usage[kind] = maintenance.update_usage(usage[kind], joined, USAGE_DECAY)
     model_state = {**model_state, USAGE: usage}
     if AVERAGE in model_state:
         assert latents.keys() == codes.keys(), "averages need the latents of all codes"
@@ -103,7 +103,7 @@ def count(model_state: Any, latents: dict, codes: dict, config: CodebookConfig) 
             [x.reshape(-1, x.shape[-1]) for kind in latents for x in latents[kind]]
         )
         flat_M = jnp.concatenate([x.reshape(-1) for kind in latents for x in codes[kind]])
-        model_state[AVERAGE] = care.update_average(
+        model_state[AVERAGE] = maintenance.update_average(
             model_state[AVERAGE], jax.lax.stop_gradient(flat_MD), flat_M, config.average_decay
         )
     return model_state
@@ -118,14 +118,14 @@ def health(model_state: Any, config: CodebookConfig) -> dict[str, tuple[jax.Arra
     one = jnp.ones((), jnp.float32)
     usage = model_state[USAGE]
     total = sum(usage.values())
-    metrics = {"codebook/perplexity": (care.perplexity(total), one)}
+    metrics = {"codebook/perplexity": (maintenance.perplexity(total), one)}
     metrics["codebook/dead"] = (jnp.mean(total < _dead_below(total, config)), one)
     for kind, counts in usage.items():
         # A kind that never occurs has no perplexity; its metrics have count 0.
         seen = (jnp.sum(counts) > 0).astype(jnp.float32)
         dead = jnp.mean(counts < _dead_below(counts, config))
         safe = jnp.where(seen > 0, counts, 1.0)
-        metrics[f"codebook/perplexity_{kind}"] = (care.perplexity(safe) * seen, seen)
+        metrics[f"codebook/perplexity_{kind}"] = (maintenance.perplexity(safe) * seen, seen)
         metrics[f"codebook/dead_{kind}"] = (dead * seen, seen)
     both = jnp.stack([counts >= _dead_below(counts, config) for counts in usage.values()])
     metrics["codebook/shared"] = (jnp.mean(jnp.all(both, axis=0)), one)
@@ -147,7 +147,7 @@ def after_update(
     if not has_table(state.params):
         return state
     if config.average_decay:
-        averaged = care.averaged_codebook(state.model_state[AVERAGE])
+        averaged = maintenance.averaged_codebook(state.model_state[AVERAGE])
         state = state.replace(params=with_codebook(state.params, averaged))
     step = state.step + 1
     due = (step == 1) & (config.start != "as_is")
@@ -173,13 +173,13 @@ def after_update(
 
 def _restart(state: TrainState, config: CodebookConfig, latents_MD, key) -> TrainState:
     size = codebook(state.params).shape[0]
-    entries = care.kmeans(latents_MD, key, size, KMEANS_ITERATIONS)
+    entries = maintenance.kmeans(latents_MD, key, size, KMEANS_ITERATIONS)
     return _moved(state, entries, jnp.ones((size,), bool))
 
 
 def _revive(state: TrainState, config: CodebookConfig, latents_MD, key) -> TrainState:
     total = sum(state.model_state[USAGE].values())
-    entries, revived = care.revive_dead_codes(
+    entries, revived = maintenance.revive_dead_codes(
         codebook(state.params), total, latents_MD, key, _dead_below(total, config)
     )
     return _moved(state, entries, revived)
@@ -195,8 +195,8 @@ def _moved(state: TrainState, entries_ND: jax.Array, moved_N: jax.Array) -> Trai
     model_state = {**state.model_state, USAGE: usage}
     entries_ND = entries_ND.astype(codebook(state.params).dtype)
     if AVERAGE in model_state:
-        fresh, old = care.start_average(entries_ND), model_state[AVERAGE]
-        model_state[AVERAGE] = care.CodebookAverage(
+        fresh, old = maintenance.start_average(entries_ND), model_state[AVERAGE]
+        model_state[AVERAGE] = maintenance.CodebookAverage(
             jnp.where(moved_N, fresh.counts_N, old.counts_N),
             jnp.where(moved_N[:, None], fresh.sums_ND, old.sums_ND),
         )

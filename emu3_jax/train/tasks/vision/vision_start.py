@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from emu3_jax.config import ConfigError
 from emu3_jax.interop.vision import movqgan
+from emu3_jax.models.vision.quantizers import maintenance
 from emu3_jax.models.vision.tokenizer_config import COMPUTATION, VisionTokenizerConfig
 from emu3_jax.train import weights
 from emu3_jax.train.tasks.vision import codebook_maintenance
@@ -51,7 +52,7 @@ def initial_weights(
         params = {**variables["params"], **loaded["params"]}
         found = {**variables, **loaded, "params": params}
         if codebook_maintenance.AVERAGE in variables:
-            average = codebook_maintenance.care.start_average(codebook_maintenance.codebook(params))
+            average = maintenance.start_average(codebook_maintenance.codebook(params))
             found[codebook_maintenance.AVERAGE] = average
         return found
 

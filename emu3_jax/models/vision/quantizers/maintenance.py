@@ -1,6 +1,6 @@
-"""The care of a table of entries: where it starts, which entries are in use, averages, revival.
+"""Codebook maintenance: initial entries, which entries are in use, averages, dead-code revival.
 
-Pure functions of arrays, for a training task to compose outside the model.
+Pure functions of arrays, which a training task calls outside the model.
 """
 
 import functools
@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from emu3_jax import sharding
 from emu3_jax.models.vision.quantizers.search import nearest_codes
 
-# Noise on an entry put onto a latent, as a part of the latents' standard deviation: enough to part
-# two entries that drew the same latent, far too little to move either from where it was put.
+# Noise on an entry that is set to a latent, as a fraction of the latents' standard deviation:
+# enough to separate two entries set to the same latent, too little to move either away from it.
 REVIVAL_NOISE = 1e-2
 
 
@@ -27,7 +27,7 @@ def code_counts(codes: jax.Array, size: int) -> jax.Array:
 
 
 def update_usage(usage_N: jax.Array, codes: jax.Array, decay: float) -> jax.Array:
-    """Moving average of the hits an entry gets per batch: usage * decay + counts * (1 - decay)."""
+    """Moving average of the hits per entry and batch: usage * decay + counts * (1 - decay)."""
     return decay * usage_N + (1.0 - decay) * code_counts(codes, usage_N.shape[0])
 
 
@@ -46,7 +46,7 @@ def usage_drift(old_ND: jax.Array, new_ND: jax.Array) -> jax.Array:
     entries from their mean. 0 at rest; near 1.4 where a table is replaced by one as wide.
 
     Args:
-      old_ND, new_ND: float [N, D], entries as they are decoded; the old ones not all equal.
+      old_ND, new_ND: float [N, D], entries as decoded; the old ones must not all be equal.
 
     Returns:
       float32 scalar.
@@ -57,7 +57,7 @@ def usage_drift(old_ND: jax.Array, new_ND: jax.Array) -> jax.Array:
     return moved / jnp.sqrt(jnp.mean(jnp.sum(about_mean_ND**2, axis=-1)))
 
 
-# ----------------------------------------------------------------------------------- placing
+# ----------------------------------------------------------------------------------- entries
 
 
 def revive_dead_codes(
@@ -69,8 +69,8 @@ def revive_dead_codes(
 ) -> tuple[jax.Array, jax.Array]:
     """Moves every entry used less than `threshold` onto a random current latent.
 
-    Latents are drawn without replacement while they last, and a little noise parts the entries that
-    share one. The mask tells the caller for which entries the usage it keeps begins anew.
+    Latents are drawn without replacement while there are enough, and a little noise separates the
+    entries that share one. The caller resets its usage of the entries in the returned mask.
 
     Args:
       codebook_ND: float [N, D].
@@ -95,9 +95,9 @@ def revive_dead_codes(
 def kmeans(latents_MD: jax.Array, key: jax.Array, size: int, iterations: int) -> jax.Array:
     """A codebook to start with: k-means clusters of a batch of latents.
 
-    The start is that of k-means++ (Arthur and Vassilvitskii 2007): each entry is a latent drawn
-    with odds as its squared distance to the nearest entry so far. Where fewer than `size` latents
-    differ, they are repeated with a little noise. A cluster that loses its latents stays in place.
+    The start is that of k-means++ (Arthur and Vassilvitskii 2007): each entry is a latent, drawn in
+    proportion to its squared distance to the nearest entry so far. If fewer than `size` latents
+    differ, they are repeated with a little noise. A cluster that loses its latents does not move.
 
     Args:
       latents_MD: float [M, D]; M from a few times `size` upwards for a good codebook.
@@ -106,7 +106,7 @@ def kmeans(latents_MD: jax.Array, key: jax.Array, size: int, iterations: int) ->
       iterations: of Lloyd's algorithm after the start.
 
     Returns:
-      float32 [N, D]. Memory beside it: a few numbers a latent, and `search.MAX_DISTANCES`.
+      float32 [N, D]. Further memory: a few numbers per latent, and `search.MAX_DISTANCES`.
 
     Raises:
       ValueError: no latents, or not [M, D].
@@ -122,7 +122,7 @@ def kmeans(latents_MD: jax.Array, key: jax.Array, size: int, iterations: int) ->
         means_ND = sums_ND / jnp.maximum(counts_N, 1.0)[:, None]
         return jnp.where(counts_N[:, None] > 0, means_ND, codebook_ND)
 
-    # Whole on every device: entry after entry is drawn, and each would cross the mesh otherwise.
+    # Replicated: entries are drawn one by one, and each would cross the mesh otherwise.
     start_ND = _far_apart(sharding.constrain(latents_MD, None, None), key, size)
     return jax.lax.fori_loop(0, iterations, lloyd, start_ND)
 
@@ -135,10 +135,10 @@ def _far_apart(latents_MD, key, size):
     padded_PD = jnp.pad(latents_MD, ((0, side**2 - M), (0, 0)))
     real_P = (jnp.arange(side**2) < M).astype(jnp.float32)
 
-    def place(i, state):
+    def add_entry(i, state):
         codebook_ND, repeated_N, odds_P = state
         shares = jax.random.uniform(jax.random.fold_in(draw_key, i), (3,))
-        # A row of the square, then a place in it: cumulative sums of `side` numbers, not of M.
+        # A row of the square, then a position in it: cumulative sums of `side` numbers, not of M.
         odds_RC = odds_P.reshape(side, side)
         row = _drawn(jnp.sum(odds_RC, axis=1), shares[0])
         latent = row * side + _drawn(odds_RC[row], shares[1])
@@ -152,12 +152,12 @@ def _far_apart(latents_MD, key, size):
         )
 
     start = jnp.zeros((size, D)), jnp.zeros(size, bool), real_P
-    codebook_ND, repeated_N, _ = jax.lax.fori_loop(0, size, place, start)
+    codebook_ND, repeated_N, _ = jax.lax.fori_loop(0, size, add_entry, start)
     return codebook_ND + repeated_N[:, None] * _noise(noise_key, (size, D), latents_MD)
 
 
 def _drawn(odds_N, share):
-    """The index at which `share` in [0, 1) of the sum of the odds is passed."""
+    """The index where the cumulative sum of the odds passes `share` (in [0, 1)) of their total."""
     total_N = jnp.cumsum(odds_N)
     found = jnp.searchsorted(total_N, share * total_N[-1], side="right")
     return jnp.minimum(found, odds_N.shape[0] - 1)
@@ -171,11 +171,11 @@ def _noise(key, shape, latents_MD):
 
 
 class CodebookAverage(NamedTuple):
-    """Moving averages from which a codebook follows without gradients.
+    """Moving averages that give a codebook without gradients.
 
     Attributes:
-      counts_N: float32, latents an entry gets per batch.
-      sums_ND: float32, sum of these latents.
+      counts_N: float32, latents per entry and batch.
+      sums_ND: float32, the sums of these latents.
     """
 
     counts_N: jax.Array
@@ -191,14 +191,15 @@ def start_average(codebook_ND: jax.Array) -> CodebookAverage:
 def update_average(
     average: CodebookAverage, latents: jax.Array, codes: jax.Array, decay: float
 ) -> CodebookAverage:
-    """One batch further (van den Oord et al. 2017, appendix A.1; Razavi et al. 2019, equation 3).
+    """The average after one more batch.
+
+    Van den Oord et al. 2017, appendix A.1; Razavi et al. 2019, equation 3.
 
     Args:
-      average: so far.
-      latents: float [..., D], as the entries they are compared with (on the unit sphere for
-        cosine codes).
+      average: before the batch.
+      latents: float [..., D], in the space of the entries (on the unit sphere for cosine codes).
       codes: int [...], of these latents.
-      decay: share that is kept, 0.99 in both papers.
+      decay: share of the old average, 0.99 in both papers.
     """
     latents_PD = latents.astype(jnp.float32).reshape(-1, latents.shape[-1])
     batch = CodebookAverage(*_totals(latents_PD, codes, average.counts_N.shape[0]))
@@ -208,8 +209,8 @@ def update_average(
 def averaged_codebook(average: CodebookAverage, eps: float = 1e-5) -> jax.Array:
     """The entries, float32 [N, D]: mean latents, with Laplace smoothing of the counts by `eps`.
 
-    The smoothed counts (n_i + eps) / (n + N eps) * n add up to n as those counted do, and none is
-    zero. 1e-5 as in the authors' code (google-deepmind/sonnet, vqvae.py).
+    The smoothed counts (n_i + eps) / (n + N eps) * n sum to n as the counts do, and none is zero.
+    1e-5 as in the authors' code (google-deepmind/sonnet, vqvae.py).
     """
     counts_N, sums_ND = average
     total = jnp.sum(counts_N)
