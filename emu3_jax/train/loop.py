@@ -9,11 +9,11 @@ of the batch; the first process prints and writes for all.
 """
 
 import abc
-import contextlib
 import dataclasses
 import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 
 import jax
 
@@ -91,8 +91,7 @@ def train(
       allow_changes: also resume if the data (mixture, row length, …) differ from those so far.
 
     Returns:
-      The state after the last step. None if a signal stopped the run: the state is saved, and the
-      next call with the same arguments resumes.
+      The state after the last step; None if a signal stopped the run, which then can be resumed.
 
     Raises:
       HaltedError: `run.nonfinite` or `run.divergence` ended the run; checkpoints are intact.
@@ -100,19 +99,18 @@ def train(
       ValueError: mesh, data or initial weights do not fit; raised before the first step.
     """
     mesh = sharding.make_mesh(run.mesh)
-    with jax.set_mesh(mesh), contextlib.ExitStack() as resources:
+    with jax.set_mesh(mesh), ExitStack() as resources:
         # These check mesh, data and initial weights, so they come before the directory is made.
-        batches = resources.enter_context(contextlib.closing(task.batches(mesh)))
+        batches = resources.enter_context(closing(task.batches(mesh)))
         optimizer, schedule = task.optimizer(run.optimizer, run.steps)
         key = jax.random.key(run.seed)
         initial = InitialState(task, optimizer, key, mesh, run.ema_decay > 0)
         initial.check(workdir)
-        checkpoints = Checkpoints(workdir, run.checkpoint)
-        resources.callback(checkpoints.close)
+        checkpoints = resources.enter_context(closing(Checkpoints(workdir, run.checkpoint)))
         state, saved = initial.first(checkpoints)
         guard = Guard(run.divergence, run.nonfinite, run.max_skipped, checkpoints.latest_when_idle)
         _go_on(saved, batches, guard, allow_changes)
-        report = resources.enter_context(contextlib.closing(Report(
+        report = resources.enter_context(closing(Report(
             workdir, task, run, schedule, int(state.step),
             ledger=ledger or Ledger(), note=checkpoints.note, run_config=run_config or {},
         )))  # fmt: skip
