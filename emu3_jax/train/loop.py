@@ -13,7 +13,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 
 import jax
 
@@ -263,7 +263,7 @@ class _Loop:
                     shown = " ".join(f"{k} {v:.4g}" for k, v in values.items())
                     say(f"step {step} evaluation: {shown}")
 
-    @contextlib.contextmanager
+    @contextmanager
     def _meanwhile(self, what: str):
         """Books the time of the block as `what` and leaves it out of the throughput."""
         began = time.perf_counter()
