@@ -41,7 +41,7 @@ def _captions(split: str) -> tuple[Line, ...]:
             "emoji_captions",
             f"{what}_right_{split}",
             chance=f"{what}_chance_majority_{split}",
-            lookup=f"{what}_nearest_picture_{split}",
+            lookup=f"{what}_nearest_image_{split}",
             percent=True,
         )
         for label, what in (

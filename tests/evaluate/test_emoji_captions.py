@@ -78,8 +78,8 @@ def test_shares_and_table(evaluate):
 
 def test_the_nearest_training_image_cannot_name_an_unseen_combination(evaluate):
     metrics = evaluate("validation_combination", lambda images: ANSWERS).metrics
-    assert metrics["both_nearest_picture_validation_combination"] == 0
-    assert metrics["person_nearest_picture_validation_combination"] == 100
+    assert metrics["both_nearest_image_validation_combination"] == 0
+    assert metrics["person_nearest_image_validation_combination"] == 100
 
 
 def test_only_toned_stills_are_asked_for_and_only_pixels_are_shown(evaluate):

@@ -110,4 +110,4 @@ def nearest_training_image(
     captions = [train[i].text for i in np.argmin(distance_NM, axis=1)]
     metrics, _ = score(chosen, truths, captions)
     kept = ("tone_right", "person_right", "both_right")
-    return {name.replace("right", "nearest_picture"): metrics[name] for name in kept}
+    return {name.replace("right", "nearest_image"): metrics[name] for name in kept}
