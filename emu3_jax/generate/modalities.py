@@ -169,6 +169,7 @@ def _visual(
 
     block(codes) makes the segment of a document from them.
     """
+    _check_list("captions", captions)
     layout = functools.cache(layout)
 
     @functools.cache
@@ -201,11 +202,18 @@ def _texts(bundle: Bundle, blocks, questions, options: Options) -> list[str]:
     """What the model generates after each block and its question, if there is one."""
     if questions is None:
         questions = [None] * len(blocks)
+    _check_list("questions", questions)
     if len(questions) != len(blocks):
         raise ValueError(f"There are {len(blocks)} images or clips and {len(questions)} questions.")
     pairs = zip(blocks, questions, strict=True)
     prompts = [question_prompt(bundle, b, q) for b, q in pairs]
     return continue_texts(bundle, prompts, options, may_be_empty=questions[:1] != [None])
+
+
+def _check_list(name: str, texts: Sequence[str | None]) -> None:
+    """ValueError for one string, which would count as a list of its letters."""
+    if isinstance(texts, str):
+        raise ValueError(f"{name} must be a list of texts, not one text; pass [{texts!r}].")
 
 
 def question_prompt(bundle: Bundle, block: Image | Video, question: str | None) -> np.ndarray:

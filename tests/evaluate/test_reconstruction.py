@@ -202,6 +202,9 @@ def test_images_are_cut_to_whole_tokens():
     assert vision_codec.whole_tokens(config, np.zeros((6, 8, 8, 3), np.uint8)).shape[0] == 4
     with pytest.raises(ValueError, match="smaller than one token"):
         vision_codec.whole_tokens(config, np.zeros((3, 8, 8, 3), np.uint8))
+    for wrong in (np.zeros((8, 8, 3), np.float32), np.zeros((8, 8), np.uint8)):
+        with pytest.raises(ValueError, match=r"images must be uint8 \[H, W, 3\] .* found "):
+            vision_codec.whole_tokens(config, wrong)
 
 
 def test_what_is_missing_is_named(evaluator):

@@ -124,6 +124,13 @@ def test_codes_of_drawing_calls(tiny_bundle):
         modalities.text_to_image(tiny_bundle, ["a"], 20, 20)
 
 
+def test_one_text_is_no_list_of_texts(tiny_bundle):
+    with pytest.raises(ValueError, match=r"captions must be a list of texts.* pass \['red'\]"):
+        modalities.text_to_image(tiny_bundle, "red", 2, 2)
+    with pytest.raises(ValueError, match="questions must be a list of texts"):
+        modalities.caption_images(tiny_bundle, [np.zeros((2, 2), np.int32)] * 3, questions="why")
+
+
 @pytest.mark.parametrize(
     "words, fields",
     [

@@ -111,7 +111,12 @@ def _joined(pieces: Sequence[np.ndarray], owners: Sequence[int]) -> list[np.ndar
 
 
 def whole_tokens(config: Any, image: np.ndarray) -> np.ndarray:
-    """Crops uint8 [(T,) H, W, 3] to whole tokens."""
+    """Crops uint8 [(T,) H, W, 3] to whole tokens; ValueError for anything else."""
+    if image.dtype != np.uint8 or image.ndim not in (3, 4):
+        raise ValueError(
+            f"images must be uint8 [H, W, 3] and clips uint8 [T, H, W, 3], found {image.dtype} "
+            f"{list(image.shape)}"
+        )
     space, time = config.spatial_factor, config.temporal_downsample_factor
     height, width = (size - size % space for size in image.shape[-3:-1])
     frames = image.shape[0] - image.shape[0] % time if image.ndim == 4 else 1

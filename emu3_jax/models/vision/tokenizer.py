@@ -202,8 +202,14 @@ class VisionTokenizer(nn.Module):
           int32 [B, h, w] or [B, T / temporal factor, h, w], with h = H / spatial factor.
 
         Raises:
-          ValueError: a side or T is not a multiple of its factor, or the rank or C is wrong.
+          ValueError: a side or T is not a multiple of its factor, the rank or C is wrong, or the
+            pixels are integers.
         """
+        if not jnp.issubdtype(pixels.dtype, jnp.floating):
+            raise ValueError(
+                f"pixels must be floats in [-1, 1], found {pixels.dtype}; emu3_jax.data.media"
+                ".to_model converts uint8"
+            )
         codes = self.quantize.codes(self._latents(pixels, train=False))
         return codes[:, 0] if pixels.ndim == 4 else codes
 

@@ -316,6 +316,12 @@ def test_pixel_errors(tiny, shape, words):
         _apply(model, variables, jnp.zeros(shape), method="encode")
 
 
+def test_bytes_are_no_pixels(tiny):
+    model, variables = tiny
+    with pytest.raises(ValueError, match=r"floats in \[-1, 1\], found uint8; .*to_model converts"):
+        _apply(model, variables, jnp.zeros((1, 8, 8, 3), jnp.uint8), method="encode")
+
+
 def test_code_errors(tiny):
     model, variables = tiny
     for codes in (jnp.zeros((4, 4), jnp.int32), jnp.zeros((1, 4, 4), jnp.float32)):
