@@ -20,13 +20,16 @@ that number and --samples=1 give the same answer again, alone.
 
 import dataclasses
 import pathlib
+from collections.abc import Sequence
 
 import jax
 from absl import flags
 from etils import epath
 
 from emu3_jax import command_line, shipped
+from emu3_jax.data import media
 from emu3_jax.data.codec import vision_codec
+from emu3_jax.figures.contact_sheet import contact_sheet
 from emu3_jax.generate import codec, modalities, presets
 from emu3_jax.generate.decoding.sampling import Sampling
 from emu3_jax.generate.job import GENERATION_TASKS, Job, JobError, Runner, sizes_of
@@ -35,6 +38,8 @@ from emu3_jax.interop.formats.safetensors_io import DTYPES
 from emu3_jax.interop.language.language_config import read_further
 from emu3_jax.sequence import VIDEO_FORMATS, Grammar
 from emu3_jax.train import weights
+
+SHEET_COLUMNS = 8  # of the image that shows all images of a command, one sample each
 
 MODEL = command_line.define_path("model", shipped.language_model, "The language model.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint of a run directory; default: the newest.")
@@ -237,7 +242,20 @@ def main() -> None:
         {"model": label, "vision_tokenizer": VISION.value},
     )
     with jax.set_mesh(mesh):
-        runner.run(job, print_line)
+        files = runner.run(job, print_line)
+    if job.task == "text_to_image" and len(files) > 1:
+        print_line(f"{write_sheet(files, job.samples)}  all of these")
+
+
+def write_sheet(files: Sequence[pathlib.Path], samples: int) -> pathlib.Path:
+    """Writes one image of all images, a row per prompt if there are several samples."""
+    columns = samples if samples > 1 else SHEET_COLUMNS
+    images = [media.read_image(file) for file in files]
+    rows = [images[i : i + columns] for i in range(0, len(images), columns)]
+    first, last = (file.stem.removeprefix("image_") for file in (files[0], files[-1]))
+    sheet = files[0].with_name(f"images_{first}-{last}.png")
+    media.write_png(sheet, contact_sheet(rows))
+    return sheet
 
 
 def print_line(line: str) -> None:

@@ -195,7 +195,8 @@ class Runner:
 
     Attributes:
       bundle: with a vision tokenizer.
-      output: directory, made if missing; files of earlier jobs with the same names are replaced.
+      output: directory, made if missing; nothing in it is replaced: numbers of files go on after
+        those that are there, and texts are appended to captions.jsonl.
       limits: images are resized to these before they are read.
       options: batch size, progress and stream; sampling and the rest come from the job.
       about: origin of model and tokenizer, written beside every answer.
@@ -242,7 +243,7 @@ class Runner:
     def _images(self, job: Job, options: modalities.Options, report) -> list[pathlib.Path]:
         captions, sizes = zip(*job.drawings, strict=True)
         codes = modalities.draw_images(self.bundle, captions, sizes, options)
-        files = []
+        begin, files = self._free_number("image", job.first), []
         for i, image in enumerate(codec.decode(self.bundle, codes)):
             settings = self._settings(
                 job,
@@ -254,7 +255,7 @@ class Runner:
                 height=image.shape[0],
                 width=image.shape[1],
             )
-            file = self.output / f"image_{job.first + i:05d}.png"
+            file = self.output / f"image_{begin + i:05d}.png"
             media.write_png(file, image, {METADATA_KEY: json.dumps(settings, ensure_ascii=False)})
             report(f"{file}  {captions[i]}")
             files.append(file)
@@ -265,7 +266,7 @@ class Runner:
         factor = self.bundle.vision.config.temporal_downsample_factor
         seconds = {size[0]: size[0] * factor / job.fps for size in sizes}
         codes = modalities.draw_clips(self.bundle, captions, sizes, job.fps, seconds, options)
-        files = []
+        begin, files = self._free_number("video", job.first), []
         for i, frames in enumerate(codec.decode(self.bundle, codes, job.clips)):
             settings = self._settings(
                 job,
@@ -276,7 +277,7 @@ class Runner:
                 size=spelled(sizes[i]),
                 seconds=seconds[sizes[i][0]],
             )
-            stem = self.output / f"video_{job.first + i:05d}"
+            stem = self.output / f"video_{begin + i:05d}"
             media.write_webp(stem.with_suffix(".webp"), frames, job.fps)
             media.write_mp4(stem.with_suffix(".mp4"), frames, job.fps)
             text = json.dumps(settings, ensure_ascii=False, indent=1) + "\n"
@@ -317,8 +318,14 @@ class Runner:
             lines.append(json.dumps({"text": answer, **settings}, ensure_ascii=False))
             report(f"{source}  {answer}")
         file = self.output / "captions.jsonl"
-        write_atomically(file, ("\n".join(lines) + "\n").encode())
+        earlier = file.read_bytes() if file.exists() else b""
+        write_atomically(file, earlier + ("\n".join(lines) + "\n").encode())
         return [file]
+
+    def _free_number(self, kind: str, first: int) -> int:
+        """`first`, or the number after the last file of a kind."""
+        names = [re.match(rf"{kind}_(\d+)\.", file.name) for file in self.output.iterdir()]
+        return max([first, *(int(name[1]) + 1 for name in names if name)])
 
     def _read(self, job: Job) -> list[Image | Video]:
         """The job's files as visual blocks; MediaError names the file that cannot be used."""

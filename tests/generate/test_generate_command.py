@@ -61,10 +61,11 @@ def test_an_image_can_be_generated_again_from_its_metadata(tiny_runner):
         sampling=Sampling(**{k: stored[k] for k in vars(GUIDED)}),
         negative_prompt=stored["negative_prompt"],
     )
-    files[2].unlink()
+    before = [f.read_bytes() for f in files]
     (file,) = tiny_runner.run(again, report=lambda line: None)
     np.testing.assert_array_equal(np.asarray(PILImage.open(file)), original)
-    assert len({f.read_bytes() for f in files}) == 4
+    assert file.name == "image_00004.png"  # numbers go on; the first four are as they were
+    assert [f.read_bytes() for f in files] == before and len(set(before)) == 4
 
 
 def test_a_clip_is_drawn_and_read(tiny_runner):
@@ -109,7 +110,8 @@ def test_texts_equal_the_library_call(tiny_runner, tiny_bundle, tmp_path):
     assert pieces == [line["text"] for line in lines]
     chat = Job("image_to_text", ("Who?",), (names[0],), sampling=greedy, chat=True, max_new=6)
     tiny_runner.run(chat, report=lambda line: None)
-    assert json.loads(file.read_text())["chat"] is True
+    after = [json.loads(line) for line in file.read_text().splitlines()]
+    assert after[:2] == lines and after[2]["chat"] is True
 
 
 def test_codes_of_drawing_calls(tiny_bundle):
@@ -202,6 +204,9 @@ def test_the_command_line(tiny_directories, tmp_path):
     assert "cache" in done.stdout and "image_00001.png" in done.stdout
     stored = json.loads(PILImage.open(tmp_path / "out" / "image_00001.png").text["emu3_jax"])
     assert (stored["guidance"], stored["top_k"]) == (3.0, 2048)
+    sheet = media.read_image(tmp_path / "out" / "images_00000-00001.png")
+    one = media.read_image(tmp_path / "out" / "image_00001.png")
+    np.testing.assert_array_equal(sheet[4:8, 12:16], one)  # the second of a row, margins of 4
 
     wrong = command(*common, "--task=text_to_image", "--prompt=a cat", "--video=x.mp4")
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
