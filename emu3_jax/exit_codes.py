@@ -11,11 +11,15 @@ import errno
 
 USER, TRANSIENT = 2, 3
 
-# What an operating system reports of paths and permissions; nothing of this passes by itself.
-_LASTING = {
-    errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.EEXIST,
-    errno.EINVAL, errno.ENAMETOOLONG, errno.EROFS, errno.ELOOP, errno.EXDEV, errno.ENOTEMPTY,
+# What passes by itself, or by a start on another host: disks, network, full disks and tables.
+_PASSING = {
+    errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.ESTALE, errno.EAGAIN, errno.EBUSY, errno.EINTR,
+    errno.ENOMEM, errno.ENFILE, errno.EMFILE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EPIPE,
+    errno.ECONNREFUSED, errno.ECONNABORTED, errno.ENOTCONN, errno.EHOSTUNREACH, errno.EHOSTDOWN,
+    errno.ENETUNREACH, errno.ENETDOWN, errno.ENETRESET, errno.EADDRINUSE,
 }  # fmt: skip
+# Libraries for buckets, whose errors often have no number.
+_NETWORK = {"aiohttp", "gcsfs", "google", "requests", "s3fs", "botocore", "urllib3"}
 
 
 class TransientError(Exception):
@@ -35,10 +39,8 @@ def of(error: BaseException) -> int:
 
 
 def _may_pass(error: BaseException) -> bool:
-    if not isinstance(error, OSError):
-        return False
-    lasting = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError)
-    if isinstance(error, (*lasting, NotADirectoryError)) or error.errno in _LASTING:
-        return False
-    # Without a number it is a sentence of our own about a file, unless another library made it.
-    return error.errno is not None or type(error) is not OSError
+    if isinstance(error, ConnectionError | TimeoutError):
+        return True
+    if type(error).__module__.partition(".")[0] in _NETWORK:
+        return not isinstance(error, FileNotFoundError | PermissionError)
+    return isinstance(error, OSError) and error.errno in _PASSING

@@ -4,9 +4,12 @@ import errno
 
 import jax
 import pytest
+from av.error import InvalidDataError
+from PIL import UnidentifiedImageError
 
 from emu3_jax import exit_codes
 from emu3_jax.config import ConfigError
+from emu3_jax.data.media import MediaError
 from emu3_jax.data.tokens.records import RecordError
 from emu3_jax.exit_codes import TRANSIENT, USER
 from emu3_jax.train.run import distributed
@@ -21,6 +24,8 @@ def caused(error, cause):
 
 class RefusedError(OSError):
     """As a library for buckets raises them, without a number."""
+
+    __module__ = "gcsfs.retry"
 
 
 CASES = [
@@ -38,6 +43,8 @@ CASES = [
     (TimeoutError("no answer"), TRANSIENT),
     (RefusedError("503"), TRANSIENT),
     (caused(RecordError("record 3 cannot be read"), OSError(errno.EIO, "I/O")), TRANSIENT),
+    (caused(MediaError("a.png: not an image"), UnidentifiedImageError("a.png")), USER),
+    (caused(MediaError("a.mp4: not a clip"), InvalidDataError(1094995529, "invalid")), USER),
     (LostProcessError("did not find each other"), TRANSIENT),
 ]
 

@@ -18,7 +18,7 @@ FLOORS = {
     "train": 4,
     "evaluate": 5,
     "report": 6,
-    "tokenize": 7, "quickstart": 7, "convert": 7, "aot": 7,
+    "tokenize": 7, "quickstart": 7, "convert": 7, "show": 7, "aot": 7,
 }  # fmt: skip
 COMMANDS = 7  # every __main__.py, whatever its room
 

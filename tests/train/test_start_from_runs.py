@@ -64,7 +64,7 @@ def test_a_transformer_begins_from_a_run(language_run, mesh, shared):
     np.testing.assert_array_equal(
         found["embed"]["embedding"][shared:], fresh["params"]["embed"]["embedding"][shared:]
     )
-    for name in ("layers", "norm"):
+    for name in ("layers", "final_norm"):
         jax.tree.map(np.testing.assert_array_equal, found[name], expected[name])
 
 

@@ -7,6 +7,7 @@ than STALE_S.
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -14,6 +15,7 @@ import socket
 import threading
 import time
 import uuid
+from collections.abc import Iterator
 
 from etils import epath
 
@@ -22,7 +24,7 @@ from emu3_jax.files import in_bucket, write_json
 
 LOCK_FILE = "lock.json"
 RENEW_S, STALE_S = 20.0, 120.0
-# In a bucket the last writer wins; whoever reads its own name back after this has won.
+# Where several cannot be kept apart the last writer wins: who reads its own name back after this.
 _SETTLE_S = 2.0
 
 
@@ -44,10 +46,15 @@ class RunLock:
         self._ended = threading.Event()
 
     def __enter__(self) -> "RunLock":
-        found = self._read()
-        if found is not None and not _is_free(found):
-            raise self._locked(found)
-        self._claim(found)
+        with _alone_in(self._workdir) as alone:
+            found = self._read()
+            if found is not None and not _is_free(found):
+                raise self._locked(found)
+            self._write()
+        if not alone:
+            time.sleep(_SETTLE_S)
+        if not self._is_ours():
+            raise self._locked(self._read() or {})
         self._renewing = threading.Thread(target=self._renew, daemon=True)
         self._renewing.start()
         return self
@@ -55,8 +62,8 @@ class RunLock:
     def __exit__(self, *raised) -> None:
         self._ended.set()
         self._renewing.join()
-        if self._is_ours():
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError), _alone_in(self._workdir):
+            if self._is_ours():
                 self._path.unlink()
                 _remove_if_empty(self._path.parent)
 
@@ -65,28 +72,6 @@ class RunLock:
         found = self._read()
         if found is None or found.get("token") != self._owner["token"]:
             raise self._locked(found or {"host": "unknown", "pid": "unknown", "time": time.time()})
-
-    def _claim(self, stale: dict | None) -> None:
-        if in_bucket(self._workdir):
-            self._write()
-            time.sleep(_SETTLE_S)
-        else:
-            path = pathlib.Path(self._path)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{LOCK_FILE}.{self._owner['token']}.tmp")
-            temporary.write_text(json.dumps(self._stamped()))
-            try:
-                if stale is not None:
-                    # Of several that find it stale one moves it away; the others find it gone.
-                    with contextlib.suppress(FileNotFoundError):
-                        os.replace(path, temporary.with_suffix(".old"))
-                with contextlib.suppress(FileExistsError):
-                    os.link(temporary, path)  # fails where another was faster
-            finally:
-                for file in (temporary, temporary.with_suffix(".old")):
-                    file.unlink(missing_ok=True)
-        if not self._is_ours():
-            raise self._locked(self._read() or {})
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEW_S):
@@ -117,6 +102,36 @@ class RunLock:
             f"{self._workdir} is used by process {found.get('pid')} on {found.get('host')}, which "
             f"gave a sign of life {age:.0f} s ago; wait until it ends, or use another directory"
         )
+
+
+@contextlib.contextmanager
+def _alone_in(workdir: str | os.PathLike) -> Iterator[bool]:
+    """Makes the folder and keeps other processes out of this block; False where that is impossible.
+
+    It is in a bucket, and on some network file systems.
+    """
+    if in_bucket(workdir):
+        yield False
+        return
+    folder = pathlib.Path(workdir)
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            handle = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # removed meanwhile by an owner that leaves nothing behind
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            alone = True
+        except OSError:
+            alone = False
+        if os.fstat(handle).st_nlink:  # not removed meanwhile
+            break
+        os.close(handle)
+    try:
+        yield alone
+    finally:
+        os.close(handle)
 
 
 def _is_free(found: dict) -> bool:
