@@ -60,12 +60,21 @@ def test_blank_lines_do_not_count(tmp_path):
 
 def test_bad_rows_are_items_with_a_problem(tmp_path):
     path = tmp_path / "a.jsonl"
-    lines = ["{broken", "[1]", '{"text": "no id"}', '{"id": 1, "image": "a", "video": "b"}']
+    lines = ["{broken", "[1]", '{"text": "no id"}', '{"id": 1, "image": ["a"]}']
     lines += ['{"id": 2, "text": 5}', '{"id": 3, "image": 5}', '{"id": 4, "turns": "no list"}']
     path.write_text("\n".join([*lines, '{"id": 5, "text": "good"}']))
     problems = [item.problem for item in all_items(FolderSource(path))]
     assert all(problems[:-1]) and not problems[-1]
-    assert "both" in problems[3] and "string" in problems[4]
+    assert "must be a path" in problems[3] and "string" in problems[4]
+
+
+def test_an_image_beside_a_clip_is_its_thumbnail(tmp_path):
+    rows = [{"id": 1, "text": "a", "image": "a.jpg", "video": "a.mp4"}]
+    rows += [{"id": 2, "segments": [{"image": "a.jpg", "video": "a.mp4"}]}]
+    clip, document = all_items(FolderSource(write_rows(tmp_path / "a.jsonl", rows)))
+    assert (clip.kind, clip.image, clip.video) == ("video", None, str(tmp_path / "a.mp4"))
+    assert clip.attributes == {"image": "a.jpg"}
+    assert "found both" in document.problem
 
 
 def test_documents_and_chats(tmp_path):
