@@ -68,6 +68,35 @@ def test_bad_rows_are_items_with_a_problem(tmp_path):
     assert "must be a path" in problems[3] and "string" in problems[4]
 
 
+@pytest.mark.parametrize("value", ["", [], {}, 0, False, float("nan"), ["a.jpg"]])
+@pytest.mark.parametrize("name", ["image", "video", "turns", "segments"])
+def test_a_field_that_is_no_medium_is_not_taken_for_none(name, value, tmp_path):
+    """It would make the row a text, without a word. Only null, and a list of nothing, are none."""
+    rows = [{"id": 1, "text": "a", name: value}, {"id": 2, "text": "a", name: None}]
+    odd, none = all_items(FolderSource(write_rows(tmp_path / "a.jsonl", rows)))
+    empty_list = value == [] and name in ("turns", "segments")
+    assert (none.kind, none.problem, bool(odd.problem)) == ("text", "", not empty_list)
+    parts = {"id": 1, "segments": [{"image": value, "text": "a"}]}
+    (part,) = all_items(FolderSource(write_rows(tmp_path / "b.jsonl", [parts])))
+    assert '"image" must be a path' in part.problem
+
+
+@pytest.mark.parametrize("beside", ["image", "video", "text", "segments"])
+def test_a_chat_or_a_document_has_nothing_beside_it(beside, tmp_path):
+    """A medium beside the turns would be lost, one beside segments take the part of another."""
+    row = {"id": 1, "turns": [{"question": "q", "answer": "a"}], beside: "a.jpg"}
+    if beside == "segments":
+        row["segments"] = [{"text": "a"}]
+    (item,) = all_items(FolderSource(write_rows(tmp_path / "a.jsonl", [row])))
+    assert "alone, found" in item.problem and beside in item.problem
+
+
+@pytest.mark.parametrize("key", [None, float("nan"), [1], {}, True])
+def test_an_id_that_is_no_name(key, tmp_path):
+    (item,) = all_items(FolderSource(write_rows(tmp_path / "a.jsonl", [{"id": key, "text": "a"}])))
+    assert item.problem.startswith('"id" must be a string or a number') and item.key == item.where
+
+
 def test_an_image_beside_a_clip_is_its_thumbnail(tmp_path):
     rows = [{"id": 1, "text": "a", "image": "a.jpg", "video": "a.mp4"}]
     rows += [{"id": 2, "segments": [{"image": "a.jpg", "video": "a.mp4"}]}]

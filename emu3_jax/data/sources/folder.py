@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from emu3_jax.data.sources.caption_values import caption_of, caption_text
+from emu3_jax.data.sources.caption_values import caption_of, caption_text, is_missing
 from emu3_jax.data.sources.source import MEDIA, RawItem, SourceError, one_medium
 
 
@@ -69,7 +69,11 @@ class FolderSource:
         if not isinstance(row, dict) or "id" not in row:
             problem = 'expected an object with the keys "id" and "text"'
             return RawItem(where, where=where, problem=problem)
-        key = str(row.pop("id"))
+        key = row.pop("id")
+        if isinstance(key, bool) or not isinstance(key, str | int | float) or is_missing(key):
+            problem = f'"id" must be a string or a number, found {key!r}'
+            return RawItem(where, where=where, problem=problem)
+        key = str(key)
         try:
             fields = self._fields(row)
         except SourceError as error:
@@ -80,24 +84,30 @@ class FolderSource:
         """Removes the fields of RawItem from the row and returns them; a thumbnail stays in it."""
         fields = {"text": caption_text(row.pop("text", None))}
         shown = {kind: row.pop(kind, None) for kind in MEDIA}
-        chosen = one_medium({kind: value for kind, value in shown.items() if value})
-        row |= {kind: value for kind, value in shown.items() if value and kind not in chosen}
+        shown = {kind: value for kind, value in shown.items() if value is not None}
+        chosen = one_medium(shown)
+        row |= {kind: value for kind, value in shown.items() if kind not in chosen}
         fields |= self._media(chosen)
         for name in ("segments", "turns"):
-            parts = row.pop(name, None) or []
+            parts = [] if row.get(name) is None else row[name]
+            row.pop(name, None)
             if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
                 raise SourceError(f'"{name}" must be a list of objects, found {parts!r}')
             fields[name] = tuple({**part, **self._media(part)} for part in parts)
-        if not (fields["text"] or fields["segments"] or fields["turns"]):
+        given = [name for name, value in fields.items() if value]
+        whole = next((name for name in ("turns", "segments") if fields[name]), None)
+        if whole and len(given) > 1:
+            raise SourceError(f'expected "{whole}" alone, found {", ".join(given)}')
+        if not given or given == [*chosen]:
             fields["text"] = caption_of(row)
         return fields
 
     def _media(self, values: dict) -> dict:
-        found = {kind: values[kind] for kind in MEDIA if values.get(kind)}
+        found = {kind: values[kind] for kind in MEDIA if values.get(kind) is not None}
         if len(found) > 1:
             raise SourceError('expected either "image" or "video", found both')
         for kind, path in found.items():
-            if not isinstance(path, str):
+            if not isinstance(path, str) or not path:
                 raise SourceError(f'"{kind}" must be a path, found {path!r}')
             found[kind] = str(self.path.parent / path)
         return found
