@@ -36,6 +36,9 @@ log = logging.getLogger(__name__)
 SKIPPED_FILE = "skipped.jsonl"
 # With fewer items, the share of unusable ones is too uncertain to stop a run early.
 EARLY_STOP_ITEMS = 2000
+# So many unusable items are no error whatever their share, unless max_skipped is 0: in a small
+# corpus one item may be more than the share.
+ALWAYS_ALLOWED = 5
 
 
 class TokenizeError(ValueError):
@@ -47,7 +50,8 @@ def tokenize(config: TokenizeConfig, encoder: VisionEncoder | None = None) -> li
 
     `encoder` replaces the vision tokenizer that the config names. Raises ValueError for a config,
     corpus or tokenizer that cannot be used, for an output made with another config, and if more
-    items than `max_skipped` are unusable (finished shards are kept).
+    items than `max_skipped` allows are unusable (finished shards are kept, and skipped.jsonl lists
+    all reasons found until then).
     """
     splits = open_splits(config, encoder)
     return [
@@ -159,8 +163,8 @@ class SplitJob:
             meter.shard_done(result.items, len(result.skipped))
             items += result.items
             skipped += result.skipped
-            if items >= EARLY_STOP_ITEMS:
-                self._check_skipped(items, skipped)
+            if items >= EARLY_STOP_ITEMS and self._too_many(items, skipped):
+                self._check_skipped(*_sums(self.progress.results()))  # those of all workers
         results = self.progress.results()
         if self.finished():
             return  # by another worker, which may already have removed some of the results
@@ -198,15 +202,27 @@ class SplitJob:
         return bool(shards) and all((self.folder / shard["file"]).is_file() for shard in shards)
 
     def _too_many(self, items: int, skipped: list[dict]) -> bool:
-        return len(skipped) > self.config.max_skipped * items
+        share = self.config.max_skipped
+        return len(skipped) > (max(share * items, ALWAYS_ALLOWED) if share else 0)
+
+    def _list_skipped(self, skipped: list[dict]) -> Path:
+        """Writes the skipped items with their reasons; returns the file."""
+        file = self.folder / SKIPPED_FILE
+        write_atomically(file, b"".join(json_bytes(one) + b"\n" for one in skipped))
+        return file
 
     def _check_skipped(self, items: int, skipped: list[dict]) -> None:
-        if self._too_many(items, skipped):
-            raise TokenizeError(
-                f"{self.split}: {len(skipped)} of {items} items are unusable, more than the share "
-                f"max_skipped={self.config.max_skipped:g}; repair them and run this again; the "
-                f"first: {skipped[0]['where']}: {skipped[0]['reason']}"
-            )
+        """Raises the error for too many skipped items, after listing all of them."""
+        if not self._too_many(items, skipped):
+            return
+        allowed = f"max_skipped={self.config.max_skipped:g} allows"
+        if self.config.max_skipped:
+            allowed += f" (at least {ALWAYS_ALLOWED})"
+        raise TokenizeError(
+            f"{self._list_skipped(skipped)} lists why {len(skipped)} of {items} items are "
+            f"unusable, more than {allowed}; repair them and run this again; the first: "
+            f"{skipped[0]['where']}: {skipped[0]['reason']}"
+        )
 
     def _finish(self, results: list[ShardResult]) -> None:
         """Writes dataset.json from the results of all shards; every worker would write the same."""
@@ -218,9 +234,11 @@ class SplitJob:
             if total.records:
                 counts[kind] = total
         if not counts:
-            raise TokenizeError(f"{self.split}: the corpus is empty, no item became a record")
-        lines = [json_bytes(one) + b"\n" for one in skipped]
-        write_atomically(self.folder / SKIPPED_FILE, b"".join(lines))
+            raise TokenizeError(
+                f"{self._list_skipped(skipped)} lists why no item of {items} became a record: the "
+                "corpus is empty"
+            )
+        self._list_skipped(skipped)
         shards = sorted(
             (shard for result in results for shard in result.shards),
             key=lambda shard: KINDS.index(shard.kind),
@@ -252,5 +270,9 @@ def _sums(results: list[ShardResult | None]) -> tuple[int, list[dict[str, str]]]
 
 
 def _report(folder: Path, counts: dict[str, Counts], skipped: list[dict]) -> None:
-    held = ", ".join(f"{c.records} {kind} ({c.tokens} tokens)" for kind, c in counts.items())
+    held = ", ".join(
+        f"{c.records} {kind} ({c.tokens} tokens"
+        + (f", {c.without_caption} without caption)" if c.without_caption else ")")
+        for kind, c in counts.items()
+    )
     log.info("%s: %s; %d skipped (%s)", folder, held, len(skipped), SKIPPED_FILE)

@@ -1,14 +1,13 @@
 """One raw shard to its records, reproducible to the byte."""
 
 import collections
-import dataclasses
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from emu3_jax.data.codec.vision_encoder import Batcher, VisionEncoder
 from emu3_jax.data.media import PixelLimits
-from emu3_jax.data.sources import RawItem, Source, SourceError
+from emu3_jax.data.sources import MEDIA, RawItem, Source, SourceError
 from emu3_jax.data.tokens.records import KINDS, Counts, Record, Shard, ShardWriter
 from emu3_jax.sequence import Grammar
 from emu3_jax.tokenize.prepare import MediaRules, Prepared, moved, prepare, to_record
@@ -62,14 +61,10 @@ class ShardMaker:
 
     def decoded(self, items: Iterator[RawItem]) -> Iterator[tuple[RawItem, Prepared | ValueError]]:
         """Items with the result of `prepare` or its error, in order; threads decode them."""
-        seen: set[str] = set()
         waiting: collections.deque = collections.deque()
         threads = self.config.decode_threads
         with ThreadPoolExecutor(threads) as pool:
             for item in items:
-                if item.key in seen:
-                    item = dataclasses.replace(item, problem="its id appears earlier in this shard")
-                seen.add(item.key)
                 waiting.append((item, pool.submit(prepare, item, self.rules)))
                 if len(waiting) > 4 * threads:
                     yield _outcome(*waiting.popleft())
@@ -95,7 +90,8 @@ class ShardMaker:
             for record, length in made:
                 by_kind[record.kind].append(record)
                 counted = result.counts.get(record.kind, Counts())
-                result.counts[record.kind] = counted + Counts(1, length, length, length)
+                bare = int(record.kind in MEDIA and not versions[0].item.text)
+                result.counts[record.kind] = counted + Counts(1, length, length, length, bare)
         return by_kind
 
     def _write(self, index: int, by_kind: dict[str, list[Record]], result: ShardResult) -> None:

@@ -23,7 +23,8 @@ class TokenizeConfig:
       max_frames: clips are cut to this many frames; 0 sets no limit.
       image_batch, clip_batch: number of media of one size that are encoded together.
       items_per_shard: rows of a jsonl file, or TFDS examples, per shard.
-      max_skipped: share of the items that may be unusable; more is an error.
+      max_skipped: share of the items that may be unusable, but at least 5 items; more is an error.
+        With 0 no item may be.
       copies: split → number of versions stored of each item with an image or clip: one unchanged,
         the others moved, for corpora so small that a model memorises them; default: 1.
       max_shift: largest move of a copy in pixels, to each side.

@@ -164,5 +164,5 @@ def test_fingerprint_of_a_vision_tokenizer():
 
 
 def test_counts_add_up():
-    total = sum((Counts(1, n, n, n) for n in (7, 3, 9)), Counts())
-    assert total == Counts(3, 19, 3, 9)
+    total = sum((Counts(1, n, n, n, n > 5) for n in (7, 3, 9)), Counts())
+    assert total == Counts(3, 19, 3, 9, without_caption=2)

@@ -60,12 +60,50 @@ def test_blank_lines_do_not_count(tmp_path):
 
 def test_bad_rows_are_items_with_a_problem(tmp_path):
     path = tmp_path / "a.jsonl"
-    lines = ["{broken", "[1]", '{"text": "no id"}', '{"id": 1, "image": "a", "video": "b"}']
+    lines = ["{broken", "[1]", '{"text": "no id"}', '{"id": 1, "image": ["a"]}']
     lines += ['{"id": 2, "text": 5}', '{"id": 3, "image": 5}', '{"id": 4, "turns": "no list"}']
     path.write_text("\n".join([*lines, '{"id": 5, "text": "good"}']))
     problems = [item.problem for item in all_items(FolderSource(path))]
     assert all(problems[:-1]) and not problems[-1]
-    assert "both" in problems[3] and "string" in problems[4]
+    assert "must be a path" in problems[3] and "string" in problems[4]
+
+
+@pytest.mark.parametrize("value", ["", [], {}, 0, False, float("nan"), ["a.jpg"]])
+@pytest.mark.parametrize("name", ["image", "video", "turns", "segments"])
+def test_a_field_that_is_no_medium_is_not_taken_for_none(name, value, tmp_path):
+    """It would make the row a text, without a word. Only null, and a list of nothing, are none."""
+    rows = [{"id": 1, "text": "a", name: value}, {"id": 2, "text": "a", name: None}]
+    odd, none = all_items(FolderSource(write_rows(tmp_path / "a.jsonl", rows)))
+    empty_list = value == [] and name in ("turns", "segments")
+    assert (none.kind, none.problem, bool(odd.problem)) == ("text", "", not empty_list)
+    parts = {"id": 1, "segments": [{"image": value, "text": "a"}]}
+    (part,) = all_items(FolderSource(write_rows(tmp_path / "b.jsonl", [parts])))
+    assert '"image" must be a path' in part.problem
+
+
+@pytest.mark.parametrize("beside", ["image", "video", "text", "segments"])
+def test_a_chat_or_a_document_has_nothing_beside_it(beside, tmp_path):
+    """A medium beside the turns would be lost, one beside segments take the part of another."""
+    row = {"id": 1, "turns": [{"question": "q", "answer": "a"}], beside: "a.jpg"}
+    if beside == "segments":
+        row["segments"] = [{"text": "a"}]
+    (item,) = all_items(FolderSource(write_rows(tmp_path / "a.jsonl", [row])))
+    assert "alone, found" in item.problem and beside in item.problem
+
+
+@pytest.mark.parametrize("key", [None, float("nan"), [1], {}, True])
+def test_an_id_that_is_no_name(key, tmp_path):
+    (item,) = all_items(FolderSource(write_rows(tmp_path / "a.jsonl", [{"id": key, "text": "a"}])))
+    assert item.problem.startswith('"id" must be a string or a number') and item.key == item.where
+
+
+def test_an_image_beside_a_clip_is_its_thumbnail(tmp_path):
+    rows = [{"id": 1, "text": "a", "image": "a.jpg", "video": "a.mp4"}]
+    rows += [{"id": 2, "segments": [{"image": "a.jpg", "video": "a.mp4"}]}]
+    clip, document = all_items(FolderSource(write_rows(tmp_path / "a.jsonl", rows)))
+    assert (clip.kind, clip.image, clip.video) == ("video", None, str(tmp_path / "a.mp4"))
+    assert clip.attributes == {"image": "a.jpg"}
+    assert "found both" in document.problem
 
 
 def test_documents_and_chats(tmp_path):

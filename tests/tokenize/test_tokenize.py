@@ -234,7 +234,7 @@ def test_bad_items_are_skipped_under_a_limit_and_listed(corpus, encoder, tmp_pat
         ({"id": "bad", "image": "bad.png"}, "bad.png: not an image"),
         ({"id": "thin", "image": "thin.png"}, "aspect ratio 10.00"),
         ({"id": "gone", "image": "gone.png"}, "gone.png: cannot be read"),
-        ({"id": "s1", "text": "again"}, "id appears earlier in this shard"),
+        ({"id": "number", "text": 5}, "a caption must be a string, found 5"),
         ({"id": "nothing"}, "neither text nor an image nor a clip"),
         ({"id": "turn", "turns": [{"question": "a"}]}, 'a turn needs a "answer"'),
         ({"id": "half", "text": "\ud800"}, "surrogate"),
@@ -242,7 +242,9 @@ def test_bad_items_are_skipped_under_a_limit_and_listed(corpus, encoder, tmp_pat
     rows += [row for row, _ in bad]
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     strict = config(tmp_path, tmp_path / "out", items_per_shard=100, max_skipped=0.3)
-    with pytest.raises(TokenizeError, match="8 of 14 items are unusable.*max_skipped=0.3"):
+    with pytest.raises(
+        TokenizeError, match="skipped.jsonl lists why 8 of 14 items.*max_skipped=0.3"
+    ):
         tokenize(strict, encoder)
     assert not (tmp_path / "out" / "train" / "dataset.json").exists()
     folder = tokenize(dataclasses.replace(strict, max_skipped=0.6), encoder)[0]
@@ -254,12 +256,28 @@ def test_bad_items_are_skipped_under_a_limit_and_listed(corpus, encoder, tmp_pat
     assert len(open_dataset(folder).records("image")) == 6
 
 
+def test_images_and_clips_without_caption_are_counted(corpus, encoder, tmp_path):
+    files = {"image": corpus / "1.png", "video": corpus / "0.webp"}
+    texts = {"a": "x", "b": "", "c": None, "d": float("nan"), "e": " "}
+    rows = [
+        {"id": kind + name, kind: str(file), "text": text}
+        for kind, file in files.items()
+        for name, text in texts.items()
+    ]
+    rows += [{"id": "text", "text": "x"}]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    info = open_dataset(tokenize(config(tmp_path, tmp_path / "out"), encoder)[0]).info
+    found = {kind: (c.records, c.without_caption) for kind, c in info.counts.items()}
+    assert found == {"text": (1, 0), "image": (5, 4), "video": (5, 4)}
+    assert '"without_caption": 4' in info.to_json()
+
+
 def test_an_empty_corpus_is_an_error(encoder, tmp_path):
     (tmp_path / "train.jsonl").write_text("")
     with pytest.raises(ValueError, match="train.jsonl: the corpus is empty"):
         tokenize(config(tmp_path, tmp_path / "out"), encoder)
     (tmp_path / "train.jsonl").write_text('{"id": 1}\n')
-    with pytest.raises(TokenizeError, match="no item became a record"):
+    with pytest.raises(TokenizeError, match="skipped.jsonl lists why no item of 1 became a record"):
         tokenize(config(tmp_path, tmp_path / "out", max_skipped=1.0), encoder)
 
 

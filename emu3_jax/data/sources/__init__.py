@@ -4,16 +4,17 @@ import os
 from pathlib import Path
 
 from emu3_jax.data.sources.folder import FolderSource
-from emu3_jax.data.sources.source import RawItem, Source, SourceError
+from emu3_jax.data.sources.source import MEDIA, RawItem, Source, SourceError
 
-__all__ = ["FolderSource", "RawItem", "Source", "SourceError", "open_source"]
+__all__ = ["MEDIA", "FolderSource", "RawItem", "Source", "SourceError", "open_source"]
 
 
 def open_source(spec: str, root: str | os.PathLike = ".", items_per_shard: int = 512) -> Source:
     """The source a string names: a jsonl file, "webdataset:PATTERN" or "tfds:NAME:SPLIT".
 
-    Paths are relative to `root`. PATTERN is a glob or contains one range {000..123}. Raises
-    SourceError for a corpus that does not exist or is empty, and for any other string.
+    Paths are relative to `root`. PATTERN is a glob or contains one range {000..123}. "#FEATURE"
+    after the split names the feature that is the text. Raises SourceError for a corpus that does
+    not exist or is empty, and for any other string.
     """
     kind, _, rest = spec.partition(":")
     if kind == "webdataset" and rest:
@@ -23,8 +24,9 @@ def open_source(spec: str, root: str | os.PathLike = ".", items_per_shard: int =
     if kind == "tfds" and rest:
         from emu3_jax.data.sources.tfds import TfdsSource
 
+        rest, _, text = rest.partition("#")
         name, _, split = rest.partition(":")
-        return TfdsSource(name, split or "train", items_per_shard)
+        return TfdsSource(name, split or "train", items_per_shard, text)
     if spec.endswith(".jsonl"):
         return FolderSource(Path(root) / spec, items_per_shard)
     raise SourceError(

@@ -5,7 +5,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from emu3_jax.data.sources.source import RawItem, SourceError
+from emu3_jax.data.sources.caption_values import caption_of, caption_text, is_missing
+from emu3_jax.data.sources.source import MEDIA, RawItem, SourceError, one_medium
 
 
 class FolderSource:
@@ -13,7 +14,8 @@ class FolderSource:
 
     A row is {"id", "text", "image" or "video" or neither, …}; with "segments" or "turns" instead,
     it is a document or a chat (see `RawItem`). Media paths are relative to the folder of the jsonl
-    file. Every other key becomes an attribute. A shard has `items_per_shard` rows.
+    file. Every other key becomes an attribute; one of `caption_values.CAPTION_KEYS` is also the
+    text of a row without "text". A shard has `items_per_shard` rows.
     """
 
     def __init__(self, jsonl: str | os.PathLike, items_per_shard: int = 512):
@@ -67,7 +69,11 @@ class FolderSource:
         if not isinstance(row, dict) or "id" not in row:
             problem = 'expected an object with the keys "id" and "text"'
             return RawItem(where, where=where, problem=problem)
-        key = str(row.pop("id"))
+        key = row.pop("id")
+        if isinstance(key, bool) or not isinstance(key, str | int | float) or is_missing(key):
+            problem = f'"id" must be a string or a number, found {key!r}'
+            return RawItem(where, where=where, problem=problem)
+        key = str(key)
         try:
             fields = self._fields(row)
         except SourceError as error:
@@ -75,24 +81,33 @@ class FolderSource:
         return RawItem(key, **fields, attributes=row, where=where)
 
     def _fields(self, row: dict) -> dict:
-        """Removes the fields of RawItem from the row and returns them."""
-        fields = {"text": row.pop("text", None) or ""}
-        if not isinstance(fields["text"], str):
-            raise SourceError(f'"text" must be a string, found {fields["text"]!r}')
-        fields |= self._media({kind: row.pop(kind, None) for kind in ("image", "video")})
+        """Removes the fields of RawItem from the row and returns them; a thumbnail stays in it."""
+        fields = {"text": caption_text(row.pop("text", None))}
+        shown = {kind: row.pop(kind, None) for kind in MEDIA}
+        shown = {kind: value for kind, value in shown.items() if value is not None}
+        chosen = one_medium(shown)
+        row |= {kind: value for kind, value in shown.items() if kind not in chosen}
+        fields |= self._media(chosen)
         for name in ("segments", "turns"):
-            parts = row.pop(name, None) or []
+            parts = [] if row.get(name) is None else row[name]
+            row.pop(name, None)
             if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
                 raise SourceError(f'"{name}" must be a list of objects, found {parts!r}')
             fields[name] = tuple({**part, **self._media(part)} for part in parts)
+        given = [name for name, value in fields.items() if value]
+        whole = next((name for name in ("turns", "segments") if fields[name]), None)
+        if whole and len(given) > 1:
+            raise SourceError(f'expected "{whole}" alone, found {", ".join(given)}')
+        if not given or given == [*chosen]:
+            fields["text"] = caption_of(row)
         return fields
 
     def _media(self, values: dict) -> dict:
-        found = {kind: values[kind] for kind in ("image", "video") if values.get(kind)}
+        found = {kind: values[kind] for kind in MEDIA if values.get(kind) is not None}
         if len(found) > 1:
             raise SourceError('expected either "image" or "video", found both')
         for kind, path in found.items():
-            if not isinstance(path, str):
+            if not isinstance(path, str) or not path:
                 raise SourceError(f'"{kind}" must be a path, found {path!r}')
             found[kind] = str(self.path.parent / path)
         return found

@@ -11,6 +11,14 @@ class SourceError(ValueError):
     """A corpus that cannot be read; the sentence names the file and what was expected."""
 
 
+MEDIA = ("image", "video")
+
+
+def one_medium(media: dict) -> dict:
+    """The one to store of {"image": …, "video": …}: an image beside a clip is its thumbnail."""
+    return {"video": media["video"]} if "video" in media else media
+
+
 @dataclass(frozen=True)
 class RawItem:
     """One raw example, of one of five kinds.

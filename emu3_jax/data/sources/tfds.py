@@ -2,28 +2,27 @@
 
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from emu3_jax.data.sources.source import RawItem, SourceError
+from emu3_jax.data.sources.caption_values import CAPTION_KEYS, caption_text
+from emu3_jax.data.sources.source import MEDIA, RawItem, SourceError, one_medium
 
-MEDIA_KEYS = ("image", "video")
 # Features that state the frames per second of a clip.
 RATE_KEYS = ("fps", "frame_rate")
-TEXT_KEYS = ("caption", "captions", "text", "title", "label")
 
 
 class TfdsSource:
     """A prepared TFDS dataset, read by index (its files must be ArrayRecord).
 
-    The image or clip is the feature "image" or "video". The text is the first of `TEXT_KEYS` that
-    exists: the first of several captions, the name of a class label. Other plain features become
-    attributes; one of `RATE_KEYS` is the frame rate of a clip. The data directory is TFDS's own
-    (TFDS_DATA_DIR or ~/tensorflow_datasets).
+    The image or clip is the feature "image" or "video". The text is the feature that `text_feature`
+    chooses, or `text` names, such as "captions/text": the first of several captions, the name of a
+    class label. Other plain features become attributes; one of `RATE_KEYS` is the frame rate of a
+    clip. The data directory is TFDS's own (TFDS_DATA_DIR or ~/tensorflow_datasets).
     """
 
-    def __init__(self, name: str, split: str, items_per_shard: int = 512):
+    def __init__(self, name: str, split: str, items_per_shard: int = 512, text: str = ""):
         import tensorflow_datasets as tfds  # optional and slow to import
 
         self.name = name.replace("/", "_").replace(":", "_")
@@ -37,7 +36,8 @@ class TfdsSource:
                 f"tfds:{name}: cannot be read from {where} as split {split!r} ({reason}); prepare "
                 f"it there first with file_format=array_record"
             ) from error
-        self._features, self._per_shard = builder.info.features, items_per_shard
+        self._per_shard = items_per_shard
+        self._text_path, self._label = text_feature(builder.info.features, f"tfds:{name}", text)
         if not len(self._data):
             raise SourceError(f"tfds:{name}:{split}: the corpus is empty")
 
@@ -53,31 +53,67 @@ class TfdsSource:
             where = f"tfds:{self.name}:{index}"
             try:
                 item = self._item(where, self._data[index])
-            except (ValueError, OSError, IndexError) as error:
+            except (ValueError, OSError, LookupError) as error:
                 item = RawItem(where, where=where, problem=str(error))
             yield item
 
     def _item(self, where: str, example: Mapping) -> RawItem:
-        text_key = next((key for key in TEXT_KEYS if key in example), None)
-        if text_key is None:
-            wanted = ", ".join(TEXT_KEYS)
-            return RawItem(where, where=where, problem=f"has none of the features {wanted}")
-        used = (*MEDIA_KEYS, text_key)
+        used = (*MEDIA, *self._text_path[:1])
         attributes = {k: _plain(v) for k, v in example.items() if k not in used and _is_plain(v)}
-        fields = {kind: _pixels(kind, example[kind]) for kind in MEDIA_KEYS if kind in example}
-        text = self._text(text_key, example[text_key])
+        shown = one_medium({kind: example[kind] for kind in MEDIA if kind in example})
+        fields = {kind: _pixels(kind, value) for kind, value in shown.items()}
         fps = next((_rate(example[key]) for key in RATE_KEYS if key in example), 0.0)
+        text = self._text(example)
         return RawItem(where, text, **fields, attributes=attributes, fps=fps, where=where)
 
-    def _text(self, key: str, value) -> str:
-        if isinstance(value, Mapping):  # captions as a sequence of features
-            value = next(iter(value.values()))
-        if isinstance(value, (list, tuple)) or isinstance(value, np.ndarray) and value.ndim:
-            value = value[0]
-        if isinstance(value, bytes):
-            return value.decode()
-        name = getattr(self._features[key], "int2str", None)
-        return name(int(value)) if name and not isinstance(value, str) else str(value)
+    def _text(self, example: Mapping) -> str:
+        if not self._text_path:
+            return ""
+        value = example
+        for key in self._text_path:
+            # A sequence of features: a mapping of lists, or a list of mappings.
+            value = value[key] if isinstance(value, Mapping) else [one[key] for one in value]
+        if self._label:
+            return self._label(int(np.ravel(value)[0]))  # of several labels the first
+        return caption_text(value)
+
+
+def text_feature(features, where: str, text: str = "") -> tuple[tuple[str, ...], Callable | None]:
+    """The path of the feature that holds the text, and the namer of its classes if it is a label.
+
+    Strings and sequences of strings may be the text. A feature called as one of `CAPTION_KEYS` is
+    chosen, the first of these; within a mapping again one of that name, or its only string. Without
+    such a feature it is the class label "label". `text` names one instead. The path is empty if
+    there are no strings and no label. SourceError names the options if the rule finds several, or
+    strings that are called otherwise.
+    """
+    options = dict(_text_options(features))
+    if text:
+        chosen = [path for path in options if "/".join(path) == text]
+    else:
+        named = [[p for p in options if p[0] == key] for key in (*CAPTION_KEYS, "label")]
+        chosen = next(filter(None, named), [])
+        inner = [[p for p in chosen if p[-1] == key] for key in CAPTION_KEYS]
+        chosen = chosen if len(chosen) == 1 else next(filter(None, inner), chosen)
+    if len(chosen) == 1:
+        return chosen[0], options[chosen[0]]
+    if not options and not text:
+        return (), None
+    names = ", ".join("/".join(path) for path in chosen or options) or "none"
+    wanted = f"no text feature is called {text!r}" if text else "which feature is the text is open"
+    raise SourceError(f"{where}: {wanted}; choose one by tfds:NAME:SPLIT#FEATURE from: {names}")
+
+
+def _text_options(features, path: tuple[str, ...] = ()) -> Iterator[tuple]:
+    """(path, None) of each string feature, (path, namer) of each class label with its names."""
+    for key in features.keys():
+        feature, at = features[key], (*path, key)
+        if hasattr(feature, "keys"):
+            yield from _text_options(feature, at)
+        elif hasattr(feature, "int2str"):
+            yield at, feature.int2str
+        elif np.dtype(getattr(feature, "np_dtype", None)).kind in "OSU":
+            yield at, None
 
 
 def _pixels(kind: str, value) -> np.ndarray:

@@ -1,7 +1,6 @@
 """WebDataset tars as img2dataset and video2dataset write them: KEY.jpg or KEY.mp4, .txt, .json."""
 
 import glob
-import json
 import lzma
 import os
 import re
@@ -10,20 +9,21 @@ import zlib
 from collections.abc import Iterator
 
 from emu3_jax.data.sources.source import RawItem, SourceError
+from emu3_jax.data.sources.tar_examples import TarExamples, role_of
 
-IMAGE_ENDINGS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
-VIDEO_ENDINGS = ("mp4", "webm", "mkv", "mov", "avi", "m4v")
 # Errors raised by reading a damaged tar, compressed or not.
 DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
-# Keys of the json for the caption if there is no .txt member.
-CAPTION_KEYS = ("caption", "text", "title")
+# 1 GiB: a larger member is not read, because examples are held in memory.
+MAX_MEMBER_BYTES = 1 << 30
 
 
 class WebDatasetSource:
     """Tar files; each is one shard, and the members of one key are adjacent in it.
 
-    `pattern` is a glob, a folder of tars, or contains one range such as {00000..00123}. The caption
-    is KEY.txt, else the json's "caption"; the json's entries become attributes.
+    `pattern` is a glob, a folder of tars, or contains one range such as {00000..00123}. A key is a
+    member's path up to the first dot of its name; `tar_examples` states what becomes of its
+    members. The caption is KEY.txt, else the json's "caption"; the json's entries become
+    attributes.
     """
 
     def __init__(self, pattern: str):
@@ -42,23 +42,15 @@ class WebDatasetSource:
         one whose members may be incomplete.
         """
         path = self.paths[shard]
-        key, members = None, {}
+        examples = TarExamples(path)
         try:
-            for name, content in _members(path):
-                folder, base = os.path.split(name)
-                stem, _, ending = base.partition(".")
-                member_key = os.path.join(folder, stem)
-                if member_key != key:
-                    if members:
-                        yield _item(path, key, members)
-                    key, members = member_key, {}
-                members[ending.lower()] = content
+            for name, content, problem in _members(path):
+                yield from examples.add(name, content, problem)
         except DAMAGE as error:
-            start = f" from the example {key!r} on" if members else ""
+            start = f" from the example {examples.key!r} on" if examples.key is not None else ""
             reason = str(error).partition("\n")[0].rstrip(":")
             raise SourceError(f"{path}: cannot be read as a tar file{start} ({reason})") from error
-        if members:
-            yield _item(path, key, members)
+        yield from examples.end()
 
 
 def _expand(pattern: str) -> list[str]:
@@ -79,11 +71,26 @@ def _expand(pattern: str) -> list[str]:
     return paths
 
 
-def _members(path: str) -> Iterator[tuple[str, bytes]]:
+def _members(path: str) -> Iterator[tuple[str, bytes, str]]:
+    """(name, content, problem) of each member that is not a folder.
+
+    The content of a member whose ending is not known is not read, nor is one with a problem.
+    """
     with tarfile.open(path, "r:*", tarinfo=_Member) as tar:
         for member in tar:
-            if member.isfile():
-                yield member.name, tar.extractfile(member).read()
+            if member.isdir():
+                continue
+            content, problem = b"", ""
+            if not member.isfile():
+                problem = f"the member {member.name} is a link or a device, expected a file"
+            elif member.size > MAX_MEMBER_BYTES:
+                problem = (
+                    f"the member {member.name} has {member.size} bytes, at most "
+                    f"{MAX_MEMBER_BYTES} are read"
+                )
+            elif role_of(member.name):
+                content = tar.extractfile(member).read()
+            yield member.name, content, problem
 
 
 class _Member(tarfile.TarInfo):
@@ -102,22 +109,3 @@ class _Member(tarfile.TarInfo):
             raise tarfile.ReadError("the file stops before its end marker") from error
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"a damaged header: {error}") from error
-
-
-def _item(path: str, key: str, members: dict[str, bytes]) -> RawItem:
-    where = f"{path}:{key}"
-    image = next((members[e] for e in IMAGE_ENDINGS if members.get(e) is not None), None)
-    video = next((members[e] for e in VIDEO_ENDINGS if members.get(e) is not None), None)
-    media = {"image": image} if image is not None else {"video": video}
-    if not any(media.values()) and (image is not None or video is not None):
-        return RawItem(key, where=where, problem="the media member is empty")
-    try:
-        attributes = json.loads(members.get("json") or "{}")
-        text = members["txt"].decode() if "txt" in members else None
-    except (ValueError, RecursionError) as error:
-        return RawItem(key, where=where, problem=f"its json or txt member is unreadable ({error})")
-    if not isinstance(attributes, dict):
-        return RawItem(key, where=where, problem="its json member is not an object")
-    if text is None:
-        text = next((attributes[k] for k in CAPTION_KEYS if attributes.get(k)), "")
-    return RawItem(key, str(text).strip("\n"), **media, attributes=attributes, where=where)

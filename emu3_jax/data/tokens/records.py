@@ -127,12 +127,16 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
-    """Sums over the records of one kind; lengths are tokens of whole documents (BOS to EOS)."""
+    """Sums over the records of one kind; lengths are tokens of whole documents (BOS to EOS).
+
+    `without_caption` counts images and clips whose caption is empty.
+    """
 
     records: int = 0
     tokens: int = 0
     shortest: int = 0
     longest: int = 0
+    without_caption: int = 0
 
     def __add__(self, other: "Counts") -> "Counts":
         if not self.records or not other.records:
@@ -142,6 +146,7 @@ class Counts:
             self.tokens + other.tokens,
             min(self.shortest, other.shortest),
             max(self.longest, other.longest),
+            self.without_caption + other.without_caption,
         )
 
 
