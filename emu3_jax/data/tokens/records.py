@@ -170,9 +170,9 @@ class DatasetInfo:
 
     @property
     def fingerprint(self) -> str:
-        """Of what ids mean and of where each record is: another number of records is another dataset.
+        """Of what its ids mean and of where each record is.
 
-        Named one by one, so that a field that comes later changes no fingerprint.
+        The fields are named one by one, so that one that comes later changes no fingerprint.
         """
         meaning = (self.vocabulary.fingerprint, self.text_tokenizer, self.vision_tokenizer)
         positions = [(shard.file, shard.kind, shard.records) for shard in self.shards]
