@@ -292,7 +292,7 @@ def test_too_long_documents_are_counted_or_an_error(dataset, tmp_path, monkeypat
     cfg = config(str(mixed), {"text_to_image": 1.0})
     iterator = make_iterator(cfg, GRAMMAR)
     take(iterator, 9)
-    assert iterator.dropped > 0
+    assert iterator.counts()["documents_dropped"] > 0
     path = write_dataset(tmp_path / "long", [long])
     with pytest.raises(ValueError, match="none fits"):
         next(make_iterator(config(str(path), {"text_to_image": 1.0}), GRAMMAR))
