@@ -64,8 +64,8 @@ class CodebookHealth(Evaluator):
         size = tokenizer[0].config.codebook_size
         if earlier is not None:
             check_comparable(tokenizer[0].config, earlier[0].config)
-        metrics, counts = {}, {}
-        for kind, pixels in self._corpus().items():
+        metrics, counts, usable = {}, {}, items.Usable(tokenizer[0].config)
+        for kind, pixels in self._corpus(usable).items():
             codes = vision_codec.encode(tokenizer, pixels, self.batch_size)
             counts[kind] = use.code_counts(codes, size)
             if earlier is not None:
@@ -86,7 +86,8 @@ class CodebookHealth(Evaluator):
         }
         if earlier is not None:
             metrics["patch_drift"] = self._drift(tokenizer, earlier, order)
-        return Result(metrics, images=images, notes=_notes(total))
+        notes = _notes(total) + usable.notes
+        return Result(metrics | usable.metrics, images=images, notes=notes)
 
     def _drift(self, tokenizer, earlier, order: list[int]) -> float:
         chosen = order[: self.compared]
@@ -96,10 +97,10 @@ class CodebookHealth(Evaluator):
         )
         return float(np.sqrt(np.mean((now - before) ** 2)))
 
-    def _corpus(self) -> dict[str, list[np.ndarray]]:
+    def _corpus(self, usable: items.Usable) -> dict[str, list[np.ndarray]]:
         """Returns "images" or "clips" → pixels of the items of all splits, without empty kinds."""
         data = self.use("data", pathlib.Path)
-        everything = items.read_splits(data, _splits(data), self.limit)
+        everything = items.read_splits(data, _splits(data), self.limit, usable)
         kinds = {
             "images": items.of_kind(everything, "image"),
             "clips": items.of_kind(everything, "video"),

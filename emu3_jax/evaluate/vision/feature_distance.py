@@ -126,7 +126,9 @@ class FrechetDistance(SplitEvaluator):
 
     def run(self, subject: Subject) -> Result:
         """Encodes and decodes every item of the splits and compares features."""
-        everything = items.read_splits(self.use("data", pathlib.Path), self.splits, self.limit)
+        data = self.use("data", pathlib.Path)
+        usable = items.Usable(subject.vision_tokenizer[0].config)
+        everything = items.read_splits(data, self.splits, self.limit, usable)
         stills, clips = (
             reconstruct(
                 subject.vision_tokenizer,
@@ -155,7 +157,7 @@ class FrechetDistance(SplitEvaluator):
         notes += [
             f"{network.metric}: {network.about}" for network in self.networks if network.about
         ]
-        return Result(metrics, notes=notes)
+        return Result(metrics | usable.metrics, notes=notes + usable.notes)
 
     def _statistics(
         self, network: Network, originals: Sequence, rebuilt: Sequence, progress: Progress

@@ -67,7 +67,8 @@ class Reconstruction(SplitEvaluator):
     def run(self, subject: Subject) -> Result:
         """Encodes and decodes every item of the splits and compares."""
         data, perceptual = self.use("data", pathlib.Path), self.perceptual_network
-        everything = items.read_splits(data, self.splits, self.limit)
+        usable = items.Usable(subject.vision_tokenizer[0].config)
+        everything = items.read_splits(data, self.splits, self.limit, usable)
         size = subject.vision_tokenizer[0].config.codebook_size
         metrics, tables, images, clips, codes, by_size = {}, {}, {}, {}, [], []
         notes = [perceptual_note(perceptual)]
@@ -95,15 +96,18 @@ class Reconstruction(SplitEvaluator):
             tables["by_size"] = Table(columns, tuple(by_size))
         tables["published"] = published.beside(self._our_rows(subject, by_size, measured.values))
         metrics |= codebook_metrics(codes, size, "_".join(self.splits))
-        metrics |= codebook_metrics(self._corpus_codes(subject, codes), size, "corpus")
-        return Result(metrics, tables, images, clips, notes)
+        codes = self._corpus_codes(subject, codes, usable)
+        metrics |= codebook_metrics(codes, size, "corpus") | usable.metrics
+        return Result(metrics, tables, images, clips, notes + usable.notes)
 
-    def _corpus_codes(self, subject: Subject, known: list[np.ndarray]) -> list[np.ndarray]:
+    def _corpus_codes(
+        self, subject: Subject, known: list[np.ndarray], usable: items.Usable
+    ) -> list[np.ndarray]:
         codes = list(known)
         for split in items.split_names(self.data):
             if split in self.splits:
                 continue
-            chosen = items.read_split(self.data, split, self.limit)
+            chosen = items.read_split(self.data, split, self.limit, usable)
             pixels = [item.pixels for item in chosen]
             done = subject.progress.counter(f"codes of {split}", len(pixels))
             codes += vision_codec.encode(
