@@ -56,17 +56,17 @@ class Usable:
       skipped: where each unusable one is, and the reason.
     """
 
-    def __init__(self, config: Any, trained: Mapping[str, float] | None = None):
+    def __init__(self, config: Any, limits: Mapping[str, float] | None = None):
         """Takes what decides the size.
 
         Args:
           config: of the vision tokenizer.
-          trained: `Language.media` of the language model: images and clips are resized within its
-            pixel limits, as in tokenizing. None: they stay as stored.
+          limits: images and clips are resized within its "min_pixels" and "max_pixels", as in
+            tokenizing; such as `Language.media` of a language model. Without, they stay as stored.
         """
         self._config, self._limits = config, None
-        if trained and {"min_pixels", "max_pixels"} <= trained.keys():
-            sizes = trained["min_pixels"], trained["max_pixels"]
+        if limits and {"min_pixels", "max_pixels"} <= limits.keys():
+            sizes = limits["min_pixels"], limits["max_pixels"]
             self._limits = media.PixelLimits(*sizes, config.spatial_factor)
         self.rows, self.skipped = 0, []
 

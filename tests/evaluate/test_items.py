@@ -101,3 +101,21 @@ def test_images_for_a_language_model_are_resized_as_in_its_training(tmp_path):
     np.testing.assert_array_equal(item.pixels, expected)
     (item,) = items.read_split(tmp_path / "data", "validation", 0, items.Usable(CONFIG, {}))
     np.testing.assert_array_equal(item.pixels, media.read_image(item.path))
+
+
+@pytest.mark.parametrize("cls", [Reconstruction, CodebookHealth])
+def test_a_vision_tokenizer_is_measured_at_the_size_of_tokenizing(cls, tmp_path):
+    folder, larger = tmp_path / "data", tmp_path / "larger"
+    rows = split(folder, 2)
+    larger.mkdir()
+    limits = media.PixelLimits(32 * 32, 40 * 40, CONFIG.spatial_factor)
+    for row in rows:
+        pixels = media.read_image(folder / row["image"])
+        size = media.smart_resize(*pixels.shape[:2], limits)
+        media.write_png(larger / row["image"], media.resize(pixels, *size))
+    write(larger, rows)
+    found = cls(data=str(folder), min_pixels=32 * 32, max_pixels=40 * 40).run(SUBJECT)
+    assert dict(found.metrics) == dict(cls(data=str(larger)).run(SUBJECT).metrics)
+    assert dict(found.metrics) != dict(cls(data=str(folder)).run(SUBJECT).metrics)
+    with pytest.raises(ValueError, match="expected 0 < min_pixels <= max_pixels"):
+        cls(data=str(folder), max_pixels=64)
