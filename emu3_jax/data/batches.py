@@ -32,6 +32,10 @@ class Batches(abc.ABC):
     def set_state(self, state: dict) -> None:
         """Continues after the batch at which `state` was taken; ValueError if it no longer fits."""
 
+    def counts(self) -> dict[str, int]:
+        """Name → number of documents so far, in the rows of this process; logged as data/<name>."""
+        return {}
+
     def adapt_state(self, state: dict) -> dict:
         """`state` adapted to these batches, which may differ from those it was taken from."""
         return state

@@ -76,6 +76,11 @@ SETTINGS = (
     flags.DEFINE_list("splits", None, "Splits, separated by commas; default: the evaluator's."),
     flags.DEFINE_integer("batch_size", None, "Items at a time (32); no effect on results."),
     flags.DEFINE_integer("limit", None, "Use the first this many items of a split; 0: all."),
+    flags.DEFINE_integer("rows", None, "Tokens per row for likelihood, and the cut of documents."),
+    flags.DEFINE_integer(
+        "min_pixels", None, "With --max_pixels: resize images and clips as tokenizing does."
+    ),
+    flags.DEFINE_integer("max_pixels", None, "Largest area of an image or a frame in pixels."),
     flags.DEFINE_integer(
         "candidates", None, "Images drawn for each one that the model itself selects (1)."
     ),

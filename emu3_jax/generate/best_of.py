@@ -18,12 +18,19 @@ def caption_nats(
 ) -> np.ndarray:
     """-log p(caption and its end | block), float64 [N], for each block and its caption.
 
-    On a mesh the weights stay where they are.
+    On a mesh the weights stay where they are. ValueError if a pair is longer than the model's
+    context.
     """
     pairs = zip(blocks, captions, strict=True)
     built = [bundle.grammar.build(Document((block, Text(caption)))) for block, caption in pairs]
     # Each is a task of its own, so that its sum stays separate however they are packed.
-    tally = scoring.score_documents(bundle, {i: [b] for i, b in enumerate(built)}, batch_size)
+    fitted = scoring.fit({i: [b] for i, b in enumerate(built)}, bundle.max_context)
+    if fitted.dropped:
+        raise ValueError(
+            f"{fitted.dropped} of {len(built)} candidates and their captions are longer than the "
+            f"context of {bundle.max_context} tokens, so they cannot be compared"
+        )
+    tally = scoring.score(bundle, fitted, batch_size)
     return tally.nll[:, TokenClass.TEXT]
 
 

@@ -233,8 +233,8 @@ def continue_texts(
     def longest(prompt: np.ndarray) -> int:
         if bundle.max_context is None:
             return options.max_new
-        # The engine refuses a prompt that fills the whole context.
-        return min(options.max_new, max(1, bundle.max_context - len(prompt)))
+        # The last new token is not read. A prompt longer than the context is refused by the engine.
+        return min(options.max_new, max(1, bundle.max_context + 1 - len(prompt)))
 
     requests = [
         Request(prompt, max_new=longest(prompt), may_be_empty=may_be_empty) for prompt in prompts

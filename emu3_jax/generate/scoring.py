@@ -1,5 +1,7 @@
 """Negative log-likelihoods of given tokens, by task and token class.
 
+Documents longer than the model's context are cut or dropped as in training (`data.tokens.cutting`).
+
 Sums are taken per token on the host in float64, so the batch size and the packing change nothing
 but the last bits. The loss weights of training are not used.
 
@@ -9,6 +11,7 @@ documents and get the same result.
 
 import functools
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +20,7 @@ from flax import linen as nn
 
 from emu3_jax import sequence, sharding
 from emu3_jax.data.tokens import packing
-from emu3_jax.data.tokens.mixture import Tokens
+from emu3_jax.data.tokens.cutting import Piece, Tokens, ends_of, is_cut, pieces
 from emu3_jax.generate.decoding import autoregressive
 from emu3_jax.interop.bundle import Bundle
 from emu3_jax.models.language.cross_entropy import chunked_cross_entropy
@@ -46,27 +49,77 @@ class Tally:
         np.add.at(self.count, where, 1)
 
 
-def score_documents(
-    bundle: Bundle,
+class Fitted(NamedTuple):
+    """Documents made to fit a model's context; see `fit`.
+
+    Attributes:
+      tasks: the tasks; `source` of a piece is an index into them.
+      pieces: what is scored.
+      row_length: tokens per row into which the pieces are packed.
+      cut, dropped: numbers of documents that were longer than the context.
+    """
+
+    tasks: tuple[Hashable, ...]
+    pieces: list[Piece]
+    row_length: int
+    cut: int
+    dropped: int
+
+    @property
+    def targets(self) -> int:
+        """Tokens of all pieces."""
+        return sum(stop - start for _, start, stop in self.pieces)
+
+
+def fit(
     documents: Mapping[Hashable, Sequence[sequence.Sequence]],
-    batch_size: int,
+    max_context: int | None = None,
     row_length: int = 0,
+) -> Fitted:
+    """Cuts and drops documents as training does.
+
+    Targets that training leaves out (weight 0, such as the questions of a chat) get the class PAD.
+
+    Args:
+      documents: task → sequences.
+      max_context: tokens that the model may read at once; None for no limit.
+      row_length: tokens per row, a limit too; 0: what the longest piece needs.
+
+    Raises:
+      ValueError: no document fits.
+    """
+    context = min(filter(None, (max_context, row_length)), default=None)
+    flat = [_scored(built, i) for i, group in enumerate(documents.values()) for built in group]
+    longest = max(len(tokens.ids) - 1 for tokens in flat)
+    of_each = [pieces(tokens, context or longest) for tokens in flat]
+    dropped = sum(not found for found in of_each)
+    if dropped == len(flat):
+        raise ValueError(f"none of the {dropped} documents fits into {context} tokens")
+    chosen = [piece for found in of_each for piece in found]
+    longest = max(stop - start for _, start, stop in chosen)
+    row_length = row_length or -(-longest // ROW_MULTIPLE) * ROW_MULTIPLE
+    return Fitted(tuple(documents), chosen, row_length, sum(map(is_cut, of_each)), dropped)
+
+
+def score(
+    bundle: Bundle,
+    fitted: Fitted,
+    batch_size: int,
     done: Callable[[int], None] = lambda count: None,
 ) -> Tally:
     """Scores documents by task.
 
     Args:
       bundle: the model.
-      documents: task → sequences.
+      fitted: the documents, made to fit `bundle.max_context`.
       batch_size: rows per batch; on a mesh rounded up so that they can be sharded.
-      row_length: see `packed_batches`.
       done: called after each batch with the number of its targets.
     """
     rows = rows_of_batch(jax.sharding.get_abstract_mesh(), batch_size)
-    tally, score = Tally(tuple(documents)), scorer(bundle.model)
-    for batch in packed_batches(documents, row_length, rows):
+    tally, nll_of = Tally(fitted.tasks), scorer(bundle.model)
+    for batch in packed_batches(fitted, rows):
         arrays = [sharding.spread(batch[name], "batch", "sequence") for name in SCORED]
-        nll_BS = np.asarray(score(bundle.variables, *arrays))
+        nll_BS = np.asarray(nll_of(bundle.variables, *arrays))
         tally.add(nll_BS, batch["sources"], batch["classes"])
         done(np.count_nonzero(batch["segment_ids"]))
     return tally
@@ -101,12 +154,13 @@ def scorer(model: nn.Module):
 def lower(
     config: TransformerConfig, mesh: jax.sharding.Mesh, *, batch_size: int, row_length: int
 ) -> jax.stages.Lowered:
-    """Ahead-of-time lowering of what `score_documents` runs for one batch; needs no weights.
+    """Ahead-of-time lowering of what `score` runs for one batch; needs no weights.
 
     Args:
       config: of the model; weights are in its compute type.
       mesh: the mesh that is set when documents are scored.
-      batch_size, row_length: as in `score_documents`.
+      batch_size: as in `score`.
+      row_length: as in `fit`.
 
     Raises:
       ValueError: the model or the rows do not fit the mesh.
@@ -121,38 +175,22 @@ def lower(
         return scorer(model).lower(variables, *[rows] * len(SCORED))
 
 
-def packed_batches(
-    documents: Mapping[Hashable, Sequence[sequence.Sequence]], row_length: int, batch_size: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Packs documents into rows as training does, and rows into batches of one shape.
-
-    Targets that training leaves out (weight 0, such as the questions of a chat) get the class PAD.
+def packed_batches(fitted: Fitted, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Packs pieces into rows as training does, and rows into batches of one shape.
 
     Args:
-      documents: task → sequences; `sources` holds the index of the task in this mapping.
-      row_length: tokens per row; 0: what the longest document needs.
+      fitted: from `fit`; `sources` holds the indices of its tasks.
       batch_size: rows per batch; the last one is filled up with empty rows.
 
     Yields:
       The arrays [batch_size, row_length] that `packing.FIELDS` names.
-
-    Raises:
-      ValueError: a document is longer than `row_length`.
     """
-    flat = [
-        _scored(built, index) for index, group in enumerate(documents.values()) for built in group
-    ]
-    lengths = [len(tokens.ids) - 1 for tokens in flat]
-    row_length = row_length or -(-max(lengths) // ROW_MULTIPLE) * ROW_MULTIPLE
-    if max(lengths) > row_length:
-        raise ValueError(
-            f"a document of {max(lengths)} tokens does not fit into rows of {row_length}"
-        )
-    rows = packing.best_fit(lengths, row_length)
+    row_length = fitted.row_length
+    rows = packing.best_fit([stop - start for _, start, stop in fitted.pieces], row_length)
     rows += [[]] * (-len(rows) % batch_size)
     for start in range(0, len(rows), batch_size):
         arrays = [
-            packing.assemble([(flat[i], 0, lengths[i]) for i in row], row_length, pad=0)
+            packing.assemble([fitted.pieces[i] for i in row], row_length, pad=0)
             for row in rows[start : start + batch_size]
         ]
         yield {name: np.stack([row[name] for row in arrays]) for name in packing.FIELDS}
@@ -161,4 +199,4 @@ def packed_batches(
 def _scored(built: sequence.Sequence, source: int) -> Tokens:
     """The document, with the class PAD for targets that training leaves out."""
     classes = np.where(built.weights > 0, built.classes, TokenClass.PAD)
-    return Tokens(built.ids, built.weights, classes, source, whole=True)
+    return Tokens(built.ids, built.weights, classes, source, ends_of(built))

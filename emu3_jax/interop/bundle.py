@@ -54,7 +54,8 @@ class Language:
       vocab: the token space.
       grammar: order of tokens in documents, with the text tokenizer.
       vision_fingerprint: of the vision tokenizer whose codes the model was trained on, if known.
-      max_context: maximum tokens of one sequence, or None without a limit.
+      max_context: the most tokens that the model may read at once, the length of its training rows
+        (data.tokens.cutting); None without a limit.
       media: how images and clips became codes ("min_pixels", "max_pixels", "fps", "max_frames"), as
         far as it is known.
     """
@@ -78,7 +79,7 @@ class Bundle:
       vision: the vision tokenizer, or None if only codes are needed.
       vision_variables: its weights.
       vision_fingerprint: of the tokenizer that the model was trained with, if known.
-      max_context: maximum tokens of one sequence, or None.
+      max_context: see Language.
       media: see Language.
     """
 

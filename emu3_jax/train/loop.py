@@ -214,7 +214,7 @@ class _Loop:
         if not self._look_back():
             return False
         self.guard.keep(step, metrics)
-        self.report.keep(step, metrics)
+        self.report.keep(step, metrics, self.batches.counts())
         at_end = stop or step == self.run.steps
         if at_end or step % self.run.checkpoint.every == 0:
             return self._save(step, state, wait=at_end)

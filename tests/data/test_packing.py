@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from emu3_jax.data.tokens.mixture import Tokens
-from emu3_jax.data.tokens.packing import Position, RowPacker, assemble, best_fit, pieces
+from emu3_jax.data.tokens.cutting import Tokens
+from emu3_jax.data.tokens.packing import Position, RowPacker, assemble, best_fit
 from emu3_jax.sequence import TokenClass
 
 PAD = 999
@@ -12,7 +12,8 @@ PAD = 999
 
 def document(length, whole=True, first=0, source=0):
     ids = np.arange(first, first + length, dtype=np.int32)
-    return Tokens(ids, (ids % 7).astype(np.float32), (1 + ids % 4).astype(np.uint8), source, whole)
+    weights, classes = (ids % 7).astype(np.float32), (1 + ids % 4).astype(np.uint8)
+    return Tokens(ids, weights, classes, source, (length - 1,) if whole else None)
 
 
 class Stream:
@@ -39,14 +40,6 @@ def test_best_fit_fills_the_fullest_row_with_room():
     assert sorted(i for row in rows for i in row) == list(range(300))
     assert max(sum(lengths[i] for i in row) for row in rows) <= 64
     assert len(rows) <= np.ceil(sum(lengths) / 64) + 2
-
-
-def test_pairs_of_a_document():
-    whole = document(10)
-    assert pieces(whole, 9) == [(whole, 0, 9)]
-    assert pieces(whole, 8) == []  # an image is never cut
-    text = document(10, whole=False)
-    assert [p[1:] for p in pieces(text, 4)] == [(0, 4), (4, 8), (8, 9)]
 
 
 def test_assembled_row():
@@ -92,7 +85,7 @@ def test_text_is_cut_at_the_row_and_loses_nothing():
         for tokens, start, stop in p.next_row():
             tokens_seen.setdefault(int(tokens.ids[0]), []).append((start, stop))
     done = [found for first, found in tokens_seen.items() if first // 1000 <= p.position.document]
-    assert len(done) > 10
+    assert len(done) > 10 and p.position.cut == p.position.document and p.position.dropped == 0
     for found in done:
         found.sort()
         assert found[0][0] == 0 and all(

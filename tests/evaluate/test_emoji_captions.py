@@ -1,5 +1,7 @@
 """Captions: parsing, scores against truths, and answers that ignore the image."""
 
+import types
+
 import evaluation_stand_ins as parts
 import pytest
 
@@ -53,7 +55,7 @@ def evaluate(folder, monkeypatch):
     def evaluate(split, write):
         monkeypatch.setattr(language_use, "caption", lambda b, t, images, *_: write(images))
         evaluator = EmojiCaptions(data=str(folder), vision_tokenizer="grey", splits=(split,))
-        return evaluator.run(Subject(language_model=object()))
+        return evaluator.run(Subject(language_model=types.SimpleNamespace(media={})))
 
     return evaluate
 

@@ -1,5 +1,7 @@
 """Retrieval: the feature space, ranks, recalls, ceiling and chance."""
 
+import types
+
 import evaluation_stand_ins as parts
 import numpy as np
 import pytest
@@ -70,7 +72,7 @@ def test_a_perfect_artist_and_one_that_draws_the_same_always(folder, monkeypatch
         return [item.pixels for item in items]
 
     monkeypatch.setattr(language_use, "draw", perfect)
-    metrics = evaluator.run(Subject(language_model=object())).metrics
+    metrics = evaluator.run(Subject(language_model=types.SimpleNamespace(media={}))).metrics
     assert metrics["gallery"] == 5
     assert metrics["recall_at_1"] == metrics["recall_at_1_validation"] == 100
     assert metrics["recall_at_1_chance"] == 20
@@ -81,7 +83,7 @@ def test_a_perfect_artist_and_one_that_draws_the_same_always(folder, monkeypatch
         return [np.zeros((16, 16, 3), np.uint8)] * len(items)
 
     monkeypatch.setattr(language_use, "draw", stubborn)
-    result = evaluator.run(Subject(language_model=object()))
+    result = evaluator.run(Subject(language_model=types.SimpleNamespace(media={})))
     assert result.metrics["recall_at_1"] == 20
     assert sorted(row[3] for row in result.tables["ranks"].rows) == [1, 2, 3, 4, 5]
     assert result.images["drawn"].dtype == np.uint8

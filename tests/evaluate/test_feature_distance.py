@@ -88,7 +88,7 @@ def test_the_perceptual_network_gives_a_distance_of_another_name(folder, monkeyp
     monkeypatch.setattr(perceptual_weights, "load", lambda file: parts.tiny_perceptual())
     result = evaluator(folder, perceptual="toy").run(SUBJECT)
     assert set(result.metrics) == {
-        "rfd_vgg", "rfd_vgg_count", "rfd_vgg_frames", "rfd_vgg_frames_count",
+        "rfd_vgg", "rfd_vgg_count", "rfd_vgg_frames", "rfd_vgg_frames_count", "items_skipped",
     }  # fmt: skip
     assert result.metrics["rfd_vgg"] > 0
     assert any("a toy" in note for note in result.notes)

@@ -15,7 +15,7 @@ from emu3_jax.data.tokens import records
 from emu3_jax.evaluate.evaluator import Subject
 from emu3_jax.evaluate.language import likelihood, token_documents
 from emu3_jax.evaluate.progress import Progress
-from emu3_jax.generate import scoring
+from emu3_jax.generate import best_of, scoring
 from emu3_jax.interop.bundle import Bundle
 from emu3_jax.models.language.transformer import Transformer, TransformerConfig
 from emu3_jax.sequence import Grammar, Image, Text, TokenClass, Video
@@ -173,7 +173,7 @@ def test_captioned_records_are_read_both_ways(documents):
 
 
 def test_packing_keeps_every_document_whole(documents):
-    batches = list(scoring.packed_batches(documents, 80, 2))
+    batches = list(scoring.packed_batches(scoring.fit(documents, row_length=80), 2))
     whole = []
     for batch in batches:
         assert batch["inputs"].shape == (2, 80)
@@ -192,12 +192,40 @@ def test_packing_keeps_every_document_whole(documents):
 def test_targets_without_a_loss_are_left_out(bundle):
     record = stored(bundle.grammar, "c", "chat", Text("question", loss=False), Text("answer"))
     built = bundle.grammar.build(token_documents.tasks_of(record)["chat"])
-    batch = next(scoring.packed_batches({"chat": [built]}, 0, 1))
+    batch = next(scoring.packed_batches(scoring.fit({"chat": [built]}), 1))
     assert (batch["classes"] != TokenClass.PAD).sum() == len("answer") + 1
 
 
 def test_wrong_folders_and_rows_are_refused(bundle, documents, tmp_path):
     with pytest.raises(ValueError, match="is a token dataset"):
         likelihood.Likelihood(tokens=str(tmp_path)).run(Subject(language_model=bundle))
-    with pytest.raises(ValueError, match="does not fit into rows of 8"):
-        next(scoring.packed_batches(documents, 8, 1))
+    shown = {task: group for task, group in documents.items() if task != "text"}
+    with pytest.raises(ValueError, match="none of the 6 documents fits into 8 tokens"):
+        scoring.fit(shown, row_length=8)
+
+
+def test_documents_longer_than_the_context_are_scored_as_trained(bundle, tokens, documents):
+    """Text in windows from position 0, images never cut; by plain softmax, piece by piece."""
+    context = 7
+    short = dataclasses.replace(bundle, max_context=context)
+    expected = []
+    for built in documents["text"]:
+        for start in range(0, len(built) - 1, context):
+            part = built.ids[start : start + context + 1]
+            logits = np.asarray(bundle.model.apply(bundle.variables, part[None, :-1])[0])
+            log_p = jax.nn.log_softmax(logits.astype(np.float32))
+            expected += [-float(log_p[i, target]) for i, target in enumerate(part[1:])]
+    result = likelihood.Likelihood(tokens=str(tokens)).run(Subject(language_model=short))
+    assert result.metrics["targets"] == len(expected) == sum(len(d) - 1 for d in documents["text"])
+    assert result.metrics["nats_all"] == pytest.approx(np.mean(expected), abs=2e-5)
+    counted = {k: v for k, v in result.metrics.items() if k.startswith("documents_")}
+    assert counted == {"documents_cut": 1, "documents_dropped": 6}
+    assert result.notes == ["documents longer than the context: 1 cut as in training, 6 left out"]
+    whole = likelihood.Likelihood(tokens=str(tokens)).run(Subject(language_model=bundle))
+    assert whole.notes == [] and whole.metrics["documents_dropped"] == 0
+
+
+def test_candidates_longer_than_the_context_are_refused(bundle):
+    short = dataclasses.replace(bundle, max_context=24)
+    with pytest.raises(ValueError, match="1 of 2 candidates .* longer than the context of 24"):
+        best_of.caption_nats(short, [Image(np.zeros((2, 2), int))] * 2, ["a", "a" * 20])

@@ -2,11 +2,13 @@
 
 import os
 import signal
+import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
-from toy_task import At, ToyTask, assert_same_trees, leaves, losses, run_config
+from toy_task import At, Numbered, ToyTask, assert_same_trees, leaves, losses, run_config
 
 from emu3_jax.sharding import MeshConfig
 from emu3_jax.train import loop
@@ -219,3 +221,31 @@ def test_bad_settings(changes, message):
 def test_a_batch_that_cannot_be_split_into_micro_batches(tmp_path):
     with pytest.raises(ValueError, match="run.accumulation=3 .* 16 rows"):
         train(ToyTask(), run_config(accumulation=3), tmp_path)
+
+
+class Late:
+    """The part of a save that is written in the background; it fails after a while."""
+
+    def result(self, timeout=None):
+        time.sleep(0.2)
+        raise OSError(28, "No space left on device")
+
+
+def test_the_last_save_is_awaited_and_its_failure_is_that_of_the_run(tmp_path, monkeypatch):
+    """After the last step nothing else would notice it."""
+
+    async def late(self, directory, *args, **kwargs):
+        return [Late()]
+
+    def fill():
+        monkeypatch.setattr(ocp.JsonCheckpointHandler, "async_save", late)
+
+    with pytest.raises(CheckpointError, match="saving step 4 .*No space left.*step 2 is intact"):
+        train(ToyTask(), run_config(steps=4, every=2), tmp_path, callbacks=[At(3, fill)])
+
+
+def test_counts_of_the_data_are_logged(tmp_path, monkeypatch):
+    monkeypatch.setattr(Numbered, "counts", lambda self: {"documents_cut": 10 * self.number})
+    train(ToyTask(), run_config(steps=3), tmp_path)
+    found = {row["step"]: row["data/documents_cut"] for row in read_metrics(tmp_path)}
+    assert found == {1: 10, 2: 20, 3: 30}

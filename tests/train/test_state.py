@@ -186,3 +186,25 @@ def test_a_state_that_a_mesh_does_not_divide_is_named():
     with pytest.raises(ValueError, match=r"kernel.*\(kv_heads\)=2 .*tensor=8"):
         init_state(Language(), optax.sgd(0.1), KEY, mesh, ema=False)
     assert FEATURES % 8 == 0  # the toy's arrays divide, so no test above depends on padding
+
+
+@pytest.mark.parametrize("accumulation", [2, 4])
+def test_micro_batches_draw_their_dropout_apart(accumulation):
+    """The same rows in every micro-batch: what is left of a difference is the key."""
+
+    class Drawing(ToyTask):
+        def loss(self, params, model_state, batch, key, step):
+            loss = super().loss(params, model_state, batch, key, step)
+            draw, one = jax.random.uniform(key), jnp.ones(())
+            return loss._replace(metrics={"draw": (draw, one), "square": (draw**2, one)})
+
+    task, optimizer = Drawing(), optax.sgd(0.1)
+    state = _start(task, optimizer)
+    seen = []
+    for number in (0, 1):
+        state = state.replace(step=jnp.full_like(state.step, number))
+        _, metrics = _step(task, optimizer, accumulation=accumulation)(state, next(Numbered()))
+        mean, square = (float(np.divide(*metrics[name])) for name in ("draw", "square"))
+        assert square - mean**2 > 1e-3  # the variance of draws; equal ones have none
+        seen.append(mean)
+    assert abs(seen[0] - seen[1]) > 1e-3  # and each step has its own

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import grain
 import numpy as np
 
 from emu3_jax.data.codec.fingerprint import check_same
+from emu3_jax.data.tokens.cutting import Tokens, ends_of
 from emu3_jax.data.tokens.records import Record, RecordError, TokenDataset, open_dataset
 from emu3_jax.sequence import Document, Grammar, LossWeights, Segment, Text
 
@@ -86,17 +86,6 @@ class MixtureEntry:
         return self.name or self.task
 
 
-class Tokens(NamedTuple):
-    """One document as tokens: arrays [n] as in `emu3_jax.sequence.Sequence`, the index of its
-    mixture entry, and whether it must stay whole because it shows an image or a clip."""
-
-    ids: np.ndarray
-    weights: np.ndarray
-    classes: np.ndarray
-    source: int
-    whole: bool
-
-
 @dataclass(frozen=True)
 class _Build:
     """Record -> Tokens; the generator decides whether the caption is left empty."""
@@ -115,12 +104,7 @@ class _Build:
         if not self.entry.train_condition and len(segments) > 1:
             segments[0] = replace(segments[0], loss=False)
         built = self.grammar.build(Document(tuple(segments)), self.loss_weights)
-        whole = any(_shows(segment) for segment in segments)
-        return Tokens(built.ids, built.weights, built.classes, self.source, whole)
-
-
-def _shows(segment: Segment) -> bool:
-    return hasattr(segment, "codes")
+        return Tokens(built.ids, built.weights, built.classes, self.source, ends_of(built))
 
 
 def check_names(entries: Sequence[MixtureEntry]) -> tuple[str, ...]:
@@ -192,7 +176,7 @@ def open_mixture(
 def _check_length(dataset: TokenDataset, entry: MixtureEntry, seq_len: int) -> None:
     kind = DOCUMENT_TASKS[entry.task].kind
     shortest = dataset.info.counts[kind].shortest - 1
-    if kind != "text" and shortest > seq_len:
+    if kind not in ("text", "chat") and shortest > seq_len:  # these may be cut
         raise RecordError(
             f"{dataset.path}: even the shortest {kind} document has {shortest} tokens to predict, "
             f"more than the sequence length {seq_len}"

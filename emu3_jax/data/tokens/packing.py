@@ -1,4 +1,4 @@
-"""Packs several documents into one row of tokens; documents with media are never cut.
+"""Packs several documents into one row of tokens, cut by the rule of `cutting`.
 
 A stream of documents is read in windows: as many documents as fit into `window` rows. Within a
 window, the longest document goes first, each into the fullest row that still has room (best fit).
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import grain
 import numpy as np
 
-from emu3_jax.data.tokens.mixture import Tokens
+from emu3_jax.data.tokens.cutting import Piece, is_cut, pieces
 from emu3_jax.sequence import TokenClass
 
 log = logging.getLogger(__name__)
@@ -35,22 +35,12 @@ FIELDS = {
 
 class Position(NamedTuple):
     """Position of a stream: the first document of its window, the rows emitted from that window,
-    and the documents dropped so far because they are too long."""
+    and the documents dropped and cut so far because they are longer than a row."""
 
     document: int = 0
     emitted: int = 0
     dropped: int = 0
-
-
-def pieces(tokens: Tokens, seq_len: int) -> list[tuple[Tokens, int, int]]:
-    """(document, start, stop) of its (input, target) pairs; [] if it stays whole and does not fit.
-
-    A document of n ids has n - 1 pairs. Text longer than `seq_len` is cut at that length.
-    """
-    pairs = len(tokens.ids) - 1
-    if pairs > seq_len and tokens.whole:
-        return []
-    return [(tokens, start, min(start + seq_len, pairs)) for start in range(0, pairs, seq_len)]
+    cut: int = 0
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
@@ -72,7 +62,7 @@ def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     return rows
 
 
-def assemble(row: Sequence[tuple[Tokens, int, int]], seq_len: int, pad: int) -> dict:
+def assemble(row: Sequence[Piece], seq_len: int, pad: int) -> dict:
     """The arrays [seq_len] of one row; `FIELDS` names them.
 
     `classes`, `weights` and `sources` describe the targets, `segment_ids` count from 1, and
@@ -108,16 +98,16 @@ class RowPacker:
         self._seed = seed
         # Documents already read, from number `_first` on.
         self._first, self._read = position.document, []
-        self._dropped = position.dropped
+        self._dropped, self._cut = position.dropped, position.cut
         self._fill()
         self._emitted = position.emitted
 
     @property
     def position(self) -> Position:
         """Position of the next row."""
-        return Position(self._first, self._emitted, self._dropped)
+        return Position(self._first, self._emitted, self._dropped, self._cut)
 
-    def next_row(self) -> list[tuple[Tokens, int, int]]:
+    def next_row(self) -> list[Piece]:
         """The pieces of the next row."""
         if self._emitted == len(self._rows):
             self._next_window()
@@ -136,6 +126,7 @@ class RowPacker:
 
     def _next_window(self) -> None:
         self._dropped += self._dropped_here
+        self._cut += self._cut_here
         self._first += self._used
         del self._read[: self._used]
         self._fill()
@@ -168,6 +159,7 @@ class RowPacker:
             while used > 1 and not self._read[used]:
                 used -= 1
         self._used = used
+        self._cut_here = sum(map(is_cut, self._read[:used]))
         self._dropped_here = sum(not piece_list for piece_list in self._read[:used])
         if self._dropped_here:
             log.warning(
@@ -182,7 +174,7 @@ class RowPacker:
 
 class PackedRows(grain.IterDataset):
     """Endless dataset of the arrays [rows, seq_len] of some rows of the batch, and "position" int64
-    [rows, 3], the `Position` of each row's stream afterwards.
+    [rows, 4], the `Position` of each row's stream afterwards.
 
     The position is part of its batch, so that it stays correct with any number of buffers and
     processes.

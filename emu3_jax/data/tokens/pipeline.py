@@ -67,8 +67,7 @@ class BatchIterator(Batches):
 
     "inputs", "targets" int32; "weights" float32, "classes" uint8 (`TokenClass`) and "sources" int32
     (index into the mixture) of each target; "segment_ids" int32 (0: padding; no attention across
-    segments); "positions" int32, from 0 in each segment. `dropped` counts documents that were too
-    long.
+    segments); "positions" int32, from 0 in each segment.
     """
 
     def __init__(self, config: DataConfig, grammar: Grammar, rows: range):
@@ -100,13 +99,16 @@ class BatchIterator(Batches):
         self._batch += 1
         return batch
 
-    @property
-    def dropped(self) -> int:
-        """Documents of these rows dropped so far because they are longer than a row."""
-        return sum(position.dropped for position in self._positions.values())
+    def counts(self) -> dict[str, int]:
+        """Documents of these rows so far that are longer than a row, by what became of them."""
+        positions = self._positions.values()
+        return {
+            "documents_cut": sum(position.cut for position in positions),
+            "documents_dropped": sum(position.dropped for position in positions),
+        }
 
     def get_state(self) -> dict:
-        """The position after the last batch, JSON-able: its number and three integers per row.
+        """The position after the last batch, JSON-able: its number and four integers per row.
 
         It covers the rows of this host; `merge_states` combines the states of all hosts.
         """
@@ -141,7 +143,7 @@ class BatchIterator(Batches):
         config = self._config
         old = {int(row): Position(*position) for row, position in state["rows"].items()}
         if state["batch_size"] == config.batch_size:
-            rows = {row: Position(p.document, 0, p.dropped) for row, p in old.items()}
+            rows = {row: p._replace(emitted=0) for row, p in old.items()}
         else:
             begin = sum(p.document for p in old.values()) // config.batch_size
             rows = {row: Position(begin) for row in range(config.batch_size)}
@@ -238,7 +240,9 @@ def _fingerprint(config: DataConfig) -> str:
     """Fingerprint of all that assigns documents to rows and batches, without their contents."""
     shape = (config.batch_size, config.sequence_length, config.pack_window, config.seed)
     entries = [(e.label, e.task, e.weight, e.null_prompt) for e in config.mixture]
-    return f"{zlib.crc32(repr((shape, entries)).encode()):08x}"
+    # Chats were once cut anywhere: a position in such rows has no meaning in those of today.
+    rule = ("turns",) if any(e.task in ("chat", "document") for e in config.mixture) else ()
+    return f"{zlib.crc32(repr((shape, entries, *rule)).encode()):08x}"
 
 
 def make_iterator(config: DataConfig, grammar: Grammar, rows: range | None = None) -> BatchIterator:

@@ -40,10 +40,11 @@ class EmojiCaptions(language_use.ImageEvaluator):
     def run(self, subject: Subject) -> Result:
         """Writes and scores a caption for every toned still."""
         data = self.use("data", pathlib.Path)
-        train = items.read_images(data, "train")
+        usable = items.Usable(self.tokenizer[0].config, subject.language_model.media)
+        train = items.read_images(data, "train", usable=usable)
         metrics, tables = {}, {}
         for split in self.splits:
-            chosen = items.read_images(data, split, self.limit)
+            chosen = items.read_images(data, split, self.limit, usable)
             chosen = [item for item in chosen if item.attributes.get("tone")]
             if not chosen:
                 raise ValueError(f"{data}: split {split!r} holds no item with a tone")
@@ -59,7 +60,7 @@ class EmojiCaptions(language_use.ImageEvaluator):
             scores |= constant_answers(truths) | nearest_training_image(train, chosen, truths)
             metrics |= {f"{metric}_{split}": value for metric, value in scores.items()}
             tables[split] = table
-        return Result(metrics, tables)
+        return Result(metrics | usable.metrics, tables, notes=usable.notes)
 
 
 def score(

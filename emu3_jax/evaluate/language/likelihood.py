@@ -1,6 +1,7 @@
 """Likelihood of held-out documents: nats per token, by class of token and by task.
 
-Each figure is (sum of negative log-likelihoods) / (number of targets) over all documents.
+Each figure is (sum of negative log-likelihoods) / (number of targets) over all documents. Those
+longer than the model's context are cut or dropped as in training, and counted.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from etils import epath
 from emu3_jax.data.tokens.records import open_dataset
 from emu3_jax.evaluate.evaluator import Result, SplitEvaluator, Subject, Table
 from emu3_jax.evaluate.language.token_documents import dataset_paths, documents_by_task
-from emu3_jax.generate.scoring import Tally, score_documents
+from emu3_jax.generate.scoring import Fitted, Tally, fit, score
 from emu3_jax.interop.bundle import Bundle, Language
 from emu3_jax.sequence import TokenClass
 
@@ -25,7 +26,8 @@ class Likelihood(SplitEvaluator):
 
     Attributes:
       tokens: a token dataset, or a folder of them, one per split; may be in a bucket (gs://).
-      rows: tokens per row into which documents are packed; 0 for the longest document.
+      rows: tokens per row into which documents are packed. A document longer than this, or than
+        the model's context, is cut or dropped. 0 for what the longest one needs.
     """
 
     measures: ClassVar[str] = "language_model"
@@ -51,10 +53,12 @@ class Likelihood(SplitEvaluator):
         """Scores every document of the splits."""
         bundle = subject.language_model
         documents = self._documents(self.use("tokens", epath.Path), bundle)
-        targets = sum(len(one) - 1 for group in documents.values() for one in group)
-        done = subject.progress.counter("targets scored", targets)
-        tally = score_documents(bundle, documents, self.batch_size, self.rows, done=done)
-        return Result(metrics(tally), {"by_task_and_class": table(tally)})
+        fitted = fit(documents, bundle.max_context, self.rows)
+        done = subject.progress.counter("targets scored", fitted.targets)
+        tally = score(bundle, fitted, self.batch_size, done)
+        counts = {"documents_cut": fitted.cut, "documents_dropped": fitted.dropped}
+        tables = {"by_task_and_class": table(tally)}
+        return Result(metrics(tally) | counts, tables, notes=notes(fitted))
 
     def _documents(self, tokens: epath.Path, bundle: Bundle) -> dict[str, list]:
         """Returns task → sequences of all splits."""
@@ -66,6 +70,16 @@ class Likelihood(SplitEvaluator):
             for task, sequences in of_split.items():
                 found.setdefault(task, []).extend(sequences)
         return found
+
+
+def notes(fitted: Fitted) -> list[str]:
+    """Returns a sentence if documents did not fit into the model's context."""
+    if not fitted.cut + fitted.dropped:
+        return []
+    return [
+        f"documents longer than the context: {fitted.cut} cut as in training, {fitted.dropped} "
+        "left out"
+    ]
 
 
 def metrics(tally: Tally) -> dict[str, float]:

@@ -7,15 +7,16 @@ This evaluator does not read the codebook, only the results of the tokenizer's `
 import dataclasses
 import functools
 import pathlib
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
 from emu3_jax.data.codec import vision_codec
 from emu3_jax.evaluate import items
-from emu3_jax.evaluate.evaluator import Evaluator, Result, Subject
+from emu3_jax.evaluate.evaluator import Result, Subject
 from emu3_jax.evaluate.vision import codebook_images
 from emu3_jax.evaluate.vision import codebook_use as use
+from emu3_jax.evaluate.vision.vision_evaluator import VisionEvaluator
 from emu3_jax.interop.bundle import Language
 from emu3_jax.train import weights
 
@@ -26,20 +27,16 @@ GRID = 5
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CodebookHealth(Evaluator):
+class CodebookHealth(VisionEvaluator):
     """Use of the codes on all splits, by stills and by clips; drift from an earlier tokenizer.
 
     Attributes:
-      data: folder of raw items: `<split>.jsonl` and its media files.
       earlier: run directory or weights of the tokenizer to measure drift from; "" for none.
       shown: number of most used codes on the sheet, and of least used ones.
       compared: number of most used codes to decode for drift.
     """
 
-    measures: ClassVar[str] = "vision_tokenizer"
-
     name: str = "codebook_health"
-    data: str = ""
     earlier: str = ""
     shown: int = 64
     compared: int = 1024
@@ -64,8 +61,8 @@ class CodebookHealth(Evaluator):
         size = tokenizer[0].config.codebook_size
         if earlier is not None:
             check_comparable(tokenizer[0].config, earlier[0].config)
-        metrics, counts = {}, {}
-        for kind, pixels in self._corpus().items():
+        metrics, counts, usable = {}, {}, self.usable(subject)
+        for kind, pixels in self._corpus(usable).items():
             codes = vision_codec.encode(tokenizer, pixels, self.batch_size)
             counts[kind] = use.code_counts(codes, size)
             if earlier is not None:
@@ -86,7 +83,8 @@ class CodebookHealth(Evaluator):
         }
         if earlier is not None:
             metrics["patch_drift"] = self._drift(tokenizer, earlier, order)
-        return Result(metrics, images=images, notes=_notes(total))
+        notes = _notes(total) + usable.notes
+        return Result(metrics | usable.metrics, images=images, notes=notes)
 
     def _drift(self, tokenizer, earlier, order: list[int]) -> float:
         chosen = order[: self.compared]
@@ -96,10 +94,10 @@ class CodebookHealth(Evaluator):
         )
         return float(np.sqrt(np.mean((now - before) ** 2)))
 
-    def _corpus(self) -> dict[str, list[np.ndarray]]:
+    def _corpus(self, usable: items.Usable) -> dict[str, list[np.ndarray]]:
         """Returns "images" or "clips" → pixels of the items of all splits, without empty kinds."""
         data = self.use("data", pathlib.Path)
-        everything = items.read_splits(data, _splits(data), self.limit)
+        everything = items.read_splits(data, _splits(data), self.limit, usable)
         kinds = {
             "images": items.of_kind(everything, "image"),
             "clips": items.of_kind(everything, "video"),

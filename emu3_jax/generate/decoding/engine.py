@@ -53,7 +53,8 @@ def generate(
       vocab: the token space.
       mesh: where to run; None: the mesh that is set (`jax.set_mesh`), or the default device.
       batch_size: the most requests that run together; guided ones take two rows each.
-      max_context: the most tokens, prompt and answer, that the model may read; None for no limit.
+      max_context: the most tokens that the model may read: the prompt and all of the answer
+        but its last token; None for no limit.
       progress: called with one line before and after each batch.
       stream: called as stream(position in the list, new tokens int32 [n]) every `STREAM_EVERY`
         tokens while a batch runs; the pieces of a request together are its answer.

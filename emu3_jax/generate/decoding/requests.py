@@ -53,6 +53,12 @@ class Request:
         return len(self.forced) if self.max_new is None else min(self.max_new, len(self.forced))
 
     @property
+    def read(self) -> int:
+        """Tokens that the model reads: the last new one is predicted only, as that of a document
+        in training (`data.tokens.cutting`)."""
+        return self.longest_prompt + self.new - 1
+
+    @property
     def longest_prompt(self) -> int:
         """Tokens of the longer of prompt and negative prompt."""
         return max(len(self.prompt), 0 if self.negative is None else len(self.negative))
@@ -94,11 +100,11 @@ def check(requests: list[Request], vocab: Vocab, max_context: int | None) -> Non
             if ids.min() < 0 or ids.max() >= vocab.size:
                 wrong = ids[(ids < 0) | (ids >= vocab.size)][0]
                 raise ValueError(f"The {name} of request {i} has {vocab.name(wrong)}.")
-        total = request.longest_prompt + request.new
-        if max_context is not None and total > max_context:
+        if max_context is not None and request.read > max_context:
             raise ValueError(
-                f"Request {i} needs {total} tokens ({request.longest_prompt} of prompt and "
-                f"{request.new} new), more than the context of {max_context}."
+                f"Request {i} needs {request.read} tokens ({request.longest_prompt} of prompt and "
+                f"{request.new} new, the last of which is not read), more than the context of "
+                f"{max_context}."
             )
 
 

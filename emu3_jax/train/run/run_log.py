@@ -43,7 +43,7 @@ class Report:
         self.ledger, self._goodput = ledger, GoodputLog(workdir, ledger, start_step)
         self._accumulator = metrics_lib.Accumulator()
         # Sums of dispatched steps, on the device until `log` fetches them.
-        self._unlogged: tuple[int, dict] | None = None
+        self._unlogged: tuple[int, dict, dict] | None = None
         if start_step and run.checkpoint.best_metric:
             for row in metrics_lib.read_metrics(workdir):
                 note(row["step"], row)
@@ -57,18 +57,22 @@ class Report:
         units = self._task.units_per_batch()
         self._progress = metrics_lib.Progress(step, self._run.steps, units)
 
-    def keep(self, step: int, metrics: dict) -> None:
-        """Keeps the numbers of a step on the device; `log` fetches them if a line is due."""
+    def keep(self, step: int, metrics: dict, counts: dict[str, int]) -> None:
+        """Keeps the numbers of a step on the device; `log` fetches them if a line is due.
+
+        `counts` are those of the data so far (`Batches.counts`), in this process.
+        """
         self._accumulator.add(metrics)
         if step % self._run.log.every == 0 or step in (self._first, self._run.steps):
-            self._unlogged = (step, self._accumulator.take())
+            self._unlogged = (step, self._accumulator.take(), counts)
 
     def log(self) -> None:
         """Writes the log line if one is due."""
         if self._unlogged is None:
             return
-        (step, sums), self._unlogged = self._unlogged, None
+        (step, sums, counts), self._unlogged = self._unlogged, None
         values = metrics_lib.means(sums)
+        values |= {f"data/{name}": count for name, count in counts.items()}
         rate, to_go = self._progress.rate(step)
         chips, unit = jax.device_count(), self._task.unit
         values["learning_rate"] = float(self._schedule(step - 1))

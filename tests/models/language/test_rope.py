@@ -1,9 +1,13 @@
 """Rotary positions: the rotate-half form, relative by construction, exact at far positions."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from emu3_jax.models.language import rope
+from emu3_jax.models.language.attention import KVCache
+from emu3_jax.models.language.transformer import Transformer, TransformerConfig
 
 THETA = 1e6
 
@@ -51,3 +55,21 @@ def test_positions_restart_in_each_segment():
     segments = jnp.array([[1, 1, 1, 2, 2, 0], [5, 3, 3, 3, 3, 3]])
     expected = [[0, 1, 2, 0, 1, 0], [0, 0, 1, 2, 3, 4]]
     np.testing.assert_array_equal(rope.positions_in_segments(segments), expected)
+
+
+@pytest.mark.parametrize("theta", [None, 1e4])
+def test_the_model_turns_its_keys_by_the_base_of_its_config(theta):
+    """The first layer's keys of one repeated token differ by their rotation alone.
+
+    None is the default, the base of the released weights.
+    """
+    base = {} if theta is None else {"rope_theta": theta}
+    config = TransformerConfig(64, 16, 32, 1, 2, 1, 8, vocab_multiple=64, **base)
+    model, tokens = Transformer(config), jnp.full((1, 3), 7)
+    variables = model.init(jax.random.key(0), tokens)
+    cache = KVCache.zeros(1, 1, 3, 1, 8, jnp.float32)
+    positions = jnp.array([[0, 1, 50]])
+    keys = model.apply(variables, tokens, positions, cache, method="decode")[1].k[0, 0, :, 0]
+    pairs = np.asarray(keys, np.float64)[:, :4] + 1j * np.asarray(keys, np.float64)[:, 4:]
+    expected = np.exp(1j * positions[0, :, None] * (theta or THETA) ** (-np.arange(4) / 4.0))
+    np.testing.assert_allclose(pairs / pairs[0], expected, atol=1e-4)

@@ -17,11 +17,12 @@ from emu3_jax.aot import hlo
 from emu3_jax.data import media
 from emu3_jax.data.pixels.pixel_batches import PixelConfig, PixelGroup
 from emu3_jax.sharding import MeshConfig
+from emu3_jax.train.optimizer import OptimizerConfig
 from emu3_jax.train.step import abstract_state, make_train_step
 from emu3_jax.train.task import TrainState
 from emu3_jax.train.tasks.vision import codebook_maintenance
 from emu3_jax.train.tasks.vision.codebook_maintenance import USAGE, CodebookConfig, with_codebook
-from emu3_jax.train.tasks.vision.vision_objective import VisionLossConfig, mean_psnr
+from emu3_jax.train.tasks.vision.vision_objective import DISCRIMINATOR, VisionLossConfig, mean_psnr
 
 KEY = jax.random.key(0)
 ONE_DEVICE = sharding.make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
@@ -267,3 +268,14 @@ def test_it_trains_from_files(tmp_path):
         "stills": ((8, 8, 8, 3), np.float32)
     }
     assert set(task.batch_shardings(mesh)) == set(batch)
+
+
+def test_weight_decay_spares_the_discriminator():
+    """It would move it before its start, while it gets no gradient."""
+    config = OptimizerConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
+    optimizer, schedule = _task().optimizer(config, 10)
+    params = {name: {"kernel": jnp.ones((2, 2))} for name in ("encoder", DISCRIMINATOR)}
+    still = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(still, optimizer.init(params), params, step=0)
+    np.testing.assert_allclose(updates["encoder"]["kernel"], -schedule(0) * 0.5, rtol=1e-6)
+    np.testing.assert_array_equal(updates[DISCRIMINATOR]["kernel"], 0.0)
