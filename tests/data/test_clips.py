@@ -1,7 +1,5 @@
 """Clips that are cut short, turned, widened, too large, or no plain file."""
 
-import io
-
 import numpy as np
 import pytest
 from films import animation, clip_pixels, film, index_first
@@ -59,7 +57,7 @@ def test_the_message_names_what_is_stated_and_what_is_there():
 @pytest.mark.parametrize("container", ["matroska", "mpegts", "flv"])
 def test_a_clip_with_a_hole_is_refused(container):
     content = film(container, left_out=range(4, 12))
-    with pytest.raises(MediaError, match=r"hole: .* end at .* s, and the next one found starts at"):
+    with pytest.raises(MediaError, match=r"hole: .* end at .* s, and the next one that can"):
         media.read_video(content)
     assert len(media.read_video(content, max_frames=3)[0]) == 3
 
@@ -73,6 +71,27 @@ def test_damage_inside_a_clip_is_refused():
     middle = len(content) // 2
     with pytest.raises(MediaError):
         media.read_video(content[:middle] + bytes(800) + content[middle + 800 :])
+
+
+@pytest.mark.parametrize("between", [0, 3])
+def test_a_frame_of_an_mp4_may_be_shown_for_long(between):
+    content = film(times=[0, 1, 2, 20, 21, 22], between=between)
+    frames, fps, seconds = media.read_video(content, fps=4)
+    assert len(frames) == 12 and fps == 4 and seconds == 3
+    assert np.round(frames[:, 8, 8, 2] / 10).tolist() == [0] + [2] * 9 + [3, 5]
+
+
+def test_a_long_film_is_refused_at_its_first_frame(monkeypatch):
+    converted = []
+
+    def fit(height, width):
+        converted.append((height, width))
+        return height, width
+
+    monkeypatch.setattr("emu3_jax.data.media.sizes.MAX_CLIP_PIXELS", 48 * 64 * 15)
+    with pytest.raises(MediaError, match="16 frames of 64x48 pixels"):
+        media.read_video(film(), fit=fit)
+    assert converted == [(48, 64)]
 
 
 MATRICES = {
@@ -111,17 +130,7 @@ def test_a_cover_image_is_not_the_film():
 
 
 def test_avi_with_frames_out_of_order_has_even_times():
-    import av
-
-    buffer = io.BytesIO()
-    with av.open(buffer, "w", format="avi") as writer:
-        stream = writer.add_stream("libx264", rate=8)
-        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
-        stream.options = {"crf": "10", "bf": "3"}
-        for pixels in clip_pixels():
-            writer.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        writer.mux(stream.encode())
-    frames, fps, _ = media.read_video(buffer.getvalue(), fps=4)
+    frames, fps, _ = media.read_video(film("avi", between=3), fps=4)
     assert fps == 4 and np.round(frames[:, 8, 8, 2] / 10).tolist() == list(range(0, 16, 2))
 
 

@@ -33,14 +33,18 @@ def film(
     aspect=None,
     left_out=(),
     cover=False,
+    times=None,
+    between=0,
 ) -> bytes:
-    """A film of `pixels` uint8 [T,H,W,3], each frame a key frame.
+    """A film of `pixels` uint8 [T,H,W,3]; of H.264 each frame is a key frame.
 
     Args:
       matrix: display matrix, nine integers.
       aspect: width of a pixel over its height.
       left_out: numbers of packets that are not written.
       cover: a cover image is the first stream.
+      times: when each frame starts, in units of 1 / fps; the frames beyond them are left out.
+      between: of H.264, up to so many frames in a row are stored after a later one.
     """
     import av
 
@@ -54,9 +58,8 @@ def film(
         stream = writer.add_stream(codec, rate=fps)
         stream.height, stream.width = pixels.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.codec_context.gop_size = 1
         if codec == "libx264":
-            stream.options = {"crf": "10", "g": "1"}
+            stream.options = {"crf": "10", "g": "99" if between else "1", "bf": str(between)}
         if aspect is not None:
             stream.codec_context.sample_aspect_ratio = Fraction(aspect)
         if matrix is not None:
@@ -64,11 +67,11 @@ def film(
         if cover:
             black = av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")
             writer.mux(image.encode(black) + image.encode())
-        packets = [
-            packet
-            for frame in pixels
-            for packet in stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24"))
-        ]
+        packets = []
+        for time, frame in zip(times or range(len(pixels)), pixels, strict=False):
+            frame = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            frame.pts, frame.time_base = time, Fraction(1, fps)
+            packets += stream.encode(frame)
         for number, packet in enumerate(packets + stream.encode()):
             if number not in left_out:
                 writer.mux(packet)

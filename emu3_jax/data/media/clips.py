@@ -1,5 +1,6 @@
 """Video files and animated images to uint8 arrays, sampled by time stamps."""
 
+import bisect
 import math
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from emu3_jax.data.media import containers
-from emu3_jax.data.media.containers import MISSING_FRAME, TIME_TOLERANCE
+from emu3_jax.data.media.containers import MISSING_FRAME, TIME_TOLERANCE, Survey
 from emu3_jax.data.media.images import (
     MAX_IMAGE_PIXELS,
     MediaSource,
@@ -21,6 +22,7 @@ from emu3_jax.data.media.sizes import MediaError, check_clip, resize
 # In seconds: a longer time in which no frame is shown is a hole. Containers without a length for
 # each frame leave out frames that repeat the last one, so a short one is no sign of damage.
 HOLE_SECONDS = 0.5
+TICK = 1e-5  # in seconds: less than one of any container
 # Browsers show a GIF frame without a duration for a tenth of a second.
 DEFAULT_FRAME_SECONDS = 0.1
 
@@ -51,11 +53,15 @@ def read_video(
         raise ValueError(f"fps and max_frames must be positive, found {fps} and {max_frames}")
     content = read_content(source, label)
     try:
+        expected = 0
         if _is_image_file(content):
             frames, fps = _animation_frames(content, label, fps, max_frames, fit)
         else:
-            frames = _film_frames(content, label, fit)
-        return _sample(frames, fps, max_frames, label)
+            survey = containers.survey(content, label)
+            frames = _film_frames(content, survey, label, fit)
+            expected = len(survey.stamps) if fps is None else math.ceil(survey.seconds * fps)
+            expected = min(expected, max_frames or expected)
+        return _sample(frames, fps, max_frames, expected, label)
     except MediaError:
         raise
     except Exception as error:  # hostile bytes can make decoders raise anything
@@ -114,9 +120,8 @@ def _decoded_animation(content: bytes, label: str, fit: Fit | None) -> Iterator[
         raise MediaError(f"{label}: frame {index} cannot be decoded ({error})") from None
 
 
-def _film_frames(content: bytes, label: str, fit: Fit | None) -> Iterator[Frame]:
+def _film_frames(content: bytes, survey: Survey, label: str, fit: Fit | None) -> Iterator[Frame]:
     """The frames of a video, decoded and converted on request."""
-    survey = containers.survey(content, label)
     with containers.open_container(content, label) as container:
         stream = containers.film_stream(container, label)
         stream.thread_type = "AUTO"
@@ -125,31 +130,47 @@ def _film_frames(content: bytes, label: str, fit: Fit | None) -> Iterator[Frame]
         origin, last, count = None, None, 0
         for frame in container.decode(stream):
             lasts = float((frame.duration or 0) * frame.time_base) or 1 / survey.rate
-            start = survey.stamps[count] if count < len(survey.stamps) else frame.time
+            start = frame.time
+            # AVI stores an order of decoding. FFmpeg gives it to the frames as their time, although
+            # they leave the decoder in the order of display.
+            if survey.kind == "avi" and count < len(survey.stamps):
+                start = survey.stamps[count]
             if start is None:
                 start = 0.0 if last is None else last[1]
             origin = start if origin is None else origin
             if last is not None:
-                _check_gap(last, start, survey.rate, label)
+                _check_gap(last, start, survey, label)
                 yield last[0] - origin, start - origin, last[2]
             count += 1
             last = start, start + lasts, lambda frame=frame: _shown(frame, aspect, fit, label)
         if last is None:
             return
-        if last[1] < survey.end - MISSING_FRAME / survey.rate - TIME_TOLERANCE:
+        stated = max(survey.stamps, default=0.0)
+        if last[0] < stated - MISSING_FRAME / survey.rate - TIME_TOLERANCE:
             raise MediaError(
-                f"{label}: the film is damaged: its {survey.packets} packets end at "
-                f"{survey.end:.3f} s, the {count} frames that can be decoded at {last[1]:.3f} s"
+                f"{label}: the film is damaged: the last of its {len(survey.stamps)} packets "
+                f"is for {stated:.3f} s, the last of the {count} frames that can be decoded for "
+                f"{last[0]:.3f} s"
             )
-        yield last[0] - origin, last[1] - origin, last[2]
+        end = survey.end if survey.kind == "mov" and survey.end > last[0] else last[1]
+        yield last[0] - origin, end - origin, last[2]
 
 
-def _check_gap(last: Frame, start: float, rate: float, label: str) -> None:
-    """Raises MediaError where the next frame starts long after or before the last one ends."""
-    if abs(start - last[1]) > max(HOLE_SECONDS, 2 / rate) and start - last[0] != 0:
+def _check_gap(last: Frame, start: float, survey: Survey, label: str) -> None:
+    """Raises MediaError where frames are missing between the last one and that at `start`.
+
+    MP4 states the time of every frame, so that none may be missing, and a frame may be shown for
+    long. Elsewhere a long time without a frame is a hole.
+    """
+    if survey.kind == "mov":
+        following = bisect.bisect_right(survey.stamps, last[0] + TICK)
+        missing = following < len(survey.stamps) and survey.stamps[following] < start - TICK
+    else:
+        missing = abs(start - last[1]) > max(HOLE_SECONDS, 2 / survey.rate)
+    if missing:
         raise MediaError(
             f"{label}: the film has a hole: a frame is stated to end at {last[1]:.3f} s, "
-            f"and the next one found starts at {start:.3f} s"
+            f"and the next one that can be decoded starts at {start:.3f} s"
         )
 
 
@@ -201,8 +222,10 @@ def _sample(
     frames: Iterator[Frame] | list[Frame],
     fps: float | None,
     max_frames: int | None,
+    expected: int,
     label: str,
 ) -> tuple[np.ndarray, float, float]:
+    """What `read_video` returns; a film of too many `expected` frames ends with its first one."""
     chosen, end = [], 0.0
     for _, end, get in frames:  # noqa: B007 (the last end is the clip's length)
         # How many of the times 0, 1 / fps, … lie before the end of this frame and are not yet met.
@@ -211,7 +234,7 @@ def _sample(
             times = min(times, max_frames - len(chosen))
         if times > 0:
             pixels = get()
-            check_clip(len(chosen) + times, *pixels.shape[:2], label)
+            check_clip(max(expected, len(chosen) + times), *pixels.shape[:2], label)
             if chosen and pixels.shape != chosen[0].shape:
                 raise MediaError(
                     f"{label}: the size of its frames changes from {chosen[0].shape[:2]} to "

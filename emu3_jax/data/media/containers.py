@@ -43,19 +43,21 @@ class Survey:
     """What the packets of a film say before any is decoded.
 
     Attributes:
-      packets: their number.
-      seconds: from the first frame to the end of the last one.
-      end: of the last frame, in seconds on the container's own clock.
+      kind: the container, by FFmpeg's name.
+      stamps: when the frames start, in order, in seconds on the container's own clock.
+      end: of the last frame, on the same clock.
       rate: frames per second, as stated or guessed.
-      stamps: of AVI, when each frame starts. It only stores an order of decoding, which FFmpeg
-        gives to frames as their time although they leave the decoder in the order of display.
     """
 
-    packets: int
-    seconds: float
+    kind: str
+    stamps: tuple[float, ...]
     end: float
     rate: float
-    stamps: tuple[float, ...] = ()
+
+    @property
+    def seconds(self) -> float:
+        """From the start of the first frame to the end of the last one."""
+        return self.end - min(self.stamps, default=self.end)
 
 
 def open_container(content: bytes, label: str):
@@ -104,10 +106,10 @@ def survey(content: bytes, label: str) -> Survey:
     with open_container(content, label) as container:
         film = film_stream(container, label)
         rate = float(film.average_rate or film.guessed_rate or 25)
-        is_avi = container.format.name == "avi"
+        kind = container.format.name.split(",")[0]
         stamps, end, end_of_any = [], 0.0, 0.0
         for packet in container.demux():
-            stamp = packet.dts if is_avi or packet.pts is None else packet.pts
+            stamp = packet.dts if kind == "avi" or packet.pts is None else packet.pts
             if stamp is None or not packet.size:
                 continue
             begins = float(stamp * packet.time_base)
@@ -121,8 +123,10 @@ def survey(content: bytes, label: str) -> Survey:
                 ends += 1 / rate
             stamps.append(begins)
             end = max(end, ends)
-        seconds = end - min(stamps, default=end)
-        found = Survey(len(stamps), seconds, end, rate, tuple(sorted(stamps)) if is_avi else ())
+        if kind == "mov" and film.duration and stamps:
+            # Lengths there are from packet to packet in the order of decoding.
+            end = min(end, min(stamps) + float(film.duration * film.time_base))
+        found = Survey(kind, tuple(sorted(stamps)), end, rate)
         _check_length(container, film, found, max(end, end_of_any), label)
     return found
 
@@ -134,8 +138,7 @@ def _check_length(container, film, found: Survey, end: float, label: str) -> Non
     list hides. AVI states frames, and FFmpeg cuts its seconds to what is left of the file. The
     others state the end of the longest stream, film or not.
     """
-    kind = container.format.name.split(",")[0]
-    seconds, stated = found.seconds, None
+    kind, seconds, stated = found.kind, found.seconds, None
     if kind == "mov" and film.duration:
         stated = float(film.duration * film.time_base)
     elif kind == "avi":
@@ -146,7 +149,7 @@ def _check_length(container, film, found: Survey, end: float, label: str) -> Non
         frames = f" and {film.frames} frames" if film.frames else ""
         raise MediaError(
             f"{label}: the clip is cut short: the container states {stated:.3f} s{frames}, "
-            f"found {seconds:.3f} s and {found.packets} frames"
+            f"found {seconds:.3f} s and {len(found.stamps)} frames"
         )
 
 
