@@ -10,7 +10,7 @@ import numpy as np
 
 from emu3_jax.data import media
 from emu3_jax.data.media import MediaError, PixelLimits
-from emu3_jax.data.media.clips import TIME_TOLERANCE
+from emu3_jax.data.media.containers import TIME_TOLERANCE
 from emu3_jax.data.sources import RawItem
 from emu3_jax.data.tokens.records import Record
 from emu3_jax.sequence import Document, Grammar, Image, Segment, Text, Turn, Video, chat_document
@@ -115,24 +115,24 @@ def _sampled(frames: np.ndarray, filmed_at: float, rules: MediaRules) -> tuple[n
 
 def _read(kind: str, source: Any, item: RawItem, rules: MediaRules) -> Medium:
     name = item.where if isinstance(source, bytes) else None
+    fit = functools.partial(media.smart_resize, limits=rules.limits)
     if kind == "image":
-        fit = functools.partial(media.smart_resize, limits=rules.limits)
         if isinstance(source, np.ndarray):
             return Medium(media.resize(source, *fit(*source.shape[:2])))
         return Medium(media.read_image(source, name, fit))
     if isinstance(source, np.ndarray):
         pixels, fps = _sampled(source, item.fps, rules)
     else:
-        pixels, fps, _ = media.read_video(source, rules.fps, rules.max_frames, name)
+        pixels, fps, _ = media.read_video(source, rules.fps, rules.max_frames, name, fit)
     frames = len(pixels) // rules.temporal_factor * rules.temporal_factor
     if not frames:
         raise MediaError(
             f"a clip of {len(pixels)} frames is shorter than the vision tokenizer's temporal "
             f"factor {rules.temporal_factor}"
         )
-    height, width = media.smart_resize(*pixels.shape[1:3], rules.limits)
-    seconds = frames / fps if fps else 0.0
-    return Medium(media.resize(pixels[:frames], height, width), fps, seconds)
+    if isinstance(source, np.ndarray):
+        pixels = media.resize(pixels, *fit(*pixels.shape[1:3]))
+    return Medium(pixels[:frames], fps, frames / fps if fps else 0.0)
 
 
 def to_record(prepared: Prepared, source: str, grammar: Grammar) -> tuple[Record, int]:

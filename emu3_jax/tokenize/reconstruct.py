@@ -7,6 +7,7 @@ For each file, writes NAME.png, or NAME.mp4 for a clip, with the tokenizer's inp
 its reconstruction at the right; and NAME.npy with the codes. Prints PSNR and SSIM.
 """
 
+import functools
 import io
 import pathlib
 
@@ -78,17 +79,17 @@ def main() -> None:
 
 def _read(path: str, limits: media.PixelLimits, config) -> tuple[np.ndarray, float]:
     """uint8 [H, W, 3] or [T, H, W, 3] at the tokenizer's size, and frames per second."""
+    fit = functools.partial(media.smart_resize, limits=limits)
     try:
-        frames, fps, _ = media.read_video(path, FPS.value or None, MAX_FRAMES.value)
+        frames, fps, _ = media.read_video(path, FPS.value or None, MAX_FRAMES.value, fit=fit)
     except media.MediaError as no_clip:
         try:
-            frames, fps = media.read_image(path), 0.0
+            frames, fps = media.read_image(path, fit=fit), 0.0
         except media.MediaError as no_image:
-            raise ValueError(f"{no_clip}; it is not an image either: {no_image}") from no_image
+            raise ValueError(f"{no_clip}; it is not an image either: {no_image}") from no_clip
     if frames.ndim == 4 and len(frames) == 1:
         frames = frames[0]
-    pixels = media.resize(frames, *media.smart_resize(*frames.shape[-3:-1], limits))
-    return vision_codec.whole_tokens(config, pixels), fps or DEFAULT_FPS
+    return vision_codec.whole_tokens(config, frames), fps or DEFAULT_FPS
 
 
 def _there_and_back(tokenizer, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -256,7 +256,7 @@ def test_bad_clips_are_one_sentence_that_names_the_file(tmp_path):
 
 
 def test_a_clip_too_long_to_decode_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr("emu3_jax.data.media.clips.MAX_CLIP_PIXELS", 32 * 48 * 4)
+    monkeypatch.setattr("emu3_jax.data.media.sizes.MAX_CLIP_PIXELS", 32 * 48 * 4)
     for name, write in (("a.mp4", media.write_mp4), ("a.webp", media.write_webp)):
         write(tmp_path / name, smooth_clip(), fps=30)
         with pytest.raises(MediaError, match="frame limit or a lower frame rate"):

@@ -4,9 +4,10 @@ Every reader takes a path or the file's bytes and returns an array or raises a `
 one sentence names the file. Files are written atomically.
 """
 
-from emu3_jax.data.media.clips import MAX_CLIP_PIXELS, read_video
+from emu3_jax.data.media.clips import read_video
 from emu3_jax.data.media.images import MAX_IMAGE_PIXELS, MediaSource, read_image
 from emu3_jax.data.media.sizes import (
+    MAX_CLIP_PIXELS,
     MediaError,
     PixelLimits,
     center_square,

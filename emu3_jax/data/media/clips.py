@@ -1,18 +1,35 @@
 """Video files and animated images to uint8 arrays, sampled by time stamps."""
 
-import io
+import bisect
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
-from emu3_jax.data.media.images import MediaSource, describe, open_image, read_content, to_rgb
-from emu3_jax.data.media.sizes import MediaError
+from emu3_jax.data.media import containers
+from emu3_jax.data.media.containers import MISSING_FRAME, TIME_TOLERANCE, Survey
+from emu3_jax.data.media.images import (
+    MAX_IMAGE_PIXELS,
+    MediaSource,
+    describe,
+    open_image,
+    read_content,
+    to_rgb,
+)
+from emu3_jax.data.media.sizes import MediaError, check_clip, resize
 
-# All frames of one clip together: 1.5 GiB when decoded.
-MAX_CLIP_PIXELS = 1 << 29
-# In seconds: containers round time stamps to a millisecond or to a tick.
-TIME_TOLERANCE = 0.002
+# In seconds: a longer time in which no frame is shown is a hole. Containers without a length for
+# each frame leave out frames that repeat the last one, so a short one is no sign of damage.
+HOLE_SECONDS = 0.5
+TICK = 1e-5  # in seconds: less than one of any container
 # Browsers show a GIF frame without a duration for a tenth of a second.
 DEFAULT_FRAME_SECONDS = 0.1
+
+# Start and end in seconds from the first frame, and a function that gives uint8 [H,W,3].
+Frame = tuple[float, float, Callable[[], np.ndarray]]
+# (height, width) of a frame -> those at which it is held.
+Fit = Callable[[int, int], tuple[int, int]]
 
 
 def read_video(
@@ -20,27 +37,36 @@ def read_video(
     fps: float | None = None,
     max_frames: int | None = None,
     name: str | None = None,
+    fit: Fit | None = None,
 ) -> tuple[np.ndarray, float, float]:
     """(uint8 [T,H,W,3], frames per second, seconds) of a video or an animated WebP, GIF or PNG.
 
-    With `fps`, the result has the frame shown at each multiple of 1/fps, by time stamps; without,
-    every frame. `max_frames` cuts off the end, before decoding if possible. `seconds` is the length
-    of the returned clip. Raises MediaError for anything unreadable.
+    Frames are as a player shows them: turned and mirrored by the file's display matrix, with square
+    pixels. With `fps`, the result has the frame shown at each multiple of 1/fps, by time stamps;
+    without, every frame. `max_frames` cuts off the end, before decoding if possible. `fit` maps
+    (height, width) to the size to return; frames are resized one by one, so that a clip is never
+    held at another size. `seconds` is the length of the returned clip. Raises MediaError for
+    anything unreadable, cut short or with holes, and for more than `MAX_CLIP_PIXELS`.
     """
     label = describe(source, name)
     if fps is not None and fps <= 0 or max_frames is not None and max_frames < 1:
         raise ValueError(f"fps and max_frames must be positive, found {fps} and {max_frames}")
     content = read_content(source, label)
-    if _is_image_file(content):
-        frames, fps = _animation_frames(content, label, fps)
-    else:
-        frames = _film_frames(content, label)
     try:
-        return _sample(frames, fps, max_frames, label)
+        expected = 0
+        if _is_image_file(content):
+            frames, fps = _animation_frames(content, label, fps, max_frames, fit)
+        else:
+            survey = containers.survey(content, label)
+            frames = _film_frames(content, survey, label, fit)
+            expected = len(survey.stamps) if fps is None else math.ceil(survey.seconds * fps)
+            expected = min(expected, max_frames or expected)
+        return _sample(frames, fps, max_frames, expected, label)
     except MediaError:
         raise
-    except Exception as error:
-        raise MediaError(f"{label}: the clip cannot be decoded ({error})") from error
+    except Exception as error:  # hostile bytes can make decoders raise anything
+        reason = containers.reason(error)
+        raise MediaError(f"{label}: the clip cannot be decoded ({reason})") from None
 
 
 def _is_image_file(content: bytes) -> bool:
@@ -49,94 +75,175 @@ def _is_image_file(content: bytes) -> bool:
     return content[:4] == b"GIF8" or content[:8] == b"\x89PNG\r\n\x1a\n"
 
 
-def _animation_frames(content: bytes, label: str, fps: float | None):
-    """Frames (start, end in seconds, get) of an animation, and the sampling rate.
+def _animation_frames(
+    content: bytes, label: str, fps: float | None, max_frames: int | None, fit: Fit | None
+) -> tuple[Iterator[Frame] | list[Frame], float | None]:
+    """The frames of an animation, and the sampling rate.
 
     Encoders merge equal frames into one of longer duration. An animation whose frames differ in
     duration is therefore resampled at the rate of its shortest frame.
     """
+    frames = _decoded_animation(content, label, fit)
+    if fps is not None:
+        return frames, fps
+    held, durations = [], []
+    for start, end, get in frames:
+        durations.append(end - start)
+        # At the rate of the shortest frame, n sampled frames show at most n decoded ones.
+        if max_frames is None or len(held) < max_frames:
+            check_clip(len(held) + 1, *get().shape[:2], label)
+            held.append((start, end, get))
+    # GIF counts in hundredths of a second, so an even rate may vary by one of them.
+    if durations and max(durations) - min(durations) > 0.0101:
+        fps = 1 / min(durations)
+    return held, fps
+
+
+def _decoded_animation(content: bytes, label: str, fit: Fit | None) -> Iterator[Frame]:
+    if content[:4] == b"GIF8":
+        containers.check_gif(content, label)
     image = open_image(content, label)
-    count = getattr(image, "n_frames", 1)
-    if count * image.width * image.height > MAX_CLIP_PIXELS:
-        raise MediaError(_too_long(label, count, image.width, image.height))
-    frames, start = [], 0.0
+    index, start = 0, 0.0
     try:
-        for index in range(count):
+        for index in range(getattr(image, "n_frames", 1)):
             image.seek(index)
             image.load()
-            shown = float(image.info.get("duration", 0)) / 1000 or DEFAULT_FRAME_SECONDS
+            end = start + (float(image.info.get("duration", 0)) / 1000 or DEFAULT_FRAME_SECONDS)
             pixels = to_rgb(image)
-            frames.append((start, start + shown, lambda pixels=pixels: pixels))
-            start += shown
-    except Exception as error:
-        raise MediaError(f"{label}: frame {len(frames)} cannot be decoded ({error})") from error
-    shown = [end - start for start, end, _ in frames]
-    # GIF counts in hundredths of a second, so an even rate may vary by one of them.
-    if fps is None and max(shown) - min(shown) > 0.0101:
-        fps = 1 / min(shown)
-    return frames, fps
-
-
-def _film_frames(content: bytes, label: str):
-    """Frames (start, end in seconds, get) of a video, decoded on request."""
-    import av  # slow to import, and images do not need it
-
-    try:
-        with av.open(io.BytesIO(content)) as container:
-            if not container.streams.video:
-                raise MediaError(f"{label}: the file holds no video stream")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            rate = float(stream.average_rate or stream.guessed_rate or 25)
-            origin, last = None, None
-            for index, frame in enumerate(container.decode(stream)):
-                start = index / rate if frame.time is None else frame.time
-                origin = start if origin is None else origin
-                if last is not None:
-                    yield last[0], start - origin, last[1]
-                last = (start - origin, lambda frame=frame: _upright(frame))
-            if last is not None:
-                yield last[0], last[0] + 1 / rate, last[1]
+            if fit is not None:
+                pixels = resize(pixels, *_fitted(fit, *pixels.shape[:2], label))
+            yield start, end, lambda pixels=pixels: pixels
+            start = end
     except MediaError:
         raise
-    except (av.FFmpegError, OSError, ValueError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise MediaError(f"{label}: the video cannot be decoded ({reason})") from error
+    except Exception as error:
+        raise MediaError(f"{label}: frame {index} cannot be decoded ({error})") from None
 
 
-def _upright(frame) -> np.ndarray:
-    """A decoded frame as RGB, rotated by the file's display matrix (phones record sideways)."""
+def _film_frames(content: bytes, survey: Survey, label: str, fit: Fit | None) -> Iterator[Frame]:
+    """The frames of a video, decoded and converted on request."""
+    with containers.open_container(content, label) as container:
+        stream = containers.film_stream(container, label)
+        stream.thread_type = "AUTO"
+        stream.codec_context.options = containers.DECODER_OPTIONS
+        aspect = float(stream.sample_aspect_ratio or 1)
+        origin, last, count = None, None, 0
+        for frame in container.decode(stream):
+            lasts = float((frame.duration or 0) * frame.time_base) or 1 / survey.rate
+            start = frame.time
+            # AVI stores an order of decoding. FFmpeg gives it to the frames as their time, although
+            # they leave the decoder in the order of display.
+            if survey.kind == "avi" and count < len(survey.stamps):
+                start = survey.stamps[count]
+            if start is None:
+                start = 0.0 if last is None else last[1]
+            origin = start if origin is None else origin
+            if last is not None:
+                _check_gap(last, start, survey, label)
+                yield last[0] - origin, start - origin, last[2]
+            count += 1
+            last = start, start + lasts, lambda frame=frame: _shown(frame, aspect, fit, label)
+        if last is None:
+            return
+        stated = max(survey.stamps, default=0.0)
+        if last[0] < stated - MISSING_FRAME / survey.rate - TIME_TOLERANCE:
+            raise MediaError(
+                f"{label}: the film is damaged: the last of its {len(survey.stamps)} packets "
+                f"is for {stated:.3f} s, the last of the {count} frames that can be decoded for "
+                f"{last[0]:.3f} s"
+            )
+        end = survey.end if survey.kind == "mov" and survey.end > last[0] else last[1]
+        yield last[0] - origin, end - origin, last[2]
+
+
+def _check_gap(last: Frame, start: float, survey: Survey, label: str) -> None:
+    """Raises MediaError where frames are missing between the last one and that at `start`.
+
+    MP4 states the time of every frame, so that none may be missing, and a frame may be shown for
+    long. Elsewhere a long time without a frame is a hole.
+    """
+    if survey.kind == "mov":
+        following = bisect.bisect_right(survey.stamps, last[0] + TICK)
+        missing = following < len(survey.stamps) and survey.stamps[following] < start - TICK
+    else:
+        missing = abs(start - last[1]) > max(HOLE_SECONDS, 2 / survey.rate)
+    if missing:
+        raise MediaError(
+            f"{label}: the film has a hole: a frame is stated to end at {last[1]:.3f} s, "
+            f"and the next one that can be decoded starts at {start:.3f} s"
+        )
+
+
+def _shown(frame: Any, aspect: float, fit: Fit | None, label: str) -> np.ndarray:
+    """A decoded frame as RGB, as a player shows it.
+
+    The display matrix turns and mirrors (phones record sideways). `aspect` is the width of a stored
+    pixel over its height; the frame becomes that much wider.
+    """
+    transposed, mirrored, upside_down = _orientation(frame)
+    height, width = frame.height, max(1, round(frame.width * aspect))
+    if height * width > MAX_IMAGE_PIXELS:
+        raise MediaError(
+            f"{label}: frames of {width}x{height} pixels are more than the limit of "
+            f"{MAX_IMAGE_PIXELS} pixels"
+        )
+    height, width = (width, height) if transposed else (height, width)
+    if fit is not None:
+        height, width = _fitted(fit, height, width, label)
     pixels = frame.to_ndarray(format="rgb24")
-    return np.ascontiguousarray(np.rot90(pixels, k=round(frame.rotation / 90) % 4))
+    pixels = pixels.swapaxes(0, 1) if transposed else pixels
+    pixels = pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
+    return resize(np.ascontiguousarray(pixels), height, width)
 
 
-def _sample(frames, fps: float | None, max_frames: int | None, label: str):
-    chosen, end, step = [], 0.0, None if fps is None else 1 / fps
-    for start, end, get in frames:  # noqa: B007 (the last end is the clip's length)
-        if step is None:
-            chosen.append(get())
-        while step is not None and len(chosen) * step < end - TIME_TOLERANCE:
-            if chosen and chosen[-1][0] == start:
-                chosen.append(chosen[-1])
-            else:
-                chosen.append((start, get()))
-            if len(chosen) == max_frames:
-                break
-        if chosen:
-            height, width = (chosen[-1] if step is None else chosen[-1][1]).shape[:2]
-            if len(chosen) * height * width > MAX_CLIP_PIXELS:
-                raise MediaError(_too_long(label, len(chosen), width, height))
+def _fitted(fit: Fit, height: int, width: int, label: str) -> tuple[int, int]:
+    try:
+        return fit(height, width)
+    except MediaError as error:
+        raise MediaError(f"{label}: {error}") from error
+
+
+def _orientation(frame: Any) -> tuple[bool, bool, bool]:
+    """Whether a frame is transposed, then mirrored left to right, then turned upside down.
+
+    The matrix is nine int32, row by row (ISO/IEC 14496-12, 6.2.2): a point x, y is shown at
+    a x + c y, b x + d y. An angle between the right ones counts as the nearest.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False, False, False
+    a, b, _, c, d = np.frombuffer(bytes(matrix), np.int32)[:5].tolist()
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return False, a < 0, d < 0
+    return True, c < 0, b < 0
+
+
+def _sample(
+    frames: Iterator[Frame] | list[Frame],
+    fps: float | None,
+    max_frames: int | None,
+    expected: int,
+    label: str,
+) -> tuple[np.ndarray, float, float]:
+    """What `read_video` returns; a film of too many `expected` frames ends with its first one."""
+    chosen, end = [], 0.0
+    for _, end, get in frames:  # noqa: B007 (the last end is the clip's length)
+        # How many of the times 0, 1 / fps, … lie before the end of this frame and are not yet met.
+        times = 1 if fps is None else math.ceil((end - TIME_TOLERANCE) * fps) - len(chosen)
+        if max_frames is not None:
+            times = min(times, max_frames - len(chosen))
+        if times > 0:
+            pixels = get()
+            check_clip(max(expected, len(chosen) + times), *pixels.shape[:2], label)
+            if chosen and pixels.shape != chosen[0].shape:
+                raise MediaError(
+                    f"{label}: the size of its frames changes from {chosen[0].shape[:2]} to "
+                    f"{pixels.shape[:2]} (height, width)"
+                )
+            chosen += [pixels] * times
         if len(chosen) == max_frames:
             break
-    if not chosen:
+    if not chosen or end <= 0:
         raise MediaError(f"{label}: the clip has no frames")
-    pixels = np.stack(chosen if step is None else [frame for _, frame in chosen])
-    seconds = end if step is None else len(chosen) * step
-    return pixels, len(chosen) / seconds, seconds
-
-
-def _too_long(label: str, count: int, width: int, height: int) -> str:
-    return (
-        f"{label}: {count} frames of {width}x{height} pixels are more than the limit of "
-        f"{MAX_CLIP_PIXELS} pixels per clip; set a frame limit or a lower frame rate"
-    )
+    seconds = end if fps is None else len(chosen) / fps
+    return np.stack(chosen), len(chosen) / seconds, seconds

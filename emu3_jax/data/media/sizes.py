@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+# All frames of one clip together, at the size at which they are held: 1.5 GiB of RGB.
+MAX_CLIP_PIXELS = 1 << 29
 MAX_ASPECT = 5.0  # long side over short side; a constant of the released image processor
 
 
@@ -68,11 +70,24 @@ def smart_resize(height: int, width: int, limits: PixelLimits = PixelLimits()) -
     return new_height, new_width
 
 
+def check_clip(frames: int, height: int, width: int, label: str) -> None:
+    """Raises MediaError for a clip that would take more than `MAX_CLIP_PIXELS` at this size."""
+    if frames * height * width > MAX_CLIP_PIXELS:
+        raise MediaError(
+            f"{label}: {frames} frames of {width}x{height} pixels are more than the limit of "
+            f"{MAX_CLIP_PIXELS} pixels per clip; set a frame limit or a lower frame rate"
+        )
+
+
 def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bicubic (PIL) resize of uint8 [H,W,3] or [T,H,W,3] to the given height and width."""
+    """Bicubic (PIL) resize of uint8 [H,W,3] or [T,H,W,3] to the given height and width.
+
+    Raises MediaError for a clip that would be too large then (`check_clip`).
+    """
     if pixels.shape[-3:-1] == (height, width):
         return pixels
     if pixels.ndim == 4:
+        check_clip(len(pixels), height, width, "the resized clip")
         return np.stack([resize(frame, height, width) for frame in pixels])
     image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(image)

@@ -12,6 +12,9 @@ from PIL import Image, PngImagePlugin
 
 from emu3_jax.files import write_atomically
 
+# FFmpeg's numbers: matrix, primaries and transfer of BT.709 (ITU-T H.273), luma from 16 to 235.
+BT709, VIDEO_RANGE = 1, 1
+
 
 def write_png(path, pixels: np.ndarray, metadata: dict[str, str] | None = None) -> None:
     """uint8 [H,W,3] as PNG; `metadata` (prompt, seed, …) goes into text chunks of the file."""
@@ -51,7 +54,10 @@ def _chunk(name: bytes, payload: bytes) -> bytes:
 
 
 def write_mp4(path, frames: np.ndarray, fps: float) -> None:
-    """uint8 [T,H,W,3] as MP4 (H.264, yuv420p); odd sides repeat their last row or column."""
+    """uint8 [T,H,W,3] as MP4: H.264, yuv420p, BT.709 and stated so.
+
+    Odd sides repeat their last row or column.
+    """
     import av
 
     frames = _checked(frames, 4)
@@ -64,8 +70,16 @@ def write_mp4(path, frames: np.ndarray, fps: float) -> None:
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "16"}
+        # Stated in the file: players guess by the size of the frames where nothing is stated.
+        stream.codec_context.colorspace = BT709
+        stream.codec_context.color_primaries = BT709
+        stream.codec_context.color_trc = BT709
+        stream.codec_context.color_range = VIDEO_RANGE
         for pixels in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(
+                format="yuv420p", dst_colorspace=BT709, dst_color_range=VIDEO_RANGE
+            )
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
     write_atomically(path, buffer.getvalue())
 
