@@ -4,7 +4,14 @@ import io
 
 import numpy as np
 
-from emu3_jax.data.media.images import MediaSource, describe, open_image, read_content, to_rgb
+from emu3_jax.data.media.images import (
+    MediaSource,
+    describe,
+    frame_count,
+    open_image,
+    read_content,
+    to_rgb,
+)
 from emu3_jax.data.media.sizes import MediaError
 
 # All frames of one clip together: 1.5 GiB when decoded.
@@ -56,7 +63,7 @@ def _animation_frames(content: bytes, label: str, fps: float | None):
     duration is therefore resampled at the rate of its shortest frame.
     """
     image = open_image(content, label)
-    count = getattr(image, "n_frames", 1)
+    count = frame_count(image, label)
     if count * image.width * image.height > MAX_CLIP_PIXELS:
         raise MediaError(_too_long(label, count, image.width, image.height))
     frames, start = [], 0.0

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+# 8192 x 8192. An image of this size takes 192 MiB. A file that states more is more likely a
+# decompression bomb; Pillow itself warns from 89 million pixels on.
+MAX_IMAGE_PIXELS = 1 << 26
 MAX_ASPECT = 5.0  # long side over short side; a constant of the released image processor
 
 
@@ -69,13 +72,27 @@ def smart_resize(height: int, width: int, limits: PixelLimits = PixelLimits()) -
 
 
 def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bicubic (PIL) resize of uint8 [H,W,3] or [T,H,W,3] to the given height and width."""
+    """Bicubic (PIL) resize of uint8 [H,W,3] or [T,H,W,3] to the given height and width.
+
+    MediaError for an image or a frame of more than `MAX_IMAGE_PIXELS`.
+    """
     if pixels.shape[-3:-1] == (height, width):
         return pixels
     if pixels.ndim == 4:
         return np.stack([resize(frame, height, width) for frame in pixels])
-    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(image)
+    return np.asarray(resized(Image.fromarray(pixels), height, width))
+
+
+def resized(image: Image.Image, height: int, width: int) -> Image.Image:
+    """`resize` of a Pillow image."""
+    if image.size == (width, height):
+        return image
+    if height < 1 or width < 1 or height * width > MAX_IMAGE_PIXELS:
+        raise MediaError(
+            f"an image of {image.width}x{image.height} pixels would become {width}x{height}; "
+            f"expected 1 to {MAX_IMAGE_PIXELS} pixels"
+        )
+    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def center_square(pixels: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from emu3_jax.data.sources.source import RawItem, SourceError
+from emu3_jax.files import inside
 
 
 class FolderSource:
@@ -70,7 +71,7 @@ class FolderSource:
         key = str(row.pop("id"))
         try:
             fields = self._fields(row)
-        except SourceError as error:
+        except ValueError as error:
             return RawItem(key, where=where, problem=str(error))
         return RawItem(key, **fields, attributes=row, where=where)
 
@@ -94,5 +95,5 @@ class FolderSource:
         for kind, path in found.items():
             if not isinstance(path, str):
                 raise SourceError(f'"{kind}" must be a path, found {path!r}')
-            found[kind] = str(self.path.parent / path)
+            found[kind] = str(inside(self.path.parent, path))
         return found
