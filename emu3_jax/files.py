@@ -29,6 +29,21 @@ def in_bucket(path: AnyPath) -> bool:
     return "://" in os.fspath(path)
 
 
+def inside(folder: AnyPath, name: str) -> pathlib.Path:
+    """The path of a file that data names, such as a row of a corpus; it must lie in `folder`.
+
+    Links are not followed: what is linked into a folder was put there by whoever owns it.
+
+    Raises:
+      ValueError: an absolute path to somewhere else, or one that leaves the folder by "..".
+    """
+    path = os.path.join(folder, name)
+    root = os.path.abspath(folder)
+    if os.path.commonpath([root, os.path.abspath(path)]) != root:
+        raise ValueError(f"{name!r} lies outside of the folder {os.fspath(folder)}")
+    return pathlib.Path(path)
+
+
 def write_atomically(path: AnyPath, content: bytes | str) -> None:
     """Writes a file atomically; text as UTF-8. Missing folders are created.
 

@@ -10,14 +10,13 @@ import json
 import os
 import shutil
 import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
 
 from emu3_jax import shipped
 from emu3_jax.data import media
-from emu3_jax.files import new_folder, write_atomically, write_json
+from emu3_jax.files import inside, new_folder, write_atomically, write_json
 
 EMBEDDED = shipped.ASSETS / "fluent_emoji.zip"
 SPLITS = ("train", "validation", "validation_combination")
@@ -25,6 +24,8 @@ FRAMES = 8  # frames in a film strip, evenly spaced over the loop (the corpus's 
 # The columns of captions.jsonl that every row of the folder keeps.
 ATTRIBUTES = ("base", "tone", "tags", "group", "subgroup", "caption_zh")
 DONE = "prepared.json"
+# 1 GiB: what all entries of a zip may unpack to. The shipped corpus has 7 MiB.
+MAX_UNPACKED_BYTES = 1 << 30
 
 
 def prepare(zip_path: str | os.PathLike, out_dir: str | os.PathLike) -> Path:
@@ -42,7 +43,7 @@ def prepare(zip_path: str | os.PathLike, out_dir: str | os.PathLike) -> Path:
     try:
         with zipfile.ZipFile(shipped.asset(zip_path)) as archive, new_folder(out_dir) as building:
             write_json(building / DONE, _unpack(archive, building))
-    except (OSError, zipfile.BadZipFile, zlib.error, KeyError, ValueError) as error:
+    except Exception as error:  # zipfile and its decompressors raise errors of many types
         if not (out_dir / DONE).exists():  # else another process finished first
             raise ValueError(
                 f"{zip_path}: cannot be unpacked as the emoji corpus ({error})"
@@ -54,6 +55,11 @@ def prepare(zip_path: str | os.PathLike, out_dir: str | os.PathLike) -> Path:
 
 
 def _unpack(archive: zipfile.ZipFile, out_dir: Path) -> dict[str, int]:
+    unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > MAX_UNPACKED_BYTES:
+        raise ValueError(
+            f"{unpacked} bytes unpacked are more than the limit of {MAX_UNPACKED_BYTES}"
+        )
     captions = [json.loads(line) for line in archive.read("captions.jsonl").splitlines() if line]
     rows = {split: [] for split in SPLITS}
     text = []
@@ -61,9 +67,10 @@ def _unpack(archive: zipfile.ZipFile, out_dir: Path) -> dict[str, int]:
         attributes = {name: caption[name] for name in ATTRIBUTES}
         row = {"id": caption["id"], "image": caption["still"], "text": caption["caption"]}
         rows[caption["split"]].append(row | attributes)
-        write_atomically(out_dir / caption["still"], archive.read(caption["still"]))
+        write_atomically(inside(out_dir, caption["still"]), archive.read(caption["still"]))
         if caption["clip"]:
-            _write_clip(out_dir / caption["clip"], archive.read(caption["clip"]), caption)
+            path = inside(out_dir, caption["clip"])
+            _write_clip(path, archive.read(caption["clip"]), caption)
             row = {"id": f"{caption['id']}-clip", "video": caption["clip"]}
             row |= {"text": caption["caption"], "seconds": caption["seconds"]}
             rows[caption["split"]].append(row | attributes)

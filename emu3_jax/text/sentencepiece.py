@@ -17,6 +17,7 @@ import sentencepiece
 from etils import epath
 
 from emu3_jax.files import write_atomically
+from emu3_jax.foreign import failures_as
 
 # SentencePiece writes a space as U+2581 inside its pieces, so a real U+2581 would come back as a
 # space. It is encoded as its UTF-8 bytes instead.
@@ -73,13 +74,14 @@ class SentencePieceTokenizer:
         return piece.replace(_SPACE, " ").encode("utf-8")
 
     def encode(self, text: str) -> list[int]:
-        """Ids 0..size-1; ValueError for a lone surrogate, which is not Unicode text."""
+        """Ids 0..size-1; ValueError for a lone surrogate and for what SentencePiece refuses."""
         text.encode("utf-8")  # SentencePiece would fail with an obscure error
         first, *others = text.split(_SPACE)
-        ids = self._model.encode(first)
-        for part in others:
-            ids += [*self._space_ids, *self._model.encode(part)]
-        return ids
+        with failures_as(lambda why: ValueError(f"SentencePiece cannot encode the text ({why})")):
+            ids = self._model.encode(first)
+            for part in others:
+                ids += [*self._space_ids, *self._model.encode(part)]
+            return ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; ids outside 0..size-1 are skipped, invalid UTF-8 becomes U+FFFD."""

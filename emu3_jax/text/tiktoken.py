@@ -14,6 +14,7 @@ from collections.abc import Iterable
 import tiktoken
 from etils import epath
 
+from emu3_jax.foreign import failures_as
 from emu3_jax.vocab import released
 
 # How text is split before merging, in order: English contractions; an optional character that
@@ -118,9 +119,15 @@ class QwenTiktoken:
         return type(self), (self.path,)
 
     def encode(self, text: str) -> list[int]:
-        """Ids 0..size-1 of the NFC form; ValueError for a lone surrogate, which is not text."""
+        """Ids 0..size-1 of the NFC form.
+
+        ValueError for a lone surrogate, which is not text, and for text that tiktoken panics at:
+        a million spaces in a row are too many for its search.
+        """
         text.encode("utf-8")  # tiktoken would silently replace a lone surrogate
-        return self._encoding.encode_ordinary(unicodedata.normalize("NFC", text))
+        normal = unicodedata.normalize("NFC", text)
+        with failures_as(lambda why: ValueError(f"tiktoken cannot encode the text ({why})")):
+            return self._encoding.encode_ordinary(normal)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of ids; ids outside 0..size-1 are skipped, invalid UTF-8 becomes U+FFFD."""

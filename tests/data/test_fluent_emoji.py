@@ -1,6 +1,8 @@
 """Unpacking the embedded corpus: nothing incomplete stays, and several processes may do it."""
 
+import json
 import os
+import zipfile
 
 import pytest
 from small_corpora import small_zip
@@ -47,3 +49,34 @@ def test_the_slower_of_two_processes_takes_what_is_there(tmp_path, monkeypatch):
     folder = fluent_emoji.prepare(tmp_path / "small.zip", tmp_path / "emoji")
     assert (folder / fluent_emoji.DONE).exists()
     assert {file.name for file in tmp_path.iterdir()} == {"small.zip", "emoji"}
+
+
+def _with_caption(path, **changes):
+    """The small zip with its first caption changed."""
+    small_zip(path)
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    first, *others = (json.loads(line) for line in entries["captions.jsonl"].splitlines())
+    lines = [json.dumps(row) for row in (first | changes, *others)]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(name, "\n".join(lines) if name == "captions.jsonl" else content)
+        for name in filter(None, changes.values()):
+            archive.writestr(str(name), entries[first["still"]])
+
+
+@pytest.mark.parametrize("name", ["../outside.webp", "stills/../../outside.webp", "/tmp/x/o.webp"])
+@pytest.mark.parametrize("kind", ["still", "clip"])
+def test_nothing_is_written_outside_of_the_folder(name, kind, tmp_path):
+    _with_caption(tmp_path / "small.zip", **{kind: name})
+    with pytest.raises(ValueError, match="small.zip: .*lies outside of the folder"):
+        fluent_emoji.prepare(tmp_path / "small.zip", tmp_path / "emoji")
+    assert [file.name for file in tmp_path.iterdir()] == ["small.zip"]
+
+
+def test_a_zip_is_measured_before_it_is_unpacked(tmp_path, monkeypatch):
+    small_zip(tmp_path / "small.zip")
+    monkeypatch.setattr(fluent_emoji, "MAX_UNPACKED_BYTES", 1000)
+    monkeypatch.setattr(zipfile.ZipFile, "read", lambda *_: pytest.fail("it was read"))
+    with pytest.raises(ValueError, match="bytes unpacked are more than the limit of 1000"):
+        fluent_emoji.prepare(tmp_path / "small.zip", tmp_path / "emoji")

@@ -175,3 +175,23 @@ def test_other_files(tmp_path):
     (tmp_path / "b.pth").write_bytes(b"a text, not a pickle")
     with pytest.raises(ValueError, match="b.pth cannot be read as a state dict"):
         torch_pickle.read(tmp_path / "b.pth")
+
+
+def test_a_file_cannot_ask_for_far_more_memory_than_it_has_bytes(tmp_path, monkeypatch):
+    """Many tensors on one storage, or entries of the zip that state more bytes than there are."""
+    file = _zipped(tmp_path / "a.pth", _tensor_pickle(), _0=SIX)
+    monkeypatch.setattr(torch_pickle, "MAX_SIZE_RATIO", 24 / file.stat().st_size)
+    with pytest.raises(ValueError, match=r"a.pth.*entries take \d+ bytes, more than the limit"):
+        torch_pickle.read(file)
+    file = _zipped(tmp_path / "b.pth", _shared(100), _0=bytes(4_000))
+    monkeypatch.setattr(torch_pickle, "MAX_SIZE_RATIO", 4)
+    with pytest.raises(ValueError, match=r"b.pth.*tensors take \d+ bytes, more than the limit"):
+        torch_pickle.read(file)
+
+
+def _shared(count: int) -> bytes:
+    """A dict of tensors of 1,000 elements, all on storage "0"."""
+    one = _tensor_pickle(numel=1000, shape=(1000,), strides=(1,))
+    body = one[one.index(b"ctorch._utils") : -2]  # what makes the tensor
+    names = (f"S'{number}'\n".encode() for number in range(count))
+    return b"\x80\x02}" + b"".join(name + body + b"s" for name in names) + b"."

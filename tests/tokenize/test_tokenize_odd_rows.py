@@ -1,5 +1,6 @@
 """Rows that cannot be stored are skipped under the limit, and skips do not outlive their cause."""
 
+import base64
 import json
 
 import numpy as np
@@ -48,6 +49,19 @@ def test_an_odd_row_is_skipped_and_named(row, reason, tmp_path):
     assert skipped["where"].endswith("train.jsonl:2")
     if isinstance(row, dict):
         assert skipped["key"] == row["id"]
+
+
+def test_text_that_the_tokenizer_panics_at_is_skipped(tmp_path, capfd):
+    """As columns taken out of PDFs; a panic of Rust is no Exception."""
+    ranks = (b"%s %d\n" % (base64.b64encode(bytes([byte])), byte) for byte in range(256))
+    (tmp_path / "bytes.tiktoken").write_bytes(b"".join(ranks))
+    wide = {"id": "wide", "text": "left" + " " * 1_100_000 + "right"}
+    write(tmp_path, [good(0), wide, good(1)])
+    settings = config(tmp_path, text_tokenizer=str(tmp_path / "bytes.tiktoken"), max_skipped=0.4)
+    folder = tokenize(settings)[0]
+    assert [record.key for record in open_dataset(folder).records("text")] == ["t0", "t1"]
+    assert "jsonl:2" in (folder / "skipped.jsonl").read_text()
+    assert "tiktoken cannot encode the text" in (folder / "skipped.jsonl").read_text()
 
 
 def test_a_skipped_item_with_copies_counts_once(tmp_path, monkeypatch):

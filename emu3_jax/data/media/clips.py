@@ -10,14 +10,14 @@ import numpy as np
 from emu3_jax.data.media import containers
 from emu3_jax.data.media.containers import MISSING_FRAME, TIME_TOLERANCE, Survey
 from emu3_jax.data.media.images import (
-    MAX_IMAGE_PIXELS,
     MediaSource,
     describe,
+    frame_count,
     open_image,
     read_content,
     to_rgb,
 )
-from emu3_jax.data.media.sizes import MediaError, check_clip, resize
+from emu3_jax.data.media.sizes import MAX_IMAGE_PIXELS, MediaError, check_clip, resize
 
 # In seconds: a longer time in which no frame is shown is a hole. Containers without a length for
 # each frame leave out frames that repeat the last one, so a short one is no sign of damage.
@@ -105,7 +105,7 @@ def _decoded_animation(content: bytes, label: str, fit: Fit | None) -> Iterator[
     image = open_image(content, label)
     index, start = 0, 0.0
     try:
-        for index in range(getattr(image, "n_frames", 1)):
+        for index in range(frame_count(image, label)):
             image.seek(index)
             image.load()
             end = start + (float(image.info.get("duration", 0)) / 1000 or DEFAULT_FRAME_SECONDS)

@@ -6,13 +6,30 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
-from emu3_jax.data.media.sizes import MediaError
+from emu3_jax.data.media.sizes import MAX_IMAGE_PIXELS, MediaError, resized
+from emu3_jax.foreign import failures_as
 
-# 8192 x 8192. A decoded image of this size takes 192 MiB. A larger one is more likely a
-# decompression bomb; Pillow itself warns from 89 million pixels on.
-MAX_IMAGE_PIXELS = 1 << 26
+# 512 MiB: an uncompressed image of the most pixels with four channels of 16 bits.
+MAX_FILE_BYTES = 1 << 29
+# What Pillow may take a file for; the bytes choose, not the ending. Pillow knows more: PostScript
+# and Windows metafiles go to an interpreter, IPTC opens a file of any kind inside it, and others
+# are rarely images.
+FORMATS = (
+    "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI",
+    "SGI", "TGA", "TIFF", "WEBP",
+)  # fmt: skip
+# EXIF orientation (TIFF 6.0, tag 274) -> what turns the image upright; 1 is upright.
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 MediaSource = str | os.PathLike | bytes
 
@@ -25,25 +42,43 @@ def describe(source: MediaSource, name: str | None = None) -> str:
 
 
 def read_content(source: MediaSource, label: str) -> bytes:
-    """The bytes of a source; MediaError if there are none."""
+    """The bytes of a source; MediaError if there are none or more than `MAX_FILE_BYTES`."""
     if not isinstance(source, bytes):
-        try:
-            source = Path(source).read_bytes()
-        except OSError as error:
-            raise MediaError(f"{label}: cannot be read ({error.strerror or error})") from error
+        source = _file_content(Path(source), label)
     if not source:
         raise MediaError(f"{label}: the file is empty")
     return source
 
 
+def _file_content(path: Path, label: str) -> bytes:
+    try:
+        if path.exists() and not path.is_file():  # a pipe would wait, a device has no end
+            raise MediaError(f"{label}: cannot be read (not a file)")
+        with path.open("rb") as file:
+            check_file_size(os.fstat(file.fileno()).st_size, label)
+            return file.read()
+    except MediaError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        reason = getattr(error, "strerror", None) or error
+        raise MediaError(f"{label}: cannot be read ({reason})") from error
+
+
+def check_file_size(size: int, label: str) -> None:
+    """MediaError for a media file of more than `MAX_FILE_BYTES`; before it is held."""
+    if size > MAX_FILE_BYTES:
+        raise MediaError(f"{label}: {size} bytes are more than the limit of {MAX_FILE_BYTES}")
+
+
 def open_image(content: bytes, label: str) -> Image.Image:
     """The opened, not yet decoded image; its size is checked before decoding needs memory."""
-    try:
-        image = Image.open(io.BytesIO(content))
-    except Image.UnidentifiedImageError as error:
-        raise MediaError(f"{label}: not an image in any format that Pillow reads") from error
-    except Exception as error:  # hostile bytes can make decoders raise anything
-        raise MediaError(f"{label}: the image cannot be opened ({error})") from error
+    with failures_as(lambda why: MediaError(f"{label}: the image cannot be opened ({why})")):
+        try:
+            image = _opened(content)
+        except Image.UnidentifiedImageError as error:
+            raise MediaError(
+                f"{label}: not an image in any of the formats {', '.join(FORMATS)}"
+            ) from error
     width, height = image.size
     if width < 1 or height < 1:
         raise MediaError(f"{label}: the image has no pixels ({width}x{height})")
@@ -52,6 +87,23 @@ def open_image(content: bytes, label: str) -> Image.Image:
             f"{label}: {width}x{height} pixels is more than the limit of {MAX_IMAGE_PIXELS}"
         )
     return image
+
+
+def _opened(content: bytes) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(content), formats=FORMATS)
+    except Exception:
+        # libavif refuses an image for its EXIF block, so the block's item gets another type, of
+        # the same length, that nobody reads.
+        if content[4:8] == b"ftyp" and b"Exif" in content:
+            return Image.open(io.BytesIO(content.replace(b"Exif", b"none", 1)), formats=FORMATS)
+        raise
+
+
+def frame_count(image: Image.Image, label: str) -> int:
+    """Frames of an opened image or animation, at least 1; MediaError if its blocks are damaged."""
+    with failures_as(lambda why: MediaError(f"{label}: the frames cannot be counted ({why})")):
+        return getattr(image, "n_frames", 1)
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
@@ -86,14 +138,18 @@ def read_image(
     """
     label = describe(source, name)
     image = open_image(read_content(source, label), label)
-    try:
+    with failures_as(lambda why: MediaError(f"{label}: the image cannot be decoded ({why})")):
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
-        image = _rgb(image)
-    except Exception as error:
-        raise MediaError(f"{label}: the image cannot be decoded ({error})") from error
-    if fit is not None:
-        height, width = fit(image.height, image.width)
-        if (height, width) != (image.height, image.width):
-            image = image.resize((width, height), Image.Resampling.BICUBIC)
-    return np.array(image)
+        turn = UPRIGHT.get(_orientation(image))
+        image = _rgb(image if turn is None else image.transpose(turn))
+    if fit is None:
+        return np.array(image)
+    return np.array(resized(image, *fit(image.height, image.width)))
+
+
+def _orientation(image: Image.Image) -> object:
+    """The orientation that a decoded image states; 1 if its EXIF block cannot be read."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # Pillow does not check what the block holds
+        return 1

@@ -7,6 +7,9 @@ from PIL import Image
 
 # All frames of one clip together, at the size at which they are held: 1.5 GiB of RGB.
 MAX_CLIP_PIXELS = 1 << 29
+# 8192 x 8192. An image of this size takes 192 MiB. A file that states more is more likely a
+# decompression bomb; Pillow itself warns from 89 million pixels on.
+MAX_IMAGE_PIXELS = 1 << 26
 MAX_ASPECT = 5.0  # long side over short side; a constant of the released image processor
 
 
@@ -82,15 +85,27 @@ def check_clip(frames: int, height: int, width: int, label: str) -> None:
 def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """Bicubic (PIL) resize of uint8 [H,W,3] or [T,H,W,3] to the given height and width.
 
-    Raises MediaError for a clip that would be too large then (`check_clip`).
+    Raises MediaError for an image or a frame of more than `MAX_IMAGE_PIXELS`, and for a clip that
+    would be too large then (`check_clip`).
     """
     if pixels.shape[-3:-1] == (height, width):
         return pixels
     if pixels.ndim == 4:
         check_clip(len(pixels), height, width, "the resized clip")
         return np.stack([resize(frame, height, width) for frame in pixels])
-    image = Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC)
-    return np.asarray(image)
+    return np.asarray(resized(Image.fromarray(pixels), height, width))
+
+
+def resized(image: Image.Image, height: int, width: int) -> Image.Image:
+    """`resize` of a Pillow image."""
+    if image.size == (width, height):
+        return image
+    if height < 1 or width < 1 or height * width > MAX_IMAGE_PIXELS:
+        raise MediaError(
+            f"an image of {image.width}x{image.height} pixels would become {width}x{height}; "
+            f"expected 1 to {MAX_IMAGE_PIXELS} pixels"
+        )
+    return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def center_square(pixels: np.ndarray) -> np.ndarray:

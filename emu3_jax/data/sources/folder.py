@@ -7,6 +7,7 @@ from pathlib import Path
 
 from emu3_jax.data.sources.caption_values import caption_of, caption_text, is_missing
 from emu3_jax.data.sources.source import MEDIA, RawItem, SourceError, one_medium
+from emu3_jax.files import inside
 
 
 class FolderSource:
@@ -76,7 +77,7 @@ class FolderSource:
         key = str(key)
         try:
             fields = self._fields(row)
-        except SourceError as error:
+        except ValueError as error:
             return RawItem(key, where=where, problem=str(error))
         return RawItem(key, **fields, attributes=row, where=where)
 
@@ -109,5 +110,5 @@ class FolderSource:
         for kind, path in found.items():
             if not isinstance(path, str) or not path:
                 raise SourceError(f'"{kind}" must be a path, found {path!r}')
-            found[kind] = str(self.path.parent / path)
+            found[kind] = str(inside(self.path.parent, path))
         return found

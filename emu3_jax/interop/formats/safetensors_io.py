@@ -68,7 +68,7 @@ class Tensors:
         index = self.path / INDEX_FILE
         if index.exists():
             names = sorted(set(files.read_json(index).get("weight_map", {}).values()))
-            return [self.path / name for name in names]
+            return [files.inside(self.path, name) for name in names]
         return [self.path / WEIGHTS_FILE]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -22,6 +22,9 @@ import numpy as np
 # torch/serialization.py
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
+# Tensors that share a storage become arrays of their own. Tied weights double the bytes of a file;
+# entries of a zip that overlap, or a storage named again and again, could take any number of them.
+MAX_SIZE_RATIO = 4
 
 # Storage classes of torch and their elements, little endian.
 STORAGES = {
@@ -83,14 +86,35 @@ def _read_zip(stream: BinaryIO) -> dict[str, np.ndarray]:
             raise ValueError("the zip holds no data.pkl")
         folder = pickles[0].removesuffix("data.pkl")
         order = f"{folder}byteorder"
-        if order in archive.namelist() and archive.read(order) != b"little":
+        _check_size(sum(entry.file_size for entry in archive.infolist()), stream, "entries")
+        if order in archive.namelist() and _entry(archive, order) != b"little":
             raise ValueError("it was written by a big-endian machine")
         tensors = _tensors_of(_unpickled(io.BytesIO(_entry(archive, pickles[0]))))
         stored = {}
         for storage in {tensor.storage for tensor in tensors.values()}:
             data = _entry(archive, f"{folder}data/{storage.key}")
             stored[storage.key] = _elements(storage, data)
-    return {name: _view(tensor, stored, name) for name, tensor in tensors.items()}
+    return _views(tensors, stored, stream)
+
+
+def _check_size(size: int, stream: BinaryIO, what: str) -> None:
+    """ValueError if what a file states would take `MAX_SIZE_RATIO` times its own bytes."""
+    limit = MAX_SIZE_RATIO * os.fstat(stream.fileno()).st_size
+    if size > limit:
+        raise ValueError(f"its {what} take {size} bytes, more than the limit of {limit}")
+
+
+def _views(
+    tensors: dict[str, _Tensor], stored: dict[str, np.ndarray], stream: BinaryIO
+) -> dict[str, np.ndarray]:
+    """The arrays of all tensors; a file may not ask for far more memory than it has bytes."""
+    arrays: dict[str, np.ndarray] = {}
+    size = 0
+    for name, tensor in tensors.items():
+        arrays[name] = _view(tensor, stored, name)  # no larger than its storage
+        size += arrays[name].nbytes
+        _check_size(size, stream, "tensors")
+    return arrays
 
 
 def _entry(archive: zipfile.ZipFile, name: str) -> bytes:
@@ -119,7 +143,7 @@ def _read_legacy(stream: BinaryIO) -> dict[str, np.ndarray]:
         if bytes_ > size - stream.tell():
             raise ValueError("it ends too early")
         stored[key] = _elements(storages[key], stream.read(bytes_))
-    return {name: _view(tensor, stored, name) for name, tensor in tensors.items()}
+    return _views(tensors, stored, stream)
 
 
 def _elements(storage: _Storage, data: bytes) -> np.ndarray:
