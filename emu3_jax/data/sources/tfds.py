@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from emu3_jax.data.sources.source import RawItem, SourceError
+from emu3_jax.foreign import failures_as
 
 MEDIA_KEYS = ("image", "video")
 # Features that state the frames per second of a clip.
@@ -52,8 +53,9 @@ class TfdsSource:
         for index in range(first, min(first + self._per_shard, len(self._data))):
             where = f"tfds:{self.name}:{index}"
             try:
-                item = self._item(where, self._data[index])
-            except (ValueError, OSError, IndexError) as error:
+                with failures_as(SourceError):
+                    item = self._item(where, self._data[index])
+            except SourceError as error:
                 item = RawItem(where, where=where, problem=str(error))
             yield item
 
