@@ -7,6 +7,7 @@ import struct
 
 import numpy as np
 import pytest
+from broken_media import animated_gif, cut_gif
 from PIL import Image
 
 from emu3_jax.data import media
@@ -27,18 +28,6 @@ def encoded(image: Image.Image, kind: str, **options) -> bytes:
 def noise(height=20, width=30, seed=0) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
     return Image.fromarray(pixels)
-
-
-def animated_gif() -> bytes:
-    first, *others = (noise(64, 64, seed) for seed in range(4))
-    return encoded(first, "GIF", save_all=True, append_images=others, duration=125)
-
-
-def cut_gif() -> bytes:
-    """A GIF that ends inside the palette of its second frame, which counting the frames reads."""
-    whole = animated_gif()
-    second = whole.index(b"\x21\xf9", whole.index(b"\x2c"))  # its graphic control extension
-    return whole[: second + 12]
 
 
 def test_a_gif_cut_anywhere_is_a_media_error_or_a_clip():

@@ -45,10 +45,13 @@ def test_an_example_that_cannot_be_used_is_an_item_with_a_problem(example, reaso
     assert re.search(reason, item_of(example).problem)
 
 
-def test_an_example_that_cannot_be_decoded_is_an_item_with_a_problem():
+@pytest.mark.parametrize("error", [OSError, RuntimeError, type("Panic", (BaseException,), {})])
+def test_an_example_that_cannot_be_decoded_is_an_item_with_a_problem(error):
+    """Readers of TensorFlow raise errors of their own."""
+
     class Broken(list):
         def __getitem__(self, index):
-            raise OSError("cannot identify image file")
+            raise error("cannot identify image file")
 
     source = TfdsSource.__new__(TfdsSource)
     source.name, source._per_shard, source._data = "fake", 1, Broken([0])

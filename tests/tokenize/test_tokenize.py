@@ -3,11 +3,13 @@
 import dataclasses
 import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from broken_media import cut_gif
 
 from emu3_jax.data import media
 from emu3_jax.data.codec.vision_encoder import VisionEncoder
@@ -225,11 +227,16 @@ def test_several_workers_make_the_same_dataset(unbroken, corpus, encoder, tmp_pa
 
 
 def test_bad_items_are_skipped_under_a_limit_and_listed(corpus, encoder, tmp_path):
-    rows = [{"id": f"s{i}", "image": str(corpus / f"{i}.png"), "text": "x"} for i in range(6)]
+    rows = [{"id": f"s{i}", "image": f"{i}.png", "text": "x"} for i in range(6)]
+    for row in rows:
+        shutil.copy(corpus / row["image"], tmp_path)
     media.write_webp(tmp_path / "short.webp", np.zeros((3, 16, 16, 3), np.uint8), fps=4)
     (tmp_path / "bad.png").write_bytes(b"no image")
     media.write_png(tmp_path / "thin.png", np.zeros((8, 80, 3), np.uint8))
+    (tmp_path / "cut.gif").write_bytes(cut_gif())
     bad = [
+        ({"id": "cut", "video": "cut.gif"}, "cut.gif: the frames cannot be counted"),
+        ({"id": "outside", "image": str(corpus / "1.png")}, "lies outside of the folder"),
         ({"id": "short", "video": "short.webp"}, "3 frames is shorter than .* temporal factor 4"),
         ({"id": "bad", "image": "bad.png"}, "bad.png: not an image"),
         ({"id": "thin", "image": "thin.png"}, "aspect ratio 10.00"),
@@ -243,16 +250,16 @@ def test_bad_items_are_skipped_under_a_limit_and_listed(corpus, encoder, tmp_pat
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     strict = config(tmp_path, tmp_path / "out", items_per_shard=100, max_skipped=0.3)
     with pytest.raises(
-        TokenizeError, match="skipped.jsonl lists why 8 of 14 items.*max_skipped=0.3"
+        TokenizeError, match="skipped.jsonl lists why 10 of 16 items.*max_skipped=0.3"
     ):
         tokenize(strict, encoder)
     assert not (tmp_path / "out" / "train" / "dataset.json").exists()
-    folder = tokenize(dataclasses.replace(strict, max_skipped=0.6), encoder)[0]
+    folder = tokenize(dataclasses.replace(strict, max_skipped=0.7), encoder)[0]
     skipped = [json.loads(line) for line in (folder / "skipped.jsonl").read_text().splitlines()]
     reasons = {one["key"]: one["reason"] for one in skipped}
     for row, reason in bad:
         assert re.search(reason, reasons[row["id"]])
-    assert open_dataset(folder).info.skipped == 8
+    assert open_dataset(folder).info.skipped == 10
     assert len(open_dataset(folder).records("image")) == 6
 
 

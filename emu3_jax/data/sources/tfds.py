@@ -8,6 +8,7 @@ import numpy as np
 
 from emu3_jax.data.sources.caption_values import CAPTION_KEYS, caption_text
 from emu3_jax.data.sources.source import MEDIA, RawItem, SourceError, one_medium
+from emu3_jax.foreign import failures_as
 
 # Features that state the frames per second of a clip.
 RATE_KEYS = ("fps", "frame_rate")
@@ -52,8 +53,9 @@ class TfdsSource:
         for index in range(first, min(first + self._per_shard, len(self._data))):
             where = f"tfds:{self.name}:{index}"
             try:
-                item = self._item(where, self._data[index])
-            except (ValueError, OSError, LookupError) as error:
+                with failures_as(SourceError):
+                    item = self._item(where, self._data[index])
+            except SourceError as error:
                 item = RawItem(where, where=where, problem=str(error))
             yield item
 
