@@ -62,6 +62,17 @@ def test_a_clip_with_a_hole_is_refused(container):
     assert len(media.read_video(content, max_frames=3)[0]) == 3
 
 
+def test_a_stream_cut_between_its_packets_keeps_its_rate_or_is_refused():
+    content = film("mpegts", between=3)
+    refused = 0
+    for end in range(len(content) // 3 // 188 * 188, len(content), 5 * 188):
+        try:
+            assert media.read_video(content[:end])[1] == pytest.approx(8)
+        except MediaError:
+            refused += 1
+    assert refused > 3
+
+
 def test_damage_inside_a_clip_is_refused():
     content = film("mpegts")
     lost = content[: 188 * 40] + content[188 * 52 :]
