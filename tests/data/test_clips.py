@@ -1,8 +1,10 @@
 """Clips that are cut short, turned, widened, too large, or no plain file."""
 
+import io
+
 import numpy as np
 import pytest
-from films import animation, clip_pixels, film, index_first
+from films import animation, clip_pixels, cover_first, film, index_first
 from PIL import Image
 
 from emu3_jax.data import media
@@ -60,6 +62,17 @@ def test_a_clip_with_a_hole_is_refused(container):
     with pytest.raises(MediaError, match=r"hole: .* end at .* s, and the next one that can"):
         media.read_video(content)
     assert len(media.read_video(content, max_frames=3)[0]) == 3
+
+
+def test_a_stream_cut_between_its_packets_keeps_its_rate_or_is_refused():
+    content = film("mpegts", between=3)
+    refused = 0
+    for end in range(len(content) // 3 // 188 * 188, len(content), 5 * 188):
+        try:
+            assert media.read_video(content[:end])[1] == pytest.approx(8)
+        except MediaError:
+            refused += 1
+    assert refused > 3
 
 
 def test_damage_inside_a_clip_is_refused():
@@ -126,7 +139,12 @@ def test_pixels_become_square(aspect, width):
 
 
 def test_a_cover_image_is_not_the_film():
-    assert media.read_video(film(cover=True))[0].shape == (16, 48, 64, 3)
+    import av
+
+    content = cover_first(film(cover=True))
+    with av.open(io.BytesIO(content)) as container:
+        assert [stream.width for stream in container.streams.video] == [32, 64]
+    assert media.read_video(content)[0].shape == (16, 48, 64, 3)
 
 
 def test_avi_with_frames_out_of_order_has_even_times():

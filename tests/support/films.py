@@ -42,7 +42,7 @@ def film(
       matrix: display matrix, nine integers.
       aspect: width of a pixel over its height.
       left_out: numbers of packets that are not written.
-      cover: a cover image is the first stream.
+      cover: the film has a cover image as well.
       times: when each frame starts, in units of 1 / fps; the frames beyond them are left out.
       between: of H.264, up to so many frames in a row are stored after a later one.
     """
@@ -78,13 +78,28 @@ def film(
     return buffer.getvalue()
 
 
-def index_first(content: bytes) -> bytes:
-    """An MP4 with its index before its frames, as for the web."""
+def _boxes(content: bytes) -> list[bytes]:
     boxes, position = [], 0
     while position < len(content):
         size = struct.unpack_from(">I", content, position)[0]
         boxes.append(content[position : position + size])
         position += size
+    return boxes
+
+
+def cover_first(content: bytes) -> bytes:
+    """An MP4 whose cover image is its first stream: its tags come before its tracks."""
+    boxes = _boxes(content)
+    for number, box in enumerate(boxes):
+        if box[4:8] == b"moov":
+            parts = sorted(_boxes(box[8:]), key=lambda part: part[4:8] == b"trak")
+            boxes[number] = box[:8] + b"".join(parts)
+    return b"".join(boxes)
+
+
+def index_first(content: bytes) -> bytes:
+    """An MP4 with its index before its frames, as for the web."""
+    boxes = _boxes(content)
     index = next(box for box in boxes if box[4:8] == b"moov")
     table = index.index(b"stco") + 8
     count = struct.unpack_from(">I", index, table)[0]

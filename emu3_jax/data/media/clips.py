@@ -22,6 +22,7 @@ from emu3_jax.data.media.sizes import MAX_IMAGE_PIXELS, MediaError, check_clip, 
 # In seconds: a longer time in which no frame is shown is a hole. Containers without a length for
 # each frame leave out frames that repeat the last one, so a short one is no sign of damage.
 HOLE_SECONDS = 0.5
+REORDERED = 16  # frames: no later frame may be stored before more (H.264, H.265)
 TICK = 1e-5  # in seconds: less than one of any container
 # Browsers show a GIF frame without a duration for a tenth of a second.
 DEFAULT_FRAME_SECONDS = 0.1
@@ -160,11 +161,16 @@ def _check_gap(last: Frame, start: float, survey: Survey, label: str) -> None:
     """Raises MediaError where frames are missing between the last one and that at `start`.
 
     MP4 states the time of every frame, so that none may be missing, and a frame may be shown for
-    long. Elsewhere a long time without a frame is a hole.
+    long. Elsewhere a long time without a frame is a hole. Where no length is stated, so is a single
+    missing frame near the end: a cut takes frames away that are stored after later ones.
     """
+    stamps = survey.stamps
     if survey.kind == "mov":
-        following = bisect.bisect_right(survey.stamps, last[0] + TICK)
-        missing = following < len(survey.stamps) and survey.stamps[following] < start - TICK
+        following = bisect.bisect_right(stamps, last[0] + TICK)
+        missing = following < len(stamps) and stamps[following] < start - TICK
+    elif survey.kind in containers.WITHOUT_LENGTH and start in stamps[-REORDERED:]:
+        usual = float(np.median(np.diff(stamps)))
+        missing = start - last[0] > (1 + MISSING_FRAME) * usual
     else:
         missing = abs(start - last[1]) > max(HOLE_SECONDS, 2 / survey.rate)
     if missing:

@@ -18,6 +18,7 @@ CONTAINERS = {
     "mpegts": "MPEG-TS",
     "mpeg": "MPEG-PS",
 }
+WITHOUT_LENGTH = ("ogg", "mpegts", "mpeg")
 # In seconds: containers round time stamps to a millisecond or to a tick.
 TIME_TOLERANCE = 0.002
 # In frames: a clip that ends earlier than its container states lacks its last frame.
