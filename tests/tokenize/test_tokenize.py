@@ -235,7 +235,7 @@ def test_bad_items_are_skipped_under_a_limit_and_listed(corpus, encoder, tmp_pat
     media.write_png(tmp_path / "thin.png", np.zeros((8, 80, 3), np.uint8))
     (tmp_path / "cut.gif").write_bytes(cut_gif())
     bad = [
-        ({"id": "cut", "video": "cut.gif"}, "cut.gif: the frames cannot be counted"),
+        ({"id": "cut", "video": "cut.gif"}, "cut.gif: the GIF is cut short"),
         ({"id": "outside", "image": str(corpus / "1.png")}, "lies outside of the folder"),
         ({"id": "short", "video": "short.webp"}, "3 frames is shorter than .* temporal factor 4"),
         ({"id": "bad", "image": "bad.png"}, "bad.png: not an image"),
@@ -264,10 +264,12 @@ def test_bad_items_are_skipped_under_a_limit_and_listed(corpus, encoder, tmp_pat
 
 
 def test_images_and_clips_without_caption_are_counted(corpus, encoder, tmp_path):
-    files = {"image": corpus / "1.png", "video": corpus / "0.webp"}
+    files = {"image": "1.png", "video": "0.webp"}
+    for file in files.values():
+        shutil.copy(corpus / file, tmp_path)
     texts = {"a": "x", "b": "", "c": None, "d": float("nan"), "e": " "}
     rows = [
-        {"id": kind + name, kind: str(file), "text": text}
+        {"id": kind + name, kind: file, "text": text}
         for kind, file in files.items()
         for name, text in texts.items()
     ]
