@@ -14,10 +14,8 @@ import numpy as np
 from emu3_jax.data import media
 from emu3_jax.data.codec import vision_codec
 from emu3_jax.data.sources import FolderSource, RawItem
+from emu3_jax.data.sources.source import ALWAYS_ALLOWED, MAX_SKIPPED, too_many_skipped
 
-# The share of unusable rows above which a figure says little about the corpus, as by default in
-# tokenizing; a few are taken of a small corpus too.
-MAX_SKIPPED, ALWAYS_TAKEN = 0.01, 5
 # A list of more would bury the other notes.
 LISTED = 20
 
@@ -169,10 +167,10 @@ def check_splits(data: pathlib.Path, splits: Sequence[str]) -> None:
 
 
 def _check_share(skipped: Sequence[str], rows: int) -> None:
-    if len(skipped) > max(ALWAYS_TAKEN, MAX_SKIPPED * rows):
+    if too_many_skipped(len(skipped), rows):
         raise ValueError(
             f"{len(skipped)} of {rows} rows cannot be used, at most {100 * MAX_SKIPPED:g} % "
-            f"may be left out (or {ALWAYS_TAKEN}); the first: {skipped[0]}"
+            f"may be left out (or {ALWAYS_ALLOWED}); the first: {skipped[0]}"
         )
 
 

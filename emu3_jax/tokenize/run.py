@@ -16,6 +16,7 @@ from emu3_jax import vocab
 from emu3_jax.data import fluent_emoji
 from emu3_jax.data.codec.vision_encoder import VisionEncoder
 from emu3_jax.data.sources import open_source
+from emu3_jax.data.sources.source import ALWAYS_ALLOWED, too_many_skipped
 from emu3_jax.data.tokens.records import (
     DATASET_FILE,
     KINDS,
@@ -36,9 +37,6 @@ log = logging.getLogger(__name__)
 SKIPPED_FILE = "skipped.jsonl"
 # With fewer items, the share of unusable ones is too uncertain to stop a run early.
 EARLY_STOP_ITEMS = 2000
-# So many unusable items are no error whatever their share, unless max_skipped is 0: in a small
-# corpus one item may be more than the share.
-ALWAYS_ALLOWED = 5
 
 
 class TokenizeError(ValueError):
@@ -202,8 +200,7 @@ class SplitJob:
         return bool(shards) and all((self.folder / shard["file"]).is_file() for shard in shards)
 
     def _too_many(self, items: int, skipped: list[dict]) -> bool:
-        share = self.config.max_skipped
-        return len(skipped) > (max(share * items, ALWAYS_ALLOWED) if share else 0)
+        return too_many_skipped(len(skipped), items, self.config.max_skipped)
 
     def _list_skipped(self, skipped: list[dict]) -> Path:
         """Writes the skipped items with their reasons; returns the file."""

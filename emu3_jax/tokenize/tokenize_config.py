@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from emu3_jax.data.sources.source import MAX_SKIPPED
+
 
 @dataclasses.dataclass(frozen=True)
 class TokenizeConfig:
@@ -48,7 +50,7 @@ class TokenizeConfig:
     image_batch: int = 16
     clip_batch: int = 4
     items_per_shard: int = 512
-    max_skipped: float = 0.01
+    max_skipped: float = MAX_SKIPPED
     copies: dict = dataclasses.field(default_factory=dict)
     max_shift: int = 0
     decode_threads: int = 2

@@ -12,6 +12,15 @@ class SourceError(ValueError):
 
 
 MEDIA = ("image", "video")
+# The share of unusable items up to which a corpus is used; with more, something is wrong with it.
+MAX_SKIPPED = 0.01
+# So many are no error whatever their share: in a small corpus one item may be more than the share.
+ALWAYS_ALLOWED = 5
+
+
+def too_many_skipped(skipped: int, items: int, share: float = MAX_SKIPPED) -> bool:
+    """Whether `skipped` of `items` are more than `share` allows; a share of 0 allows none."""
+    return skipped > (max(share * items, ALWAYS_ALLOWED) if share else 0)
 
 
 def one_medium(media: dict) -> dict:
