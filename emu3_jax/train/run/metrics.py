@@ -200,8 +200,8 @@ def means(sums: dict) -> dict[str, float]:
     return {name: float(s / c) for name, (s, c) in host.items() if c > 0}
 
 
-class Progress:
-    """Throughput and remaining time, without the time that the loop spends outside steps."""
+class Throughput:
+    """Units per second and remaining time, without the time that the loop spends outside steps."""
 
     def __init__(self, start_step: int, total_steps: int, units_per_step: int):
         self._total = total_steps

@@ -55,7 +55,7 @@ class Report:
 
     def _measure_from(self, step: int) -> None:
         units = self._task.units_per_batch()
-        self._progress = metrics_lib.Progress(step, self._run.steps, units)
+        self._throughput = metrics_lib.Throughput(step, self._run.steps, units)
 
     def keep(self, step: int, metrics: dict, counts: dict[str, int]) -> None:
         """Keeps the numbers of a step on the device; `log` fetches them if a line is due.
@@ -73,7 +73,7 @@ class Report:
         (step, sums, counts), self._unlogged = self._unlogged, None
         values = metrics_lib.means(sums)
         values |= {f"data/{name}": count for name, count in counts.items()}
-        rate, to_go = self._progress.rate(step)
+        rate, to_go = self._throughput.rate(step)
         chips, unit = jax.device_count(), self._task.unit
         values["learning_rate"] = float(self._schedule(step - 1))
         values[f"{unit}_per_second"] = rate
@@ -102,7 +102,7 @@ class Report:
 
     def pause(self, seconds: float) -> None:
         """Leaves `seconds` out of the next throughput."""
-        self._progress.pause(seconds)
+        self._throughput.pause(seconds)
 
     def rewind(self, step: int) -> None:
         """Goes back to `step`: drops numbers not logged yet, supersedes those logged since."""

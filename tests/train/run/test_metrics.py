@@ -15,7 +15,7 @@ from emu3_jax.train.run.metrics import (
     Accumulator,
     LogConfig,
     MetricsWriter,
-    Progress,
+    Throughput,
     duration,
     means,
     read_metrics,
@@ -157,12 +157,12 @@ def test_wandb_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):
 def test_rate_leaves_out_pauses(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(metrics_lib.time, "perf_counter", lambda: now[0])
-    progress = Progress(start_step=10, total_steps=30, units_per_step=5)
+    throughput = Throughput(start_step=10, total_steps=30, units_per_step=5)
     now[0] += 6.0
-    progress.pause(4.0)
-    assert progress.rate(20) == (25.0, 2.0)  # 10 steps in 2 seconds, 10 to go
+    throughput.pause(4.0)
+    assert throughput.rate(20) == (25.0, 2.0)  # 10 steps in 2 seconds, 10 to go
     now[0] += 1.0
-    assert progress.rate(21) == (5.0, 9.0)
+    assert throughput.rate(21) == (5.0, 9.0)
 
 
 @pytest.mark.parametrize(
