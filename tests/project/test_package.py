@@ -124,7 +124,7 @@ import pathlib, sys
 import emu3_jax
 from emu3_jax import shipped
 from emu3_jax.config import load_config
-from emu3_jax.interop import perceptual_weights
+from emu3_jax.interop.vision import perceptual_weights
 from emu3_jax.data import fluent_emoji
 from emu3_jax.quickstart.stages import Plan
 from emu3_jax.text import load_text_tokenizer
@@ -157,7 +157,7 @@ def test_the_revision_is_not_that_of_a_checkout_around_the_package(built, tmp_pa
     for words in (("init", "-q"), ("commit", "-q", "--allow-empty", "-m", "x")):
         who = ("-c", "user.name=x", "-c", "user.email=x@example.org")
         subprocess.run(["git", "-C", str(home), *who, *words], check=True)
-    code = "from emu3_jax.train import run_directory; print(run_directory.code_revision())"
+    code = "from emu3_jax.train.run import run_directory; print(run_directory.code_revision())"
     assert run(tmp_path, sys.executable, home / "venv", "-c", code).stdout == "None\n"
 
 
