@@ -137,7 +137,7 @@ pathlib.Path("own.py").write_text("from configs import transformer_nano\\n"
     "def get_config(arg=''): return transformer_nano.get_config(arg)")
 config = load_config("own.py")
 load_text_tokenizer(config.text_tokenizer)
-emu3_jax.load_vision_tokenizer(config.evaluation.vision_tokenizer)
+emu3_jax.load_vision_tokenizer(config.start.codebook)
 assert perceptual_weights.EMBEDDED_HEADS.is_file() and fluent_emoji.EMBEDDED.is_file()
 Plan().check()
 assert Plan().has_shipped()
