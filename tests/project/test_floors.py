@@ -135,11 +135,20 @@ def test_files_and_functions_are_small(path):
 
 def test_folders_are_small():
     crowded = {}
-    for folder in {path.parent for path in FILES}:
+    for folder in {path.parent for path in (*FILES, *(ROOT / "tests").rglob("*.py"))}:
         modules = [path for path in folder.glob("*.py") if not path.stem.startswith("__")]
         if len(modules) > MAX_MODULES:
-            crowded[folder.relative_to(PACKAGE).as_posix()] = len(modules)
+            crowded[folder.relative_to(ROOT).as_posix()] = len(modules)
     assert not crowded
+
+
+def test_tests_are_in_the_folders_of_what_they_test():
+    """Each folder of tests is one of the package, or of the project beside it."""
+    folders = {
+        path.parent.relative_to(ROOT / "tests") for path in (ROOT / "tests").rglob("test_*.py")
+    }
+    elsewhere = {f for f in folders if not (PACKAGE / f).is_dir() and not (ROOT / f).is_dir()}
+    assert elsewhere == {pathlib.Path("project")}  # of the project as a whole
 
 
 def test_no_two_modules_read_alike():

@@ -57,7 +57,7 @@ def _stop_in_a_save(workdir, process, delays):
 def _kill_and_resume(workdir, moments, seed, cache, expected):
     """Kills the run at each of the moments ("any" or "save"), then lets it come through."""
     rng, unfinished = random.Random(seed), 0
-    support = ROOT / "tests" / "support"
+    support = ROOT / "tests/support/models"
     command = [sys.executable, "-c", RUN, str(workdir), str(support), str(cache)]
     for moment in [*moments, None]:
         process = subprocess.Popen(

@@ -3,7 +3,7 @@
 golden/configs/ holds each of them resolved, every field, so that a change of a recipe or of a
 default is a visible difference. To rewrite them:
 
-  UPDATE_GOLDEN=1 python -m pytest tests/project/test_shipped_configs.py
+  UPDATE_GOLDEN=1 python -m pytest tests/test_shipped_configs.py
 """
 
 import json

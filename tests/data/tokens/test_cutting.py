@@ -2,13 +2,13 @@
 
 import numpy as np
 import pytest
+from token_records import GRAMMAR
 
 from emu3_jax.data.tokens.cutting import Tokens, ends_of, is_cut, pieces
 from emu3_jax.data.tokens.packing import Position, RowPacker
 from emu3_jax.generate import scoring
 from emu3_jax.generate.decoding.requests import Request, check
 from emu3_jax.sequence import Document, Image, Text, TokenClass, Turn, chat_document
-from tests.support.token_records import GRAMMAR
 
 EOS = GRAMMAR.vocab.eos
 IMAGE = Image(np.zeros((3, 4), int))

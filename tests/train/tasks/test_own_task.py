@@ -24,7 +24,7 @@ def _run(*words, code=0):
         text=True,
         check=False,
         env=os.environ
-        | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}"}
+        | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests/support/models'}"}
         | {"JAX_NUM_CPU_DEVICES": "1"}
         | {"JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir},
     )
