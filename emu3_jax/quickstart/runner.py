@@ -96,13 +96,15 @@ class Runner:
         if marker.get("done") and same and complete and fresh:
             self._say(f"{number} {stage.title}: done before ({_duration(marker['seconds'])})")
             return
-        if marker and (not same or marker.get("done")):
-            self._say(f"{number} its inputs have changed or its results are missing: running again")
+        stopped = marker and same and not marker.get("done")
+        if stopped and stage.resumable:
+            self._say(f"{number} was stopped before: continuing")
+        elif marker:
+            why = "was stopped before" if stopped else "has other inputs or lacks its results"
+            self._say(f"{number} {why}: running again")
             for path in stage.outputs:
                 _remove(path)
             marker = {}
-        elif marker:
-            self._say(f"{number} was stopped before: continuing")
         self._say(f"\n{number} {stage.title}\n  {stage.shown()}")
         self.ran.add(stage.name)
         marker = {

@@ -36,7 +36,8 @@ class Stage:
       inputs: other files and folders whose content decides the result.
       settings: what else decides it, such as a resolved config.
       outputs: files and folders that it writes. All must exist for the stage to count as done. All
-        are removed before it runs again, unless it was only stopped.
+        are removed before it runs again, unless it was only stopped and is `resumable`.
+      resumable: the command itself continues what it began before a stop.
       interrupt_at: SIGTERM is sent once the process has logged this step; 0: never.
       devices: virtual CPU devices.
     """
@@ -48,6 +49,7 @@ class Stage:
     inputs: tuple[pathlib.Path, ...] = ()
     settings: str = ""
     outputs: tuple[pathlib.Path, ...] = ()
+    resumable: bool = False
     interrupt_at: int = 0
     devices: int = 1
 
@@ -184,6 +186,7 @@ def preparation(plan: Plan) -> list[Stage]:
             *_found(plan.vision_tokenizer, plan.text_tokenizer),
         ),
         outputs=(plan.tokens,),
+        resumable=True,
     )  # fmt: skip
     return [unpack, tokenize]
 
@@ -208,6 +211,7 @@ def training(plan: Plan, interrupt_at: int, resolved: str = "") -> list[Stage]:
         inputs=_found(plan.text_tokenizer),
         settings=resolved,
         outputs=(plan.model,),
+        resumable=True,
         interrupt_at=interrupt_at,
         devices=plan.devices,
     )
@@ -216,6 +220,7 @@ def training(plan: Plan, interrupt_at: int, resolved: str = "") -> list[Stage]:
         "Pretrain, resumed from the checkpoint by the same command",
         command,
         after=("train_1",),
+        resumable=True,
         devices=plan.devices,
     )
     return [first, second]

@@ -52,7 +52,7 @@ def counts(folder, name, interrupt_at, outputs=True, after=()):
     model = folder / "model"
     return Stage(
         name, name, ("-c", COUNTER, str(model)), after=after,
-        outputs=(model,) if outputs else (), interrupt_at=interrupt_at,
+        outputs=(model,) if outputs else (), resumable=True, interrupt_at=interrupt_at,
     )  # fmt: skip
 
 
@@ -101,6 +101,22 @@ def test_a_failed_stage_names_its_log_and_is_tried_again(tmp_path):
     assert "why" in (tmp_path / "logs" / "bad.log").read_text()
     good = Stage("bad", "A bad stage", ("-c", "pass"))
     assert run_stages(tmp_path, [good]).ran == {"bad"}
+
+
+def test_a_stopped_stage_that_cannot_continue_begins_again(tmp_path):
+    """Samples of two attempts would be numbered on, and shown with the captions of others."""
+    path, ready = tmp_path / "a", tmp_path / "ready"
+    code = (
+        "import sys; open(sys.argv[1], 'x'); import os; sys.exit(not os.path.exists(sys.argv[2]))"
+    )
+    stage = Stage("a", "a", ("-c", code, str(path), str(ready)), outputs=(path,))
+    with pytest.raises(StageError):
+        run_stages(tmp_path, [stage])
+    assert path.exists()
+    ready.touch()
+    lines = []
+    run_stages(tmp_path, [stage], lines.append)
+    assert any("was stopped before: running again" in line for line in lines)
 
 
 def test_two_quickstarts_do_not_share_a_directory(tmp_path):
