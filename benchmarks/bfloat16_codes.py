@@ -28,7 +28,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=128)
     options = parser.parse_args()
     module, variables = weights.load_vision_tokenizer(options.vision_tokenizer)
-    images = [i.pixels for i in items.read_images(options.data, "validation", options.limit)]
+    reader = items.Reader(module.config)
+    images = [i.pixels for i in reader.read_images(options.data, "validation", options.limit)]
+    print(f"{len(images)} images", *reader.notes, sep="\n")
     codes, quality = {}, {}
     for dtype in ("float32", "bfloat16"):
         encoder = VisionTokenizer(dataclasses.replace(module.config, dtype=dtype))

@@ -42,7 +42,9 @@ def main() -> None:
 
 
 def _flat(data: str, split: str, size: int = 0) -> np.ndarray:
-    rows = [item.pixels.ravel() for item in items.read_images(data, split)]
+    reader = items.Reader()
+    rows = [item.pixels.ravel() for item in reader.read_images(data, split)]
+    print(*reader.notes, sep="\n", end="")
     return np.stack([row for row in rows if len(row) == (size or len(rows[0]))]).astype(np.float64)
 
 

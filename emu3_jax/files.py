@@ -32,7 +32,7 @@ def in_bucket(path: AnyPath) -> bool:
 def inside(folder: AnyPath, name: str) -> pathlib.Path:
     """The path of a file that data names, such as a row of a corpus; it must lie in `folder`.
 
-    Links are not followed: what is linked into a folder was put there by whoever owns it.
+    A link in the folder is followed: the owner of the folder made it.
 
     Raises:
       ValueError: an absolute path to somewhere else, or one that leaves the folder by "..".

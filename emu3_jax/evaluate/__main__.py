@@ -94,7 +94,7 @@ SETTINGS = (
     ),
     flags.DEFINE_string("cache", None, "Folder that keeps the statistics of real images."),
     flags.DEFINE_integer(
-        "frames", None, "Bring clips to this length, playing to and fro; 0 as stored."
+        "frames", None, "Bring clips to this length, played forwards and backwards; 0 as stored."
     ),
     flags.DEFINE_integer(
         "clip_frames", None, "Frames of the training clips: PSNR is compared at their boundaries."

@@ -3,24 +3,28 @@
 As in tokenizing, a row or a file that cannot be used is left out, counted and listed.
 """
 
+import collections
 import dataclasses
 import functools
+import itertools
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from emu3_jax.data import media
 from emu3_jax.data.codec import vision_codec
-from emu3_jax.data.sources import FolderSource, RawItem
+from emu3_jax.data.sources import MEDIA, FolderSource, RawItem
 from emu3_jax.data.sources.source import ALWAYS_ALLOWED, MAX_SKIPPED, too_many_skipped
+from emu3_jax.train.run import distributed
 
 # A list of more would bury the other notes.
 LISTED = 20
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Item:
     """One row of `<split>.jsonl`.
 
@@ -30,6 +34,7 @@ class Item:
       path: the media file.
       text: the caption.
       attributes: every other column.
+      pixels: uint8 [H, W, 3] of an image, [T, H, W, 3] of a clip.
     """
 
     key: str
@@ -37,54 +42,80 @@ class Item:
     path: pathlib.Path
     text: str
     attributes: dict[str, Any]
-
-    @functools.cached_property
-    def pixels(self) -> np.ndarray:
-        """uint8 [H, W, 3] of an image, [T, H, W, 3] of a clip."""
-        if self.kind == "image":
-            return media.read_image(self.path)
-        return media.read_video(self.path)[0]
+    pixels: np.ndarray
 
 
-class Usable:
-    """Reads pixels in the size that models take, and keeps count of what cannot be used.
+class Reader:
+    """Reads items in the size that models take, and keeps count of what cannot be used.
+
+    Of several processes each decodes a share of the files, and all get the same items.
 
     Attributes:
       rows: rows seen.
       skipped: where each unusable one is, and the reason.
     """
 
-    def __init__(self, config: Any, limits: Mapping[str, float] | None = None):
+    def __init__(self, config: Any = None, limits: Mapping[str, float] | None = None):
         """Takes what decides the size.
 
         Args:
-          config: of the vision tokenizer.
+          config: of the vision tokenizer; images and clips must hold one of its tokens. None: any
+            size will do.
           limits: images and clips are resized within its "min_pixels" and "max_pixels", as in
             tokenizing; such as `Language.media` of a language model. Without, they stay as stored.
         """
-        self._config, self._limits = config, None
+        self._config, self._fit = config, None
         if limits and {"min_pixels", "max_pixels"} <= limits.keys():
             sizes = limits["min_pixels"], limits["max_pixels"]
-            self._limits = media.PixelLimits(*sizes, config.spatial_factor)
+            sizes = media.PixelLimits(*sizes, config.spatial_factor)
+            self._fit = functools.partial(media.smart_resize, limits=sizes)
         self.rows, self.skipped = 0, []
 
-    def takes(self, raw: RawItem, item: Item) -> bool:
-        """Reads the pixels of an item; returns whether it can be used."""
-        try:
-            if raw.problem:
-                raise ValueError(raw.problem)
-            if self._limits:
-                size = media.smart_resize(*item.pixels.shape[-3:-1], self._limits)
-                item.__dict__["pixels"] = media.resize(item.pixels, *size)
-            vision_codec.whole_tokens(self._config, item.pixels)  # raises if there is not one
-        except ValueError as error:
-            self.skipped.append(f"{raw.where}: {error}")
-            return False
-        return True
+    def read_split(self, data: pathlib.Path, split: str, limit: int = 0) -> list[Item]:
+        """Returns the items of a split that have an image or a clip, in file order.
 
-    def check(self) -> None:
-        """Raises ValueError if too many rows so far cannot be used."""
+        Args:
+          data: a folder of `<split>.jsonl` files (`emu3_jax.data.sources.FolderSource`).
+          split: one of its splits.
+          limit: keep at most this many images and this many clips, the first; 0 for all.
+
+        Raises:
+          ValueError: there is no such split, or too many rows so far cannot be used.
+        """
+        chosen, counts = [], collections.Counter()
+
+        def is_full(raw: RawItem) -> bool:
+            return not raw.problem and 0 < limit <= counts[raw.kind]
+
+        rows = self._rows_with_media(data, split, is_full)
+        while share := list(itertools.islice(rows, jax.process_count())):
+            read = distributed.map_shared(self._read, share)
+            for raw, (pixels, problem) in zip(share, read, strict=True):
+                if is_full(raw):
+                    continue  # read beside the last that was wanted
+                if problem:
+                    self.skipped.append(f"{raw.where}: {problem}")
+                    continue
+                counts[raw.kind] += 1
+                path = pathlib.Path(raw.image or raw.video)
+                chosen.append(Item(raw.key, raw.kind, path, raw.text, raw.attributes, pixels))
         _check_share(self.skipped, self.rows)
+        return chosen
+
+    def read_splits(self, data: pathlib.Path, splits: Sequence[str], limit: int = 0) -> list[Item]:
+        """Returns the items of several splits in order; ValueError if there are none."""
+        chosen = [item for split in splits for item in self.read_split(data, split, limit)]
+        if not chosen:
+            named = ", ".join(map(repr, splits))
+            raise ValueError(f"{data}: split {named} holds no image and no video")
+        return chosen
+
+    def read_images(self, data: pathlib.Path, split: str, limit: int = 0) -> list[Item]:
+        """Returns the stills of a split; ValueError if it has none."""
+        chosen = of_kind(self.read_split(data, split, limit), "image")
+        if not chosen:
+            raise ValueError(f"{pathlib.Path(data) / split}.jsonl holds no image")
+        return chosen
 
     @property
     def metrics(self) -> dict[str, int]:
@@ -98,44 +129,45 @@ class Usable:
         more = len(self.skipped) - LISTED
         return notes + ([f"left out: {more} more"] if more > 0 else [])
 
+    def _rows_with_media(
+        self, data: pathlib.Path, split: str, is_full: Callable[[RawItem], bool]
+    ) -> Iterator[RawItem]:
+        for raw in _rows(data, split):
+            self.rows += 1
+            if raw.problem or (raw.kind in MEDIA and not is_full(raw)):
+                yield raw
+
+    def _read(self, raw: RawItem) -> tuple[np.ndarray | None, str]:
+        """The pixels of a row, or why it cannot be used."""
+        try:
+            if raw.problem:
+                raise ValueError(raw.problem)
+            if raw.kind == "image":
+                pixels = media.read_image(raw.image, fit=self._fit)
+            else:
+                pixels, _, _ = media.read_video(raw.video, fit=self._fit)
+            if self._config is not None:
+                vision_codec.whole_tokens(self._config, pixels)  # raises if there is not one
+        except ValueError as error:
+            return None, str(error)
+        return pixels, ""
+
 
 def split_names(data: pathlib.Path) -> list[str]:
     """Returns the splits of a folder: the names of its .jsonl files, text-only ones included."""
     return sorted(path.stem for path in pathlib.Path(data).glob("*.jsonl"))
 
 
-def read_split(
-    data: pathlib.Path, split: str, limit: int = 0, usable: Usable | None = None
-) -> list[Item]:
-    """Returns the items of a split that have an image or a clip, in file order.
+def check_splits(data: pathlib.Path, splits: Sequence[str]) -> None:
+    """Reads the rows of each split, but no media; ValueError as from `Reader.read_split`."""
+    for split in splits:
+        rows = list(_rows(data, split))
+        _check_share([f"{raw.where}: {raw.problem}" for raw in rows if raw.problem], len(rows))
 
-    Args:
-      data: a folder of `<split>.jsonl` files (`emu3_jax.data.sources.FolderSource`).
-      split: one of its splits.
-      limit: keep at most this many images and this many clips, the first; 0 for all.
-      usable: reads the pixels and leaves out what cannot be used. None: pixels are read when asked
-        for, as stored, and every row must be readable.
 
-    Raises:
-      ValueError: there is no such split, a row cannot be read, or too many cannot be used.
-    """
-    chosen, counts = [], {"image": 0, "video": 0}
-    for raw in _rows(data, split):
-        if usable:
-            usable.rows += 1
-        elif raw.problem:
-            raise ValueError(f"{raw.where}: {raw.problem}")
-        kind = "video" if raw.video else "image"
-        if not raw.problem and (raw.kind != kind or (limit and counts[kind] >= limit)):
-            continue
-        path = pathlib.Path(raw.image or raw.video or "")
-        item = Item(raw.key, kind, path, raw.text, raw.attributes)
-        if usable is None or usable.takes(raw, item):
-            counts[kind] += 1
-            chosen.append(item)
-    if usable:
-        usable.check()
-    return chosen
+def of_kind(items: Sequence[Item], kind: str) -> list[Item]:
+    """Returns the stills ("image") or the clips ("video") among items."""
+    return [item for item in items if item.kind == kind]
 
 
 def _rows(data: pathlib.Path, split: str) -> Iterator[RawItem]:
@@ -148,42 +180,9 @@ def _rows(data: pathlib.Path, split: str) -> Iterator[RawItem]:
         yield from source.items(shard)
 
 
-def read_splits(
-    data: pathlib.Path, splits: Sequence[str], limit: int = 0, usable: Usable | None = None
-) -> list[Item]:
-    """Returns the items of several splits in order; ValueError if there are none."""
-    chosen = [item for split in splits for item in read_split(data, split, limit, usable)]
-    if not chosen:
-        named = ", ".join(map(repr, splits))
-        raise ValueError(f"{data}: split {named} holds no image and no video")
-    return chosen
-
-
-def check_splits(data: pathlib.Path, splits: Sequence[str]) -> None:
-    """Reads the rows of each split, but no media; ValueError as from `read_split`."""
-    for split in splits:
-        rows = list(_rows(data, split))
-        _check_share([f"{raw.where}: {raw.problem}" for raw in rows if raw.problem], len(rows))
-
-
 def _check_share(skipped: Sequence[str], rows: int) -> None:
     if too_many_skipped(len(skipped), rows):
         raise ValueError(
             f"{len(skipped)} of {rows} rows cannot be used, at most {100 * MAX_SKIPPED:g} % "
             f"may be left out (or {ALWAYS_ALLOWED}); the first: {skipped[0]}"
         )
-
-
-def of_kind(items: Sequence[Item], kind: str) -> list[Item]:
-    """Returns the stills ("image") or the clips ("video") among items."""
-    return [item for item in items if item.kind == kind]
-
-
-def read_images(
-    data: pathlib.Path, split: str, limit: int = 0, usable: Usable | None = None
-) -> list[Item]:
-    """Returns the stills of a split; ValueError if it has none."""
-    chosen = of_kind(read_split(data, split, limit, usable), "image")
-    if not chosen:
-        raise ValueError(f"{pathlib.Path(data) / split}.jsonl holds no image")
-    return chosen

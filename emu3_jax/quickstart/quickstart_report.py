@@ -70,7 +70,7 @@ class Gathered:
 
     def __init__(self, plan: Plan):
         self.plan = plan
-        held_out = [row for s in SPLITS for row in items.read_split(plan.corpus, s)]
+        held_out = [row for s in SPLITS for row in items.Reader().read_split(plan.corpus, s)]
         self.by_key = {item.key: item for item in held_out}
         self.chosen = runner.read_json(plan.items)
         self.models = [m for m in plan.models() if plan.samples(m, "images").is_dir()]

@@ -48,7 +48,7 @@ def test_reconstruction_tells_how_far_it_is(clock, tmp_path):
     parts.write_corpus(tmp_path)
     said = []
     tokenizer, progress = (parts.GreyTokenizer(), {}), Progress(said.append)
-    chosen = items.read_images(tmp_path, "validation_combination")
+    chosen = items.Reader().read_images(tmp_path, "validation_combination")
     clock[0] = 10.0
     reconstruction.reconstruct(tokenizer, chosen, 1, progress)
     assert said == [f"  encoded: 1 of {len(chosen)}, about 0 s left"]

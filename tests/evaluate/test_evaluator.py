@@ -173,7 +173,7 @@ def subject(tmp_path_factory):
 
 def test_a_real_model_draws_and_writes(subject):
     subject, folder = subject
-    stills = items.read_images(folder, "validation_combination")
+    stills = items.Reader().read_images(folder, "validation_combination")
     options = modalities.Options(sampling=EmojiRetrieval().sampling, batch_size=4)
     models = subject.language_model, subject.vision_tokenizer
     drawn = language_use.draw(*models, stills, options)

@@ -64,10 +64,10 @@ def test_what_cannot_be_used_is_left_out_counted_and_listed(cls, damaged):
 
 
 def test_a_limit_takes_the_first_usable_ones(damaged):
-    usable = items.Usable(CONFIG)
-    chosen = items.read_split(damaged[0], "validation", 4, usable)
+    reader = items.Reader(CONFIG)
+    chosen = reader.read_split(damaged[0], "validation", 4)
     assert [item.key for item in chosen] == ["0", "1", "3", "4"]
-    assert usable.rows == 9 and len(usable.skipped) == 2
+    assert reader.rows == 9 and len(reader.skipped) == 2
 
 
 def test_too_many_are_an_error_with_the_first_reason(tmp_path):
@@ -85,21 +85,16 @@ def test_too_many_are_an_error_with_the_first_reason(tmp_path):
         Reconstruction(data=str(folder)).run(SUBJECT)
 
 
-def test_without_leave_to_skip_a_bad_row_is_an_error(damaged):
-    with pytest.raises(ValueError, match=r"validation.jsonl:9: not a JSON row"):
-        items.read_split(damaged[0], "validation")
-
-
 def test_images_for_a_language_model_are_resized_as_in_its_training(tmp_path):
     split(tmp_path / "data", 1)
     trained = {"min_pixels": 32 * 32, "max_pixels": 40 * 40}
-    (item,) = items.read_split(tmp_path / "data", "validation", 0, items.Usable(CONFIG, trained))
+    (item,) = items.Reader(CONFIG, trained).read_split(tmp_path / "data", "validation")
     limits = media.PixelLimits(32 * 32, 40 * 40, CONFIG.spatial_factor)
     size = media.smart_resize(parts.SIDE, parts.SIDE, limits)
     expected = media.resize(media.read_image(item.path), *size)
     assert size != (parts.SIDE, parts.SIDE)
     np.testing.assert_array_equal(item.pixels, expected)
-    (item,) = items.read_split(tmp_path / "data", "validation", 0, items.Usable(CONFIG, {}))
+    (item,) = items.Reader(CONFIG, {}).read_split(tmp_path / "data", "validation")
     np.testing.assert_array_equal(item.pixels, media.read_image(item.path))
 
 

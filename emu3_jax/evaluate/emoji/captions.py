@@ -40,11 +40,11 @@ class EmojiCaptions(language_use.ImageEvaluator):
     def run(self, subject: Subject) -> Result:
         """Writes and scores a caption for every toned still."""
         data = self.use("data", pathlib.Path)
-        usable = items.Usable(self.tokenizer[0].config, subject.language_model.media)
-        train = items.read_images(data, "train", usable=usable)
+        reader = items.Reader(self.tokenizer[0].config, subject.language_model.media)
+        train = reader.read_images(data, "train")
         metrics, tables = {}, {}
         for split in self.splits:
-            chosen = items.read_images(data, split, self.limit, usable)
+            chosen = reader.read_images(data, split, self.limit)
             chosen = [item for item in chosen if item.attributes.get("tone")]
             if not chosen:
                 raise ValueError(f"{data}: split {split!r} holds no item with a tone")
@@ -60,7 +60,7 @@ class EmojiCaptions(language_use.ImageEvaluator):
             scores |= constant_answers(truths) | nearest_training_image(train, chosen, truths)
             metrics |= {f"{metric}_{split}": value for metric, value in scores.items()}
             tables[split] = table
-        return Result(metrics | usable.metrics, tables, notes=usable.notes)
+        return Result(metrics | reader.metrics, tables, notes=reader.notes)
 
 
 def score(

@@ -55,10 +55,10 @@ class EmojiRetrieval(language_use.ImageEvaluator):
     def run(self, subject: Subject) -> Result:
         """Draws an image for every caption and ranks the real images by distance to it."""
         data = self.use("data", pathlib.Path)
-        usable = items.Usable(self.tokenizer[0].config, subject.language_model.media)
+        reader = items.Reader(self.tokenizer[0].config, subject.language_model.media)
         gallery, split_of = [], []
         for split in self.splits:
-            chosen = items.read_images(data, split, self.limit, usable)
+            chosen = reader.read_images(data, split, self.limit)
             gallery += chosen
             split_of += [split] * len(chosen)
         gallery_ND = features([item.pixels for item in gallery])
@@ -78,14 +78,14 @@ class EmojiRetrieval(language_use.ImageEvaluator):
         metrics |= recall_metrics(ceiling, "_ceiling")
         metrics |= {f"recall_at_{k}_chance": 100.0 * k / len(gallery) for k in RECALLS}
         metrics |= {"median_rank_chance": (len(gallery) + 1) / 2, "gallery": len(gallery)}
-        metrics |= usable.metrics
+        metrics |= reader.metrics
         rows = zip(gallery, split_of, ranks, ceiling, strict=True)
         table = Table(
             ("id", "split", "caption", "rank", "rank_ceiling"),
             tuple((item.key, split, item.text, int(r), int(c)) for item, split, r, c in rows),
         )
         sheet = {"drawn": self._sheet(gallery, drawn)}
-        return Result(metrics, {"ranks": table}, sheet, notes=usable.notes)
+        return Result(metrics, {"ranks": table}, sheet, notes=reader.notes)
 
     def _sheet(self, gallery, drawn) -> np.ndarray:
         chosen = np.linspace(0, len(gallery) - 1, min(self.shown, len(gallery))).astype(int)

@@ -61,8 +61,8 @@ class CodebookHealth(VisionEvaluator):
         size = tokenizer[0].config.codebook_size
         if earlier is not None:
             check_comparable(tokenizer[0].config, earlier[0].config)
-        metrics, counts, usable = {}, {}, self.usable(subject)
-        for kind, pixels in self._corpus(usable).items():
+        metrics, counts, reader = {}, {}, self.reader(subject)
+        for kind, pixels in self._corpus(reader).items():
             codes = vision_codec.encode(tokenizer, pixels, self.batch_size)
             counts[kind] = use.code_counts(codes, size)
             if earlier is not None:
@@ -83,8 +83,8 @@ class CodebookHealth(VisionEvaluator):
         }
         if earlier is not None:
             metrics["patch_drift"] = self._drift(tokenizer, earlier, order)
-        notes = _notes(total) + usable.notes
-        return Result(metrics | usable.metrics, images=images, notes=notes)
+        notes = _notes(total) + reader.notes
+        return Result(metrics | reader.metrics, images=images, notes=notes)
 
     def _drift(self, tokenizer, earlier, order: list[int]) -> float:
         chosen = order[: self.compared]
@@ -94,10 +94,10 @@ class CodebookHealth(VisionEvaluator):
         )
         return float(np.sqrt(np.mean((now - before) ** 2)))
 
-    def _corpus(self, usable: items.Usable) -> dict[str, list[np.ndarray]]:
+    def _corpus(self, reader: items.Reader) -> dict[str, list[np.ndarray]]:
         """Returns "images" or "clips" → pixels of the items of all splits, without empty kinds."""
         data = self.use("data", pathlib.Path)
-        everything = items.read_splits(data, _splits(data), self.limit, usable)
+        everything = reader.read_splits(data, _splits(data), self.limit)
         kinds = {
             "images": items.of_kind(everything, "image"),
             "clips": items.of_kind(everything, "video"),

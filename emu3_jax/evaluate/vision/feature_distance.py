@@ -4,7 +4,7 @@ Fréchet distances between the features of originals and of their reconstruction
 weights of its network:
 
   rfid      Inception v3 of FID, over stills; rfid_frames over the frames of clips
-  rfvd      I3D, over clips; FVD's clips have 16 frames, shorter ones play to and fro
+  rfvd      I3D, over clips; FVD's clips have 16 frames, shorter ones play forwards and backwards
   rfd_vgg   relu5_3 of the perceptual VGG16, mean over space, over stills; also rfd_vgg_frames.
             No other project reports it: use it only to compare runs of this one
 """
@@ -124,8 +124,8 @@ class FrechetDistance(SplitEvaluator, VisionEvaluator):
     def run(self, subject: Subject) -> Result:
         """Encodes and decodes every item of the splits and compares features."""
         data = self.use("data", pathlib.Path)
-        usable = self.usable(subject)
-        everything = items.read_splits(data, self.splits, self.limit, usable)
+        reader = self.reader(subject)
+        everything = reader.read_splits(data, self.splits, self.limit)
         stills, clips = (
             reconstruct(
                 subject.vision_tokenizer,
@@ -150,11 +150,13 @@ class FrechetDistance(SplitEvaluator, VisionEvaluator):
                     metrics[f"{metric}_count"] = sides[0].count
                     notes += _doubts(metric, sides[0])
         if clips[0] and self.i3d and min(map(len, clips[0])) < FVD_FRAMES:
-            notes.append(f"rfvd: clips below {FVD_FRAMES} frames were played to and fro")
+            notes.append(
+                f"rfvd: clips below {FVD_FRAMES} frames were played forwards and backwards"
+            )
         notes += [
             f"{network.metric}: {network.about}" for network in self.networks if network.about
         ]
-        return Result(metrics | usable.metrics, notes=notes + usable.notes)
+        return Result(metrics | reader.metrics, notes=notes + reader.notes)
 
     def _statistics(
         self, network: Network, originals: Sequence, rebuilt: Sequence, progress: Progress

@@ -64,8 +64,8 @@ class Reconstruction(SplitEvaluator, VisionEvaluator):
     def run(self, subject: Subject) -> Result:
         """Encodes and decodes every item of the splits and compares."""
         data, perceptual = self.use("data", pathlib.Path), self.perceptual_network
-        usable = self.usable(subject)
-        everything = items.read_splits(data, self.splits, self.limit, usable)
+        reader = self.reader(subject)
+        everything = reader.read_splits(data, self.splits, self.limit)
         size = subject.vision_tokenizer[0].config.codebook_size
         metrics, tables, images, clips, codes, by_size = {}, {}, {}, {}, [], []
         notes = [perceptual_note(perceptual)]
@@ -93,18 +93,18 @@ class Reconstruction(SplitEvaluator, VisionEvaluator):
             tables["by_size"] = Table(columns, tuple(by_size))
         tables["published"] = published.beside(self._our_rows(subject, by_size, measured.values))
         metrics |= codebook_metrics(codes, size, "_".join(self.splits))
-        codes = self._corpus_codes(subject, codes, usable)
-        metrics |= codebook_metrics(codes, size, "corpus") | usable.metrics
-        return Result(metrics, tables, images, clips, notes + usable.notes)
+        codes = self._corpus_codes(subject, codes, reader)
+        metrics |= codebook_metrics(codes, size, "corpus") | reader.metrics
+        return Result(metrics, tables, images, clips, notes + reader.notes)
 
     def _corpus_codes(
-        self, subject: Subject, known: list[np.ndarray], usable: items.Usable
+        self, subject: Subject, known: list[np.ndarray], reader: items.Reader
     ) -> list[np.ndarray]:
         codes = list(known)
         for split in items.split_names(self.data):
             if split in self.splits:
                 continue
-            chosen = items.read_split(self.data, split, self.limit, usable)
+            chosen = reader.read_split(self.data, split, self.limit)
             pixels = [item.pixels for item in chosen]
             done = subject.progress.counter(f"codes of {split}", len(pixels))
             codes += vision_codec.encode(

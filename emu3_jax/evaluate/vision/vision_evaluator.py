@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from emu3_jax.data.media import PixelLimits
 from emu3_jax.evaluate.evaluator import Evaluator, Subject
-from emu3_jax.evaluate.items import Usable
+from emu3_jax.evaluate.items import Reader
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class VisionEvaluator(Evaluator):
         if self.min_pixels or self.max_pixels:
             PixelLimits(self.min_pixels, self.max_pixels)  # raises if they fit no image
 
-    def usable(self, subject: Subject) -> Usable:
+    def reader(self, subject: Subject) -> Reader:
         """Returns what reads the pixels, and counts what cannot be used."""
         limits = {"min_pixels": self.min_pixels, "max_pixels": self.max_pixels}
-        return Usable(subject.vision_tokenizer[0].config, limits if self.max_pixels else None)
+        return Reader(subject.vision_tokenizer[0].config, limits if self.max_pixels else None)

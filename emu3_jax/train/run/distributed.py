@@ -10,8 +10,8 @@ seconds of silence. They then exit too, with a message.
 """
 
 import contextlib
-import json
 import os
+import pickle
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +26,10 @@ from jax.sharding import Sharding
 from emu3_jax import exit_codes
 
 AUTO = "auto"
+# What JAX says of an exchange that broke: on a CPU, and elsewhere.
+_LOST = ("Gloo", "UNAVAILABLE", "DEADLINE")
+# Of each process at a time, in `gather`: they go through the memory of the devices.
+GATHERED_BYTES = 1 << 24
 
 
 class LostProcessError(ValueError, exit_codes.TransientError):
@@ -121,21 +125,28 @@ def say(text: str) -> None:
 
 
 def gather(value: Any) -> list[Any]:
-    """Returns the JSON-able `value` of every process, in order; all processes must call it."""
+    """Returns the picklable `value` of every process, in order; all processes must call it."""
     if jax.process_count() == 1:
         return [value]
-    text = np.frombuffer(json.dumps(value).encode(), np.uint8)
-    lengths = multihost_utils.process_allgather(np.int32(text.size)).tolist()
-    padded = np.zeros(max(lengths), np.uint8)
-    padded[: text.size] = text
-    rows = multihost_utils.process_allgather(padded)
-    return [json.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
+    content = np.frombuffer(pickle.dumps(value), np.uint8)
+    length = np.array(divmod(content.size, GATHERED_BYTES), np.int32)  # JAX has no int64
+    lengths = multihost_utils.process_allgather(length) @ np.array([GATHERED_BYTES, 1])
+    parts = []
+    for start in range(0, lengths.max(), GATHERED_BYTES):
+        size = min(GATHERED_BYTES, int(lengths.max()) - start)
+        # A power of two: each length is a program of its own.
+        padded = np.zeros(1 << (size - 1).bit_length(), np.uint8)
+        part = content[start : start + size]
+        padded[: part.size] = part
+        parts.append(multihost_utils.process_allgather(padded))
+    rows = np.concatenate(parts, axis=1)
+    return [pickle.loads(row[:n].tobytes()) for row, n in zip(rows, lengths, strict=True)]
 
 
 def map_shared(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     """Returns `function` of every item, in order, in every process; each computes a share.
 
-    Results must be JSON-able. All processes must call this with the same items.
+    Results must be picklable. All processes must call this with the same items.
     """
     processes = jax.process_count()
     parts = gather([function(item) for item in items[jax.process_index() :: processes]])
@@ -171,16 +182,16 @@ def leave(error: BaseException) -> NoReturn:
     me = f"process {jax.process_index()} of {jax.process_count()}"
     if isinstance(error, KeyboardInterrupt):
         message, code = f"{me}: stopped.", 130
-    elif isinstance(error, (ValueError, OSError)):
-        message = f"Error in {me}: {' '.join(str(error).split())}"
-        code = exit_codes.TRANSIENT if _lost_contact_caused(error) else exit_codes.of(error)
-    elif isinstance(error, jax.errors.JaxRuntimeError) and _lost_contact(str(error)):
+    elif _has_lost_contact(error):  # a save that failed for it, too
         message = (
             f"Error in {me}: another process has died or cannot be reached; its own output tells "
             "why. Start all of them again: the run resumes from its last checkpoint. "
             f"({str(error).strip().splitlines()[0]})"
         )
         code = exit_codes.TRANSIENT
+    elif isinstance(error, (ValueError, OSError)):
+        message = f"Error in {me}: {' '.join(str(error).split())}"
+        code = exit_codes.of(error)
     else:
         traceback.print_exception(error)
         message, code = f"Error in {me}: see the traceback above.", 1
@@ -191,15 +202,11 @@ def leave(error: BaseException) -> NoReturn:
     os._exit(code)
 
 
-def _lost_contact_caused(error: BaseException) -> bool:
-    """Whether `error` was raised since another process is gone, for instance by a save."""
-    cause = error.__cause__
-    while cause is not None:
-        if isinstance(cause, jax.errors.JaxRuntimeError) and _lost_contact(str(cause)):
+def _has_lost_contact(error: BaseException | None) -> bool:
+    """Whether `error` or one of its causes is a broken exchange with another process."""
+    while error is not None:
+        signs = _LOST if isinstance(error, jax.errors.JaxRuntimeError) else ()
+        if any(sign in str(error) for sign in signs):
             return True
-        cause = cause.__cause__
+        error = error.__cause__
     return False
-
-
-def _lost_contact(message: str, signs: Sequence[str] = ("Gloo", "UNAVAILABLE", "DEADLINE")) -> bool:
-    return any(sign in message for sign in signs)

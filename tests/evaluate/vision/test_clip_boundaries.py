@@ -1,4 +1,4 @@
-"""The sag at boundaries of a made-up curve, and clips that play to and fro."""
+"""The sag at boundaries of a made-up curve, and clips that play forwards and backwards."""
 
 import numpy as np
 import pytest

@@ -50,7 +50,7 @@ def codes(folder):
         pixels = [
             item.pixels
             for split in items.split_names(folder)
-            for item in items.of_kind(items.read_split(folder, split), stored)
+            for item in items.of_kind(items.Reader().read_split(folder, split), stored)
         ]
         encoded = vision_codec.encode(SUBJECT.vision_tokenizer, pixels, 4)
         found[kind] = np.concatenate([c.ravel() for c in encoded])

@@ -50,7 +50,7 @@ def evaluator(folder, split="train", **settings):
 def test_distances_are_those_of_the_features(folder, colours, tmp_path):
     settings = dict(inception="2.0", i3d="3.0", cache=str(tmp_path), batch_size=3)
     result = evaluator(folder, **settings).run(SUBJECT)
-    stills = items.read_images(folder, "train")
+    stills = items.Reader().read_images(folder, "train")
     originals, rebuilt, _ = reconstruct(SUBJECT.vision_tokenizer, stills, 3, Progress())
     sides = [
         frechet.Statistics.of([2.0 * media.to_model(p).mean((0, 1)) for p in side])
@@ -63,7 +63,7 @@ def test_distances_are_those_of_the_features(folder, colours, tmp_path):
     assert counts == {"rfid_count": len(stills), "rfid_frames_count": 8, "rfvd_count": 1}
     assert any("rfvd rests on 1 samples of 3 dimensions" in note for note in result.notes)
     assert not any("rfid rests" in note for note in result.notes)
-    assert any("played to and fro" in note for note in result.notes)
+    assert any("played forwards and backwards" in note for note in result.notes)
 
 
 def test_statistics_of_the_originals_are_computed_once(folder, colours, tmp_path, monkeypatch):

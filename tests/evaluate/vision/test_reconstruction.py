@@ -48,7 +48,7 @@ def grey(image):
 
 
 def test_quality_of_stills_is_the_mean_over_images(folder, result):
-    stills = items.read_images(folder, "validation_combination")
+    stills = items.Reader().read_images(folder, "validation_combination")
     expected = np.mean([psnr_ssim.psnr(i.pixels, grey(i.pixels)) for i in stills])
     assert result.metrics["psnr_images"] == pytest.approx(expected, abs=1e-6)
     expected = np.mean([psnr_ssim.ssim(i.pixels, grey(i.pixels)) for i in stills])
@@ -72,7 +72,7 @@ def test_batches_do_not_change_the_figures(evaluator, result):
 def test_codebook_use_counts_codes_of_the_split_and_of_all_splits(folder, result):
     seen = set()
     for split in ("train", "validation", "validation_combination"):
-        chosen = [i.pixels for i in items.read_split(folder, split)]
+        chosen = [i.pixels for i in items.Reader().read_split(folder, split)]
         for codes in vision_codec.encode(SUBJECT.vision_tokenizer, chosen, 4):
             seen |= set(codes.ravel().tolist())
     assert result.metrics["codebook_used_corpus"] == pytest.approx(100 * len(seen) / 64)
@@ -104,7 +104,7 @@ def test_several_splits_are_one_pool(evaluator, result):
 
 def test_perceptual_distance_is_the_mean_over_images(folder, result, long):
     weights, sentence = parts.tiny_perceptual()
-    stills = [i.pixels for i in items.read_images(folder, "validation_combination")]
+    stills = [i.pixels for i in items.Reader().read_images(folder, "validation_combination")]
     a, b = (media.to_model(np.stack(side)) for side in (stills, [grey(s) for s in stills]))
     expected = float(np.mean(jax.jit(lpips.lpips)(weights, a, b)))
     assert expected > 1e-3
@@ -190,7 +190,7 @@ def test_perplexity_of_the_codes():
 
 
 def test_sheets_show_originals_above_reconstructions(folder, result):
-    first = items.read_images(folder, "validation_combination")[0].pixels
+    first = items.Reader().read_images(folder, "validation_combination")[0].pixels
     sheet = result.images["images"]
     assert np.array_equal(sheet[4:20, 4:20], first)
     assert np.array_equal(sheet[24:40, 4:20], grey(first))

@@ -37,6 +37,12 @@ def recorded(datasets, entries, row, rows):
     print("reads row", row, flush=True)
     return real(datasets, entries, row, rows)
 pipeline.row_stream = recorded
+from emu3_jax.data import media
+read_image = media.read_image
+def read_and_say(path, **keywords):
+    print("reads file", path, flush=True)
+    return read_image(path, **keywords)
+media.read_image = read_and_say
 from emu3_jax.data.codec import vision_codec
 from emu3_jax.evaluate import during_training
 from emu3_jax.generate import scoring
@@ -185,6 +191,9 @@ def test_several_processes_train_and_evaluate_as_one_and_one_goes_on(
         assert len(said) == (5 if index == 0 else 0)  # three steps and two evaluations
         assert "weights in pieces" in job.out(index)
         assert "weights in pieces 0" not in job.out(index)
+    said = [job.out(index).splitlines() for index in range(processes)]
+    files = [{line for line in lines if line.startswith("reads file")} for lines in said]
+    assert all(own < set.union(*files) for own in files)  # each decodes a share of the images
     starts = (workdir / "starts.jsonl").read_text().splitlines()
     assert [json.loads(line)["processes"] for line in starts] == [processes]
     # One process goes on with the checkpoint of several, at the same place in the data.
