@@ -1,17 +1,20 @@
 """Progress lines of long evaluations, at most one per interval."""
 
+import math
 import time
 from collections.abc import Callable
+
+from emu3_jax import compiling
 
 EVERY_S = 10.0
 
 
 class Progress:
-    """Passes lines on to `say`, the first after `every_s` seconds and at most one per `every_s`."""
+    """Passes lines on to `say`: the first at once, then at most one every `every_s` seconds."""
 
     def __init__(self, say: Callable[[str], None] = lambda line: None, every_s: float = EVERY_S):
         self._say, self._every_s = say, every_s
-        self._said = time.monotonic()
+        self._said = -math.inf
 
     def line(self, text: str) -> None:
         """Passes `text` on if the last line is at least `every_s` seconds old."""
@@ -20,13 +23,17 @@ class Progress:
             self._said = time.monotonic()
 
     def counter(self, what: str, total: int) -> Callable[[int], None]:
-        """Returns a function to call with the number of items just done, of `total`."""
-        start, done = time.monotonic(), 0
+        """Returns a function to call with the number of items just done, of `total`.
+
+        The time left is without that of compiling.
+        """
+        start, done = time.monotonic() - compiling.seconds(), 0
 
         def more(count: int) -> None:
             nonlocal done
             done += count
-            left = (time.monotonic() - start) * (total - done) / max(done, 1)
+            spent = time.monotonic() - compiling.seconds() - start
+            left = spent * (total - done) / max(done, 1)
             self.line(f"{what}: {done} of {total}, about {left:.0f} s left")
 
         return more

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from emu3_jax.data.codec.vision_encoder import Batcher, VisionEncoder
+from emu3_jax.data.codec.vision_encoder import VisionEncoder
 from emu3_jax.data.media import PixelLimits
 from emu3_jax.data.sources import MEDIA, RawItem, Source, SourceError
 from emu3_jax.data.tokens.records import KINDS, Counts, Record, Shard, ShardWriter
@@ -45,7 +45,9 @@ class ShardMaker:
         source, number = self.shards[index]
         result = ShardResult(0, [], {}, [])
         prepared: list[list[Prepared]] = []  # each item with its copies
-        batcher = Batcher(self.encoder, self.config.image_batch, self.config.clip_batch)
+        batcher = None
+        if self.encoder is not None:
+            batcher = self.encoder.batcher(self.config.image_batch, self.config.clip_batch)
         for item, outcome in self.decoded(_until_damage(source, number)):
             result.items += 1
             item_done()
@@ -55,7 +57,8 @@ class ShardMaker:
             prepared.append([outcome, *self._copies(outcome)])
             for medium in (medium for one in prepared[-1] for medium in one.media):
                 batcher.add(medium.pixels, medium.take)
-        batcher.flush()
+        if batcher is not None:
+            batcher.flush()
         self._write(index, self._records(prepared, source.name, result), result)
         return result
 

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from emu3_jax import compiling
 from emu3_jax.data.tokens.records import Counts, Shard
 from emu3_jax.files import write_atomically
 
@@ -86,6 +87,8 @@ class Meter:
         self.split, self.shards, self.per_shard = split, shards, items_per_shard
         self.items = self.in_shard = self.done = self.skipped = 0
         self.start = self.last = time.monotonic()
+        self.compiled_before = compiling.seconds()
+        log.info("%s: %d shards to make, about %d items each", split, shards, items_per_shard)
 
     def item_done(self) -> None:
         """Counts one item; logs if the last line is old enough."""
@@ -104,15 +107,17 @@ class Meter:
         self.say()
 
     def say(self) -> None:
-        """Logs shards, items, their rate, skips and the time left."""
+        """Logs shards, items, their rate, skips and the time left; compiling does not count."""
         self.last = time.monotonic()
-        spent = self.last - self.start
+        compiled = compiling.seconds() - self.compiled_before
+        spent = self.last - self.start - compiled
         share = (self.done + min(1.0, self.in_shard / self.per_shard)) / self.shards
         left = spent / share - spent if share else float("nan")
         log.info(
-            "%s: shard %d of %d, %d items, %.1f items/s, %d skipped, about %.0f s left",
+            "%s: shard %d of %d, %d items, %.1f items/s, %d skipped, about %.0f s left%s",
             *(self.split, self.done, self.shards, self.items, self.items / max(spent, 1e-9)),
             *(self.skipped, left),
+            f"; {compiling.programs()} programs, compiled in {compiled:.0f} s" if compiled else "",
         )
 
 

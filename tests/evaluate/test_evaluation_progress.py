@@ -22,13 +22,21 @@ def test_a_counter_speaks_now_and_then_and_knows_what_is_left(clock):
     done = Progress(said.append).counter("decoded", 40)
     for clock[0] in (4.0, 8.0, 12.0, 16.0, 20.0, 24.0):
         done(4)
-    assert said == ["  decoded: 12 of 40, about 28 s left", "  decoded: 24 of 40, about 16 s left"]
+    assert said == ["  decoded: 4 of 40, about 36 s left", "  decoded: 16 of 40, about 24 s left"]
+
+
+def test_the_time_left_is_without_that_of_compiling(clock, monkeypatch):
+    said, compiled = [], [5.0]
+    monkeypatch.setattr("emu3_jax.compiling.seconds", lambda: compiled[0])
+    done = Progress(said.append).counter("decoded", 40)
+    clock[0], compiled[0] = 34.0, 35.0  # 30 of the 34 seconds
+    done(4)
+    assert said == ["  decoded: 4 of 40, about 36 s left"]
 
 
 def test_lines_of_several_share_the_time_between_them(clock):
     said = []
     progress = Progress(said.append)
-    clock[0] = 11.0
     progress.line("one")
     progress.counter("two", 2)(1)
     assert said == ["  one"]
@@ -49,6 +57,5 @@ def test_reconstruction_tells_how_far_it_is(clock, tmp_path):
     said = []
     tokenizer, progress = (parts.GreyTokenizer(), {}), Progress(said.append)
     chosen = items.Reader().read_images(tmp_path, "validation_combination")
-    clock[0] = 10.0
     reconstruction.reconstruct(tokenizer, chosen, 1, progress)
     assert said == [f"  encoded: 1 of {len(chosen)}, about 0 s left"]

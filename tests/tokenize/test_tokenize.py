@@ -317,11 +317,20 @@ def test_bad_configs_are_one_sentence(corpus):
             config(corpus, **({"output": "x"} | change))
 
 
+def encoded(encoder, pixels):
+    """The codes of images, three at once."""
+    batcher, codes = encoder.batcher(3, 1), []
+    for image in pixels:
+        batcher.add(image, codes.append)
+    batcher.flush()
+    return codes
+
+
 def test_devices_share_a_batch_without_changing_codes(vision, encoder):
     pixels = np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3), np.uint8)
-    codes = VisionEncoder(*vision, devices=jax.devices()[:2]).encode(pixels, rows=3)
-    assert codes.shape == (3, 8, 8) and codes.dtype == np.int32
-    np.testing.assert_array_equal(codes, encoder.encode(pixels, rows=4))
+    codes = encoded(VisionEncoder(*vision, devices=jax.devices()[:2]), pixels)
+    assert {(c.shape, c.dtype) for c in codes} == {((8, 8), np.dtype(np.int32))}
+    np.testing.assert_array_equal(codes, encoded(encoder, pixels))
 
 
 def test_several_cpus_do_not_use_the_single_cpu_code(vision, monkeypatch):
@@ -330,6 +339,6 @@ def test_several_cpus_do_not_use_the_single_cpu_code(vision, monkeypatch):
     monkeypatch.setattr(cpu, "one_at_a_time", lambda *_: alone.append(cpu.is_single_cpu()) or False)
     pixels = np.zeros((2, 20, 12, 3), np.uint8)
     for devices, expected in ((jax.devices()[:2], False), (jax.devices()[:1], True)):
-        VisionEncoder(*vision, devices=devices).encode(pixels, rows=2)
+        encoded(VisionEncoder(*vision, devices=devices), pixels)
         assert {*alone} == {expected}
         alone.clear()

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import types
 
 import numpy as np
 import pytest
@@ -73,15 +74,21 @@ def test_a_skipped_item_with_copies_counts_once(tmp_path, monkeypatch):
         return Prepared(item, [Medium(pixels)] if item.image else [])
 
     class Batcher:
-        def __init__(self, *arguments): ...
         def flush(self): ...
         def add(self, pixels, done):
             done(np.zeros((2, 2), np.int32))
 
     monkeypatch.setattr(shard, "prepare", prepare)
-    monkeypatch.setattr(shard, "Batcher", Batcher)
+    encoder = types.SimpleNamespace(
+        spatial_factor=1,
+        temporal_factor=1,
+        codebook_size=1,
+        fingerprint="",
+        batcher=lambda *rows: Batcher(),
+    )
     write(tmp_path, [good(0), {"id": "\ud800", "text": "a", "image": "a.png"}])
-    folder = tokenize(config(tmp_path, copies={"train": 3}, max_shift=1, max_skipped=0.5))[0]
+    settings = config(tmp_path, copies={"train": 3}, max_shift=1, max_skipped=0.5)
+    folder = tokenize(settings, encoder)[0]
     assert open_dataset(folder).info.skipped == 1
 
 

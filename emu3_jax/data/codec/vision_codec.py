@@ -4,8 +4,9 @@ A clip longer than one latent frame is encoded either as one causal clip (`CAUSA
 codes depend on earlier frames, or as independent clips of one latent frame each (`INDEPENDENT`), as
 the official script does with released weights. Decode the same way.
 
-Every device of the current mesh processes its rows of a batch. With several processes, all make the
-same calls with the same images, and each receives all results.
+Images of many sizes share batches and programs (`canvases`). Every device of the current mesh
+processes its rows of a batch. With several processes, all make the same calls with the same images,
+and each receives all results.
 """
 
 import functools
@@ -16,20 +17,10 @@ import jax
 import numpy as np
 
 from emu3_jax import sharding
-from emu3_jax.data import media
+from emu3_jax.data.codec.programs import Decoding, Encoding
 
 CAUSAL, INDEPENDENT = CLIPS = ("causal", "independent")
 Done = Callable[[int], None]
-
-
-@functools.lru_cache(maxsize=4)
-def _jitted(module: Any, method: str):
-    """The compiled `encode` or `decode` of a module: (variables, array) → array."""
-
-    def run(variables, rows):
-        return sharding.gathered(module.apply(variables, rows, method=method))
-
-    return jax.jit(run)
 
 
 def encode(
@@ -47,19 +38,11 @@ def encode(
     Raises:
       ValueError: an image or clip smaller than one token, or `clips` is not one of CLIPS.
     """
-    module, variables = tokenizer
-    cut = [whole_tokens(module.config, image) for image in images]
+    cut = [whole_tokens(tokenizer[0].config, image) for image in images]
+    owners = range(len(cut))
     if _independent(clips):
-        pieces, owners = _pieces(cut, module.config.temporal_downsample_factor, rank=4)
-        return _joined(encode(tokenizer, pieces, batch_size, done=done), owners)
-    encoder, variables = _jitted(module, "encode"), sharding.on_devices(variables)
-    codes: list = [None] * len(cut)
-    for indices, batch in batches_of_one_shape(cut, batch_size):
-        out = np.asarray(encoder(variables, sharding.spread(media.to_model(batch), "batch")))
-        for index, code in zip(indices, out, strict=False):
-            codes[index] = code
-        done(len(indices))
-    return codes
+        cut, owners = _pieces(cut, tokenizer[0].config.temporal_downsample_factor, rank=4)
+    return _joined(_all(Encoding(tokenizer), cut, batch_size, done), owners)
 
 
 def decode(
@@ -73,18 +56,20 @@ def decode(
 
     `clips` and `done` are as for `encode`.
     """
-    module, variables = tokenizer
+    codes, owners = [np.asarray(c) for c in codes], range(len(codes))
     if _independent(clips):
-        pieces, owners = _pieces([np.asarray(c) for c in codes], 1, rank=3)
-        return _joined(decode(tokenizer, pieces, batch_size, done=done), owners)
-    decoder, variables = _jitted(module, "decode"), sharding.on_devices(variables)
-    images: list = [None] * len(codes)
-    for indices, batch in batches_of_one_shape([np.asarray(c) for c in codes], batch_size):
-        out = media.to_uint8(np.asarray(decoder(variables, sharding.spread(batch, "batch"))))
-        for index, image in zip(indices, out, strict=False):
-            images[index] = image
-        done(len(indices))
-    return images
+        codes, owners = _pieces(codes, 1, rank=3)
+    return _joined(_all(Decoding(tokenizer), codes, batch_size, done), owners)
+
+
+def _all(program, arrays: Sequence[np.ndarray], batch_size: int, done: Done) -> list[np.ndarray]:
+    results: list = [None] * len(arrays)
+    rows = max(1, min(batch_size, len(arrays)))
+    batcher = program.batcher(rows, rows, done)
+    for index, array in enumerate(arrays):
+        batcher.add(array, functools.partial(results.__setitem__, index))
+    batcher.flush()
+    return results
 
 
 def _independent(clips: str) -> bool:

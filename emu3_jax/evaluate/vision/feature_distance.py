@@ -19,10 +19,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from emu3_jax import sharding
+from emu3_jax import compiling, sharding
 from emu3_jax.config import ConfigError
-from emu3_jax.data import media
-from emu3_jax.data.codec import vision_codec
+from emu3_jax.data.codec.programs import Program
 from emu3_jax.evaluate import items
 from emu3_jax.evaluate.evaluator import Result, SplitEvaluator, Subject
 from emu3_jax.evaluate.progress import Progress
@@ -33,17 +32,24 @@ from emu3_jax.evaluate.vision.reconstruction import reconstruct
 from emu3_jax.evaluate.vision.vision_evaluator import VisionEvaluator
 from emu3_jax.interop.bundle import Language
 from emu3_jax.interop.vision import feature_networks, perceptual_weights
-from emu3_jax.models.features import i3d, inception
-from emu3_jax.models.features.lpips import vgg16_features
+from emu3_jax.models.features import i3d, inception, lpips
+from emu3_jax.models.features.resizing import resized
 from emu3_jax.train.run import distributed
 
 # Unterthiner et al. 2018 use clips of 16 frames.
 FVD_FRAMES = 16
 
 
-def _vgg_means(vgg, pixels_BHWC):
+@jax.jit
+def _vgg_means(vgg, pixels_BHWC, sizes):
     """float32 [B, 512]: relu5_3, mean over space."""
-    return vgg16_features(vgg, pixels_BHWC)[-1].mean((1, 2))
+    return lpips.means(lpips.vgg16_features(vgg, pixels_BHWC, sizes), sizes)[-1]
+
+
+@functools.lru_cache
+def _resizing(side: int) -> Callable:
+    """(nothing, pixels, sizes) → float32 [B, side, side, C]; of clips, C has all frames."""
+    return jax.jit(lambda _, pixels, sizes: resized(pixels, side, sizes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +59,9 @@ class Network:
     Attributes:
       metric: name of the distance.
       weights: the first argument of `features`.
-      features: (weights, float [B, ...] in [-1, 1]) → float [B, D]; compiled once per shape.
-      resized: pixels → pixels of the network's size, so that one program serves every size.
+      features: (weights, float [B, (T,) side, side, 3] in [-1, 1]) → float [B, D]; without a side,
+        a jitted (weights, pixels of any size, sizes) → float [B, D].
+      side: of the images that it takes; all are resized, so that one program serves every size.
       clips: True if it takes clips, False for images.
       about: a note on the weights; "" for none.
     """
@@ -62,7 +69,7 @@ class Network:
     metric: str
     weights: Any
     features: Callable
-    resized: Callable = lambda pixels: pixels
+    side: int = 0
     clips: bool = False
     about: str = ""
 
@@ -103,10 +110,10 @@ class FrechetDistance(SplitEvaluator, VisionEvaluator):
         found = []
         if self.inception:
             weights = self.use("inception", feature_networks.load_inception)
-            found.append(Network("rfid", weights, inception.features, inception.resized))
+            found.append(Network("rfid", weights, inception.features, inception.SIDE))
         if self.i3d:
             weights = self.use("i3d", feature_networks.load_i3d)
-            found.append(Network("rfvd", weights, i3d.features, i3d.resized, clips=True))
+            found.append(Network("rfvd", weights, i3d.features, i3d.SIDE, clips=True))
         if self.perceptual:
             weights, about = self.use("perceptual", perceptual_weights.load)
             found.append(Network("rfd_vgg", weights["vgg"], _vgg_means, about=about))
@@ -165,13 +172,10 @@ class FrechetDistance(SplitEvaluator, VisionEvaluator):
 
         The file name has a hash of the network, its weights and the originals' pixels.
         """
-        weights = sharding.on_devices(network.weights)
-        extract = jax.jit(lambda *arguments: sharding.gathered(network.features(*arguments)))
 
         def statistics(images):
             done = progress.counter(f"features for {network.metric}", len(images))
-            batches = _features(network, extract, weights, images, self.batch_size, done)
-            return Statistics.streamed(batches)
+            return Statistics.streamed(_features(network, images, self.batch_size, done))
 
         if not self.cache:
             return statistics(originals), statistics(rebuilt)
@@ -187,12 +191,48 @@ class FrechetDistance(SplitEvaluator, VisionEvaluator):
         return known, statistics(rebuilt)
 
 
-def _features(network, extract, weights, images, batch_size: int, done) -> Iterator[np.ndarray]:
-    for indices, batch in vision_codec.batches_of_one_shape(images, batch_size):
-        pixels = network.resized(sharding.spread(media.to_model(batch), "batch"))
-        features = extract(weights, pixels)
-        yield np.asarray(features)[: len(indices)]
-        done(len(indices))
+def _features(
+    network: Network, images: Sequence[np.ndarray], rows: int, done: Callable[[int], None]
+) -> Iterator[np.ndarray]:
+    """Yields float [n, D], the features of some images or clips, in any order, up to the last."""
+    if network.side:
+        program = Program("resizing", _resizing(network.side), (), transposes=False)
+        last = _Last(network, rows)
+    else:
+        program = Program(f"features for {network.metric}", network.features, network.weights)
+        last = np.stack
+    ready: list[np.ndarray] = []
+    batcher = program.batcher(rows)
+    for number, image in enumerate(images, 1):
+        if network.clips:  # frames as channels
+            image = np.moveaxis(image, 0, -2).reshape(*image.shape[1:3], -1)
+        batcher.add(image, ready.append)
+        if number == len(images):
+            batcher.flush()
+        while len(ready) >= rows or (ready and number == len(images)):
+            chosen, ready[:] = ready[:rows], ready[rows:]
+            yield last(chosen)
+            done(len(chosen))
+
+
+class _Last:
+    """A network of one size: results of up to `rows` resized images or clips."""
+
+    def __init__(self, network: Network, rows: int):
+        self._network = network
+        ways = sharding.ways_of(jax.sharding.get_abstract_mesh(), "batch")
+        self._rows = -(-rows // ways) * ways
+        self._weights = sharding.on_devices(network.weights)
+        self._function = jax.jit(network.features)
+
+    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        batch = np.stack([*images, *images[:1] * (self._rows - len(images))])
+        if self._network.clips:
+            batch = np.moveaxis(batch.reshape(*batch.shape[:3], -1, 3), -2, 1)
+        name = f"features for {self._network.metric}, {' x '.join(map(str, batch.shape))}"
+        with compiling.call((self._function, batch.shape), name):
+            out = self._function(self._weights, sharding.spread(batch, "batch"))
+            return sharding.to_host(out)[: len(images)]
 
 
 def _key(network: Network, originals: Sequence[np.ndarray]) -> str:

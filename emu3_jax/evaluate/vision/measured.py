@@ -1,15 +1,15 @@
 """Quality of reconstructions: PSNR, SSIM and perceptual distance of each frame."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from emu3_jax import sharding
-from emu3_jax.data import media
-from emu3_jax.data.codec import vision_codec
+from emu3_jax.data.codec.programs import Program
 from emu3_jax.evaluate.evaluator import Table
 from emu3_jax.evaluate.vision import psnr_ssim
 from emu3_jax.models.features.lpips import lpips
@@ -19,7 +19,11 @@ PERCEPTUAL = "perceptual"
 # Decimals in tables.
 DIGITS = {"psnr": 3, "ssim": 4, PERCEPTUAL: 4}
 
-_distance = jax.jit(lambda weights, a, b: sharding.gathered(lpips(weights, a, b)))
+
+@jax.jit
+def _distance(weights, pairs, sizes):
+    """float32 [B] of float [B, H, W, 6], two images each."""
+    return lpips(weights, *jnp.split(pairs, 2, axis=-1), sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +100,10 @@ def measure(
 
 
 def _perceptual(pairs, weights, batch_size: int) -> list[np.ndarray]:
-    weights = sharding.on_devices(weights)
-    frames = [np.stack(frame) for a, b in pairs for frame in zip(a, b, strict=True)]
+    frames = [np.concatenate(frame, axis=-1) for pair in pairs for frame in zip(*pair, strict=True)]
     flat = np.zeros(len(frames))
-    for indices, batch in vision_codec.batches_of_one_shape(frames, batch_size):
-        pixels = sharding.spread(media.to_model(batch), "batch")
-        distances = np.asarray(_distance(weights, pixels[:, 0], pixels[:, 1]))
-        flat[indices] = distances[: len(indices)]
+    batcher = Program("perceptual distance", _distance, weights).batcher(batch_size)
+    for index, frame in enumerate(frames):
+        batcher.add(frame, functools.partial(flat.__setitem__, index))
+    batcher.flush()
     return np.split(flat, np.cumsum([len(a) for a, _ in pairs])[:-1])

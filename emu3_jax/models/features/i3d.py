@@ -5,7 +5,6 @@ Carreira and Zisserman 2017 (arXiv 1705.07750), figure 3, with the paddings of t
 """
 
 import jax
-import jax.numpy as jnp
 
 from emu3_jax.models.features.inception_blocks import (
     Units,
@@ -15,6 +14,7 @@ from emu3_jax.models.features.inception_blocks import (
     mean_pool,
     unit_names,
 )
+from emu3_jax.models.features.resizing import resized
 
 SIDE = 224
 # Time is halved three times, then averaged over two frames: shorter clips leave too few.
@@ -40,23 +40,13 @@ UNITS = tuple(step[0] for step in STEM if isinstance(step[0], str)) + tuple(
 )
 
 
-def resized(pixels_BTHWC: jax.Array) -> jax.Array:
-    """Any size → float32 [B, T, 224, 224, C].
-
-    Bilinear between pixel centres, without antialiasing, the ratio of the sides not kept.
-    """
-    B, T, _, _, C = pixels_BTHWC.shape
-    x = pixels_BTHWC.astype(jnp.float32)
-    return jax.image.resize(x, (B, T, SIDE, SIDE, C), "bilinear", antialias=False)
-
-
 def features(units: Units, pixels_BTHWC: jax.Array) -> jax.Array:
     """Logits, averaged over time.
 
     Args:
       units: from `interop.vision.feature_networks.load_i3d`: every name in UNITS, and LOGITS.
-      pixels_BTHWC: float in [-1, 1], clips of any size (they are `resized`) and of at least 9
-        frames (FVD takes 16).
+      pixels_BTHWC: float in [-1, 1], clips of any size (they are resized to SIDE) and of at least
+        9 frames (FVD takes 16).
 
     Returns:
       float32 [B, 400], or the width of the units.
@@ -68,7 +58,7 @@ def features(units: Units, pixels_BTHWC: jax.Array) -> jax.Array:
         raise ValueError(
             f"I3D needs clips of at least {MIN_FRAMES} frames, got {pixels_BTHWC.shape[1]}"
         )
-    x = resized(pixels_BTHWC)
+    x = resized(pixels_BTHWC, SIDE)
     for name, stride in STEM:
         if isinstance(name, str):
             x = jax.nn.relu(convolution(x, units[name], stride))

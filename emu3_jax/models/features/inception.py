@@ -6,7 +6,6 @@ padding, and the last block pools by maximum.
 """
 
 import jax
-import jax.numpy as jnp
 
 from emu3_jax.models.features.inception_blocks import (
     Units,
@@ -15,6 +14,7 @@ from emu3_jax.models.features.inception_blocks import (
     max_pool,
     unit_names,
 )
+from emu3_jax.models.features.resizing import resized
 
 # Side of the images that FID's network reads.
 SIDE = 299
@@ -62,27 +62,18 @@ UNITS = tuple(step[0] for step in STEM if step) + tuple(
 )
 
 
-def resized(pixels_BHWC: jax.Array) -> jax.Array:
-    """Any size → float32 [B, 299, 299, C], as the torch port does.
-
-    Bilinear between pixel centres, without antialiasing, the ratio of the sides not kept.
-    """
-    B, _, _, C = pixels_BHWC.shape
-    x = pixels_BHWC.astype(jnp.float32)
-    return jax.image.resize(x, (B, SIDE, SIDE, C), "bilinear", antialias=False)
-
-
 def features(units: Units, pixels_BHWC: jax.Array) -> jax.Array:
     """Means over space of the last block: pool3 of FID.
 
     Args:
       units: from `interop.vision.feature_networks.load_inception`: every name in UNITS.
-      pixels_BHWC: float in [-1, 1], images of any size; they are `resized`.
+      pixels_BHWC: float in [-1, 1], images of any size; they are resized to SIDE, as the torch
+        port does.
 
     Returns:
       float32 [B, 2048], or the width of the units.
     """
-    x = resized(pixels_BHWC)
+    x = resized(pixels_BHWC, SIDE)
     for step in STEM:
         if step is None:
             x = max_pool(x, (3, 3), (2, 2), "VALID")

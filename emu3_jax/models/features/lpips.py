@@ -15,6 +15,7 @@ Any widths work; VGG16 has 64, 128, 256, 512, 512. The heads weigh channels and 
 import jax
 import jax.numpy as jnp
 
+from emu3_jax.models.vision.canvas import Canvas, cleared, mean_over_positions
 from emu3_jax.models.vision.convolution import conv_2d
 
 # Convolutions in each of the five blocks (VGG16: Simonyan and Zisserman 2014, table 1, column D).
@@ -31,12 +32,14 @@ EPS = 1e-10  # the package's, added to the length of a feature vector
 MIN_SIDE = 2 ** (len(BLOCKS) - 1)  # four poolings leave one pixel
 
 
-def vgg16_features(vgg, pixels_BHWC) -> tuple[jax.Array, ...]:
+def vgg16_features(vgg, pixels_BHWC, sizes=None) -> tuple[jax.Array, ...]:
     """VGG16's features after the last ReLU of each block.
 
     Args:
       vgg: the tree above; rounded to the type of the pixels.
       pixels_BHWC: float [B, H, W, 3], red, green, blue in [-1, 1]; any float type.
+      sizes: int32 [B, 2], (H, W) of each image if it fills only the top left corner of the array;
+        the features there are those of the image alone.
 
     Returns:
       Five arrays [B, H / 2^i, W / 2^i, C_i], rounded down, i = 0 .. 4, in the type of the pixels:
@@ -53,15 +56,27 @@ def vgg16_features(vgg, pixels_BHWC) -> tuple[jax.Array, ...]:
     for i, size in enumerate(BLOCKS, 1):
         if i > 1:
             x = _halved(x)
+        canvas = _canvas(x, sizes, i - 1)
         for j in range(1, size + 1):
             layer = vgg[f"conv{i}_{j}"]
-            x = conv_2d(x, jnp.asarray(layer["kernel"], dtype), 1, ((1, 1), (1, 1)))
+            x = conv_2d(
+                cleared(x, canvas), jnp.asarray(layer["kernel"], dtype), 1, ((1, 1), (1, 1))
+            )
             x = jax.nn.relu(x + jnp.asarray(layer["bias"], dtype))
         features.append(x)
     return tuple(features)
 
 
-def lpips(weights, a_BHWC, b_BHWC) -> jax.Array:
+def means(features, sizes=None) -> list[jax.Array]:
+    """Means over positions, [B, C_i] each, of arrays shaped as those of `vgg16_features`."""
+    canvases = [_canvas(x, sizes, i) for i, x in enumerate(features)]
+    return [
+        mean_over_positions(x, canvas and canvas.inside(x.shape))
+        for x, canvas in zip(features, canvases, strict=True)
+    ]
+
+
+def lpips(weights, a_BHWC, b_BHWC, sizes=None) -> jax.Array:
     """LPIPS between two batches of images: float32 [B], 0 for identical ones, otherwise above.
 
     The gradient is finite everywhere; all-zero features get none.
@@ -71,6 +86,7 @@ def lpips(weights, a_BHWC, b_BHWC) -> jax.Array:
       a_BHWC: float [B, H, W, 3] in [-1, 1]. Its type is that of the convolutions; distances are
         summed in float32 (in float64 if the pixels are).
       b_BHWC: likewise, of the same shape.
+      sizes: as in `vgg16_features`, of both.
 
     Raises:
       ValueError: as in `vgg16_features`, or the shapes differ.
@@ -81,14 +97,18 @@ def lpips(weights, a_BHWC, b_BHWC) -> jax.Array:
             f"{list(a_BHWC.shape)} and {list(b_BHWC.shape)}"
         )
     # Two passes, not one over both: a side that needs no gradient then has no backward pass.
-    pairs = zip(
-        vgg16_features(weights["vgg"], a_BHWC), vgg16_features(weights["vgg"], b_BHWC), strict=True
-    )
+    sides = (vgg16_features(weights["vgg"], side, sizes) for side in (a_BHWC, b_BHWC))
+    pairs = zip(*sides, strict=True)
+    squares = [jnp.square(_unit_length(a) - _unit_length(b)) for a, b in pairs]
     distance_B = 0.0
-    for (a, b), head_C in zip(pairs, weights["heads"], strict=True):
-        a, b = _unit_length(a), _unit_length(b)
-        distance_B += jnp.square(a - b).mean((1, 2)) @ jnp.asarray(head_C, a.dtype)
+    for mean_BC, head_C in zip(means(squares, sizes), weights["heads"], strict=True):
+        distance_B += mean_BC @ jnp.asarray(head_C, mean_BC.dtype)
     return distance_B
+
+
+def _canvas(x, sizes, halvings: int) -> Canvas | None:
+    """Of images of these sizes after some halvings, which leave odd rows and columns out."""
+    return None if sizes is None else Canvas(sizes >> halvings, x.shape[1:3])
 
 
 def _check_pixels(pixels_BHWC) -> None:

@@ -16,6 +16,7 @@ from emu3_jax import sharding
 from emu3_jax.models import cpu
 from emu3_jax.models.language.layers import precision
 from emu3_jax.models.vision import strips, winograd
+from emu3_jax.models.vision.canvas import Canvas, cleared
 from emu3_jax.models.vision.initializers import FAN_IN, ZEROS, identity_in_time
 
 
@@ -124,8 +125,10 @@ class Conv(nn.Module):
     bias_init: Callable = ZEROS
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, canvas: Canvas | None = None):
         """float [B, ..., C_in] or Rows -> `config.dtype` [B, ..., features], Rows for Rows."""
+        if max(self.kernel[-2:]) > 1:
+            x = cleared(x, canvas)
         channels = x.shape[-1]
         param_dtype, dtype = jnp.dtype(self.config.param_dtype), jnp.dtype(self.config.dtype)
         kernel = self.param(
@@ -192,7 +195,7 @@ class CausalConv(nn.Module):
     kernel_init: Callable = identity_in_time
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, canvas: Canvas | None = None):
         """float [B, T, H, W, C] -> [B, (T + 2 - kernel[0]) // time_stride + 1, H, W, features]."""
         return Conv(
             self.features,
@@ -202,7 +205,7 @@ class CausalConv(nn.Module):
             narrow=True,
             kernel_init=self.kernel_init,
             name="conv",
-        )(x)
+        )(x, canvas)
 
 
 def repeat_nearest(x, factors: tuple[int, ...]):
@@ -219,10 +222,10 @@ class Downsample(nn.Module):
     config: object
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, canvas: Canvas | None = None):
         """float [F, H, W, C] -> [F, H/2, W/2, C]."""
         padding = ((0, 1), (0, 1))
-        return Conv(x.shape[-1], (3, 3), self.config, 2, padding, name="conv")(x)
+        return Conv(x.shape[-1], (3, 3), self.config, 2, padding, name="conv")(x, canvas)
 
 
 class Upsample(nn.Module):
@@ -231,8 +234,8 @@ class Upsample(nn.Module):
     config: object
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, canvas: Canvas | None = None):
         """float [F, H, W, C] -> [F, 2H, 2W, C], as Rows if large."""
         F, H, W, C = x.shape
         conv = conv3x3(C, self.config, doubled=True, name="conv")
-        return conv(strips.of_array(x) if strips.is_large((F, 2 * H, 2 * W, C)) else x)
+        return conv(strips.of_array(x) if strips.is_large((F, 2 * H, 2 * W, C)) else x, canvas)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from emu3_jax.models.vision import strips
+from emu3_jax.models.vision.canvas import Canvas, mean_over_positions
 from emu3_jax.models.vision.convolution import conv1x1, repeat_nearest
 from emu3_jax.models.vision.initializers import ONES, ZEROS
 
@@ -16,7 +17,7 @@ BATCH_NORM_DECAY = 0.9
 
 
 class GroupNorm(nn.Module):
-    """GroupNorm over one frame, statistics in float32.
+    """GroupNorm over one frame, statistics in float32; of a frame on a canvas, over it alone.
 
     Sums run over positions first, then over the channels of a group, so the large array is never
     reshaped into groups. The variance is taken around the mean (two passes), as in torch.
@@ -25,7 +26,7 @@ class GroupNorm(nn.Module):
     config: object
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x, canvas: Canvas | None = None):
         """float [F, H, W, C] or Rows -> the same shape."""
         frames, _, _, channels = x.shape
         groups = self.config.norm_groups
@@ -43,15 +44,16 @@ class GroupNorm(nn.Module):
             param_dtype,
         )
 
-        def over_groups(values):
-            mean_FC = jnp.mean(values, axis=(1, 2))
+        def over_groups(values, inside):
+            mean_FC = mean_over_positions(values, inside)
             mean_FG = jnp.mean(mean_FC.reshape(frames, groups, -1), axis=-1)
             return jnp.repeat(mean_FG, channels // groups, axis=-1)[:, None, None, :]
 
-        def moments(values):
+        def moments(values, start=0):
+            inside = canvas and canvas.inside(x.shape, start, values.shape[1])
             values = values.astype(jnp.float32)
-            mean = over_groups(values)
-            return mean, over_groups(jnp.square(values - mean))
+            mean = over_groups(values, inside)
+            return mean, over_groups(jnp.square(values - mean), inside)
 
         def normalised(values, mean, variance):
             gain = jax.lax.rsqrt(variance + GROUP_NORM_EPS)
@@ -61,9 +63,18 @@ class GroupNorm(nn.Module):
         if not isinstance(x, strips.Rows):
             return normalised(x, *moments(x))
         means, variances = strips.map_strips(moments, x)
-        mean = jnp.mean(means, axis=0)
-        variance = jnp.mean(variances + jnp.square(means - mean), axis=0)
+        weights = canvas and jnp.broadcast_to(_rows_of_strips(x.shape, canvas), means.shape)
+        mean = jnp.average(means, 0, weights)
+        variance = jnp.average(variances + jnp.square(means - mean), 0, weights)
         return x.then(lambda rows, _: normalised(rows, mean, variance), channels)
+
+
+def _rows_of_strips(shape: tuple[int, ...], canvas: Canvas):
+    """float32 [strips, F, 1, 1, 1]: the rows of each frame in every strip of (F, H, W, C)."""
+    height = strips.strip_height(shape[1])
+    starts = jnp.arange(0, shape[1], height)[:, None]
+    rows = jnp.clip(canvas.limits(shape)[0] - starts, 0, height)
+    return rows.astype(jnp.float32)[..., None, None, None]
 
 
 class SpatialNorm(nn.Module):
@@ -76,10 +87,10 @@ class SpatialNorm(nn.Module):
     config: object
 
     @nn.compact
-    def __call__(self, x, entries):
+    def __call__(self, x, entries, canvas: Canvas | None = None):
         """float [F, H, W, C] or Rows, entries [F, h, w, D] -> the same shape; H/h, W/w whole."""
         factors = (x.shape[1] // entries.shape[1], x.shape[2] // entries.shape[2])
-        y = GroupNorm(self.config, name="norm_layer")(x)
+        y = GroupNorm(self.config, name="norm_layer")(x, canvas)
         channels = x.shape[-1]
         in_strips = isinstance(y, strips.Rows)
         entries = strips.of_array(entries) if in_strips else entries

@@ -94,11 +94,11 @@ def silu(x):
     return x.then(lambda rows, _: nn.silu(rows), x.shape[-1]) if isinstance(x, Rows) else nn.silu(x)
 
 
-def map_strips(function: Callable[[jax.Array], Any], x: Rows) -> Any:
-    """`function` of every strip, stacked along a new first axis; strips have equal heights."""
+def map_strips(function: Callable[[jax.Array, Any], Any], x: Rows) -> Any:
+    """`function(rows, start)` of every strip, stacked along a new first axis; equal heights."""
     height = strip_height(x.shape[1])
     starts = jnp.arange(0, x.shape[1], height)
-    return jax.lax.map(lambda start: function(x.rows(start, height)), starts)
+    return jax.lax.map(lambda start: function(x.rows(start, height), start), starts)
 
 
 def whole(x):

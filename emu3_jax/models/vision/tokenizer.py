@@ -24,6 +24,7 @@ from emu3_jax.models.vision.blocks import (
     TemporalUp,
     frame_norm,
 )
+from emu3_jax.models.vision.canvas import Canvas
 from emu3_jax.models.vision.convolution import CausalConv, Downsample, Upsample, conv3x3
 from emu3_jax.models.vision.quantizers import make_quantizer
 from emu3_jax.models.vision.tokenizer_config import VisionTokenizerConfig
@@ -50,12 +51,16 @@ class VisionOutput(NamedTuple):
     losses: dict[str, jax.Array]
 
 
-def res_block(features: int, config: VisionTokenizerConfig, name: str, x, entries, train: bool):
-    """Applies a ResBlock of this name; with `config.remat`, training keeps only its input."""
+def res_block(features: int, config: VisionTokenizerConfig, name: str, x, *others):
+    """Applies a ResBlock of this name; with `config.remat`, training keeps only its input.
+
+    `others` are the other arguments of the block: entries, train, canvas.
+    """
+    _, train, _ = others
     if config.remat and train:
         again = nn.remat(ResBlock, static_argnums=(3,))
-        return again(features, config, name=name)(strips.whole(x), entries, train)
-    return ResBlock(features, config, name=name)(x, entries, train)
+        return again(features, config, name=name)(strips.whole(x), *others)
+    return ResBlock(features, config, name=name)(x, *others)
 
 
 class Middle(nn.Module):
@@ -64,12 +69,12 @@ class Middle(nn.Module):
     config: VisionTokenizerConfig
 
     @nn.compact
-    def __call__(self, x, entries=None, train: bool = False):
+    def __call__(self, x, entries, train: bool, canvas: Canvas | None):
         """float [F, h, w, C] -> the same shape."""
         config, channels = self.config, x.shape[-1]
-        x = res_block(channels, config, "block_1", x, entries, train)
-        x = AttnBlock(config, name="attn_1")(x, entries)
-        return res_block(channels, config, "block_2", x, entries, train)
+        x = res_block(channels, config, "block_1", x, entries, train, canvas)
+        x = AttnBlock(config, name="attn_1")(x, entries, canvas)
+        return res_block(channels, config, "block_2", x, entries, train, canvas)
 
 
 class Level(nn.Module):
@@ -81,17 +86,17 @@ class Level(nn.Module):
     resample: str | None
 
     @nn.compact
-    def __call__(self, x, entries=None, train: bool = False):
+    def __call__(self, x, entries, train: bool, canvas: Canvas | None):
         """float [F, H, W, C] -> [F, H', W', widths[index]]."""
-        config = self.config
+        config, width = self.config, self.config.widths[self.index]
         for i in range(self.blocks):
-            x = res_block(config.widths[self.index], config, f"block_{i}", x, entries, train)
+            x = res_block(width, config, f"block_{i}", x, entries, train, canvas)
             if self.index in config.attn_resolutions:
-                x = AttnBlock(config, name=f"attn_{i}")(x, entries)
+                x = AttnBlock(config, name=f"attn_{i}")(x, entries, canvas)
         if self.resample == "down":
-            return Downsample(config, name="downsample")(x)
+            return Downsample(config, name="downsample")(x, canvas)
         if self.resample == "up":
-            return Upsample(config, name="upsample")(x)
+            return Upsample(config, name="upsample")(x, canvas)
         return x
 
 
@@ -101,43 +106,46 @@ class Encoder(nn.Module):
     config: VisionTokenizerConfig
 
     @nn.compact
-    def __call__(self, pixels, train: bool = False):
+    def __call__(self, pixels, train: bool, canvas: Canvas | None):
         """float [B, T, H, W, C] -> [B, t, h, w, D]; T = 1 means a still."""
         config = self.config
         B, T, H, W, C = pixels.shape
         x = pixels.reshape(B * T, H, W, C).astype(config.dtype)
+        of_frames = canvas and canvas.repeated(T)
         if not train and cpu.one_at_a_time(B * T, H, W, config.ch):
-            alone = nn.scan(
-                lambda self, _, frame: (None, self.frames(frame[None], train)[0]),
-                variable_broadcast="params",
-                split_rngs={"params": False},
-            )
-            _, x = alone(self, None, x)
+
+            def one(self, _, frame):
+                x, canvas = jax.tree.map(lambda array: array[None], frame)
+                return None, self.frames(x, train, canvas)[0]
+
+            alone = nn.scan(one, variable_broadcast="params", split_rngs={"params": False})
+            _, x = alone(self, None, (x, of_frames))
         else:
-            x = self.frames(x, train)
+            x = self.frames(x, train, of_frames)
 
         x = x.reshape(B, T, *x.shape[1:])
         if T == 1:  # a still; the check of the pixels refuses clips of one frame
             x = jnp.repeat(x, config.temporal_downsample_factor, axis=1)
         for i in range(config.temporal_halvings):
-            x = nn.silu(TemporalDown(config, name=f"time_conv_{i}")(x))
+            x = nn.silu(TemporalDown(config, name=f"time_conv_{i}")(x, canvas))
         for i in range(config.num_res_blocks):
-            x = TemporalResBlock(config, name=f"time_res_stack_{i}")(x, train)
+            x = TemporalResBlock(config, name=f"time_res_stack_{i}")(x, train, canvas)
         return x
 
     @nn.nowrap
-    def frames(self, x, train: bool):
+    def frames(self, x, train: bool, canvas: Canvas | None):
         """The 2-D part: float [F, H, W, C] -> [F, h, w, D]."""
         config = self.config
         x = strips.in_strips(x, config.ch)
-        x = strips.whole(conv3x3(config.ch, config, name="conv_in", narrow=True)(x))
+        x = strips.whole(conv3x3(config.ch, config, name="conv_in", narrow=True)(x, canvas))
         last = len(config.ch_mult) - 1
         for i in range(last + 1):
             resample = "down" if i < last else None
-            x = Level(config, i, config.num_res_blocks, resample, name=f"down_{i}")(x, train=train)
-        x = Middle(config, name="mid")(x, train=train)
-        x = nn.silu(frame_norm(config, "norm_out", x, None))
-        return conv3x3(config.z_channels, config, name="conv_out", narrow=True)(x)
+            level = Level(config, i, config.num_res_blocks, resample, name=f"down_{i}")
+            x = level(x, None, train, canvas)
+        x = Middle(config, name="mid")(x, None, train, canvas)
+        x = nn.silu(frame_norm(config, "norm_out", x, None, canvas))
+        return conv3x3(config.z_channels, config, name="conv_out", narrow=True)(x, canvas)
 
 
 class Decoder(nn.Module):
@@ -146,30 +154,31 @@ class Decoder(nn.Module):
     config: VisionTokenizerConfig
 
     @nn.compact
-    def __call__(self, latents, entries, still: bool, train: bool = False):
+    def __call__(self, latents, entries, still: bool, train: bool, canvas: Canvas | None):
         """Two float [B, t, h, w, D] -> [B, T, H, W, C], T = 1 for a still."""
         config = self.config
         B = latents.shape[0]
+        of_both = canvas and canvas.replace(sizes=jnp.concatenate([canvas.sizes] * 2))
         # Both pass the temporal layers as one batch, so BatchNorm takes joint statistics.
         x = jnp.concatenate([latents, entries.astype(latents.dtype)])
         for i in range(config.num_res_blocks):
-            x = TemporalResBlock(config, name=f"time_res_stack_{i}")(x, train)
+            x = TemporalResBlock(config, name=f"time_res_stack_{i}")(x, train, of_both)
         for i in range(config.temporal_halvings):
-            x = nn.silu(TemporalUp(config, name=f"time_conv_{i}")(x))
+            x = nn.silu(TemporalUp(config, name=f"time_conv_{i}")(x, of_both))
         if still:
             x = x[:, :1]
         T = x.shape[1]
         x, entries = jnp.split(x.reshape(-1, *x.shape[2:]), 2)
 
-        x = conv3x3(config.widths[-1], config, name="conv_in", narrow=True)(x)
-        x = Middle(config, name="mid")(x, entries, train)
+        canvas = canvas and canvas.repeated(T)
+        x = conv3x3(config.widths[-1], config, name="conv_in", narrow=True)(x, canvas)
+        x = Middle(config, name="mid")(x, entries, train, canvas)
         for i in reversed(range(len(config.ch_mult))):
             resample = "up" if i > 0 else None
-            x = Level(config, i, config.num_res_blocks + 1, resample, name=f"up_{i}")(
-                x, entries, train
-            )
-        x = strips.silu(frame_norm(config, "norm_out", strips.in_strips(x), entries))
-        x = conv3x3(config.out_channels, config, name="conv_out", narrow=True)(x)
+            level = Level(config, i, config.num_res_blocks + 1, resample, name=f"up_{i}")
+            x = level(x, entries, train, canvas)
+        x = strips.silu(frame_norm(config, "norm_out", strips.in_strips(x), entries, canvas))
+        x = conv3x3(config.out_channels, config, name="conv_out", narrow=True)(x, canvas)
         x = strips.whole(x)
         return x.reshape(B, T, *x.shape[1:])
 
@@ -192,11 +201,14 @@ class VisionTokenizer(nn.Module):
         self.quant_conv = CausalConv(config.embed_dim, config)
         self.post_quant_conv = CausalConv(config.z_channels, config)
 
-    def encode(self, pixels: jax.Array) -> jax.Array:
+    def encode(self, pixels: jax.Array, sizes: jax.Array | None = None) -> jax.Array:
         """Codes of images or clips.
 
         Args:
           pixels: float in [-1, 1], [B, H, W, C] for stills or [B, T, H, W, C] for clips.
+          sizes: int32 [B, 2], (h, w) of each one's codes, if the images are smaller than the array:
+            each is in the top left corner, and only the codes there count. Shorter clips need no
+            size: codes do not depend on later frames.
 
         Returns:
           int32 [B, h, w] or [B, T / temporal factor, h, w], with h = H / spatial factor.
@@ -210,14 +222,17 @@ class VisionTokenizer(nn.Module):
                 f"pixels must be floats in [-1, 1], found {pixels.dtype}; emu3_jax.data.media"
                 ".to_model converts uint8"
             )
-        codes = self.quantize.codes(self._latents(pixels, train=False))
+        codes = self.quantize.codes(self._latents(pixels, False, sizes))
         return codes[:, 0] if pixels.ndim == 4 else codes
 
-    def decode(self, codes: jax.Array, train: bool = False) -> jax.Array:
+    def decode(
+        self, codes: jax.Array, sizes: jax.Array | None = None, train: bool = False
+    ) -> jax.Array:
         """Pixels of codes; a still returns one frame.
 
         Args:
           codes: int in [0, codebook_size), [B, h, w] for stills or [B, t, h, w] for clips.
+          sizes: as for `encode`; only pixels of these codes count.
           train: whether the decoder is trained on them.
 
         Returns:
@@ -233,7 +248,7 @@ class VisionTokenizer(nn.Module):
             )
         still = codes.ndim == 3
         entries = self.quantize.entries(codes[:, None] if still else codes)
-        pixels = self._pixels(entries, still, train)
+        pixels = self._pixels(entries, still, train, sizes)
         return pixels[:, 0] if still else pixels
 
     def __call__(self, pixels: jax.Array, train: bool = False) -> VisionOutput:
@@ -246,16 +261,20 @@ class VisionTokenizer(nn.Module):
             decoded, codes = decoded[:, 0], codes[:, 0]
         return VisionOutput(decoded, codes, latents, vectors, losses)
 
-    def _latents(self, pixels, train):
+    def _latents(self, pixels, train, sizes=None):
         """Checked pixels -> float32 [B, t, h, w, D] before quantisation."""
         self._check_pixels(pixels)
+        factor = self.config.spatial_factor
+        grid = tuple(side // factor for side in pixels.shape[-3:-1])
+        canvas = None if sizes is None else Canvas(sizes, grid)
         frames = pixels[:, None] if pixels.ndim == 4 else pixels
-        return self.quant_conv(self.encoder(frames, train)).astype(jnp.float32)
+        return self.quant_conv(self.encoder(frames, train, canvas)).astype(jnp.float32)
 
-    def _pixels(self, entries, still, train):
+    def _pixels(self, entries, still, train, sizes=None):
         """float [B, t, h, w, D] -> float32 [B, T, H, W, C]."""
+        canvas = None if sizes is None else Canvas(sizes, entries.shape[2:4])
         latents = self.post_quant_conv(entries)
-        return self.decoder(latents, entries, still, train).astype(jnp.float32)
+        return self.decoder(latents, entries, still, train, canvas).astype(jnp.float32)
 
     def _check_pixels(self, pixels):
         config = self.config

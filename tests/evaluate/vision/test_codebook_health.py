@@ -16,11 +16,11 @@ from emu3_jax.train import weights
 class Brighter(parts.GreyTokenizer):
     """The stand-in, but a code is drawn a level brighter, and only dark pixels keep their code."""
 
-    def encode(self, pixels):
+    def encode(self, pixels, sizes=None):
         codes = super().encode(pixels)
         return codes + (codes > 15)
 
-    def decode(self, codes):
+    def decode(self, codes, sizes=None):
         return super().decode(codes + 1)
 
 

@@ -159,7 +159,8 @@ def test_sizes_that_differ_have_rows_of_their_own():
 
 
 def test_each_clip_gets_the_distances_of_its_own_frames(monkeypatch):
-    monkeypatch.setattr(measured, "_distance", lambda _, a, b: np.abs(a - b).mean((1, 2, 3)))
+    toy = lambda _, pairs, sizes: np.abs(pairs[..., :3] - pairs[..., 3:]).mean((1, 2, 3))  # noqa: E731
+    monkeypatch.setattr(measured, "_distance", toy)
     clips = [np.zeros((t, 16, 16, 3), np.uint8) for t in (2, 3)]
     rebuilt = [clip + np.uint8(51 * (i + 1)) for i, clip in enumerate(clips)]
     found = measured.measure(clips, rebuilt, ((), "a toy"), 4).values["perceptual"]

@@ -62,8 +62,8 @@ class GreyTokenizer(nn.Module):
 
     config: GreyConfig = GreyConfig()
 
-    def encode(self, pixels):
-        """[B, (T,) H, W, 3] in [-1, 1] → int32 [B, (t,) h, w]."""
+    def encode(self, pixels, sizes=None):
+        """[B, (T,) H, W, 3] in [-1, 1] → int32 [B, (t,) h, w]; no cell depends on another."""
         grey = pixels.mean(-1)
         *lead, height, width = grey.shape
         grey = grey.reshape(*lead, height // 4, 4, width // 4, 4).mean((-3, -1))
@@ -71,7 +71,7 @@ class GreyTokenizer(nn.Module):
             grey = grey.reshape(grey.shape[0], -1, 4, *grey.shape[2:]).mean(2)
         return jnp.clip((grey + 1) * 16, 0, 31).astype(jnp.int32)
 
-    def decode(self, codes):
+    def decode(self, codes, sizes=None):
         """The inverse, in grey."""
         grey = (codes + 0.5) / 16 - 1
         axes = (1, 2) if codes.ndim == 3 else (1, 2, 3)

@@ -43,7 +43,7 @@ def read_and_say(path, **keywords):
     print("reads file", path, flush=True)
     return read_image(path, **keywords)
 media.read_image = read_and_say
-from emu3_jax.data.codec import vision_codec
+from emu3_jax.data.codec.canvases import Batcher
 from emu3_jax.evaluate import during_training
 from emu3_jax.generate import scoring
 from emu3_jax.generate.decoding import engine
@@ -57,7 +57,7 @@ def look(function):
         return function(*arguments, **keywords)
     return watched
 scoring.Tally.add, engine._inputs = look(scoring.Tally.add), look(engine._inputs)
-vision_codec.batches_of_one_shape = look(vision_codec.batches_of_one_shape)
+Batcher.add = look(Batcher.add)
 run_all = during_training.run_all
 def evaluated(subject, evaluators):
     tokenizers = [e.tokenizer[1] for e in evaluators if e.name == "emoji_captions"]

@@ -1,14 +1,15 @@
 """The encoder of a vision tokenizer as a program for ahead-of-time lowering."""
 
-import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from emu3_jax import sharding
-from emu3_jax.data.codec.vision_encoder import encode_batch, mesh_of
+from emu3_jax.data.codec.programs import jitted
+from emu3_jax.data.codec.vision_encoder import mesh_of
 from emu3_jax.data.pixels.pixel_batches import PixelGroup
 from emu3_jax.train import model_flops
 from emu3_jax.train.program import Program
@@ -33,19 +34,23 @@ class TokenizeProgram(Program):
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
             self._variables(),
         )
+        sizes = self._sizes(sharding=NamedSharding(mesh, sharding.partition_spec("batch")))
         with jax.set_mesh(mesh):
-            return encode_batch.lower(self.task.model, variables, pixels)
+            return jitted(self.task.model, "encode").lower(variables, pixels, sizes)
 
     def model_flops(self) -> float:
         """Returns the model FLOPs of one batch over all devices."""
         pixels = jax.ShapeDtypeStruct(self._group.shape, jnp.float32)
-        encode = functools.partial(encode_batch, self.task.model)
-        return model_flops.of_call(encode, self._variables(), pixels)
+        encode = jitted(self.task.model, "encode")
+        return model_flops.of_call(encode, self._variables(), pixels, self._sizes())
 
     @property
     def _group(self) -> PixelGroup:
         groups = self.task.config.data.active
         return next((group for group in groups if group.kind != "stills"), groups[0])
+
+    def _sizes(self, **options) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((self._group.shape[0], 2), jnp.int32, **options)
 
     def _variables(self):
         return self.task.model_parts(nn.unbox(jax.eval_shape(self.task.init, jax.random.key(0))))
