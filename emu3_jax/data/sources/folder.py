@@ -70,7 +70,8 @@ class FolderSource:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:  # RecursionError: brackets thousands deep
-            return RawItem(where, where=where, problem=f"not a JSON row ({error})")
+            problem = f"not a JSON row, expected one object per line ({error})"
+            return RawItem(where, where=where, problem=problem)
         if not isinstance(row, dict) or "id" not in row:
             given = found(row) if isinstance(row, dict) else f"found a {type(row).__name__}"
             problem = f'expected an object with the keys "id" and "text", {given}'
@@ -88,6 +89,7 @@ class FolderSource:
 
     def _fields(self, row: dict) -> dict:
         """Removes the fields of RawItem from the row and returns them; a thumbnail stays in it."""
+        keys = ["id", *row]
         fields = {"text": caption_text(row.pop("text", None))}
         shown = {kind: row.pop(kind, None) for kind in MEDIA}
         shown = {kind: value for kind, value in shown.items() if value is not None}
@@ -108,7 +110,7 @@ class FolderSource:
             fields["text"] = caption_of(row)
         parts = [fields, *fields["segments"], *fields["turns"]]
         has_medium = any(part.get(kind) for part in parts for kind in MEDIA)
-        check_layout(row, has_text=bool(whole or fields["text"]), has_medium=has_medium)
+        check_layout(row, keys, has_text=bool(whole or fields["text"]), has_medium=has_medium)
         return fields
 
     def _media(self, values: dict) -> dict:

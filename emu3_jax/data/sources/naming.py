@@ -1,7 +1,7 @@
 """What names say: endings of files, and keys under which other projects keep media and chats."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from emu3_jax.data.sources.caption_values import CAPTION_KEYS
@@ -30,13 +30,16 @@ MEDIUM_KEYS = (
 )
 
 
-def check_layout(entries: Mapping[str, Any], *, has_text: bool, has_medium: bool) -> None:
+def check_layout(
+    entries: Mapping[str, Any], keys: Collection[str], *, has_text: bool, has_medium: bool
+) -> None:
     """Raises SourceError if the content stands under keys that are not read.
 
     The example would else be a text without its medium, or a medium without its chat.
 
     Args:
-      entries: the keys of a row, or of a json member, that would become attributes.
+      entries: what of a row, or of a json member, would become attributes.
+      keys: all that it has, for the message.
       has_text: whether it has text, turns or segments.
       has_medium: whether it, or a part of it, has an image or a clip.
     """
@@ -49,12 +52,12 @@ def check_layout(entries: Mapping[str, Any], *, has_text: bool, has_medium: bool
             expected = 'the path of a file as "image" or "video"'
         else:
             continue
-        raise SourceError(f"the key {key!r} is not read; expected {expected} ({found(entries)})")
+        raise SourceError(f"the key {key!r} is not read; expected {expected} ({found(keys)})")
 
 
-def found(entries: Mapping[str, Any]) -> str:
+def found(keys: Collection[str]) -> str:
     """For messages: the keys that there are, the first twelve of them."""
-    names = [repr(key) for key in entries]
+    names = [repr(key) for key in keys]
     return f"found {', '.join(names[:12]) or 'no key'}{', …' if len(names) > 12 else ''}"
 
 

@@ -131,7 +131,7 @@ def _fields(members: list[_Member]) -> dict:
         )
     attributes = _attributes(by_role.get("json"))
     text = _caption(by_role, attributes)
-    check_layout(attributes, has_text=bool(text), has_medium=bool(media))
+    check_layout(attributes, attributes, has_text=bool(text), has_medium=bool(media))
     return {**one_medium(media), "text": text, "attributes": attributes}
 
 

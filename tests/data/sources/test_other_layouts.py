@@ -44,9 +44,9 @@ def of_a_tar(tmp_path, **members):
 def test_keys_of_other_layouts_are_a_problem_that_names_them(row, key, expected, tmp_path):
     """They would be attributes: of a text without its image, or of an image without its chat."""
     (item,) = of_a_folder(tmp_path, {"id": 1, **row, "source": "web"})
-    others = ", ".join(map(repr, [name for name in row if name not in ("image", "text")]))
+    names = ", ".join(map(repr, ["id", *row, "source"]))
     assert f"the key '{key}' is not read; expected " in item.problem and expected in item.problem
-    assert f"(found {others}, 'source')" in item.problem
+    assert f"(found {names})" in item.problem
     medium = {"jpg": b"x"} if "image" in row else {}
     (item,) = of_a_tar(tmp_path, **medium, json=json.dumps(row).encode())
     assert f"the key '{key}' is not read; expected " in item.problem and expected in item.problem
@@ -69,9 +69,10 @@ def test_the_same_keys_beside_what_is_read_are_attributes(tmp_path):
 
 def test_rows_without_an_id_say_what_they_have(tmp_path):
     many = {f"k{i}": i for i in range(20)}
-    items = of_a_folder(tmp_path, {"file_name": "a.jpg", "text": "a"}, "[1]", many, {})
+    items = of_a_folder(tmp_path, {"file_name": "a.jpg", "text": "a"}, "[1]", many, {}, "[")
     expected = 'expected an object with the keys "id" and "text", found '
     found = ["'file_name', 'text'", "a list", ", ".join(f"'k{i}'" for i in range(12)) + ", …"]
+    assert items.pop().problem.startswith("not a JSON row, expected one object per line (Expect")
     assert [item.problem for item in items] == [expected + one for one in [*found, "no key"]]
 
 
