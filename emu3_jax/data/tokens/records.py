@@ -9,7 +9,6 @@ reading with others is an error.
 import bisect
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import itertools
 import json
@@ -24,6 +23,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
+from emu3_jax import exit_codes
 from emu3_jax.data.codec.fingerprint import check_same
 from emu3_jax.files import MAX_TEXT_BYTES, write_atomically, written_whole
 from emu3_jax.sequence import EndOfTurn, Grammar, Image, Segment, Text, Video
@@ -38,6 +38,10 @@ KINDS = ("text", "image", "video", "document", "chat")
 
 class RecordError(ValueError):
     """Stored data that cannot be read or does not fit; the sentence names the file."""
+
+
+class UnreachableError(RecordError, exit_codes.TransientError):
+    """Stored data that the storage did not give; a class, since worker processes send no cause."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -291,20 +295,15 @@ class StoredRecords(Sequence):
             number = bisect.bisect_right(self._ends, index)
             within = index - (self._ends[number - 1] if number else 0)
             where = f"{self._files[number]}: record {within} of this file cannot be read"
-            reason = str(error).split(";")[0]
-            if (cause := _system_error(reason)) is not None:
-                raise RecordError(f"{where} ({cause.strerror})") from cause
-            raise RecordError(
-                f"{where}: the file is cut short, damaged or another's ({reason}); copy it again "
-                "or tokenize anew"
-            ) from error
-
-
-def _system_error(reason: str) -> OSError | None:
-    """The error of the system that ArrayRecord tells as "read() failed: TEXT"; None for others."""
-    text = reason.rpartition("() failed: ")[2]
-    number = next((n for n in errno.errorcode if os.strerror(n) == text), None)
-    return None if number is None else OSError(number, text)
+            reason = str(error).split(";")[0]  # "read() failed: TEXT": an error of the system
+            _, failed, text = reason.partition("() failed: ")
+            if failed:
+                cause = exit_codes.system_error(text)
+                may_pass = exit_codes.of(cause) == exit_codes.TRANSIENT
+                kind = UnreachableError if may_pass else RecordError
+                raise kind(f"{where} ({text})") from cause
+            damaged = f"the file is cut short, damaged or another's ({reason})"
+            raise RecordError(f"{where}: {damaged}; copy it again or tokenize anew") from error
 
 
 def write_dataset_info(path: str | os.PathLike, info: DatasetInfo) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 import re
 import resource
 
@@ -186,6 +187,7 @@ def test_what_the_disk_refuses_may_pass_by_itself(reason, code, tmp_path, monkey
     with pytest.raises(RecordError, match=rf"record 0 .* cannot be read \({text}\)$") as caught:
         records[0]
     assert exit_codes.of(caught.value) == code
+    assert exit_codes.of(pickle.loads(pickle.dumps(caught.value))) == code  # from a worker process
 
 
 def test_a_description_of_any_size_is_not_held(tmp_path):
