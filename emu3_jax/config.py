@@ -17,7 +17,7 @@ import json
 import os
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, TypeVar
 
 import ml_collections
@@ -35,6 +35,12 @@ ABSENT = "<absent>"
 
 class ConfigError(ValueError):
     """A config that cannot be used; the message names the key and what was expected."""
+
+
+def check_choice(name: str, value: Any, choices: Collection[Any]) -> None:
+    """ValueError that names the key if its value is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(choices)}, found {value!r}")
 
 
 def to_dataclass(cls: type[T], values: Any, where: str = TOP) -> T:

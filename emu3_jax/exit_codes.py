@@ -8,6 +8,7 @@
 """
 
 import errno
+import os
 
 USER, TRANSIENT = 2, 3
 
@@ -36,6 +37,12 @@ def of(error: BaseException) -> int:
         seen.append(cause)
         cause = cause.__cause__
     return USER
+
+
+def system_error(text: str) -> OSError:
+    """The error that libraries in C tell by the system's text for it, such as "No such file …"."""
+    number = next((number for number in errno.errorcode if os.strerror(number) == text), None)
+    return OSError(text) if number is None else OSError(number, text)
 
 
 def _may_pass(error: BaseException) -> bool:

@@ -14,11 +14,14 @@ import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 from etils import epath
 
 AnyPath = str | os.PathLike[str]
+
+# 64 MiB: a text that data brings, such as a line of a jsonl file, is not held if it is longer.
+MAX_TEXT_BYTES = 64 << 20
 
 # An object in a bucket cannot grow and is rewritten, at most once in this many seconds.
 REWRITE_EVERY = 60.0
@@ -42,6 +45,18 @@ def inside(folder: AnyPath, name: str) -> pathlib.Path:
     if os.path.commonpath([root, os.path.abspath(path)]) != root:
         raise ValueError(f"{name!r} lies outside of the folder {os.fspath(folder)}")
     return pathlib.Path(path)
+
+
+def lines_within(file: BinaryIO, limit: int) -> Iterator[tuple[bytes | None, int]]:
+    """Yields (line, its bytes in the file); None for a line of more, which is never held whole."""
+    while line := file.readline(limit + 1):
+        length = len(line)
+        if length <= limit or line.endswith(b"\n"):
+            yield line, length
+            continue
+        while not line.endswith(b"\n") and (line := file.readline(1 << 20)):
+            length += len(line)
+        yield None, length
 
 
 def write_atomically(path: AnyPath, content: bytes | str) -> None:

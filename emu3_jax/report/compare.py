@@ -9,17 +9,15 @@ Example:
   python -m emu3_jax.report.compare runs/nano runs/nano_no_dropout --output=runs/compared
 """
 
-import argparse
 import pathlib
 import statistics
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from emu3_jax.figures import chart
 from emu3_jax.files import write_atomically
 from emu3_jax.report import tables
-from emu3_jax.report.runs import Run, differences, points, read_run
+from emu3_jax.report.runs import Run, command, differences, points, read_run
 from emu3_jax.report.tables import MODALITIES, training_key, validation_key
 
 # Training losses are noisy; the last figure is a mean over this many log lines.
@@ -126,20 +124,9 @@ def _number(value: float | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m emu3_jax.report.compare",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("runs", nargs="+", type=pathlib.Path, help="run directories")
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="folder to write into")
-    parsed = parser.parse_args(arguments)
-    try:
-        print(compare(parsed.runs, parsed.output))
-    except (ValueError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"written: {parsed.output}/comparison.md, {parsed.output}/comparison.svg")
+    with command("compare", __doc__, "folder to write into", arguments) as given:
+        print(compare(given.runs, given.output))
+        print(f"written: {given.output}/comparison.md, {given.output}/comparison.svg")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
 """Contents of a run directory, and differences between several, for reports."""
 
+import argparse
+import contextlib
 import dataclasses
 import pathlib
 import statistics
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import ml_collections
 
+from emu3_jax import exit_codes
 from emu3_jax.config import ABSENT, config_differences, read_config
 from emu3_jax.evaluate.evaluator import RESULTS_FILE, read_results
 from emu3_jax.report.tables import Results
@@ -61,6 +65,34 @@ def read_run(path: pathlib.Path) -> Run:
             results = read_results(folder)
             break
     return Run(path, read_config(path), read_metrics(path), results)
+
+
+@contextlib.contextmanager
+def command(
+    module: str, description: str | None, output: str, arguments: Sequence[str] | None
+) -> Iterator[argparse.Namespace]:
+    """`runs` and `output` of the command python -m emu3_jax.report.MODULE RUN … --output=PATH.
+
+    What a user's input or the storage makes fail inside ends the process with one sentence.
+
+    Args:
+      module: the module.
+      description: for --help.
+      output: for --help, what --output names.
+      arguments: those of the command; None for sys.argv.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m emu3_jax.report.{module}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("runs", nargs="+", type=pathlib.Path, help="run directories")
+    parser.add_argument("--output", required=True, type=pathlib.Path, help=output)
+    try:
+        yield parser.parse_args(arguments)
+    except (ValueError, OSError) as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(exit_codes.of(error))
 
 
 def points(rows: Sequence[Mapping[str, Any]], key: str) -> tuple[tuple[float, float], ...]:

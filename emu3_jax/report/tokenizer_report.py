@@ -9,16 +9,14 @@ Example:
   python -m emu3_jax.report.tokenizer_report runs/no_gan runs/full --output=runs/tokenizers.html
 """
 
-import argparse
 import html
 import pathlib
-import sys
 from collections.abc import Sequence
 
 from emu3_jax.figures import chart, page
 from emu3_jax.files import write_atomically
 from emu3_jax.report import tokenizer_verdicts
-from emu3_jax.report.runs import differences, points
+from emu3_jax.report.runs import command, differences, points
 from emu3_jax.report.tokenizer_run import TokenizerRun, read
 from emu3_jax.report.tokenizer_verdicts import BAD, GOOD, UNKNOWN
 
@@ -261,20 +259,9 @@ def _commands(tokenizers: Sequence[TokenizerRun]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m emu3_jax.report.tokenizer_report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("runs", nargs="+", type=pathlib.Path, help="run directories")
-    parser.add_argument("--output", required=True, type=pathlib.Path, help="file to write")
-    parsed = parser.parse_args(arguments)
-    try:
-        build(parsed.runs, parsed.output)
-    except (ValueError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
-        sys.exit(2)
-    print(f"written: {parsed.output}")
+    with command("tokenizer_report", __doc__, "file to write", arguments) as given:
+        build(given.runs, given.output)
+        print(f"written: {given.output}")
 
 
 if __name__ == "__main__":

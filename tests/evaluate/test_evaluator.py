@@ -5,13 +5,11 @@ import json
 from typing import ClassVar
 
 import evaluation_stand_ins as parts
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_models
 from ml_collections import ConfigDict
 
-from emu3_jax import vocab as vocab_lib
 from emu3_jax.config import ConfigError
 from emu3_jax.data import media
 from emu3_jax.evaluate import evaluator, items, language_use, registry
@@ -20,10 +18,6 @@ from emu3_jax.evaluate.evaluator import Result, Subject, Table
 from emu3_jax.evaluate.language.likelihood import Likelihood
 from emu3_jax.evaluate.progress import Progress
 from emu3_jax.generate import modalities, presets
-from emu3_jax.interop.bundle import Bundle
-from emu3_jax.models.language.transformer import Transformer, TransformerConfig
-from emu3_jax.sequence import Grammar
-from emu3_jax.text import ByteTokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,20 +147,7 @@ def test_entries_that_cannot_be_used_end_in_one_sentence(entries, message):
 def subject(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
     parts.write_corpus(folder)
-    vocab = vocab_lib.small(256, 64)
-    config = TransformerConfig(
-        vocab_size=vocab.size,
-        hidden_size=16,
-        intermediate_size=24,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        vocab_multiple=64,
-    )
-    model = Transformer(config)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
-    bundle = Bundle(model, variables, vocab, Grammar(vocab, ByteTokenizer()))
+    bundle = tiny_models.initial_bundle(codebook_size=64)
     tokenizer = (parts.GreyTokenizer(), {})
     return Subject(language_model=bundle, vision_tokenizer=tokenizer), folder
 

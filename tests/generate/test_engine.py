@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from tiny_models import TWO_LAYERS
 
 from emu3_jax import sharding
 from emu3_jax import vocab as vocab_lib
@@ -17,18 +18,7 @@ from emu3_jax.models.language.transformer import Transformer, TransformerConfig
 from emu3_jax.sequence import allowed_after_img
 
 VOCAB = vocab_lib.small(text_size=20, codebook_size=12)
-MODEL = Transformer(
-    TransformerConfig(
-        vocab_size=VOCAB.size,
-        hidden_size=32,
-        intermediate_size=48,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        vocab_multiple=16,
-    )
-)
+MODEL = Transformer(TransformerConfig(VOCAB.size, vocab_multiple=16, **TWO_LAYERS))
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,14 @@ import jax
 import pytest
 from paths import ROOT
 from tiny_pretraining import write_run
-from token_records import GRAMMAR, image_record, write_dataset
+from token_records import image_record, write_dataset
 
 import emu3_jax
 from emu3_jax import config as config_lib
+from emu3_jax import vocab
 from emu3_jax.sequence import Grammar
+from emu3_jax.text import SentencePieceTokenizer
+from emu3_jax.text.sentencepiece import train
 
 # One process for all attempts: importing takes longer than training these steps.
 ATTEMPTS = """
@@ -51,6 +54,14 @@ REFUSED = {
         r"evaluation\[0\].evaluator: there is no evaluator 'likelyhood' \(did you mean likelihood",
     ),
     # What ids mean; --allow_changes lets other data in, but not these.
+    "a tokenizer trained anew, of the same size": (
+        {
+            "text_tokenizer": "{folder}/anew.model",
+            "data.mixture.0.dataset": "{folder}/anew",
+            "evaluation.0.tokens": "{folder}/anew",
+        },
+        "run has the text tokenizer .*, but the data has .*; remake one of the two",
+    ),
     "another video format": (
         {"data.mixture.0.dataset": "{folder}/univla"},
         "run has the video format paper, but the data has univla",
@@ -76,11 +87,19 @@ def attempts(tmp_path_factory):
     """(message, {file: hash}) after: a run, each refused attempt to resume it, a good one; and
     after two refused runs in fresh directories."""
     folder = tmp_path_factory.mktemp("command")
-    config = write_run(folder, 8, evaluate_every=2, **{"run.steps": 2})
+    tokenizer = folder / "text.model"
+    changed = {"run.steps": 2, "text_tokenizer": str(tokenizer)}
+    config = write_run(folder, 8, evaluate_every=2, **changed)
+    for path, words in ((tokenizer, "ein roter Apfel"), (folder / "anew.model", "a red apple")):
+        train([words], 275, path)
+    first, anew = (SentencePieceTokenizer(path) for path in (tokenizer, folder / "anew.model"))
+    assert first.size == anew.size
+    grammar = Grammar(vocab.small(first.size, 100), first)
     records, limits = [image_record(i) for i in range(8)], {"min_pixels": 64, "max_pixels": 4096}
-    write_dataset(folder / "tokens", records, recipe=limits)
-    write_dataset(folder / "larger", records, recipe=limits | {"max_pixels": 8192})
-    write_dataset(folder / "univla", records, Grammar(GRAMMAR.vocab, GRAMMAR.tokenizer, "univla"))
+    write_dataset(folder / "tokens", records, grammar, recipe=limits)
+    write_dataset(folder / "anew", records, Grammar(grammar.vocab, anew), recipe=limits)
+    write_dataset(folder / "larger", records, grammar, recipe=limits | {"max_pixels": 8192})
+    write_dataset(folder / "univla", records, Grammar(grammar.vocab, first, "univla"))
     run = str(folder / "run")
     changes = [{k: v.format(folder=folder) for k, v in c.items()} for c, _ in REFUSED.values()]
     plan = [(run, {}), *((run, change) for change in changes)]

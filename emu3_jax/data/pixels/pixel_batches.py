@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import grain
 import numpy as np
 
+from emu3_jax.config import check_choice
 from emu3_jax.data import media
 from emu3_jax.data.batches import Batches
 from emu3_jax.data.pixels import crops
@@ -45,8 +46,7 @@ class PixelGroup:
         where = f"group {self.name!r}"
         if not self.name.isidentifier():
             raise ValueError(f"{where}: a group's name must be letters, digits and underscores")
-        if self.kind not in KINDS:
-            raise ValueError(f"{where}: kind must be one of {KINDS}, found {self.kind!r}")
+        check_choice(f"{where}: kind", self.kind, KINDS)
         if self.size < 1 or self.count < 0:
             raise ValueError(
                 f"{where}: size must be above 0 and count not below 0, found {self.size} and "
@@ -112,8 +112,7 @@ class PixelConfig:
             raise ValueError(f"groups: names must differ, {repeated[0]!r} appears twice")
         if not self.active:
             raise ValueError("groups: at least one must have a count above 0")
-        if self.crop not in CROPS:
-            raise ValueError(f"crop must be one of {CROPS}, found {self.crop!r}")
+        check_choice("crop", self.crop, CROPS)
         if not 0 < self.min_crop <= 1:
             raise ValueError(f"min_crop must lie in (0, 1], found {self.min_crop}")
         if self.crop == "centre" and self.min_crop != 1:

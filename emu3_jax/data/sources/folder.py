@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from emu3_jax.data.sources.caption_values import caption_of, caption_text, is_missing
+from emu3_jax.data.sources.naming import check_layout, found
 from emu3_jax.data.sources.source import MEDIA, RawItem, SourceError, one_medium
-from emu3_jax.files import inside
+from emu3_jax.files import MAX_TEXT_BYTES, inside, lines_within
 
 
 class FolderSource:
@@ -29,12 +30,12 @@ class FolderSource:
         offset = 0
         try:
             with open(self.path, "rb") as lines:
-                for number, line in enumerate(lines, 1):
-                    if line.strip():
+                for number, (line, length) in enumerate(lines_within(lines, MAX_TEXT_BYTES), 1):
+                    if line is None or line.strip():
                         if self._rows % items_per_shard == 0:
                             self._starts.append((number, offset))
                         self._rows += 1
-                    offset += len(line)
+                    offset += length
         except OSError as error:
             raise SourceError(f"{self.path}: cannot be read ({error.strerror})") from error
         if not self._rows:
@@ -54,21 +55,26 @@ class FolderSource:
         left = self._per_shard
         with open(self.path, "rb") as lines:
             lines.seek(offset)
-            for at, line in enumerate(lines, number):
-                if line.strip():
-                    yield self._item(at, line)
+            for at, (line, length) in enumerate(lines_within(lines, MAX_TEXT_BYTES), number):
+                if line is None or line.strip():
+                    yield self._item(at, line, length)
                     left -= 1
                     if not left:
                         return
 
-    def _item(self, number: int, line: bytes) -> RawItem:
+    def _item(self, number: int, line: bytes | None, length: int) -> RawItem:
         where = f"{self.path}:{number}"
+        if line is None:
+            problem = f"a row of {length} bytes, at most {MAX_TEXT_BYTES} are read"
+            return RawItem(where, where=where, problem=problem)
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:  # RecursionError: brackets thousands deep
-            return RawItem(where, where=where, problem=f"not a JSON row ({error})")
+            problem = f"not a JSON row, expected one object per line ({error})"
+            return RawItem(where, where=where, problem=problem)
         if not isinstance(row, dict) or "id" not in row:
-            problem = 'expected an object with the keys "id" and "text"'
+            given = found(row) if isinstance(row, dict) else f"found a {type(row).__name__}"
+            problem = f'expected an object with the keys "id" and "text", {given}'
             return RawItem(where, where=where, problem=problem)
         key = row.pop("id")
         if isinstance(key, bool) or not isinstance(key, str | int | float) or is_missing(key):
@@ -83,6 +89,7 @@ class FolderSource:
 
     def _fields(self, row: dict) -> dict:
         """Removes the fields of RawItem from the row and returns them; a thumbnail stays in it."""
+        keys = ["id", *row]
         fields = {"text": caption_text(row.pop("text", None))}
         shown = {kind: row.pop(kind, None) for kind in MEDIA}
         shown = {kind: value for kind, value in shown.items() if value is not None}
@@ -101,6 +108,9 @@ class FolderSource:
             raise SourceError(f'expected "{whole}" alone, found {", ".join(given)}')
         if not given or given == [*chosen]:
             fields["text"] = caption_of(row)
+        parts = [fields, *fields["segments"], *fields["turns"]]
+        has_medium = any(part.get(kind) for part in parts for kind in MEDIA)
+        check_layout(row, keys, has_text=bool(whole or fields["text"]), has_medium=has_medium)
         return fields
 
     def _media(self, values: dict) -> dict:

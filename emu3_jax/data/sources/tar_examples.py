@@ -16,21 +16,8 @@ import os
 from collections.abc import Iterator
 
 from emu3_jax.data.sources.caption_values import caption_of, caption_text, is_missing
+from emu3_jax.data.sources.naming import ENDINGS, check_layout, role_of
 from emu3_jax.data.sources.source import MEDIA, RawItem, SourceError, one_medium
-
-ENDINGS = {
-    "image": "jpg jpeg jpe jfif png apng webp gif bmp tif tiff ppm pgm avif jp2".split(),
-    "video": "mp4 m4v mov webm mkv avi mpg mpeg mpe ts m2ts mts flv wmv 3gp ogv".split(),
-    "caption": "txt text caption".split(),
-    "json": ["json"],
-}
-ROLES = {ending: role for role, endings in ENDINGS.items() for ending in endings}
-
-
-def role_of(name: str) -> str:
-    """The role of a member, by its ending; "" if it has none that is known."""
-    base = os.path.basename(name)
-    return ROLES.get(base.rpartition(".")[2].lower(), "") if "." in base else ""
 
 
 class TarExamples:
@@ -143,7 +130,9 @@ def _fields(members: list[_Member]) -> dict:
             f"{', '.join(ENDINGS['image'] + ENDINGS['video'])}"
         )
     attributes = _attributes(by_role.get("json"))
-    return {**one_medium(media), "text": _caption(by_role, attributes), "attributes": attributes}
+    text = _caption(by_role, attributes)
+    check_layout(attributes, attributes, has_text=bool(text), has_medium=bool(media))
+    return {**one_medium(media), "text": text, "attributes": attributes}
 
 
 def _attributes(member: _Member | None) -> dict:

@@ -1,5 +1,6 @@
 """WebDataset tars as img2dataset and video2dataset write them: KEY.jpg or KEY.mp4, .txt, .json."""
 
+import errno
 import glob
 import lzma
 import os
@@ -8,8 +9,11 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 
+from emu3_jax import exit_codes
+from emu3_jax.data.sources.naming import role_of
 from emu3_jax.data.sources.source import RawItem, SourceError
-from emu3_jax.data.sources.tar_examples import TarExamples, role_of
+from emu3_jax.data.sources.tar_examples import TarExamples
+from emu3_jax.files import MAX_TEXT_BYTES
 
 # Errors raised by reading a damaged tar, compressed or not.
 DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error, lzma.LZMAError)
@@ -39,7 +43,8 @@ class WebDatasetSource:
         """The examples of one tar, media as bytes.
 
         If the tar is damaged, raises SourceError after the examples before the damage, without the
-        one whose members may be incomplete.
+        one whose members may be incomplete. OSError for what a restart may cure, such as a stale
+        handle: thousands of examples would be lost as one item.
         """
         path = self.paths[shard]
         examples = TarExamples(path)
@@ -47,6 +52,10 @@ class WebDatasetSource:
             for name, content, problem in _members(path):
                 yield from examples.add(name, content, problem)
         except DAMAGE as error:
+            if exit_codes.of(error) == exit_codes.TRANSIENT:
+                raise OSError(
+                    error.errno or errno.EIO, error.strerror or str(error), path
+                ) from error
             start = f" from the example {examples.key!r} on" if examples.key is not None else ""
             reason = str(error).partition("\n")[0].rstrip(":")
             raise SourceError(f"{path}: cannot be read as a tar file{start} ({reason})") from error
@@ -83,14 +92,17 @@ def _members(path: str) -> Iterator[tuple[str, bytes, str]]:
             content, problem = b"", ""
             if not member.isfile():
                 problem = f"the member {member.name} is a link or a device, expected a file"
-            elif member.size > MAX_MEMBER_BYTES:
-                problem = (
-                    f"the member {member.name} has {member.size} bytes, at most "
-                    f"{MAX_MEMBER_BYTES} are read"
-                )
+            elif member.size > (limit := _limit(member.name)):
+                size = f"{member.size} bytes, at most {limit} are read"
+                problem = f"the member {member.name} has {size}"
             elif role_of(member.name):
                 content = tar.extractfile(member).read()
             yield member.name, content, problem
+
+
+def _limit(name: str) -> int:
+    """What a member may have in bytes: less for a caption or json."""
+    return MAX_TEXT_BYTES if role_of(name) in ("caption", "json") else MAX_MEMBER_BYTES
 
 
 class _Member(tarfile.TarInfo):

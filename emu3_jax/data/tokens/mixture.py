@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import grain
 import numpy as np
 
+from emu3_jax.config import check_choice
 from emu3_jax.data.codec.fingerprint import check_same
 from emu3_jax.data.tokens.cutting import Tokens, ends_of
 from emu3_jax.data.tokens.records import Record, RecordError, TokenDataset, open_dataset
@@ -69,10 +70,7 @@ class MixtureEntry:
     name: str = ""
 
     def __post_init__(self):
-        if self.task not in DOCUMENT_TASKS:
-            raise ValueError(
-                f"task must be one of {', '.join(DOCUMENT_TASKS)}, found {self.task!r}"
-            )
+        check_choice("task", self.task, DOCUMENT_TASKS)
         if not self.weight > 0:
             raise ValueError(f"weight must be above zero, found {self.weight}")
         if not 0 <= self.null_prompt <= 1:

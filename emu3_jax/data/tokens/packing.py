@@ -8,7 +8,7 @@ therefore give the position of a stream: the start of its window and the number 
 
 import bisect
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import grain
@@ -186,6 +186,9 @@ class PackedRows(grain.IterDataset):
         self._window, self._seed, self._starts, self._skips = window, seed, starts, skips
 
     def __iter__(self) -> grain.DatasetIterator:
+        return _PackedRowsIterator(self._packers, self._seq_len, self._pad)
+
+    def _packers(self) -> list[RowPacker]:
         packers = []
         for stream, row, start, skip in zip(
             self._streams, self._rows, self._starts, self._skips, strict=True
@@ -193,15 +196,20 @@ class PackedRows(grain.IterDataset):
             seed = (self._seed, row)
             packers.append(RowPacker(stream, self._seq_len, self._window, seed, Position(*start)))
             packers[-1].skip(skip)
-        return _PackedRowsIterator(packers, self._seq_len, self._pad)
+        return packers
 
 
 class _PackedRowsIterator(grain.DatasetIterator):
-    def __init__(self, packers: list[RowPacker], seq_len: int, pad: int):
+    def __init__(self, make_packers: Callable[[], list[RowPacker]], seq_len: int, pad: int):
         super().__init__()
-        self._packers, self._seq_len, self._pad = packers, seq_len, pad
+        self._make_packers, self._seq_len, self._pad = make_packers, seq_len, pad
+        self._packers: list[RowPacker] = []
 
     def __next__(self) -> dict[str, np.ndarray]:
+        if not self._packers:
+            # They read documents. Where that fails while an iterator is made, grain prints
+            # tracebacks of its own after the error's sentence.
+            self._packers = self._make_packers()
         rows = [assemble(p.next_row(), self._seq_len, self._pad) for p in self._packers]
         batch = {name: np.stack([row[name] for row in rows]) for name in FIELDS}
         batch["position"] = np.array([p.position for p in self._packers], np.int64)

@@ -4,6 +4,7 @@ Batch n is a function of (config, n): row r of every batch has its own stream of
 neither the number of hosts nor the number of worker processes matters.
 """
 
+import logging
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,8 @@ from emu3_jax.data.tokens.mixture import (
 from emu3_jax.data.tokens.packing import FIELDS, PackedRows, Position
 from emu3_jax.data.tokens.records import open_dataset
 from emu3_jax.sequence import Grammar, LossWeights
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -135,11 +138,15 @@ class BatchIterator(Batches):
 
         Each row begins a new window at the first document of its last window, so some documents
         may be repeated. If the number of rows has changed, all rows begin at the position of the
-        average row. A state of the same batches is returned unchanged.
+        average row. A state of the same batches is returned unchanged. Warns of datasets that were
+        made anew, whose documents stand in another order.
         """
         contents = state.get("contents", self._contents)
         if state.get("stream", self._stream) == self._stream and contents == self._contents:
             return state
+        anew = [name for name, now in self._contents.items() if contents.get(name, now) != now]
+        if anew:
+            log.warning("made anew since the last checkpoint: %s", ", ".join(anew))
         config = self._config
         old = {int(row): Position(*position) for row, position in state["rows"].items()}
         if state["batch_size"] == config.batch_size:

@@ -23,8 +23,9 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
+from emu3_jax import exit_codes
 from emu3_jax.data.codec.fingerprint import check_same
-from emu3_jax.files import write_atomically, written_whole
+from emu3_jax.files import MAX_TEXT_BYTES, write_atomically, written_whole
 from emu3_jax.sequence import EndOfTurn, Grammar, Image, Segment, Text, Video
 from emu3_jax.vocab import Vocab
 
@@ -37,6 +38,10 @@ KINDS = ("text", "image", "video", "document", "chat")
 
 class RecordError(ValueError):
     """Stored data that cannot be read or does not fit; the sentence names the file."""
+
+
+class UnreachableError(RecordError, exit_codes.TransientError):
+    """Stored data that the storage did not give; a class, since worker processes send no cause."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,6 +129,10 @@ class Shard:
     kind: str
     records: int
 
+    def __post_init__(self):
+        if not isinstance(self.file, str) or type(self.records) is not int or self.records < 1:
+            raise TypeError(f"{self}: expected the name of a file and a number of records")
+
 
 @dataclasses.dataclass(frozen=True)
 class Counts:
@@ -197,6 +206,8 @@ class DatasetInfo:
             found = plain.get("schema") if isinstance(plain, dict) else plain
             raise ValueError(f"expected schema {SCHEMA}, found {found!r}")
         try:
+            if not isinstance(plain["text_tokenizer"] + plain["vision_tokenizer"], str):
+                raise TypeError("of a tokenizer: expected a fingerprint")
             return cls(
                 Vocab.from_dict(plain["vocabulary"]),
                 plain["text_tokenizer"],
@@ -207,7 +218,7 @@ class DatasetInfo:
                 plain["skipped"],
                 plain["recipe"],
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"missing or wrong entry {error}") from error
 
 
@@ -281,9 +292,18 @@ class StoredRecords(Sequence):
         try:
             return Record.from_bytes(self._raw[index])
         except (RuntimeError, RecordError) as error:
-            file = self._files[bisect.bisect_right(self._ends, index)]
-            reason = str(error).split(";")[0]
-            raise RecordError(f"{file}: record {index} cannot be read ({reason})") from error
+            number = bisect.bisect_right(self._ends, index)
+            within = index - (self._ends[number - 1] if number else 0)
+            where = f"{self._files[number]}: record {within} of this file cannot be read"
+            reason = str(error).split(";")[0]  # "read() failed: TEXT": an error of the system
+            _, failed, text = reason.partition("() failed: ")
+            if failed:
+                cause = exit_codes.system_error(text)
+                may_pass = exit_codes.of(cause) == exit_codes.TRANSIENT
+                kind = UnreachableError if may_pass else RecordError
+                raise kind(f"{where} ({text})") from cause
+            damaged = f"the file is cut short, damaged or another's ({reason})"
+            raise RecordError(f"{where}: {damaged}; copy it again or tokenize anew") from error
 
 
 def write_dataset_info(path: str | os.PathLike, info: DatasetInfo) -> None:
@@ -306,9 +326,11 @@ def open_dataset(
     file = path / DATASET_FILE
     if not file.is_file():
         raise RecordError(f"{path}: is not a finished dataset (it has no {DATASET_FILE})")
+    if (size := file.stat().length) > MAX_TEXT_BYTES:
+        raise RecordError(f"{file}: has {size} bytes, at most {MAX_TEXT_BYTES} are read")
     try:
         info = DatasetInfo.from_json(file.read_text())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise RecordError(f"{file}: cannot be read as a dataset's description ({error})") from error
     # One listing: in a bucket each request takes a tenth of a second.
     there = {file.name for file in path.iterdir()}

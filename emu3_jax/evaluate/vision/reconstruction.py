@@ -93,24 +93,31 @@ class Reconstruction(SplitEvaluator, VisionEvaluator):
             tables["by_size"] = Table(columns, tuple(by_size))
         tables["published"] = published.beside(self._our_rows(subject, by_size, measured.values))
         metrics |= codebook_metrics(codes, size, "_".join(self.splits))
-        codes = self._corpus_codes(subject, codes, reader)
-        metrics |= codebook_metrics(codes, size, "corpus") | reader.metrics
-        return Result(metrics, tables, images, clips, notes + reader.notes)
+        others, more = self._codes_of_other_splits(subject, reader)
+        metrics |= codebook_metrics(codes + others, size, "corpus") | reader.metrics
+        return Result(metrics, tables, images, clips, notes + reader.notes + more)
 
-    def _corpus_codes(
-        self, subject: Subject, known: list[np.ndarray], reader: items.Reader
-    ) -> list[np.ndarray]:
-        codes = list(known)
+    def _codes_of_other_splits(
+        self, subject: Subject, reader: items.Reader
+    ) -> tuple[list[np.ndarray], list[str]]:
+        """Returns codes, and a note on each split that cannot be read: it costs no other figure."""
+        codes, notes = [], []
         for split in items.split_names(self.data):
             if split in self.splits:
                 continue
-            chosen = reader.read_split(self.data, split, self.limit)
+            other = self.reader(subject)
+            try:
+                chosen = other.read_split(self.data, split, self.limit)
+            except ValueError as error:
+                notes.append(f"codebook of the corpus: without the split {split}: {error}")
+                continue
+            reader.skipped += other.skipped
             pixels = [item.pixels for item in chosen]
             done = subject.progress.counter(f"codes of {split}", len(pixels))
             codes += vision_codec.encode(
                 subject.vision_tokenizer, pixels, self.batch_size, done=done
             )
-        return codes
+        return codes, notes
 
     def _boundaries(self, subject: Subject, measured: Measured) -> tuple[dict, Table, list[str]]:
         """Measures sag at the ends of training clips and of latent frames.

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from emu3_jax.config import check_choice
 from emu3_jax.train.run.distributed import say
 
 POLICIES = ("off", "skip", "rollback")
@@ -44,10 +45,7 @@ class DivergenceConfig:
     limit: int = 3
 
     def __post_init__(self):
-        if self.policy not in POLICIES:
-            raise ValueError(
-                f"divergence.policy must be one of {', '.join(POLICIES)}, got {self.policy!r}"
-            )
+        check_choice("divergence.policy", self.policy, POLICIES)
         for name in ("loss_factor", "norm_factor"):
             value = getattr(self, name)
             if value != 0 and value <= 1:

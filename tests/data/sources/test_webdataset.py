@@ -1,6 +1,7 @@
 """Damaged tars: readable examples are used, and the rest is one item with a reason."""
 
 import bz2
+import errno
 import gzip
 import io
 import json
@@ -10,6 +11,7 @@ import tarfile
 
 import pytest
 
+from emu3_jax import exit_codes
 from emu3_jax.data.sources import SourceError, open_source
 from emu3_jax.data.tokens.records import open_dataset
 from emu3_jax.tokenize.run import TokenizeError, tokenize
@@ -84,6 +86,26 @@ def test_a_compressed_tar_that_stops_or_is_damaged(compress, tmp_path):
 
 def test_a_whole_tar_ends_without_a_word(tmp_path):
     assert read(tmp_path, tar()) == ([str(i) for i in range(EXAMPLES)], "")
+
+
+def test_a_disk_that_fails_for_a_moment_does_not_cost_the_rest_of_a_tar(tmp_path, monkeypatch):
+    """It would be listed as one item, however many examples it holds."""
+    (tmp_path / "0.tar").write_bytes(tar())
+    read, left = tarfile.ExFileObject.read, iter(range(5))
+
+    def read_until_it_fails(self, *arguments):
+        if next(left, None) is None:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return read(self, *arguments)
+
+    monkeypatch.setattr(tarfile.ExFileObject, "read", read_until_it_fails)
+    fields = {"corpus": str(tmp_path), "splits": {"train": ["webdataset:0.tar"]}}
+    with pytest.raises(OSError, match=r"Stale file handle: '.*0\.tar'") as caught:
+        tokenize(TokenizeConfig(output=str(tmp_path / "out"), **fields))
+    assert exit_codes.of(caught.value) == exit_codes.TRANSIENT
+    monkeypatch.setattr(tarfile.ExFileObject, "read", read)
+    (folder,) = tokenize(TokenizeConfig(output=str(tmp_path / "out"), **fields))
+    assert len(open_dataset(folder)) == EXAMPLES
 
 
 def test_a_damaged_tar_is_one_skipped_item_until_it_is_repaired(tmp_path):

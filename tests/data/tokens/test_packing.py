@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from emu3_jax.data.tokens.cutting import Tokens
-from emu3_jax.data.tokens.packing import Position, RowPacker, assemble, best_fit
+from emu3_jax.data.tokens.packing import PackedRows, Position, RowPacker, assemble, best_fit
 from emu3_jax.sequence import TokenClass
 
 PAD = 999
@@ -91,6 +91,19 @@ def test_text_is_cut_at_the_row_and_loses_nothing():
         assert found[0][0] == 0 and all(
             a[1] == b[0] for a, b in zip(found, found[1:], strict=False)
         )
+
+
+def test_nothing_is_read_before_the_first_batch():
+    """Where making an iterator fails, grain prints tracebacks after the error's sentence."""
+
+    class Damaged:
+        def __getitem__(self, index):
+            raise ValueError("a damaged record")
+
+    rows = iter(PackedRows([Damaged()], [0], 8, 0, 4, 1, [Position()], [0]))
+    for _ in range(2):
+        with pytest.raises(ValueError, match="a damaged record"):
+            next(rows)
 
 
 def test_too_long_documents_are_counted_or_an_error(caplog):

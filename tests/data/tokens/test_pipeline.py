@@ -244,7 +244,7 @@ def test_a_run_with_other_data_goes_on_where_the_last_window_began(dataset, chan
     assert old.adapt_state(state) == state
 
 
-def test_a_dataset_made_anew_is_not_read_on_in_silence(tmp_path):
+def test_a_dataset_made_anew_is_not_read_on_in_silence(tmp_path, caplog):
     """Its records stand in another order; the names of its documents would be others."""
     records = [Record(f"t{i}", "s", "text", (text(f"only text {i}"),)) for i in range(40)]
     path = str(write_dataset(tmp_path / "tokens", records[:30]))
@@ -256,7 +256,9 @@ def test_a_dataset_made_anew_is_not_read_on_in_silence(tmp_path):
     new = make_iterator(config(path, tasks={"text": 1}), GRAMMAR)
     with pytest.raises(ValueError, match="the dataset text was made anew .* --allow_changes"):
         new.set_state(state)
+    assert not caplog.messages
     new.set_state(new.adapt_state(state))
+    assert caplog.messages == ["made anew since the last checkpoint: text"]
     assert new.get_state()["batch"] == 2
     take(new, 2)
 

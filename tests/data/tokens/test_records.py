@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import pickle
+import re
 import resource
 
 import numpy as np
 import pytest
 from token_records import GRAMMAR, TOKENIZER, image_record, text, write_dataset
 
-from emu3_jax import vocab
+from emu3_jax import exit_codes, vocab
 from emu3_jax.data.codec.fingerprint import check_same, vision_fingerprint
 from emu3_jax.data.tokens.records import (
     Counts,
@@ -17,6 +19,7 @@ from emu3_jax.data.tokens.records import (
     RecordError,
     ShardWriter,
     open_dataset,
+    write_dataset_info,
 )
 from emu3_jax.models.vision.tokenizer_config import VisionTokenizerConfig
 from emu3_jax.sequence import EndOfTurn, Grammar, Image, Video
@@ -96,7 +99,7 @@ def test_broken_datasets_are_named(tmp_path):
     shard = tmp_path / "image.array_record"
     whole = shard.read_bytes()
     shard.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(RecordError, match="image.array_record: record 7 cannot be read"):
+    with pytest.raises(RecordError, match="image.array_record: record 7 of this file cannot be"):
         open_dataset(tmp_path).records("image")[7]
     shard.unlink()
     with pytest.raises(RecordError, match="image.array_record: is missing"):
@@ -105,12 +108,93 @@ def test_broken_datasets_are_named(tmp_path):
     for change, reason in (
         ({"schema": 9}, "expected schema 1"),
         ({"counts": {"image": {"x": 1}}}, "x"),
+        ({"counts": []}, "wrong entry"),
+        ({"shards": [{"file": None, "kind": "image", "records": 9}]}, "expected the name of a"),
+        ({"shards": [{"file": "a", "kind": "image", "records": "9"}]}, "number of records"),
+        ({"text_tokenizer": ["a"], "vision_tokenizer": []}, "expected a fingerprint"),
     ):
         (tmp_path / "dataset.json").write_text(json.dumps(stated | change))
         with pytest.raises(RecordError, match=f"dataset.json: cannot be read.*{reason}"):
             open_dataset(tmp_path)
     (tmp_path / "dataset.json").write_text("{")
     with pytest.raises(RecordError, match="dataset.json: cannot be read"):
+        open_dataset(tmp_path)
+
+
+def two_shards(path):
+    """Datasets of 5 and 7 records as one of two shards, and the second shard's file."""
+    parts = [write_dataset(path / name, [image_record()] * n) for name, n in (("0", 5), ("1", 7))]
+    shards = []
+    for part in parts:
+        shard = dataclasses.replace(*open_dataset(part).info.shards, file=f"image-{part.name}")
+        (path / shard.file).write_bytes((part / "image.array_record").read_bytes())
+        shards.append(shard)
+    info = open_dataset(parts[0]).info
+    write_dataset_info(path, dataclasses.replace(info, shards=tuple(shards)))
+    return path / "image-1"
+
+
+def cut_in_half(content):
+    return content[: len(content) // 2]
+
+
+def with_a_bit_flipped(content):
+    at = content.index(b"\xba\x00m\x00")  # in the ids of a text
+    return content[:at] + bytes([content[at] ^ 4]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize("damage", [cut_in_half, with_a_bit_flipped, lambda content: b""])
+def test_a_damaged_record_is_named_by_file_and_number_within_it(damage, tmp_path):
+    file = two_shards(tmp_path)
+    file.write_bytes(damage(file.read_bytes()))
+    records = open_dataset(tmp_path).records("image")
+    damaged = r"the file is cut short, damaged or another's \(.+\); copy it again or tokenize anew"
+    with pytest.raises(RecordError) as caught:
+        list(records)
+    message = rf"{file}: record 0 of this file cannot be read: {damaged}$"
+    assert re.match(message, str(caught.value))
+    assert exit_codes.of(caught.value) == exit_codes.USER
+    assert records[4] == image_record()
+
+
+def test_a_shard_with_fewer_records_than_stated(tmp_path):
+    file = two_shards(tmp_path)
+    file.write_bytes((tmp_path / "image-0").read_bytes())
+    records = open_dataset(tmp_path).records("image")
+    with pytest.raises(RecordError, match=r"image-1: record 6 .* another's \(index 6 out of bound"):
+        records[11]
+
+
+@pytest.mark.parametrize(
+    "reason, code",
+    [
+        ("read() failed: Input/output error; reading FILE; at byte 7", exit_codes.TRANSIENT),
+        ("open() failed: Too many open files; opening FILE", exit_codes.TRANSIENT),
+        ("fstat() failed: Stale file handle; reading FILE", exit_codes.TRANSIENT),
+        ("open() failed: No such file or directory; opening FILE", exit_codes.USER),
+    ],
+)
+def test_what_the_disk_refuses_may_pass_by_itself(reason, code, tmp_path, monkeypatch):
+    """The reader of shards raises RuntimeErrors for all, which would end a pod's job for good."""
+    records = open_dataset(write_dataset(tmp_path, [image_record()])).records("image")
+
+    class Refusing:
+        def __getitem__(self, index):
+            raise RuntimeError(reason)
+
+    monkeypatch.setattr(records, "_raw", Refusing())
+    text = reason.split(";")[0].partition(": ")[2]
+    with pytest.raises(RecordError, match=rf"record 0 .* cannot be read \({text}\)$") as caught:
+        records[0]
+    assert exit_codes.of(caught.value) == code
+    assert exit_codes.of(pickle.loads(pickle.dumps(caught.value))) == code  # from a worker process
+
+
+def test_a_description_of_any_size_is_not_held(tmp_path):
+    write_dataset(tmp_path, [image_record()])
+    with open(tmp_path / "dataset.json", "ab") as file:
+        file.truncate(1 << 36)
+    with pytest.raises(RecordError, match="dataset.json: has 68719476736 bytes, at most 67108864"):
         open_dataset(tmp_path)
 
 

@@ -4,41 +4,24 @@ import dataclasses
 import re
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_models
 from flax import linen as nn
 
 from emu3_jax import sharding
-from emu3_jax import vocab as vocab_lib
 from emu3_jax.data.tokens import records
 from emu3_jax.evaluate.evaluator import Subject
 from emu3_jax.evaluate.language import likelihood, token_documents
 from emu3_jax.evaluate.progress import Progress
 from emu3_jax.generate import best_of, scoring
-from emu3_jax.interop.bundle import Bundle
-from emu3_jax.models.language.transformer import Transformer, TransformerConfig
-from emu3_jax.sequence import Grammar, Image, Text, TokenClass, Video
+from emu3_jax.sequence import Image, Text, TokenClass, Video
 from emu3_jax.sharding import MeshConfig
-from emu3_jax.text import ByteTokenizer
 
 
 @pytest.fixture(scope="module")
 def bundle():
-    vocab = vocab_lib.small(256, 16)
-    config = TransformerConfig(
-        vocab_size=vocab.size,
-        hidden_size=16,
-        intermediate_size=24,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        vocab_multiple=64,
-    )
-    model = Transformer(config)
-    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
-    return Bundle(model, variables, vocab, Grammar(vocab, ByteTokenizer()))
+    return tiny_models.initial_bundle(codebook_size=16)
 
 
 def stored(grammar, key, kind, *segments):

@@ -1,6 +1,9 @@
 """Reconstruction: its figures against figures computed by hand."""
 
 import dataclasses
+import json
+import re
+import shutil
 
 import conftest
 import evaluation_stand_ins as parts
@@ -67,6 +70,19 @@ def test_clips_are_measured_frame_by_frame(result):
 def test_batches_do_not_change_the_figures(evaluator, result):
     again = dataclasses.replace(evaluator, batch_size=5).run(SUBJECT)
     assert again.metrics == pytest.approx(dict(result.metrics))
+
+
+def test_a_split_that_was_not_asked_for_does_not_cost_the_figures(folder, evaluator, tmp_path):
+    """Its codes are part of one figure only, which says so; and it is read after all the work."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    rows = [{"id": i, "image": "a.jpg", "conversations": [{"from": "human"}]} for i in range(9)]
+    (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    again = dataclasses.replace(evaluator, data=str(tmp_path)).run(SUBJECT)
+    assert again.metrics == pytest.approx(dict(evaluator.run(SUBJECT).metrics))
+    (note,) = (note for note in again.notes if "other" in note)
+    assert re.match("codebook of the corpus: without the split other: 9 of 9 rows cannot", note)
+    with pytest.raises(ValueError, match="9 of 9 rows cannot be used"):
+        dataclasses.replace(evaluator, data=str(tmp_path), splits=("other",)).run(SUBJECT)
 
 
 def test_codebook_use_counts_codes_of_the_split_and_of_all_splits(folder, result):

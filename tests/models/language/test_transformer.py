@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 from paths import GOLDEN
+from tiny_models import TWO_LAYERS
 
 from emu3_jax.interop.language import language_model
 from emu3_jax.models.language.attention import KVCache
@@ -25,16 +26,7 @@ from emu3_jax.models.language.transformer import (
 )
 from emu3_jax.sharding import MeshConfig, make_mesh
 
-TINY = TransformerConfig(
-    vocab_size=100,
-    hidden_size=32,
-    intermediate_size=48,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    vocab_multiple=64,
-)
+TINY = TransformerConfig(100, vocab_multiple=64, **TWO_LAYERS)
 
 
 @pytest.fixture(scope="module")

@@ -51,6 +51,21 @@ def save_vision_tokenizer(path, codebook_size=32):
     tokenizer_files.save(path, config, variables)
 
 
+# Two layers, heads that share keys: all that the transformer does, in little.
+TWO_LAYERS = dict(
+    hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8
+)
+
+
+def initial_bundle(codebook_size):
+    """A language model of one layer, with the weights that training begins with, and bytes."""
+    vocab = vocab_lib.small(256, codebook_size)
+    config = TransformerConfig(vocab.size, 16, 24, 1, 2, 1, 8, vocab_multiple=64)
+    model = Transformer(config)
+    variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    return bundle_lib.Bundle(model, variables, vocab, Grammar(vocab, ByteTokenizer()))
+
+
 def language_model(vocab, hidden=16):
     """A transformer of one layer, and its weights."""
     model = Transformer(TransformerConfig(vocab.size, hidden, 24, 1, 2, 1, hidden // 2))

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from emu3_jax.config import check_choice
 from emu3_jax.models.vision.quantizers import maintenance
 from emu3_jax.train.task import TrainState
 
@@ -46,8 +47,7 @@ class CodebookConfig:
     average_decay: float = 0.0
 
     def __post_init__(self):
-        if self.start not in STARTS:
-            raise ValueError(f"start must be one of {', '.join(STARTS)}, got {self.start!r}")
+        check_choice("start", self.start, STARTS)
         if not 0 <= self.average_decay < 1:
             raise ValueError(f"average_decay must be in [0, 1), got {self.average_decay}")
         for name in ("revive_every", "revive_below", "revive_until"):
