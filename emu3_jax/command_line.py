@@ -7,6 +7,7 @@ from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 from emu3_jax import exit_codes, sharding, shipped
 from emu3_jax.config import ConfigError, apply_overrides, load_config
@@ -72,8 +73,15 @@ def mesh() -> jax.sharding.Mesh:
     return sharding.make_mesh(sharding.MeshConfig(**sizes))
 
 
-def run(main: Callable[..., None], usage: str, verbs: Sequence[str] = ()) -> None:
+def run(
+    main: Callable[..., None],
+    usage: str | Callable[[ConfigDict | None], str],
+    verbs: Sequence[str] = (),
+) -> None:
     """Parses the flags and calls `main()`; a ValueError or OSError ends in one line.
+
+    --help prints `usage` and the flags; a function receives the config that the command line names,
+    or None.
 
     A command with `verbs` takes one of them as its first word and calls `main(verb)`.
 
@@ -81,10 +89,9 @@ def run(main: Callable[..., None], usage: str, verbs: Sequence[str] = ()) -> Non
     may cure. All others keep their traceback, and --verbosity=1 shows the traceback of these as
     well. Ctrl-C exits with 130.
     """
-    sys.modules["__main__"].__doc__ = usage
     app.run(
         lambda words: _guarded(lambda: main(*words[1:])),
-        flags_parser=lambda argv: _parse(argv, verbs),
+        flags_parser=lambda argv: _parse(argv, usage, verbs),
     )
 
 
@@ -96,16 +103,17 @@ def use_compilation_cache() -> None:
     )
 
 
-def _parse(argv: list[str], verbs: Sequence[str]) -> list[str]:
+def _parse(
+    argv: list[str], usage: str | Callable[[ConfigDict | None], str], verbs: Sequence[str]
+) -> list[str]:
     """Parses with absl; config files and their overrides are separated and read here."""
-    if HELP & set(argv[1:]):
-        print(sys.modules["__main__"].__doc__.strip())
-        print("\nFlags:" + flags.FLAGS.main_module_help())
-        sys.exit(0)
     try:
         overrides = {}
         if "config" in flags.FLAGS:
             argv, overrides = _split_overrides(argv)
+        if HELP & set(argv[1:]):
+            _print_help(argv, overrides, usage)
+            sys.exit(0)
         rest = flags.FLAGS(argv)
         if verbs and (len(rest) < 2 or rest[1] not in verbs):
             _fail(f"the first word must be one of: {', '.join(verbs)}; see --help")
@@ -119,6 +127,19 @@ def _parse(argv: list[str], verbs: Sequence[str]) -> list[str]:
     if flags.FLAGS["verbosity"].using_default_value:
         flags.FLAGS.verbosity = logging.WARNING  # absl would set INFO
     return rest
+
+
+def _print_help(
+    argv: list[str], overrides: dict[str, str], usage: str | Callable[[ConfigDict | None], str]
+) -> None:
+    if callable(usage):
+        named = [word for word in argv if word.startswith("--config=")]
+        flags.FLAGS([argv[0], *named[-1:]])
+        if named:
+            _load_config(overrides)
+        usage = usage(flags.FLAGS.config)
+    print(usage.strip())
+    print("\nFlags:" + flags.FLAGS.main_module_help())
 
 
 def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:

