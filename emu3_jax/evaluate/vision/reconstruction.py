@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -40,6 +40,10 @@ class Reconstruction(SplitEvaluator, VisionEvaluator):
       clip_frames: frames of the clips that the vision tokenizer was trained on; 0 if unknown.
       shown: images on the sheet of originals and reconstructions; a quarter as many clips.
     """
+
+    headline: ClassVar[tuple[str, ...]] = (
+        "psnr_*", "ssim_*", f"{PERCEPTUAL}_*", "codebook_used_*", "codebook_perplexity_*",
+    )  # fmt: skip
 
     name: str = "reconstruction"
     perceptual: str = ""
