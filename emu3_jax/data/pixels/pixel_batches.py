@@ -81,7 +81,8 @@ class PixelConfig:
 
     Attributes:
       root: folder that the paths in `files` are relative to.
-      files: jsonl files (layout of `sources.FolderSource`).
+      files: corpora as in tokenizing (`emu3_jax.data.sources.open_source`): jsonl files,
+        "webdataset:PATTERN" (plain tars) or "tfds:NAME:SPLIT".
       groups: contents of a batch, one section for each kind, size and length.
       crop: "centre", the centred square as large as the short side; "random", a square of
         `min_crop` to 1 of the short side anywhere in the image (the same for all frames of a clip).

@@ -7,8 +7,9 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterator
+from functools import partial
 
-from emu3_jax.data.sources.source import RawItem, SourceError
+from emu3_jax.data.sources.source import MEDIA, RawItem, SourceError, Stored
 from emu3_jax.data.sources.tar_examples import TarExamples, role_of
 
 # Errors raised by reading a damaged tar, compressed or not.
@@ -41,10 +42,16 @@ class WebDatasetSource:
         If the tar is damaged, raises SourceError after the examples before the damage, without the
         one whose members may be incomplete.
         """
-        path = self.paths[shard]
+        return self._examples(self.paths[shard], hold=True)
+
+    def listed(self, shard: int) -> Iterator[RawItem]:
+        """The examples of one tar with the places of their media; SourceError if compressed."""
+        return self._examples(self.paths[shard], hold=False)
+
+    def _examples(self, path: str, hold: bool) -> Iterator[RawItem]:
         examples = TarExamples(path)
         try:
-            for name, content, problem in _members(path):
+            for name, content, problem in _members(path, hold):
                 yield from examples.add(name, content, problem)
         except DAMAGE as error:
             start = f" from the example {examples.key!r} on" if examples.key is not None else ""
@@ -71,11 +78,14 @@ def _expand(pattern: str) -> list[str]:
     return paths
 
 
-def _members(path: str) -> Iterator[tuple[str, bytes, str]]:
+def _members(path: str, hold: bool) -> Iterator[tuple[str, bytes | Stored, str]]:
     """(name, content, problem) of each member that is not a folder.
 
     The content of a member whose ending is not known is not read, nor is one with a problem.
+    Without `hold`, media stay in the file, which must be a plain tar.
     """
+    if not hold:
+        _check_plain(path)
     with tarfile.open(path, "r:*", tarinfo=_Member) as tar:
         for member in tar:
             if member.isdir():
@@ -88,9 +98,29 @@ def _members(path: str) -> Iterator[tuple[str, bytes, str]]:
                     f"the member {member.name} has {member.size} bytes, at most "
                     f"{MAX_MEMBER_BYTES} are read"
                 )
+            elif role_of(member.name) in MEDIA and member.size and not (hold or member.sparse):
+                content = Stored(partial(_read, path, member.offset_data, member.size))
             elif role_of(member.name):
                 content = tar.extractfile(member).read()
             yield member.name, content, problem
+
+
+def _check_plain(path: str) -> None:
+    with open(path, "rb") as file:
+        start = file.read(6)
+    if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")):
+        raise SourceError(
+            f"{path}: is compressed, and its images are needed in any order; expected a plain tar"
+        )
+
+
+def _read(path: str, offset: int, size: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(offset)
+        content = file.read(size)
+    if len(content) < size:
+        raise SourceError(f"{path}: has become shorter since it was opened")
+    return content
 
 
 class _Member(tarfile.TarInfo):
