@@ -1,6 +1,7 @@
 """What every command shares: flags, and one clear sentence when the user's input is wrong."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -10,7 +11,9 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict
 
 from emu3_jax import exit_codes, sharding, shipped
-from emu3_jax.config import ConfigError, apply_overrides, load_config
+from emu3_jax.config import ConfigError, apply_overrides, config_leaves, load_config
+from emu3_jax.files import in_words
+from emu3_jax.foreign import MissingPackageError
 
 # The flags defined here belong to the command that defines them; its --help lists them.
 flags.disclaim_key_flags()
@@ -78,15 +81,15 @@ def run(
     usage: str | Callable[[ConfigDict | None], str],
     verbs: Sequence[str] = (),
 ) -> None:
-    """Parses the flags and calls `main()`; a ValueError or OSError ends in one line.
+    """Parses the flags and calls `main()`; an error of the input or storage ends in one line.
 
     --help prints `usage` and the flags; a function receives the config that the command line names,
     or None.
 
     A command with `verbs` takes one of them as its first word and calls `main(verb)`.
 
-    A user's input or storage can cause these errors, and `exit_codes` tells which of them a restart
-    may cure. All others keep their traceback, and --verbosity=1 shows the traceback of these as
+    These are ValueError, OSError and MissingPackageError; `exit_codes` tells which a restart may
+    cure. All others keep their traceback, and --verbosity=1 shows the traceback of these as
     well. Ctrl-C exits with 130.
     """
     app.run(
@@ -171,12 +174,34 @@ def _guarded(main: Callable[[], None]) -> None:
     use_compilation_cache()
     try:
         main()
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        logging.debug("the error below was raised here", exc_info=True)
+        _fail(_with_source(in_words(error)), exit_codes.of(error))
+    except (ValueError, MissingPackageError) as error:
         logging.debug("the error below was raised here", exc_info=True)
         _fail(str(error), exit_codes.of(error))
+    except ImportError as error:
+        if "gcsfs" not in str(error):  # etils imports it at the first use of a bucket
+            raise
+        _fail("a path in a bucket (gs://) needs the package gcsfs: pip install gcsfs")
     except KeyboardInterrupt:
         print("Stopped. Run the same command again to continue.", file=sys.stderr)
         sys.exit(130)
+
+
+def _with_source(sentence: str) -> str:
+    """The sentence about a file, with the flag or key whose value is it, or a folder around it."""
+    found = []
+    files = re.findall(r"[^\s:'\"]+/[^\s:'\"]+", sentence)
+    for name, value in flags.FLAGS.flag_values_dict().items():
+        is_config = isinstance(value, ConfigDict)
+        for key, path in (config_leaves(value.to_dict()) if is_config else {"": value}).items():
+            if not isinstance(path, str) or not path.strip("./"):
+                continue
+            stated = re.search(rf"(?<![\w./-]){re.escape(path)}(?![\w.-])", sentence)
+            if stated or any(path.startswith(f"{file}/") for file in files):
+                found.append((len(path), f"config.{key}" if is_config else f"--{name}"))
+    return f"{sentence} (given by {max(found)[1]})" if found else sentence
 
 
 def _fail(message: str, code: int = exit_codes.USER) -> NoReturn:

@@ -29,6 +29,18 @@ def main():
         raise ValueError("two\\nlines")
     if WHAT.value == "os":
         open("/no/such/file")
+    if WHAT.value == "key":
+        open(flags.FLAGS.config.rows.folder + "/train.jsonl")
+    if WHAT.value.endswith("/x"):
+        open(WHAT.value, "w")
+    if WHAT.value.endswith("/new"):
+        from emu3_jax.files import write_atomically
+        write_atomically(WHAT.value, "")
+    if WHAT.value == "package":
+        from emu3_jax.foreign import optional
+        optional("no_such", "--what=package", "-r requirements-no.txt")
+    if WHAT.value == "bucket":
+        raise ImportError("Please install gcsfs to access Google Storage")
     if WHAT.value == "bug":
         raise TypeError("a bug")
     if WHAT.value == "stop":
@@ -45,7 +57,7 @@ if __name__ == "__main__":
 CONFIG = """
 from ml_collections import ConfigDict
 def get_config(arg=""):
-    return ConfigDict(dict(model=dict(num_layers=2)))
+    return ConfigDict(dict(model=dict(num_layers=2), rows=dict(folder="/no/rows", name="a.jsonl")))
 """
 
 
@@ -106,7 +118,27 @@ def test_a_wrong_key_is_one_sentence(files):
         (["--config={0}/tiny.py", "--what=value"], "two lines"),
         (
             ["--config={0}/tiny.py", "--what=os"],
-            "[Errno 2] No such file or directory: '/no/such/file'",
+            "/no/such/file: No such file or directory",
+        ),
+        (
+            ["--config={0}/tiny.py", "--what=key"],
+            "/no/rows/train.jsonl: No such file or directory (given by config.rows.folder)",
+        ),
+        (
+            ["--config={0}/tiny.py", "--what=/no/x"],
+            "/no/x: No such file or directory (given by --what)",
+        ),
+        (
+            ["--config={0}/tiny.py", "--what={0}/tiny.py/new"],
+            "{0}/tiny.py cannot be written: it is a file, expected a folder (given by --what)",
+        ),
+        (
+            ["--config={0}/tiny.py", "--what=package"],
+            "--what=package needs the package no_such: pip install -r requirements-no.txt",
+        ),
+        (
+            ["--config={0}/tiny.py", "--what=bucket"],
+            "a path in a bucket (gs://) needs the package gcsfs: pip install gcsfs",
         ),
     ],
     ids=lambda value: None if isinstance(value, str) else value[-1].replace("{0}/", ""),

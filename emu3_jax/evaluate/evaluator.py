@@ -22,7 +22,7 @@ import numpy as np
 from emu3_jax.config import ConfigError
 from emu3_jax.data import media
 from emu3_jax.evaluate.progress import Progress
-from emu3_jax.files import write_atomically, write_json
+from emu3_jax.files import in_words, write_atomically, write_json
 from emu3_jax.interop.bundle import Bundle, Language
 from emu3_jax.models.vision.tokenizer import VisionTokenizer
 from emu3_jax.train.run import readable
@@ -145,7 +145,9 @@ class Evaluator:
         try:
             return read(value)
         except (ValueError, OSError) as error:
-            raise ConfigError(f"{key}={value!r} cannot be used by {self.name}: {error}") from error
+            raise ConfigError(
+                f"{key}={value!r} cannot be used by {self.name}: {in_words(error)}"
+            ) from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

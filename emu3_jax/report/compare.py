@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from emu3_jax.figures import chart
-from emu3_jax.files import write_atomically
+from emu3_jax.files import in_words, write_atomically
 from emu3_jax.report import tables
 from emu3_jax.report.runs import Run, differences, points, read_run
 from emu3_jax.report.tables import MODALITIES, training_key, validation_key
@@ -137,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         print(compare(parsed.runs, parsed.output))
     except (ValueError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {in_words(error)}", file=sys.stderr)
         sys.exit(2)
     print(f"written: {parsed.output}/comparison.md, {parsed.output}/comparison.svg")
 

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Sequence
 
 from emu3_jax.figures import chart, page
-from emu3_jax.files import write_atomically
+from emu3_jax.files import in_words, write_atomically
 from emu3_jax.report import tokenizer_verdicts
 from emu3_jax.report.runs import differences, points
 from emu3_jax.report.tokenizer_run import TokenizerRun, read
@@ -272,7 +272,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         build(parsed.runs, parsed.output)
     except (ValueError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {in_words(error)}", file=sys.stderr)
         sys.exit(2)
     print(f"written: {parsed.output}")
 

@@ -27,6 +27,8 @@ NEIGHBOURS = {
     ("config", "files"): "configs are read and written",
     ("command_line", "config"): "the command line reads configs",
     ("command_line", "exit_codes"): "and ends with a code",
+    ("command_line", "files"): "and says which file failed",
+    ("command_line", "foreign"): "or which package is missing",
     ("command_line", "shipped"): "and takes names of what is shipped",
     ("config", "shipped"): "a config may be named",
     ("command_line", "sharding"): "the flag --mesh names a mesh",

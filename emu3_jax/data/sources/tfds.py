@@ -9,7 +9,7 @@ import numpy as np
 
 from emu3_jax.data.sources.caption_values import CAPTION_KEYS, caption_text
 from emu3_jax.data.sources.source import MEDIA, RawItem, SourceError, Stored, one_medium
-from emu3_jax.foreign import failures_as
+from emu3_jax.foreign import failures_as, optional
 
 # Features that state the frames per second of a clip.
 RATE_KEYS = ("fps", "frame_rate")
@@ -25,8 +25,9 @@ class TfdsSource:
     """
 
     def __init__(self, name: str, split: str, items_per_shard: int = 512, text: str = ""):
-        import tensorflow_datasets as tfds  # optional and slow to import
-
+        tfds = optional(  # slow to import
+            "tensorflow_datasets", f"tfds:{name}", "-r requirements-tfds.txt"
+        )
         self.name = name.replace("/", "_").replace(":", "_")
         where = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
         try:
