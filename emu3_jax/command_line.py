@@ -174,12 +174,12 @@ def _guarded(main: Callable[[], None]) -> None:
     use_compilation_cache()
     try:
         main()
-    except OSError as error:
+    except (ValueError, OSError, MissingPackageError) as error:
         logging.debug("the error below was raised here", exc_info=True)
-        _fail(_with_source(in_words(error)), exit_codes.of(error))
-    except (ValueError, MissingPackageError) as error:
-        logging.debug("the error below was raised here", exc_info=True)
-        _fail(str(error), exit_codes.of(error))
+        sentence = in_words(error)
+        if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
+            sentence = _with_source(sentence)
+        _fail(sentence, exit_codes.of(error))
     except ImportError as error:
         if "gcsfs" not in str(error):  # etils imports it at the first use of a bucket
             raise
@@ -191,17 +191,25 @@ def _guarded(main: Callable[[], None]) -> None:
 
 def _with_source(sentence: str) -> str:
     """The sentence about a file, with the flag or key whose value is it, or a folder around it."""
-    found = []
-    files = re.findall(r"[^\s:'\"]+/[^\s:'\"]+", sentence)
+    found = [("", "")]
     for name, value in flags.FLAGS.flag_values_dict().items():
         is_config = isinstance(value, ConfigDict)
         for key, path in (config_leaves(value.to_dict()) if is_config else {"": value}).items():
-            if not isinstance(path, str) or not path.strip("./"):
-                continue
-            stated = re.search(rf"(?<![\w./-]){re.escape(path)}(?![\w.-])", sentence)
-            if stated or any(path.startswith(f"{file}/") for file in files):
-                found.append((len(path), f"config.{key}" if is_config else f"--{name}"))
-    return f"{sentence} (given by {max(found)[1]})" if found else sentence
+            if isinstance(path, str) and path.strip("./") and _names(sentence, path):
+                found.append((path, f"config.{key}" if is_config else f"--{name}"))
+    source = max(found, key=lambda one: len(one[0]))[1]
+    said = not source or f"{re.split(r'[.-]', source)[-1]}=" in sentence or source in sentence
+    return sentence if said else f"{sentence} (given by {source})"
+
+
+def _names(sentence: str, path: str) -> bool:
+    """Whether a sentence names a path, something in it, or a folder that it lies in."""
+    # A bare word may stand in any sentence: it must be the beginning of this one.
+    before = r"(?<![\w./-])" if "/" in path or "." in path else "^"
+    if re.search(rf"{before}{re.escape(path)}(?![\w.-])", sentence):
+        return True
+    files = re.findall(r"[^\s:'\"]+/[^\s:'\"]+", sentence)
+    return any(path.startswith(f"{file}/") for file in files)
 
 
 def _fail(message: str, code: int = exit_codes.USER) -> NoReturn:
