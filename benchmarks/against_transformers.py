@@ -19,20 +19,24 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import torch
-import transformers
 from flax import linen as nn
-from transformers import (
-    Emu3ForCausalLM,
-    Emu3ForConditionalGeneration,
-    Emu3VQVAE,
-    Emu3VQVAEConfig,
-)
 
 from emu3_jax import vocab
 from emu3_jax.interop import hf_export
 from emu3_jax.models.language.transformer import Transformer, TransformerConfig
 from emu3_jax.models.vision.tokenizer import VisionTokenizer, VisionTokenizerConfig
+
+try:
+    import torch
+    import transformers
+    from transformers import (
+        Emu3ForCausalLM,
+        Emu3ForConditionalGeneration,
+        Emu3VQVAE,
+        Emu3VQVAEConfig,
+    )
+except ImportError as error:
+    raise SystemExit(f"{error}; this benchmark needs: pip install torch transformers") from error
 
 TOLERANCE = 2e-4  # float32 logits and pixels of order one through tens of layers
 

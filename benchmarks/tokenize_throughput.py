@@ -22,7 +22,6 @@ import types
 
 import numpy as np
 import PIL
-import skimage.data
 from PIL import Image
 
 from emu3_jax.data.media import PixelLimits, smart_resize
@@ -31,6 +30,13 @@ from emu3_jax.text import ByteTokenizer
 from emu3_jax.tokenize.prepare import MediaRules, prepare
 from emu3_jax.tokenize.shard import ShardMaker
 from emu3_jax.tokenize.tokenize_config import TokenizeConfig
+
+try:
+    import skimage.data
+except ImportError as error:
+    raise SystemExit(
+        f"{error}; this benchmark needs: pip install -r requirements-test.txt"
+    ) from error
 
 LIMITS = PixelLimits()  # the released ones
 KINDS = (  # typical of web corpora: (width, height), format

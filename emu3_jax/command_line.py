@@ -1,15 +1,19 @@
 """What every command shares: flags, and one clear sentence when the user's input is wrong."""
 
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import jax
 from absl import app, flags, logging
+from ml_collections import ConfigDict
 
 from emu3_jax import exit_codes, sharding, shipped
-from emu3_jax.config import ConfigError, apply_overrides, load_config
+from emu3_jax.config import ConfigError, apply_overrides, config_leaves, load_config
+from emu3_jax.files import in_words
+from emu3_jax.foreign import MissingPackageError
 
 # The flags defined here belong to the command that defines them; its --help lists them.
 flags.disclaim_key_flags()
@@ -72,19 +76,25 @@ def mesh() -> jax.sharding.Mesh:
     return sharding.make_mesh(sharding.MeshConfig(**sizes))
 
 
-def run(main: Callable[..., None], usage: str, verbs: Sequence[str] = ()) -> None:
-    """Parses the flags and calls `main()`; a ValueError or OSError ends in one line.
+def run(
+    main: Callable[..., None],
+    usage: str | Callable[[ConfigDict | None], str],
+    verbs: Sequence[str] = (),
+) -> None:
+    """Parses the flags and calls `main()`; an error of the input or storage ends in one line.
+
+    --help prints `usage` and the flags; a function receives the config that the command line names,
+    or None.
 
     A command with `verbs` takes one of them as its first word and calls `main(verb)`.
 
-    A user's input or storage can cause these errors, and `exit_codes` tells which of them a restart
-    may cure. All others keep their traceback, and --verbosity=1 shows the traceback of these as
+    These are ValueError, OSError and MissingPackageError; `exit_codes` tells which a restart may
+    cure. All others keep their traceback, and --verbosity=1 shows the traceback of these as
     well. Ctrl-C exits with 130.
     """
-    sys.modules["__main__"].__doc__ = usage
     app.run(
         lambda words: _guarded(lambda: main(*words[1:])),
-        flags_parser=lambda argv: _parse(argv, verbs),
+        flags_parser=lambda argv: _parse(argv, usage, verbs),
     )
 
 
@@ -96,16 +106,17 @@ def use_compilation_cache() -> None:
     )
 
 
-def _parse(argv: list[str], verbs: Sequence[str]) -> list[str]:
+def _parse(
+    argv: list[str], usage: str | Callable[[ConfigDict | None], str], verbs: Sequence[str]
+) -> list[str]:
     """Parses with absl; config files and their overrides are separated and read here."""
-    if HELP & set(argv[1:]):
-        print(sys.modules["__main__"].__doc__.strip())
-        print("\nFlags:" + flags.FLAGS.main_module_help())
-        sys.exit(0)
     try:
         overrides = {}
         if "config" in flags.FLAGS:
             argv, overrides = _split_overrides(argv)
+        if HELP & set(argv[1:]):
+            _print_help(argv, overrides, usage)
+            sys.exit(0)
         rest = flags.FLAGS(argv)
         if verbs and (len(rest) < 2 or rest[1] not in verbs):
             _fail(f"the first word must be one of: {', '.join(verbs)}; see --help")
@@ -119,6 +130,19 @@ def _parse(argv: list[str], verbs: Sequence[str]) -> list[str]:
     if flags.FLAGS["verbosity"].using_default_value:
         flags.FLAGS.verbosity = logging.WARNING  # absl would set INFO
     return rest
+
+
+def _print_help(
+    argv: list[str], overrides: dict[str, str], usage: str | Callable[[ConfigDict | None], str]
+) -> None:
+    if callable(usage):
+        named = [word for word in argv if word.startswith("--config=")]
+        flags.FLAGS([argv[0], *named[-1:]])
+        if named:
+            _load_config(overrides)
+        usage = usage(flags.FLAGS.config)
+    print(usage.strip())
+    print("\nFlags:" + flags.FLAGS.main_module_help())
 
 
 def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -150,12 +174,42 @@ def _guarded(main: Callable[[], None]) -> None:
     use_compilation_cache()
     try:
         main()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MissingPackageError) as error:
         logging.debug("the error below was raised here", exc_info=True)
-        _fail(str(error), exit_codes.of(error))
+        sentence = in_words(error)
+        if isinstance(error, OSError) or isinstance(error.__cause__, OSError):
+            sentence = _with_source(sentence)
+        _fail(sentence, exit_codes.of(error))
+    except ImportError as error:
+        if "gcsfs" not in str(error):  # etils imports it at the first use of a bucket
+            raise
+        _fail("a path in a bucket (gs://) needs the package gcsfs: pip install gcsfs")
     except KeyboardInterrupt:
         print("Stopped. Run the same command again to continue.", file=sys.stderr)
         sys.exit(130)
+
+
+def _with_source(sentence: str) -> str:
+    """The sentence about a file, with the flag or key whose value is it, or a folder around it."""
+    found = [("", "")]
+    for name, value in flags.FLAGS.flag_values_dict().items():
+        is_config = isinstance(value, ConfigDict)
+        for key, path in (config_leaves(value.to_dict()) if is_config else {"": value}).items():
+            if isinstance(path, str) and path.strip("./") and _names(sentence, path):
+                found.append((path, f"config.{key}" if is_config else f"--{name}"))
+    source = max(found, key=lambda one: len(one[0]))[1]
+    said = not source or f"{re.split(r'[.-]', source)[-1]}=" in sentence or source in sentence
+    return sentence if said else f"{sentence} (given by {source})"
+
+
+def _names(sentence: str, path: str) -> bool:
+    """Whether a sentence names a path, something in it, or a folder that it lies in."""
+    # A bare word may stand in any sentence: it must be the beginning of this one.
+    before = r"(?<![\w./-])" if "/" in path or "." in path else "^"
+    if re.search(rf"{before}{re.escape(path)}(?![\w.-])", sentence):
+        return True
+    files = re.findall(r"[^\s:'\"]+/[^\s:'\"]+", sentence)
+    return any(path.startswith(f"{file}/") for file in files)
 
 
 def _fail(message: str, code: int = exit_codes.USER) -> NoReturn:

@@ -270,7 +270,7 @@ def config_differences(
 
     Lists of sections have keys by index: "data.mixture.0.weight".
     """
-    old_leaves, new_leaves = _leaves(old), _leaves(new)
+    old_leaves, new_leaves = config_leaves(old), config_leaves(new)
     pairs = {
         key: (old_leaves.get(key, ABSENT), new_leaves.get(key, ABSENT))
         for key in sorted(old_leaves.keys() | new_leaves.keys())
@@ -278,12 +278,13 @@ def config_differences(
     return {key: (before, after) for key, (before, after) in pairs.items() if before != after}
 
 
-def _leaves(value: Any, name: str = "") -> dict[str, Any]:
+def config_leaves(value: Any, name: str = "") -> dict[str, Any]:
+    """Dotted key → value of every leaf; lists of sections have keys by index."""
     if isinstance(value, list | tuple) and value and isinstance(value[0], Mapping):
         value = {str(index): entry for index, entry in enumerate(value)}
     if not isinstance(value, Mapping):
         return {name: list(value) if isinstance(value, tuple) else value}
     leaves = {}
     for key, inner in value.items():
-        leaves |= _leaves(inner, f"{name}.{key}" if name else key)
+        leaves |= config_leaves(inner, f"{name}.{key}" if name else key)
     return leaves

@@ -32,6 +32,13 @@ def in_bucket(path: AnyPath) -> bool:
     return "://" in os.fspath(path)
 
 
+def in_words(error: Exception) -> str:
+    """Returns the message of an error; an OSError's as "FILE: reason", without its number."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+
+
 def inside(folder: AnyPath, name: str) -> pathlib.Path:
     """The path of a file that data names, such as a row of a corpus; it must lie in `folder`.
 

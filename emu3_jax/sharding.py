@@ -55,7 +55,14 @@ chips): no computation depends on their sharding."""
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Sizes of the mesh axes; -1 (for at most one axis) takes the remaining devices."""
+    """Sizes of the mesh axes in devices; -1 (for at most one axis) takes the remaining devices.
+
+    Attributes:
+      data: devices that share the rows of a batch, with whole weights.
+      fsdp: devices that share the rows of a batch and the weights.
+      context: devices that share the tokens of a row.
+      tensor: devices that share the heads and the width of each layer.
+    """
 
     data: int = 1
     fsdp: int = -1

@@ -4,9 +4,13 @@ import os
 import signal
 import subprocess
 import sys
+import unittest.mock
 
 import pytest
+from absl import flags
 from paths import ROOT
+
+from emu3_jax import command_line
 
 COMMAND = '''
 import dataclasses, signal, os
@@ -29,6 +33,21 @@ def main():
         raise ValueError("two\\nlines")
     if WHAT.value == "os":
         open("/no/such/file")
+    if WHAT.value == "key":
+        open(flags.FLAGS.config.rows.folder + "/train.jsonl")
+    if WHAT.value.endswith("/x"):
+        open(WHAT.value, "w")
+    if WHAT.value.endswith("/new"):
+        from emu3_jax.files import write_atomically
+        write_atomically(WHAT.value, "")
+    if WHAT.value == "row":
+        from emu3_jax.data.sources import open_source
+        open_source("train.jsonl", flags.FLAGS.config.rows.folder)
+    if WHAT.value == "package":
+        from emu3_jax.foreign import optional
+        optional("no_such", "--what=package", "-r requirements-no.txt")
+    if WHAT.value == "bucket":
+        raise ImportError("Please install gcsfs to access Google Storage")
     if WHAT.value == "bug":
         raise TypeError("a bug")
     if WHAT.value == "stop":
@@ -45,7 +64,7 @@ if __name__ == "__main__":
 CONFIG = """
 from ml_collections import ConfigDict
 def get_config(arg=""):
-    return ConfigDict(dict(model=dict(num_layers=2)))
+    return ConfigDict(dict(model=dict(num_layers=2), rows=dict(folder="/no/rows", name="a.jsonl")))
 """
 
 
@@ -106,7 +125,32 @@ def test_a_wrong_key_is_one_sentence(files):
         (["--config={0}/tiny.py", "--what=value"], "two lines"),
         (
             ["--config={0}/tiny.py", "--what=os"],
-            "[Errno 2] No such file or directory: '/no/such/file'",
+            "/no/such/file: No such file or directory",
+        ),
+        (
+            ["--config={0}/tiny.py", "--what=key"],
+            "/no/rows/train.jsonl: No such file or directory (given by config.rows.folder)",
+        ),
+        (
+            ["--config={0}/tiny.py", "--what=row"],
+            "/no/rows/train.jsonl: cannot be read (No such file or directory) "
+            "(given by config.rows.folder)",
+        ),
+        (
+            ["--config={0}/tiny.py", "--what=/no/x"],
+            "/no/x: No such file or directory (given by --what)",
+        ),
+        (
+            ["--config={0}/tiny.py", "--what={0}/tiny.py/new"],
+            "{0}/tiny.py cannot be written: it is a file, expected a folder (given by --what)",
+        ),
+        (
+            ["--config={0}/tiny.py", "--what=package"],
+            "--what=package needs the package no_such: pip install -r requirements-no.txt",
+        ),
+        (
+            ["--config={0}/tiny.py", "--what=bucket"],
+            "a path in a bucket (gs://) needs the package gcsfs: pip install gcsfs",
         ),
     ],
     ids=lambda value: None if isinstance(value, str) else value[-1].replace("{0}/", ""),
@@ -114,6 +158,27 @@ def test_a_wrong_key_is_one_sentence(files):
 def test_mistakes_are_one_sentence(files, arguments, sentence):
     result = _run(files, *[a.format(files) for a in arguments])
     _assert_one_sentence(result, sentence.format(files))
+
+
+@pytest.mark.parametrize(
+    ("sentence", "source"),
+    [
+        ("data/train.jsonl: cannot be read", "--what"),
+        ("out/x/1.png cannot be written: no space", "--output"),
+        ("/data/train.jsonl: cannot be read", ""),  # another folder of that name
+        ("a.png: cannot be read as data", ""),
+        ("output='out/x' cannot be used", ""),  # says so itself
+        ("outer/x.png: cannot be read", ""),
+    ],
+)
+def test_the_flag_that_a_file_comes_from(sentence, source):
+    values = flags.FlagValues()
+    flags.DEFINE_string("what", "data", "", flag_values=values)
+    flags.DEFINE_string("output", "out/x", "", flag_values=values)
+    values.mark_as_parsed()
+    with unittest.mock.patch.object(command_line.flags, "FLAGS", values):
+        expected = f"{sentence} (given by {source})" if source else sentence
+        assert command_line._with_source(sentence) == expected
 
 
 def test_verbosity_shows_the_traceback(files):

@@ -17,7 +17,8 @@ Measures a language model or a vision tokenizer on held-out data. Evaluators:
 There are three ways to choose the evaluators:
   --evaluators=NAME,...   evaluators with their defaults
   --config=FILE.py        the entries of the config's `evaluation`; override any key with
-                          --config.evaluation.0.KEY=VALUE
+                          --config.evaluation.0.KEY=VALUE, which `python -m emu3_jax.train --help`
+                          lists
   neither                 the entries in the config of the run --model (or --vision_tokenizer)
 A flag sets the setting of its name in every evaluator that has it.
 

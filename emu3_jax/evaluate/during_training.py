@@ -16,6 +16,7 @@ from emu3_jax.evaluate import registry
 from emu3_jax.evaluate.evaluator import Evaluator, Subject, described, flat_metrics, run_all
 from emu3_jax.interop.bundle import Language
 from emu3_jax.train.loop import Callback
+from emu3_jax.train.run import readable
 from emu3_jax.train.run.metrics import MetricsWriter, read_metrics
 from emu3_jax.train.task import TrainState
 
@@ -66,6 +67,12 @@ class EvaluationCallback(Callback):
                     media.write_png(folder / f"{name}_{image}.png", pixels)
                 writer.write_image(step, f"{name}/{image}", pixels)
         return {METRICS_PREFIX + name: value for name, value in flat_metrics(results).items()}
+
+    def in_words(self, values: dict[str, float]) -> str:
+        """Returns the metrics as one line, the evaluator's headline first."""
+        prefix = f"{METRICS_PREFIX}{self.evaluator.name}/"
+        values = {name.removeprefix(prefix): value for name, value in values.items()}
+        return f"{self.evaluator.name}: {readable.line(values, self.evaluator.headline)}"
 
     def done(self, step: int) -> bool:
         """Returns whether the metrics are logged; they are written last, after the images."""

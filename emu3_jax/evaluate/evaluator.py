@@ -7,6 +7,7 @@ Evaluation during training and `python -m emu3_jax.evaluate` make evaluators fro
 import csv
 import dataclasses
 import io
+import itertools
 import json
 import math
 import os
@@ -21,9 +22,10 @@ import numpy as np
 from emu3_jax.config import ConfigError
 from emu3_jax.data import media
 from emu3_jax.evaluate.progress import Progress
-from emu3_jax.files import write_atomically, write_json
+from emu3_jax.files import in_words, write_atomically, write_json
 from emu3_jax.interop.bundle import Bundle, Language
 from emu3_jax.models.vision.tokenizer import VisionTokenizer
+from emu3_jax.train.run import readable
 
 T = TypeVar("T")
 
@@ -94,6 +96,7 @@ class Evaluator:
 
     Attributes:
       measures: kind of model that it measures (`Task.kind`).
+      headline: patterns of the metrics that come first, in order (`train.run.readable`).
       name: prefix of metrics and files; entries of the same evaluator need different names.
       every: training steps between evaluations; 0 evaluates after the last step only. The last step
         is always evaluated.
@@ -102,6 +105,7 @@ class Evaluator:
     """
 
     measures: ClassVar[str]
+    headline: ClassVar[tuple[str, ...]] = ()
 
     name: str
     every: int = 1000
@@ -141,7 +145,9 @@ class Evaluator:
         try:
             return read(value)
         except (ValueError, OSError) as error:
-            raise ConfigError(f"{key}={value!r} cannot be used by {self.name}: {error}") from error
+            raise ConfigError(
+                f"{key}={value!r} cannot be used by {self.name}: {in_words(error)}"
+            ) from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -165,6 +171,8 @@ def run_all(
 ) -> dict[str, Result]:
     """Runs evaluators in order → {name: Result}; adds the metric `seconds` to each.
 
+    The metrics of the evaluator's headline come first.
+
     Raises:
       ValueError: the subject lacks a model that one of them measures; none was run.
     """
@@ -178,7 +186,8 @@ def run_all(
         start = time.perf_counter()
         result = evaluator.run(subject)
         seconds = time.perf_counter() - start
-        metrics = dict(result.metrics) | {"seconds": round(seconds, 2)}
+        ordered = itertools.chain(*readable.groups(list(result.metrics), evaluator.headline))
+        metrics = {name: result.metrics[name] for name in ordered} | {"seconds": round(seconds, 2)}
         results[evaluator.name] = dataclasses.replace(result, metrics=metrics)
         log(f"{evaluator.name} done in {seconds:.1f} s")
     return results
@@ -199,7 +208,7 @@ def format_results(results: Mapping[str, Result]) -> str:
     width = max((len(m) for r in results.values() for m in r.metrics), default=0)
     for name, result in results.items():
         lines.append(name)
-        lines += [f"  {m:<{width}}  {_number(v):>12}" for m, v in result.metrics.items()]
+        lines += [f"  {m:<{width}}  {readable.number(m, v):>12}" for m, v in result.metrics.items()]
         lines += [f"  note: {note}" for note in result.notes]
     return "\n".join(lines)
 
@@ -264,7 +273,3 @@ def _write_csv(path: pathlib.Path, table: Table) -> None:
 
 def _jsonable(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if float(value).is_integer() else f"{value:,.3f}"

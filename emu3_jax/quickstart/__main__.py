@@ -12,6 +12,7 @@ import sys
 import time
 
 from emu3_jax.config import load_config
+from emu3_jax.files import in_words
 from emu3_jax.quickstart import stages
 from emu3_jax.quickstart.runner import (
     Runner,
@@ -81,7 +82,7 @@ def main() -> None:
         print("\nStopped. Run the same command again to continue.", file=sys.stderr)
         sys.exit(130)
     except (StageError, ValueError, OSError) as error:
-        print(f"\nError: {error}", file=sys.stderr)
+        print(f"\nError: {in_words(error)}", file=sys.stderr)
         sys.exit(2)
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     print(f"\n{minutes} min {seconds:02d} s; peak memory of a command "

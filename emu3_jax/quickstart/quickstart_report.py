@@ -21,6 +21,7 @@ from emu3_jax.data.tokens.records import DATASET_FILE, DatasetInfo
 from emu3_jax.evaluate import items
 from emu3_jax.evaluate.evaluator import read_results
 from emu3_jax.figures.contact_sheet import contact_sheet, film_strip
+from emu3_jax.files import in_words
 from emu3_jax.interop.language import language_model
 from emu3_jax.models.language.transformer import TransformerConfig, count_parameters
 from emu3_jax.quickstart import runner
@@ -243,7 +244,7 @@ def main() -> None:
         media.write_png(plan.directory / SAMPLES_FILE, sheet)
         build_report(inputs, plan.report)
     except (ValueError, OSError, KeyError) as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {in_words(error)}", file=sys.stderr)
         sys.exit(2)
     print(f"written: {plan.report} and {plan.directory / SAMPLES_FILE}")
 

@@ -14,6 +14,7 @@ import ml_collections
 from emu3_jax import exit_codes
 from emu3_jax.config import ABSENT, config_differences, read_config
 from emu3_jax.evaluate.evaluator import RESULTS_FILE, read_results
+from emu3_jax.files import in_words
 from emu3_jax.report.tables import Results
 from emu3_jax.train.run.metrics import read_metrics
 
@@ -91,7 +92,7 @@ def command(
     try:
         yield parser.parse_args(arguments)
     except (ValueError, OSError) as error:
-        print(f"Error: {error}", file=sys.stderr)
+        print(f"Error: {in_words(error)}", file=sys.stderr)
         sys.exit(exit_codes.of(error))
 
 

@@ -34,7 +34,14 @@ class TokenClass(enum.IntEnum):
 
 @dataclasses.dataclass(frozen=True)
 class LossWeights:
-    """Weight of predicting a token of each class: 0.5 on vision tokens (paper, section 2.4)."""
+    """Weight of predicting a token of each class: 0.5 on vision tokens (paper, section 2.4).
+
+    Attributes:
+      text: weight of text.
+      image: weight of the codes of images.
+      video: weight of the codes of clips.
+      structure: weight of marks: begin and end of texts, images, rows and frames; sizes.
+    """
 
     text: float = 1.0
     image: float = 0.5

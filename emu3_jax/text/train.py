@@ -24,7 +24,7 @@ _FIELD = flags.DEFINE_list(
     "field", ["text"], "Keys of the .jsonl file to train on; each has a text or a list of texts."
 )
 _OUTPUT = flags.DEFINE_string("output", None, "The file to write, *.model.", required=True)
-_SIZE = flags.DEFINE_integer("size", 1024, "Number of text ids.")
+_SIZE = flags.DEFINE_integer("size", 1024, "Number of text ids; at most what the texts allow.")
 
 
 def read_sentences(path: str | pathlib.Path, fields: list[str]) -> Iterator[str]:
@@ -75,7 +75,11 @@ def main() -> None:
     if not _OUTPUT.value.endswith(".model"):
         raise ValueError(f"--output is {_OUTPUT.value}, expected a file name ending in .model.")
     sentences = list(read_sentences(_INPUT.value, _FIELD.value))
-    sentencepiece.train(sentences, _SIZE.value, _OUTPUT.value)
+    size = sentencepiece.train(sentences, _SIZE.value, _OUTPUT.value)
+    if size < _SIZE.value:
+        print(
+            f"--size={_SIZE.value} is more than these texts allow; {size} is the largest possible"
+        )
     tokenizer = sentencepiece.SentencePieceTokenizer(_OUTPUT.value)
     tokens = sum(len(tokenizer.encode(sentence)) for sentence in sentences)
     print(

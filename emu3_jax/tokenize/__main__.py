@@ -7,12 +7,11 @@ after a stop: finished shards are kept. skipped.jsonl lists the skipped items an
 several machines, give each --config.worker=I --config.workers=N and the same output.
 """
 
-import inspect
 import logging
 
 from absl import flags
 
-from emu3_jax import command_line
+from emu3_jax import command_line, config_help
 from emu3_jax.config import to_dataclass
 from emu3_jax.tokenize.run import tokenize
 from emu3_jax.tokenize.tokenize_config import TokenizeConfig
@@ -27,8 +26,8 @@ def _main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.define_config(
-        help_text="Config file; emu3_jax/tokenize/tokenize_config.py lists the keys."
+    command_line.define_config(help_text="What to tokenize, and how; its keys are above.")
+    keys = config_help.listing({"tokenize": TokenizeConfig})
+    command_line.run(
+        _main, f"{__doc__}\nKeys of the config (default), set with --config.KEY=VALUE:\n{keys}\n"
     )
-    keys = inspect.cleandoc(TokenizeConfig.__doc__).partition("Attributes:\n")[2]
-    command_line.run(_main, f"{__doc__}\nKeys of the config, set with --config.KEY=VALUE:\n{keys}")

@@ -18,6 +18,8 @@ from absl import flags
 
 from emu3_jax import command_line
 from emu3_jax.config import to_dataclass
+from emu3_jax.files import in_words
+from emu3_jax.foreign import optional
 from emu3_jax.tokenize.run import SplitJob, TokenizeError, open_splits
 from emu3_jax.tokenize.shard_results import ShardResult
 from emu3_jax.tokenize.tokenize_config import TokenizeConfig
@@ -46,7 +48,7 @@ class ShardWorker:
             self.job = self.job or self.open()
             return {"result": self.job.make(int(row["index"])).to_bytes(), "problem": ""}
         except (ValueError, OSError) as error:
-            return {"result": b"", "problem": str(error)}
+            return {"result": b"", "problem": in_words(error)}
 
     def open(self) -> SplitJob:
         """Raises TokenizeError if the command uses another folder or other tokenizers."""
@@ -66,8 +68,10 @@ def tokenize_on_ray(
 
     Raises the errors of `tokenize`.
     """
-    import ray
-
+    ray, _ = (  # ray.data needs more than ray
+        optional(name, "emu3_jax.tokenize.on_ray", "-r requirements-ray.txt")
+        for name in ("ray", "ray.data")
+    )
     if workers < 1 or min(cpus, gpus, tpus) < 0:
         raise ValueError(
             f"workers must be at least 1, cpus, gpus and tpus at least 0; got {workers}"

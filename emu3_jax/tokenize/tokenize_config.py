@@ -20,8 +20,8 @@ class TokenizeConfig:
       text_tokenizer: SentencePiece *.model, ranks *.tiktoken, or "bytes".
       vocabulary: "small" (the size that the two tokenizers need) or "released".
       video_format: "paper" or "univla" (`emu3_jax.sequence.formats`).
-      min_pixels, max_pixels: limits of the resize rule (released: 262144 and 1048576).
-      fps: rate at which clips are sampled; 0 takes every frame.
+      min_pixels, max_pixels: limits of the resize rule: area of an image or a frame in pixels.
+      fps: rate at which clips are sampled, in frames per second; 0 takes every frame.
       max_frames: clips are cut to this many frames; 0 sets no limit.
       image_batch, clip_batch: number of media of one size that are encoded together.
       items_per_shard: rows of a jsonl file, or TFDS examples, per shard.

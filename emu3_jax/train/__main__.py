@@ -12,7 +12,8 @@ Run the same command again to resume from the newest checkpoint. SIGTERM and Ctr
 exit with 143 and 130; a finished run exits with 0.
 A command that ends in an error before the first step leaves the run directory unchanged.
 
---print_config prints the resolved config and exits.
+--print_config prints the resolved config and exits. --help --config=NAME lists only the keys of
+that config's task.
 
 On a pod every host runs this command with --coordinator=auto; elsewhere each process gets
 --coordinator=HOST:PORT --processes=N --process=I. All processes need the same run directory.
@@ -29,7 +30,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from emu3_jax import command_line, sharding
+from emu3_jax import command_line, config_help, sharding
 from emu3_jax.config import ConfigError, to_values
 from emu3_jax.evaluate import registry
 from emu3_jax.evaluate.during_training import EvaluationCallback, check_data
@@ -128,6 +129,24 @@ def _train_locked(
     )
 
 
+def usage(config: ConfigDict | None) -> str:
+    """Returns the text of --help with every key of every task, or of the config's task only."""
+    named = tasks.TASKS if config is None else [config.get("task")]
+    found = {name: tasks.find(name) for name in named}
+    measuring = {
+        name: evaluator
+        for name, evaluator in registry.EVALUATORS.items()
+        if evaluator.measures in {task.kind for task in found.values()}
+    }
+    return "\n\n".join([
+        f"{__doc__}\nKeys of the config (default), set with --config.KEY=VALUE. Sections of a\n"
+        "list are numbered from N = 0, and are those that the config file has.",
+        config_help.listing({n: task.Config for n, task in found.items()}, "task"),
+        "Entries of evaluation, each with the key evaluator, one of these names, and:",
+        config_help.listing(measuring, "evaluator", "evaluation.N."),
+    ])  # fmt: skip
+
+
 def main() -> None:
     """Resolves the config, joins the other processes if there are any, and trains."""
     ledger = Ledger()
@@ -146,4 +165,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command_line.run(main, __doc__)
+    command_line.run(main, usage)

@@ -20,6 +20,7 @@ import jax
 from emu3_jax import sharding
 from emu3_jax.data.batches import Batches
 from emu3_jax.train.initial_state import InitialState
+from emu3_jax.train.run import readable
 from emu3_jax.train.run.checkpoint import Checkpoints
 from emu3_jax.train.run.distributed import gather, global_array, say
 from emu3_jax.train.run.divergence import Guard
@@ -52,6 +53,10 @@ class Callback(abc.ABC):
           state: the state after these updates. The next update donates its arrays: keep none.
           writer: takes images.
         """
+
+    def in_words(self, values: dict[str, float]) -> str:
+        """Returns the metrics of a call as one line to print."""
+        return f"evaluation: {readable.line(values)}"
 
     def done(self, step: int) -> bool:
         """Returns whether the results of the call after `step` are stored already.
@@ -260,8 +265,7 @@ class _Loop:
                     values = callback(step, state, self.report.writer)
                 if values:
                     self.report.write(step, values)
-                    shown = " ".join(f"{k} {v:.4g}" for k, v in values.items())
-                    say(f"step {step} evaluation: {shown}")
+                    say(f"step {step} {callback.in_words(values)}")
 
     @contextmanager
     def _meanwhile(self, what: str):

@@ -18,8 +18,14 @@ class OptimizerConfig:
 
     Attributes:
       learning_rate: peak learning rate, reached after `warmup_steps`.
+      warmup_steps: steps over which the learning rate rises evenly to the peak.
       schedule: "cosine" | "linear" | "constant", from the peak to `final_fraction` × peak.
-      weight_decay: decoupled weight decay, on kernels only; see `decay_mask`.
+      final_fraction: learning rate of the last step as a share of the peak.
+      b1: decay per step of Adam's first moment.
+      b2: decay per step of Adam's second moment.
+      eps: added to the root of the second moment.
+      weight_decay: decoupled weight decay, on kernels only, per step times the learning rate; see
+        `decay_mask`.
       clip_norm: global gradient norm limit; 0 turns clipping off.
       second_moment: dtype that stores Adam's second moment: "float32", or "bfloat16", which saves
         2 bytes per weight. It is computed in float32 either way. bfloat16 needs b2 <= 0.98: above

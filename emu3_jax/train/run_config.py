@@ -15,10 +15,10 @@ class RunConfig:
     """How to train a task.
 
     Attributes:
-      steps: updates of the whole run; the schedule ends there.
+      steps: number of updates of the whole run; the schedule ends there.
       seed: seed of initialisation, dropout and all other randomness of the step.
       accumulation: micro-batches per update; must divide the rows of the batch.
-      ema_decay: decay of the averaged weights used for evaluation; 0 keeps none.
+      ema_decay: decay per step of the averaged weights used for evaluation; 0 keeps none.
       nonfinite: "halt" stops at the first loss or gradient that is not finite; "skip" leaves
         the state unchanged and continues, up to `max_skipped` times in a row.
       max_skipped: most skipped steps in a row before the run halts.

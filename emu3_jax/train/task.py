@@ -72,6 +72,7 @@ class Task(abc.ABC):
       unit: what throughput counts, in the plural ("tokens", "frames").
       kind: kind of the trained model: "language_model", "vision_tokenizer", or a new name.
         Evaluators of the same kind (`Evaluator.measures`) can measure it.
+      headline: patterns of the metrics in the log lines, in order (`train.run.readable`).
       unsaved: collections of the model state that checkpoints leave out, such as a frozen base.
         `init` and `initial_weights` make them again when a run resumes.
       config: the resolved config, an instance of `Config`.
@@ -81,6 +82,7 @@ class Task(abc.ABC):
     Config: ClassVar[type]
     unit: ClassVar[str]
     kind: ClassVar[str]
+    headline: ClassVar[tuple[str, ...]] = ("loss*",)
     unsaved: ClassVar[tuple[str, ...]] = ()
     config: Any
     note: str = ""

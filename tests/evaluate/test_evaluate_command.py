@@ -190,7 +190,7 @@ def test_a_file_states_several_entries_of_one_evaluator(folder, attempts):
 def test_flags_alone_evaluate_weights_on_a_folder(folder, attempts):
     record, metrics = _results(folder, attempts, "of flags")
     assert metrics["reconstruction"]["count_images"] == 1
-    assert f"{metrics['reconstruction']['psnr_images']:.3f}" in attempts["of flags"][1]
+    assert f"{metrics['reconstruction']['psnr_images']:.2f} dB" in attempts["of flags"][1]
     assert record["evaluation"][0]["splits"] == ["validation_combination"]
 
 

@@ -57,7 +57,7 @@ def test_results_are_written_and_read_back(tmp_path):
         f"counting_{f}" for f in files
     }
     assert evaluator.flat_metrics(results)["counting/share"] == 12.5
-    assert "12.500" in evaluator.format_results(results)
+    assert "12.5\n" in evaluator.format_results(results)
     assert "note: a doubt" in evaluator.format_results(results)
 
 

@@ -50,8 +50,6 @@ def test_the_commands_of_the_readme_take_a_folder_to_images(tmp_path):
         "text", "tokenize", "train", "evaluate", "generate",
     ]  # fmt: skip
     for words in listed:
-        if words[0] == "emu3_jax.text.train":
-            words = [word if "--size" not in word else "--size=280" for word in words]
         if words[0] == "emu3_jax.train":
             words = [word for word in words if "run.steps" not in word] + list(SMALL)
         result = subprocess.run(

@@ -238,22 +238,21 @@ def test_training_errors_leave_no_file(tmp_path):
         train(["", " \n"], 300, path)
     with pytest.raises(ValueError, match="at least 259"):
         train(CORPUS, 258, path)
-    with pytest.raises(ValueError, match=r"100000 is too large .* at most (\d+) works") as error:
-        train(CORPUS, 100000, path)
     assert not list(tmp_path.iterdir())
-    largest = int(str(error.value).split("at most ")[1].split()[0])
-    with pytest.raises(ValueError, match="too large"):
-        train(CORPUS, 2 * largest, path)
 
 
-def test_largest_size_is_true(tmp_path):
-    """The size the message names works, and one more fails."""
-    with pytest.raises(ValueError) as error:
-        train(CORPUS, 100000, tmp_path / "x.model")
-    largest = int(str(error.value).split("at most ")[1].split()[0])
-    train(CORPUS, largest, tmp_path / "x.model")
-    with pytest.raises(ValueError, match=f"at most {largest} "):
-        train(CORPUS, largest + 1, tmp_path / "y.model")
+@pytest.mark.parametrize("corpus", [CORPUS, ["a b"], ["猫"], ["aa aa"], ["x" * 50, "一只橙色的猫"]])
+def test_a_small_corpus_takes_the_largest_size(tmp_path, corpus):
+    """It is what the message of SentencePiece's trainer calls possible, and one more is not."""
+    largest = train(corpus, 100000, tmp_path / "a.model")
+    tokenizer = SentencePieceTokenizer(tmp_path / "a.model")
+    assert 259 <= tokenizer.size == largest < 1000
+    assert train(corpus, largest, tmp_path / "b.model") == largest
+    assert train(corpus, largest + 1, tmp_path / "c.model") == largest
+    same = {(tmp_path / f"{name}.model").read_bytes() for name in "abc"}
+    assert len(same) == 1
+    for text in (*corpus, "else 犬"):
+        check(tokenizer, text)
 
 
 def test_load_by_name(tmp_path, pieces):
@@ -312,6 +311,13 @@ def test_command_trains_on_fields(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "290 pieces" in done.stdout
     assert SentencePieceTokenizer(output).size == 290
+    done = command(f"--input={source}", "--field=caption,tags", f"--output={output}", "--size=8192")
+    largest = SentencePieceTokenizer(output).size
+    assert done.returncode == 0 and 290 < largest < 8192
+    assert done.stdout.splitlines()[0] == (
+        f"--size=8192 is more than these texts allow; {largest} is the largest possible"
+    )
+    assert len(done.stdout.splitlines()) == 2 and f"{largest} pieces" in done.stdout
     done = command(f"--input={source}", "--field=title", f"--output={tmp_path / 'no.model'}")
     assert done.returncode == 2 and "'title'" in done.stderr
     assert done.stderr.startswith("Error: ") and len(done.stderr.splitlines()) == 1

@@ -18,6 +18,7 @@ from emu3_jax.data.media.images import (
     to_rgb,
 )
 from emu3_jax.data.media.sizes import MAX_IMAGE_PIXELS, MediaError, check_clip, resize
+from emu3_jax.foreign import MissingPackageError
 
 # In seconds: a longer time in which no frame is shown is a hole. Containers without a length for
 # each frame leave out frames that repeat the last one, so a short one is no sign of damage.
@@ -63,7 +64,7 @@ def read_video(
             expected = len(survey.stamps) if fps is None else math.ceil(survey.seconds * fps)
             expected = min(expected, max_frames or expected)
         return _sample(frames, fps, max_frames, expected, label)
-    except MediaError:
+    except (MediaError, MissingPackageError):
         raise
     except Exception as error:  # hostile bytes can make decoders raise anything
         reason = containers.reason(error)

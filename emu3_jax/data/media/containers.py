@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from emu3_jax.data.media.images import MAX_IMAGE_PIXELS
 from emu3_jax.data.media.sizes import MediaError
+from emu3_jax.foreign import optional
 
 # FFmpeg's names of the containers that are read, and how messages call them. FFmpeg would also
 # take playlists, lists of image files and descriptions of network streams for clips.
@@ -61,9 +62,14 @@ class Survey:
         return self.end - min(self.stamps, default=self.end)
 
 
+def film_package():
+    """PyAV: slow to import, and images do not need it."""
+    return optional("av", "a clip", "-r requirements.txt")
+
+
 def open_container(content: bytes, label: str):
     """The opened container (a context manager) of a video file's bytes."""
-    import av  # slow to import, and images do not need it
+    av = film_package()
 
     try:
         return av.open(
@@ -87,8 +93,7 @@ def reason(error: Exception) -> str:
 
 def film_stream(container, label: str):
     """The stream that a player shows: the default one, or else the first; never a cover image."""
-    import av
-
+    av = film_package()
     cover = av.stream.Disposition.attached_pic
     films = [stream for stream in container.streams.video if not stream.disposition & cover]
     if not films:

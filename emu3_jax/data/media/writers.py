@@ -10,6 +10,7 @@ from fractions import Fraction
 import numpy as np
 from PIL import Image, PngImagePlugin
 
+from emu3_jax.data.media import containers
 from emu3_jax.files import write_atomically
 
 # FFmpeg's numbers: matrix, primaries and transfer of BT.709 (ITU-T H.273), luma from 16 to 235.
@@ -58,8 +59,7 @@ def write_mp4(path, frames: np.ndarray, fps: float) -> None:
 
     Odd sides repeat their last row or column.
     """
-    import av
-
+    av = containers.film_package()
     frames = _checked(frames, 4)
     frames = np.pad(
         frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge"

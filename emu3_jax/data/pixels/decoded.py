@@ -1,20 +1,19 @@
-"""Images and clips of a folder, decoded, by number; kept in memory up to a limit."""
+"""Images and clips of corpora, decoded, by number; kept in memory up to a limit."""
 
 import logging
-from pathlib import Path
 
 import numpy as np
 
 from emu3_jax.data import media
-from emu3_jax.data.sources import FolderSource, RawItem
+from emu3_jax.data.sources import RawItem, SourceError, Stored, open_source
 
 log = logging.getLogger(__name__)
 
 
 class DecodedItems:
-    """The uint8 images [H,W,3] and clips [T,H,W,3] that jsonl files name.
+    """The uint8 images [H,W,3] and clips [T,H,W,3] of corpora.
 
-    root, files: folder and the jsonl files in it (layout of `sources.FolderSource`).
+    root, files: folder, and the corpora relative to it (`sources.open_source`).
     short_side: larger items are scaled down to a short side of this many pixels.
     cache_bytes: decoded items are kept up to this sum; the others are read again each time.
     max_bad_items: unreadable items, and clips too short for the request, are replaced by their
@@ -36,10 +35,13 @@ class DecodedItems:
         self._cached_bytes = 0
         self._bad: dict[tuple, str] = {}
         for name in files:
-            source = FolderSource(Path(root) / name)
+            source = open_source(name, root)
             for shard in range(source.num_shards):
-                for item in source.items(shard):
-                    self._add(item)
+                try:
+                    for item in source.listed(shard):
+                        self._add(item)
+                except SourceError as error:  # the rest of a damaged tar
+                    self._note((name, shard), media.MediaError(str(error)))
 
     def _add(self, item: RawItem) -> None:
         if item.problem:
@@ -85,11 +87,14 @@ class DecodedItems:
         if (*key, wanted) in self._bad:
             return
         message = f"{found} frames are fewer than the {wanted} that a training clip spans"
-        self._note((*key, wanted), media.MediaError(f"{self._path(key)}: {message}"))
+        self._note((*key, wanted), media.MediaError(f"{self._name(key)}: {message}"))
 
-    def _path(self, key: tuple[str, int]) -> str:
+    def _name(self, key: tuple[str, int]) -> str:
+        """The item in messages: its file, or its place in a larger one."""
         source, index = key
-        return getattr(self._items[source][index], source)
+        item = self._items[source][index]
+        stored = getattr(item, source)
+        return stored if isinstance(stored, str) else item.where
 
     def _cached(self, key: tuple[str, int], square: int | None) -> np.ndarray:
         pixels = self._cache.get((key, square))
@@ -101,8 +106,7 @@ class DecodedItems:
         return pixels
 
     def _read(self, key: tuple[str, int], square: int | None) -> np.ndarray:
-        path = self._path(key)
-        pixels = media.read_image(path) if key[0] == "image" else media.read_video(path)[0]
+        pixels = self._decoded(key)
         if square is not None:
             pixels = media.resize(media.center_square(pixels), square, square)
         else:
@@ -110,6 +114,20 @@ class DecodedItems:
             scale = min(1.0, self._short_side / min(height, width))
             pixels = media.resize(pixels, round(height * scale), round(width * scale))
         return np.ascontiguousarray(pixels)
+
+    def _decoded(self, key: tuple[str, int]) -> np.ndarray:
+        source, index = key
+        found, name = getattr(self._items[source][index], source), self._name(key)
+        if isinstance(found, Stored):
+            try:
+                found = found.read()
+            except (SourceError, OSError) as error:
+                raise media.MediaError(f"{name}: {error}") from error
+        if isinstance(found, np.ndarray):
+            return found
+        if source == "image":
+            return media.read_image(found, name)
+        return media.read_video(found, name=name)[0]
 
     def _note(self, key: tuple, error: media.MediaError) -> None:
         self._bad[key] = str(error)

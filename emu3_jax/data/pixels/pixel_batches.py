@@ -29,11 +29,13 @@ ENDLESS = 1 << 40
 class PixelGroup:
     """Items of one kind, size and length; each batch holds the same number of them.
 
-    name: key in the batch and in the metrics ("stills", "clips_32", "stills_128").
-    kind: "stills"; "clips", made of the corpus's clips; "pans", clips made of its stills by moving
-      a window over them (`crops.pan_boxes`), for corpora without video.
-    size: side in pixels. count: items per batch; 0 leaves the group out.
-    frames: of a clip or pan, at least 2; 1 for stills.
+    Attributes:
+      name: key in the batch and in the metrics ("stills", "clips_32", "stills_128").
+      kind: "stills"; "clips", made of the corpus's clips; "pans", clips made of its stills by
+        moving a window over them (`crops.pan_boxes`), for corpora without video.
+      size: height and width in pixels.
+      count: items per batch; 0 leaves the group out.
+      frames: frames of a clip or pan, at least 2; 1 for stills.
     """
 
     name: str
@@ -77,17 +79,23 @@ class PixelConfig:
     they make one compiled step of fixed shapes, every update has the same mixture, and processes
     need not agree on the next size.
 
-    root, files: folder and the jsonl files in it (layout of `sources.FolderSource`).
-    groups: contents of a batch.
-    crop: "centre", the centred square as large as the short side; "random", a square of
-      `min_crop` to 1 of the short side anywhere in the image (the same for all frames of a clip).
-      Pans choose their windows themselves.
-    flip, reverse: half of the items are mirrored; half of the clips and pans run backwards.
-    strides: a training clip takes every k-th frame, k drawn from those that its length allows.
-    cache_bytes: decoded items are kept in memory up to this sum, at the size that the groups need;
-      the others are read again each time.
-    max_bad_items: unreadable items, and clips too short for a group, are replaced by their
-      successor; one more than this is an error.
+    Attributes:
+      root: folder that the paths in `files` are relative to.
+      files: corpora as in tokenizing (`emu3_jax.data.sources.open_source`): jsonl files,
+        "webdataset:PATTERN" (plain tars) or "tfds:NAME:SPLIT".
+      groups: contents of a batch, one section for each kind, size and length.
+      crop: "centre", the centred square as large as the short side; "random", a square of
+        `min_crop` to 1 of the short side anywhere in the image (the same for all frames of a clip).
+        Pans choose their windows themselves.
+      min_crop: least side of a random crop as a share of the short side.
+      flip: half of the items are mirrored.
+      reverse: half of the clips and pans run backwards.
+      strides: a training clip takes every k-th frame, k drawn from those that its length allows.
+      seed: seed of the order of items and of every other random choice.
+      cache_bytes: decoded items are kept in memory up to this sum in bytes, at the size that the
+        groups need; the others are read again each time.
+      max_bad_items: unreadable items, and clips too short for a group, are replaced by their
+        successor; more items than this are an error.
     """
 
     root: str

@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 from emu3_jax.data.sources.folder import FolderSource
-from emu3_jax.data.sources.source import MEDIA, RawItem, Source, SourceError
+from emu3_jax.data.sources.source import MEDIA, RawItem, Source, SourceError, Stored
 
-__all__ = ["MEDIA", "FolderSource", "RawItem", "Source", "SourceError", "open_source"]
+__all__ = ["MEDIA", "FolderSource", "RawItem", "Source", "SourceError", "Stored", "open_source"]
 
 
 def open_source(spec: str, root: str | os.PathLike = ".", items_per_shard: int = 512) -> Source:

@@ -1,6 +1,6 @@
 """The interface of a raw corpus: items, one shard at a time, in a fixed order."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -29,18 +29,31 @@ def one_medium(media: dict) -> dict:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """A medium within a larger file, read when it is needed.
+
+    Attributes:
+      read: returns the bytes of an image or video file, or uint8 pixels; raises SourceError or
+        OSError.
+    """
+
+    read: Callable[[], bytes | np.ndarray]
+
+
+@dataclass(frozen=True)
 class RawItem:
     """One raw example, of one of five kinds.
 
-    A caption with at most one of `image` and `video` (a path, the file's bytes, or uint8 pixels);
+    A caption with at most one of `image` and `video` (a path, the file's bytes, uint8 pixels, or
+    `Stored`, see `Source.listed`);
     or `segments`, an interleaved document; or `turns`, a chat. A segment is {"text"}, {"image"} or
     {"video"}; a turn is {"question", "answer"}, with "image" or "video" if it has one.
     """
 
     key: str
     text: str = ""
-    image: str | bytes | np.ndarray | None = None
-    video: str | bytes | np.ndarray | None = None
+    image: str | bytes | np.ndarray | Stored | None = None
+    video: str | bytes | np.ndarray | Stored | None = None
     segments: tuple[dict, ...] = ()
     turns: tuple[dict, ...] = ()
     attributes: dict = field(default_factory=dict)
@@ -78,4 +91,10 @@ class Source(Protocol):
         """The items of one shard, in the same order at every call.
 
         If the rest of the shard cannot be read, raises SourceError after the items before it.
+        """
+
+    def listed(self, shard: int) -> Iterator[RawItem]:
+        """The items of one shard as `items`, but no media are held: they are paths or `Stored`.
+
+        For a corpus whose media are read in any order. Texts may be missing.
         """

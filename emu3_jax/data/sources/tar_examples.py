@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 from emu3_jax.data.sources.caption_values import caption_of, caption_text, is_missing
 from emu3_jax.data.sources.naming import ENDINGS, check_layout, role_of
-from emu3_jax.data.sources.source import MEDIA, RawItem, SourceError, one_medium
+from emu3_jax.data.sources.source import MEDIA, RawItem, SourceError, Stored, one_medium
 
 
 class TarExamples:
@@ -33,7 +33,7 @@ class TarExamples:
         self._undecided = False  # whether the rest has several members of a role
         self._seen: set[str] = set()
 
-    def add(self, name: str, content: bytes, problem: str) -> Iterator[RawItem]:
+    def add(self, name: str, content: bytes | Stored, problem: str) -> Iterator[RawItem]:
         """Takes the next member; yields the examples that it shows to have ended."""
         folder, base = os.path.split(name)
         if base.startswith("."):
@@ -93,7 +93,7 @@ class TarExamples:
 class _Member:
     """A file of a tar: its path, that path up to the last dot, its role and its content."""
 
-    def __init__(self, name: str, stem: str, role: str, content: bytes, problem: str):
+    def __init__(self, name: str, stem: str, role: str, content, problem: str):
         self.name, self.stem, self.role = name, stem, role
         self.content, self.problem = content, problem
 

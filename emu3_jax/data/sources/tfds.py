@@ -3,12 +3,13 @@
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import numpy as np
 
 from emu3_jax.data.sources.caption_values import CAPTION_KEYS, caption_text
-from emu3_jax.data.sources.source import MEDIA, RawItem, SourceError, one_medium
-from emu3_jax.foreign import failures_as
+from emu3_jax.data.sources.source import MEDIA, RawItem, SourceError, Stored, one_medium
+from emu3_jax.foreign import failures_as, optional
 
 # Features that state the frames per second of a clip.
 RATE_KEYS = ("fps", "frame_rate")
@@ -24,8 +25,9 @@ class TfdsSource:
     """
 
     def __init__(self, name: str, split: str, items_per_shard: int = 512, text: str = ""):
-        import tensorflow_datasets as tfds  # optional and slow to import
-
+        tfds = optional(  # slow to import
+            "tensorflow_datasets", f"tfds:{name}", "-r requirements-tfds.txt"
+        )
         self.name = name.replace("/", "_").replace(":", "_")
         where = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
         try:
@@ -38,7 +40,9 @@ class TfdsSource:
                 f"it there first with file_format=array_record"
             ) from error
         self._per_shard = items_per_shard
-        self._text_path, self._label = text_feature(builder.info.features, f"tfds:{name}", text)
+        features = builder.info.features
+        self._text_path, self._label = text_feature(features, f"tfds:{name}", text)
+        self._shown = list(one_medium({kind: kind for kind in MEDIA if kind in features}))
         if not len(self._data):
             raise SourceError(f"tfds:{name}:{split}: the corpus is empty")
 
@@ -58,6 +62,18 @@ class TfdsSource:
             except SourceError as error:
                 item = RawItem(where, where=where, problem=str(error))
             yield item
+
+    def listed(self, shard: int) -> Iterator[RawItem]:
+        """The examples of one shard, not yet read: which feature each shows, and no text."""
+        first = shard * self._per_shard
+        for index in range(first, min(first + self._per_shard, len(self._data))):
+            where = f"tfds:{self.name}:{index}"
+            shown = {kind: Stored(partial(self._medium, kind, index)) for kind in self._shown}
+            yield RawItem(where, **shown, where=where)
+
+    def _medium(self, kind: str, index: int) -> np.ndarray:
+        with failures_as(SourceError):
+            return _pixels(kind, self._data[index][kind])
 
     def _item(self, where: str, example: Mapping) -> RawItem:
         used = (*MEDIA, *self._text_path[:1])

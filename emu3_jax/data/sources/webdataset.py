@@ -8,10 +8,11 @@ import re
 import tarfile
 import zlib
 from collections.abc import Iterator
+from functools import partial
 
 from emu3_jax import exit_codes
 from emu3_jax.data.sources.naming import role_of
-from emu3_jax.data.sources.source import RawItem, SourceError
+from emu3_jax.data.sources.source import MEDIA, RawItem, SourceError, Stored
 from emu3_jax.data.sources.tar_examples import TarExamples
 from emu3_jax.files import MAX_TEXT_BYTES
 
@@ -46,10 +47,16 @@ class WebDatasetSource:
         one whose members may be incomplete. OSError for what a restart may cure, such as a stale
         handle: thousands of examples would be lost as one item.
         """
-        path = self.paths[shard]
+        return self._examples(self.paths[shard], hold=True)
+
+    def listed(self, shard: int) -> Iterator[RawItem]:
+        """The examples of one tar with the places of their media; SourceError if compressed."""
+        return self._examples(self.paths[shard], hold=False)
+
+    def _examples(self, path: str, hold: bool) -> Iterator[RawItem]:
         examples = TarExamples(path)
         try:
-            for name, content, problem in _members(path):
+            for name, content, problem in _members(path, hold):
                 yield from examples.add(name, content, problem)
         except DAMAGE as error:
             if exit_codes.of(error) == exit_codes.TRANSIENT:
@@ -80,11 +87,14 @@ def _expand(pattern: str) -> list[str]:
     return paths
 
 
-def _members(path: str) -> Iterator[tuple[str, bytes, str]]:
+def _members(path: str, hold: bool) -> Iterator[tuple[str, bytes | Stored, str]]:
     """(name, content, problem) of each member that is not a folder.
 
     The content of a member whose ending is not known is not read, nor is one with a problem.
+    Without `hold`, media stay in the file, which must be a plain tar.
     """
+    if not hold:
+        _check_plain(path)
     with tarfile.open(path, "r:*", tarinfo=_Member) as tar:
         for member in tar:
             if member.isdir():
@@ -95,6 +105,8 @@ def _members(path: str) -> Iterator[tuple[str, bytes, str]]:
             elif member.size > (limit := _limit(member.name)):
                 size = f"{member.size} bytes, at most {limit} are read"
                 problem = f"the member {member.name} has {size}"
+            elif role_of(member.name) in MEDIA and member.size and not (hold or member.sparse):
+                content = Stored(partial(_read, path, member.offset_data, member.size))
             elif role_of(member.name):
                 content = tar.extractfile(member).read()
             yield member.name, content, problem
@@ -103,6 +115,24 @@ def _members(path: str) -> Iterator[tuple[str, bytes, str]]:
 def _limit(name: str) -> int:
     """What a member may have in bytes: less for a caption or json."""
     return MAX_TEXT_BYTES if role_of(name) in ("caption", "json") else MAX_MEMBER_BYTES
+
+
+def _check_plain(path: str) -> None:
+    with open(path, "rb") as file:
+        start = file.read(6)
+    if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")):
+        raise SourceError(
+            f"{path}: is compressed, and its images are needed in any order; expected a plain tar"
+        )
+
+
+def _read(path: str, offset: int, size: int) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(offset)
+        content = file.read(size)
+    if len(content) < size:
+        raise SourceError(f"{path}: has become shorter since it was opened")
+    return content
 
 
 class _Member(tarfile.TarInfo):

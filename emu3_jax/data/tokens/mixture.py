@@ -53,7 +53,8 @@ class MixtureEntry:
 
     Attributes:
       dataset: folder with a dataset.json.
-      task: one of `DOCUMENT_TASKS`.
+      task: what is learnt from its records: text, text_to_image, image_to_text, text_to_video,
+        video_to_text, document or chat.
       weight: frequency of this entry's documents, relative to the other entries.
       null_prompt: share of the documents whose caption is left empty, for guidance at generation
         (released fine-tuning: 0.05); only for tasks whose caption comes first.

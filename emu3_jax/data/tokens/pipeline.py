@@ -37,7 +37,7 @@ class DataConfig:
       batch_size: rows of the global batch, over all hosts.
       sequence_length: tokens to predict per row.
       loss_weights: weight of a token by its class (0.5 on vision tokens: paper, section 2.4).
-      seed: of the order of documents and of every other random choice.
+      seed: seed of the order of documents and of every other random choice.
       pack_window: rows packed together; more rows waste less room and need more memory.
       workers: processes that read and pack; 0 uses a thread of this process.
       prefetch: number of batches prepared in advance.

@@ -25,7 +25,7 @@ from etils import epath
 
 from emu3_jax import exit_codes
 from emu3_jax.data.codec.fingerprint import check_same
-from emu3_jax.files import MAX_TEXT_BYTES, write_atomically, written_whole
+from emu3_jax.files import MAX_TEXT_BYTES, in_words, write_atomically, written_whole
 from emu3_jax.sequence import EndOfTurn, Grammar, Image, Segment, Text, Video
 from emu3_jax.vocab import Vocab
 
@@ -331,7 +331,9 @@ def open_dataset(
     try:
         info = DatasetInfo.from_json(file.read_text())
     except (ValueError, OSError, RecursionError) as error:
-        raise RecordError(f"{file}: cannot be read as a dataset's description ({error})") from error
+        raise RecordError(
+            f"{file}: cannot be read as a dataset's description ({in_words(error)})"
+        ) from error
     # One listing: in a bucket each request takes a tenth of a second.
     there = {file.name for file in path.iterdir()}
     for shard in info.shards:

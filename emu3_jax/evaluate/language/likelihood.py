@@ -31,6 +31,7 @@ class Likelihood(SplitEvaluator):
     """
 
     measures: ClassVar[str] = "language_model"
+    headline: ClassVar[tuple[str, ...]] = ("*_all",)
 
     name: str = "likelihood"
     tokens: str = ""

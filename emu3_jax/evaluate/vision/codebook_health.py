@@ -7,7 +7,7 @@ This evaluator does not read the codebook, only the results of the tokenizer's `
 import dataclasses
 import functools
 import pathlib
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -35,6 +35,8 @@ class CodebookHealth(VisionEvaluator):
       shown: number of most used codes on the sheet, and of least used ones.
       compared: number of most used codes to decode for drift.
     """
+
+    headline: ClassVar[tuple[str, ...]] = ("used_*", "perplexity_*")
 
     name: str = "codebook_health"
     earlier: str = ""

@@ -90,7 +90,7 @@ class FrechetDistance(SplitEvaluator, VisionEvaluator):
       inception: Inception v3 of FID, a torch file; "" for none.
       i3d: I3D of FVD, a torch file; "" for none.
       cache: folder for the statistics of the originals' features; "" keeps none.
-      frames: length of clips, by `clip_boundaries.of_length`; 0 as stored.
+      frames: length of clips in frames, by `clip_boundaries.of_length`; 0 as stored.
     """
 
     name: str = "frechet"

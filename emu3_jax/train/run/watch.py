@@ -22,10 +22,11 @@ class WatchConfig:
     """Heartbeat, hang detection and profiler of a run.
 
     Attributes:
-      heartbeat_seconds: RUN/heartbeat.json is rewritten after a step, at most this often.
-      hang_seconds: after this time without the end of a step, an evaluation or a save, every
-        process writes the stacks of all its threads to stderr, and again after each such time; 0:
-        never. The first step includes compilation.
+      heartbeat_seconds: least number of seconds between two writings of RUN/heartbeat.json, which
+        follow a step.
+      hang_seconds: after this many seconds without the end of a step, an evaluation or a save,
+        every process writes the stacks of all its threads to stderr, and again after each such
+        time; 0: never. The first step includes compilation.
       hang_exit: also end the process then, with code 1, so that a launcher can restart the run.
       profile_step: first step that the profiler records into RUN/profile; 0: none.
       profile_steps: number of steps it records.

@@ -242,7 +242,7 @@ def test_pans_show_the_windows_of_their_place(ramps):
 def test_originals_are_kept_up_to_a_sum_and_at_a_size_that_suffices(ramps, monkeypatch):
     reads = []
     read = media.read_image
-    monkeypatch.setattr(media, "read_image", lambda path: reads.append(path) or read(path))
+    monkeypatch.setattr(media, "read_image", lambda path, name: reads.append(path) or read(path))
     group = PixelGroup("stills", "stills", 10, 4)
     # Crops of half the short side at 10 pixels need 20 x 30 pixels of it: 1,800 bytes.
     for cache_bytes, expected in ((1800, 1), (1799, 4)):
@@ -256,7 +256,7 @@ def test_originals_are_kept_up_to_a_sum_and_at_a_size_that_suffices(ramps, monke
 def test_the_sum_is_over_all_items(root, monkeypatch):
     reads = []
     read = media.read_image
-    monkeypatch.setattr(media, "read_image", lambda path: reads.append(path) or read(path))
+    monkeypatch.setattr(media, "read_image", lambda path, name: reads.append(path) or read(path))
     iterator = pixel_batches(config(root, STILLS, cache_bytes=4 * 16 * 16 * 3))
     for _ in range(6):  # three epochs of eight images, four of which are kept
         next(iterator)

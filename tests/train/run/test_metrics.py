@@ -150,7 +150,7 @@ def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
 
 def test_wandb_that_is_not_there_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(ValueError, match="log.wandb_project='p' needs the wandb package"):
+    with pytest.raises(ImportError, match="log.wandb_project='p' needs the package wandb: pip"):
         MetricsWriter(tmp_path, LogConfig(wandb_project="p"), {})
 
 

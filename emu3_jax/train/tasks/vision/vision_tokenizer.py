@@ -75,6 +75,7 @@ class VisionTokenizerTask(Task):
     Config = VisionTokenizerTrainConfig
     unit = "frames"
     kind = exporting.VISION_TOKENIZER
+    headline = ("psnr/*", "loss/*_perceptual", "codebook/dead", "codebook/perplexity", "loss*")
 
     def __init__(self, config: VisionTokenizerTrainConfig, read_data: bool = True):
         self.config = config
