@@ -55,7 +55,7 @@ def tiny_runner(tiny_bundle, tmp_path):
     from tiny_models import LIMITS
 
     from emu3_jax.generate import modalities
-    from emu3_jax.generate.job import Runner
+    from emu3_jax.generate.job_runner import Runner
 
     about = {"model": "m", "vision_tokenizer": "v"}
     return Runner(tiny_bundle, tmp_path / "out", LIMITS, modalities.Options(), about)

@@ -5,7 +5,7 @@ python -m emu3_jax.generate --model=DIR --vision_tokenizer=DIR --task=TASK --out
   --task=text_to_image  --prompt="a red fox" --size=8x8 [--samples=4]
   --task=text_to_video  --prompt="a waving hand" --size=4x8x8 --fps=8
   --task=image_to_text  --image=photo.png [--prompt="What is this?"]
-  --task=video_to_text  --video=clip.mp4 [--prompt="What happens?"]
+  --task=video_to_text  --video=clip.mp4 [--prompt="What happens?"] [--start=2 --end=4.5]
 
 DIR of --model is a run directory of `python -m emu3_jax.train`, a directory that
 `python -m emu3_jax.convert export` wrote, released weights with emu3.tiktoken beside them, or the
@@ -32,8 +32,9 @@ from emu3_jax.data.codec import vision_codec
 from emu3_jax.figures.contact_sheet import contact_sheet
 from emu3_jax.generate import codec, modalities, presets
 from emu3_jax.generate.decoding.sampling import Sampling
-from emu3_jax.generate.job import GENERATION_TASKS, Job, JobError, Runner, sizes_of
-from emu3_jax.interop.bundle import BUNDLE_FILE, with_vision
+from emu3_jax.generate.job import GENERATION_TASKS, Job, JobError, sizes_of
+from emu3_jax.generate.job_runner import Runner, read_media
+from emu3_jax.interop.bundle import BUNDLE_FILE, load_language, with_vision
 from emu3_jax.interop.formats.safetensors_io import DTYPES
 from emu3_jax.interop.language.language_config import read_further
 from emu3_jax.sequence import VIDEO_FORMATS, Grammar
@@ -60,6 +61,9 @@ AREA = flags.DEFINE_integer(
 FPS = flags.DEFINE_float(
     "fps", 0.0, "Frames per second of the clip to draw, or at which clips are read (0: all)."
 )
+START = flags.DEFINE_float("start", 0.0, "Clips are read from this second on.")
+END = flags.DEFINE_float("end", None, "Clips are read until this second; default: to their end.")
+MAX_FRAMES = flags.DEFINE_integer("max_frames", None, "Most frames of a clip that are read.")
 CLIPS = flags.DEFINE_enum(
     "clips",
     vision_codec.CAUSAL,
@@ -192,6 +196,9 @@ def job_of_flags(spatial_factor: int) -> Job:
             spatial_factor=spatial_factor,
         ),
         fps=FPS.value,
+        start=START.value,
+        end=END.value,
+        max_frames=MAX_FRAMES.value,
         clips=CLIPS.value,
         samples=SAMPLES.value,
         candidates=CANDIDATES.value,
@@ -216,16 +223,21 @@ def grammar(old: Grammar) -> Grammar:
 
 
 def main() -> None:
-    """Reads the flags, loads the models, runs the job."""
+    """Reads the flags and the files, loads the models, runs the job."""
     check_flags()
     mesh = command_line.mesh()
-    vision, vision_variables = weights.load_vision_tokenizer(VISION.value, mesh=mesh)
-    factor = vision.config.spatial_factor
-    job = job_of_flags(factor)
-    bundle, label = weights.load_language_model(MODEL.value, STEP.value, mesh, DTYPE.value)
+    config = weights.vision_config(VISION.value)
+    job = job_of_flags(config.spatial_factor)
     limits = codec.pixel_limits(
-        VISION.value, factor, MIN_PIXELS.value, MAX_PIXELS.value, bundle.media
+        VISION.value,
+        config.spatial_factor,
+        MIN_PIXELS.value,
+        MAX_PIXELS.value,
+        load_language(MODEL.value).media,
     )
+    shown = read_media(job, limits, config)
+    vision, vision_variables = weights.load_vision_tokenizer(VISION.value, mesh=mesh)
+    bundle, label = weights.load_language_model(MODEL.value, STEP.value, mesh, DTYPE.value)
     bundle = with_vision(bundle, vision, vision_variables, VISION.value, label)
     bundle = dataclasses.replace(bundle, grammar=grammar(bundle.grammar))
     if MAX_CONTEXT.value:
@@ -242,7 +254,7 @@ def main() -> None:
         {"model": label, "vision_tokenizer": VISION.value},
     )
     with jax.set_mesh(mesh):
-        files = runner.run(job, print_line)
+        files = runner.run(job, print_line, shown)
     if job.task == "text_to_image" and len(files) > 1:
         print_line(f"{write_sheet(files, job.samples)}  all of these")
 

@@ -1,28 +1,18 @@
 """The work of one `generate` command, all of it checked before it starts.
 
-A `Job` holds everything that decides the result. Its `settings` are written beside every answer
-(into each PNG, each line of captions.jsonl), so that any answer can be generated again.
+A `Job` holds everything that decides the result; `job_runner` runs it.
 """
 
 import dataclasses
-import json
-import pathlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-import numpy as np
-
-from emu3_jax.data import media
 from emu3_jax.data.codec import vision_codec
-from emu3_jax.files import write_atomically
-from emu3_jax.generate import codec, modalities, presets
+from emu3_jax.generate import modalities, presets
 from emu3_jax.generate.decoding.sampling import Sampling
-from emu3_jax.interop.bundle import Bundle
-from emu3_jax.sequence import Image, Turn, Video, image_size
+from emu3_jax.sequence import Turn, image_size
 
 GENERATION_TASKS = ("text_to_image", "image_to_text", "text_to_video", "video_to_text")
-# Key of the PNG text chunk that holds the settings as JSON.
-METADATA_KEY = "emu3_jax"
 
 
 class JobError(ValueError):
@@ -41,6 +31,8 @@ class Job:
         prompts, several for one prompt, or one per prompt.
       fps: frames per second of a clip: the prompt states it when drawing; when reading, files are
         sampled at it (0: all frames).
+      start, end: the part of each clip that is read, in seconds; end None: to its end.
+      max_frames: the most frames of that part that are read, the first; None: all.
       clips: how longer clips are encoded, one of `vision_codec.CLIPS`.
       samples: answers per prompt or file.
       candidates: images or clips drawn for each answer; see `modalities.Options`.
@@ -56,6 +48,9 @@ class Job:
     media: tuple[str, ...] = ()
     sizes: tuple[tuple[int, ...], ...] = ()
     fps: float = 0.0
+    start: float = 0.0
+    end: float | None = None
+    max_frames: int | None = None
     clips: str = vision_codec.CAUSAL
     samples: int = 1
     candidates: int = 1
@@ -77,6 +72,10 @@ class Job:
             raise JobError(f"first must be at least 0, not {self.first}.")
         if self.clips not in vision_codec.CLIPS:
             raise JobError(f"clips must be {' or '.join(vision_codec.CLIPS)}, not {self.clips!r}.")
+        for text in (*self.prompts, self.negative_prompt):
+            if any("\ud800" <= character <= "\udfff" for character in text):
+                raise JobError(f"The prompt {text!r} is not valid UTF-8.")
+        self._check_part()
         if self.draws:
             self._check_drawing()
         else:
@@ -101,6 +100,18 @@ class Job:
         )
         pairs = zip(prompts, sizes, strict=True)
         return [pair for pair in pairs for _ in range(self.samples)]
+
+    def _check_part(self):
+        if (self.start, self.end, self.max_frames) == (0.0, None, None):
+            return
+        if self.task != "video_to_text":
+            raise JobError(f"start, end and max_frames are for reading clips, not for {self.task}.")
+        if not 0 <= self.start < float("inf"):
+            raise JobError(f"start must be at least 0 seconds, not {self.start:g}.")
+        if self.end is not None and not self.start < self.end:
+            raise JobError(f"end must be after start, but is {self.end:g} and {self.start:g} s.")
+        if self.max_frames is not None and self.max_frames < 1:
+            raise JobError(f"max_frames must be at least 1, not {self.max_frames}.")
 
     def _check_drawing(self):
         if not self.prompts:
@@ -138,6 +149,9 @@ class Job:
             )
         if self.chat and not self.prompts:
             raise JobError("The chat template needs a question as the prompt.")
+        if self.chat:
+            for question in self.prompts:
+                Turn(question)  # raises if it cannot be asked
         if self.sizes:
             raise JobError(f"{self.task} takes the size from the file; leave the size out.")
         if self.candidates > 1:
@@ -187,164 +201,3 @@ def sizes_of(
     return tuple(
         image_size(ratio, area or default_area, spatial_factor) for ratio in ratios or ("1:1",)
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class Runner:
-    """Runs jobs with one model into one directory.
-
-    Attributes:
-      bundle: with a vision tokenizer.
-      output: directory, made if missing; nothing in it is replaced: numbers of files go on after
-        those that are there, and texts are appended to captions.jsonl.
-      limits: images are resized to these before they are read.
-      options: batch size, progress and stream; sampling and the rest come from the job.
-      about: origin of model and tokenizer, written beside every answer.
-    """
-
-    bundle: Bundle
-    output: pathlib.Path
-    limits: media.PixelLimits
-    options: modalities.Options
-    about: dict
-
-    def run(self, job: Job, report: Callable[[str], None] = print) -> list[pathlib.Path]:
-        """Runs a job; returns the files written."""
-        options = dataclasses.replace(
-            self.options,
-            sampling=job.sampling,
-            negative_prompt=job.negative_prompt,
-            max_new=job.max_new,
-            candidates=job.candidates,
-            first=job.first,
-        )
-        self.output.mkdir(parents=True, exist_ok=True)
-        if not job.draws:
-            return self._texts(job, options, report)
-        return (
-            self._clips(job, options, report)
-            if job.is_video
-            else self._images(job, options, report)
-        )
-
-    def _settings(self, job: Job, number: int, **rest) -> dict:
-        """Everything needed to generate answer `number` again, as one flat JSON object."""
-        sampling = dataclasses.asdict(job.sampling)
-        model = {
-            "special_names": self.bundle.grammar.special_names,
-            "dtype": self.bundle.model.config.dtype,
-        }
-        if job.is_video:
-            video_format = self.bundle.grammar.video_format
-            model |= {"fps": job.fps, "clips": job.clips, "video_format": video_format}
-        number += job.first
-        return {"task": job.task, **rest, **sampling, "first": number, **model, **self.about}
-
-    def _images(self, job: Job, options: modalities.Options, report) -> list[pathlib.Path]:
-        captions, sizes = zip(*job.drawings, strict=True)
-        codes = modalities.draw_images(self.bundle, captions, sizes, options)
-        begin, files = self._free_number("image", job.first), []
-        for i, image in enumerate(codec.decode(self.bundle, codes)):
-            settings = self._settings(
-                job,
-                i,
-                prompt=captions[i],
-                candidates=job.candidates,
-                negative_prompt=job.negative_prompt,
-                size=spelled(sizes[i]),
-                height=image.shape[0],
-                width=image.shape[1],
-            )
-            file = self.output / f"image_{begin + i:05d}.png"
-            media.write_png(file, image, {METADATA_KEY: json.dumps(settings, ensure_ascii=False)})
-            report(f"{file}  {captions[i]}")
-            files.append(file)
-        return files
-
-    def _clips(self, job: Job, options: modalities.Options, report) -> list[pathlib.Path]:
-        captions, sizes = zip(*job.drawings, strict=True)
-        factor = self.bundle.vision.config.temporal_downsample_factor
-        seconds = {size[0]: size[0] * factor / job.fps for size in sizes}
-        codes = modalities.draw_clips(self.bundle, captions, sizes, job.fps, seconds, options)
-        begin, files = self._free_number("video", job.first), []
-        for i, frames in enumerate(codec.decode(self.bundle, codes, job.clips)):
-            settings = self._settings(
-                job,
-                i,
-                prompt=captions[i],
-                candidates=job.candidates,
-                negative_prompt=job.negative_prompt,
-                size=spelled(sizes[i]),
-                seconds=seconds[sizes[i][0]],
-            )
-            stem = self.output / f"video_{begin + i:05d}"
-            media.write_webp(stem.with_suffix(".webp"), frames, job.fps)
-            media.write_mp4(stem.with_suffix(".mp4"), frames, job.fps)
-            text = json.dumps(settings, ensure_ascii=False, indent=1) + "\n"
-            write_atomically(stem.with_suffix(".json"), text.encode())
-            report(f"{stem}.webp  {captions[i]}")
-            files += [stem.with_suffix(s) for s in (".webp", ".mp4", ".json")]
-        return files
-
-    def _texts(self, job: Job, options: modalities.Options, report) -> list[pathlib.Path]:
-        blocks = self._read(job)
-        questions = job.prompts * len(blocks) if len(job.prompts) == 1 else job.prompts
-        prompts = []
-        for i, block in enumerate(blocks):
-            question = questions[i] if questions else None
-            if job.chat:
-                prompt = self.bundle.grammar.chat_prompt([Turn(question, media=(block,))])
-            else:
-                prompt = modalities.question_prompt(self.bundle, block, question)
-            prompts += [prompt] * job.samples
-        may_be_empty = job.chat or bool(questions)
-        answers = modalities.continue_texts(self.bundle, prompts, options, may_be_empty)
-        lines = []
-        for i, answer in enumerate(answers):
-            position = i // job.samples
-            question = questions[position] if questions else None
-            source = job.media[position]
-            settings = self._settings(
-                job,
-                i,
-                source=source,
-                question=question,
-                chat=job.chat,
-                size=spelled(blocks[position].codes.shape),
-                max_new=job.max_new,
-                min_pixels=self.limits.min_pixels,
-                max_pixels=self.limits.max_pixels,
-            )
-            lines.append(json.dumps({"text": answer, **settings}, ensure_ascii=False))
-            report(f"{source}  {answer}")
-        file = self.output / "captions.jsonl"
-        earlier = file.read_bytes() if file.exists() else b""
-        write_atomically(file, earlier + ("\n".join(lines) + "\n").encode())
-        return [file]
-
-    def _free_number(self, kind: str, first: int) -> int:
-        """`first`, or the number after the last file of a kind."""
-        names = [re.match(rf"{kind}_(\d+)\.", file.name) for file in self.output.iterdir()]
-        return max([first, *(int(name[1]) + 1 for name in names if name)])
-
-    def _read(self, job: Job) -> list[Image | Video]:
-        """The job's files as visual blocks; MediaError names the file that cannot be used."""
-        if not job.is_video:
-            images = [media.read_image(file) for file in job.media]
-            return [Image(codes) for codes in self._encode(job, images)]
-        blocks = []
-        factor = self.bundle.vision.config.temporal_downsample_factor
-        clips = [media.read_video(file, fps=job.fps or None) for file in job.media]
-        codes = self._encode(job, [frames for frames, _, _ in clips])
-        for block, (_, fps, _) in zip(codes, clips, strict=True):
-            blocks.append(Video(block, fps, len(block) * factor / fps))
-        return blocks
-
-    def _encode(self, job: Job, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        codes = []
-        for file, array in zip(job.media, arrays, strict=True):
-            try:
-                codes += codec.encode(self.bundle, [array], self.limits, job.clips)
-            except media.MediaError as error:
-                raise media.MediaError(f"{file}: {error}") from error
-        return codes

@@ -7,6 +7,7 @@ With several processes, each makes the same calls and gets the same answers.
 
 import dataclasses
 import functools
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -179,7 +180,10 @@ def _visual(
 
     n = options.candidates
     drawings = [pair for pair in zip(captions, sizes, strict=True) for _ in range(n)]
-    requests = [Request(prompt(c, size), negative(size), layout(size)) for c, size in drawings]
+    requests = [
+        Request(prompt(text, size), negative(size), layout(size), label=_named(text, size))
+        for text, size in drawings
+    ]
     answers = _generate(bundle, requests, dataclasses.replace(options, first=options.first * n))
     codes = [
         bundle.vocab.codes(answer[layout(size) < 0]).reshape(size)
@@ -198,6 +202,12 @@ def _visual(
     return [codes[i] for i in kept]
 
 
+def _named(caption: str, size: tuple[int, ...]) -> str:
+    """What messages call an image or a clip to draw."""
+    short = textwrap.shorten(caption, 60, placeholder="…")
+    return f"The prompt {short!r} at {'x'.join(map(str, size))}"
+
+
 def _texts(bundle: Bundle, blocks, questions, options: Options) -> list[str]:
     """What the model generates after each block and its question, if there is one."""
     if questions is None:
@@ -207,7 +217,8 @@ def _texts(bundle: Bundle, blocks, questions, options: Options) -> list[str]:
         raise ValueError(f"There are {len(blocks)} images or clips and {len(questions)} questions.")
     pairs = zip(blocks, questions, strict=True)
     prompts = [question_prompt(bundle, b, q) for b, q in pairs]
-    return continue_texts(bundle, prompts, options, may_be_empty=questions[:1] != [None])
+    labels = [f"{type(block).__name__} {i}" for i, block in enumerate(blocks)]
+    return continue_texts(bundle, prompts, options, questions[:1] != [None], labels)
 
 
 def _check_list(name: str, texts: Sequence[str | None]) -> None:
@@ -223,11 +234,16 @@ def question_prompt(bundle: Bundle, block: Image | Video, question: str | None) 
 
 
 def continue_texts(
-    bundle: Bundle, prompts: Sequence[np.ndarray], options: Options, may_be_empty: bool = True
+    bundle: Bundle,
+    prompts: Sequence[np.ndarray],
+    options: Options,
+    may_be_empty: bool,
+    labels: Sequence[str],
 ) -> list[str]:
     """The text that the model generates after each prompt int32 [P], without EOS.
 
     An answer has at most `options.max_new` tokens, fewer if the model's context ends before.
+    `labels` are what messages call the prompts.
     """
 
     def longest(prompt: np.ndarray) -> int:
@@ -237,7 +253,8 @@ def continue_texts(
         return min(options.max_new, max(1, bundle.max_context + 1 - len(prompt)))
 
     requests = [
-        Request(prompt, max_new=longest(prompt), may_be_empty=may_be_empty) for prompt in prompts
+        Request(prompt, max_new=longest(prompt), may_be_empty=may_be_empty, label=label)
+        for prompt, label in zip(prompts, labels, strict=True)
     ]
     tokenizer = bundle.grammar.tokenizer
     decoders = [StreamDecoder(tokenizer) for _ in prompts]

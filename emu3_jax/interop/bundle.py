@@ -4,7 +4,8 @@ Besides `config.json` and the safetensors files of the released layout it holds
   vocab.json            the token space;
   text_tokenizer.*      the text tokenizer: a SentencePiece model or a rank file (none for bytes);
                         the released one keeps its released name;
-  bundle.json           schema, name of the text tokenizer, video format, fingerprints.
+  bundle.json           schema, name of the text tokenizer, video format, fingerprints, and what the
+                        model learnt.
 A directory without `bundle.json` is read as released weights: the released vocabulary, with the
 ranks of one of the files that the hub has beside the weights (`RANK_FILES`).
 """
@@ -58,6 +59,8 @@ class Language:
         (data.tokens.cutting); None without a limit.
       media: how images and clips became codes ("min_pixels", "max_pixels", "fps", "max_frames"), as
         far as it is known.
+      learnt: the tasks that it was trained on (of `data.tokens.mixture.DOCUMENT_TASKS`), sorted;
+        None if not known, as of released weights and models made before this was recorded.
     """
 
     vocab: Vocab
@@ -65,6 +68,7 @@ class Language:
     vision_fingerprint: str | None = None
     max_context: int | None = None
     media: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    learnt: tuple[str, ...] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,6 +85,7 @@ class Bundle:
       vision_fingerprint: of the tokenizer that the model was trained with, if known.
       max_context: see Language.
       media: see Language.
+      learnt: see Language.
     """
 
     model: Transformer
@@ -92,6 +97,7 @@ class Bundle:
     vision_fingerprint: str | None = None
     max_context: int | None = None
     media: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    learnt: tuple[str, ...] | None = None
 
 
 def save_language(path: str | os.PathLike, language: Language) -> None:
@@ -121,6 +127,7 @@ def save_language(path: str | os.PathLike, language: Language) -> None:
             "vision_fingerprint": language.vision_fingerprint,
             "max_context": language.max_context,
             "media": dict(language.media),
+            "learnt": language.learnt,
         },
     )
 
@@ -156,7 +163,19 @@ def load_language(path: str | os.PathLike) -> Language:
         stored["vision_fingerprint"],
         stored["max_context"],
         stored.get("media", {}),
+        _learnt(stored),
     )
+
+
+def read_learnt(path: str | os.PathLike) -> tuple[str, ...] | None:
+    """`Language.learnt` of a directory; None for weights without a bundle.json."""
+    file = epath.Path(path) / BUNDLE_FILE
+    return _learnt(read_json(file)) if file.exists() else None
+
+
+def _learnt(stored: Mapping[str, Any]) -> tuple[str, ...] | None:
+    names = stored.get("learnt")
+    return None if names is None else tuple(names)
 
 
 def _released_language(path: pathlib.Path) -> Language:
@@ -238,6 +257,7 @@ def assemble(
         vision_fingerprint=language.vision_fingerprint,
         max_context=language.max_context,
         media=language.media,
+        learnt=language.learnt,
     )
     if vision_tokenizer_path is None:
         return bundle
@@ -318,5 +338,6 @@ def save_bundle(path: str | os.PathLike, bundle: Bundle, dtype: str = "float32")
             bundle.vision_fingerprint,
             bundle.max_context,
             bundle.media,
+            bundle.learnt,
         )
         save_language(folder, language)

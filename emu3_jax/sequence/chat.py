@@ -33,7 +33,8 @@ class Turn:
         object.__setattr__(self, "media", tuple(self.media))
         if (self.question + _ASSISTANT).find(_ASSISTANT) != len(self.question):
             raise ValueError(
-                f"A question contains {_ASSISTANT!r}, which the chat template reserves."
+                f"The question {self.question!r} contains {_ASSISTANT!r}, which the chat template "
+                "reserves."
             )
         for segment in self.media:
             if not isinstance(segment, Image | Video):

@@ -111,7 +111,7 @@ def train(
         key = jax.random.key(run.seed)
         initial = InitialState(task, optimizer, key, mesh, run.ema_decay > 0)
         initial.check(workdir)
-        checkpoints = resources.enter_context(closing(Checkpoints(workdir, run.checkpoint)))
+        checkpoints = resources.enter_context(Checkpoints(workdir, run.checkpoint))
         state, saved = initial.first(checkpoints)
         guard = Guard(run.divergence, run.nonfinite, run.max_skipped, checkpoints.latest_when_idle)
         _go_on(saved, batches, guard, allow_changes)

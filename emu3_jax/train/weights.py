@@ -16,8 +16,9 @@ from emu3_jax.interop.bundle import Bundle, assemble, load_language
 from emu3_jax.interop.exporting import LANGUAGE_MODEL, VISION_TOKENIZER
 from emu3_jax.interop.language import language_model
 from emu3_jax.interop.vision import tokenizer_files as vision_files
+from emu3_jax.interop.vision.vision_config import read_tokenizer_config
 from emu3_jax.models.language.transformer import Transformer, TransformerConfig
-from emu3_jax.models.vision.tokenizer import VisionTokenizer
+from emu3_jax.models.vision.tokenizer import VisionTokenizer, VisionTokenizerConfig
 from emu3_jax.train.initial_state import unsaved_collections
 from emu3_jax.train.run import run_directory
 from emu3_jax.train.run.checkpoint import is_run_directory, restore_variables
@@ -159,6 +160,17 @@ def load_vision_tokenizer(
     if is_run_directory(path):
         return open_run(path, step, mesh).trained_model(VISION_TOKENIZER)
     return vision_files.load_module(path, _place(mesh))
+
+
+def vision_config(path: str | os.PathLike) -> VisionTokenizerConfig:
+    """The config of what `load_vision_tokenizer` loads; no weights are read if a file states it."""
+    path = shipped.vision_tokenizer(path)
+    if not is_run_directory(path):
+        return read_tokenizer_config(path)
+    stated = getattr(run_directory.read(path), "model", None)
+    if isinstance(stated, VisionTokenizerConfig):
+        return stated
+    return load_vision_tokenizer(path)[0].config  # a task that makes its tokenizer of other parts
 
 
 def run_model_config(path: str | os.PathLike, kind: type) -> Any:

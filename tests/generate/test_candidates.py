@@ -12,7 +12,8 @@ from tiny_models import GUIDED
 from emu3_jax import sharding
 from emu3_jax.generate import best_of, modalities
 from emu3_jax.generate.decoding.sampling import Sampling
-from emu3_jax.generate.job import METADATA_KEY, Job
+from emu3_jax.generate.job import Job
+from emu3_jax.generate.job_runner import METADATA_KEY
 from emu3_jax.sequence import Document, Image, Text, TokenClass, Video
 from emu3_jax.train import weights
 

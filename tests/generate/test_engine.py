@@ -278,8 +278,8 @@ def test_the_loop_stops_when_every_row_is_finished():
     "request_, words",
     [
         (Request(image_prompt(*range(19)), None, image_mask(9, 9)), "115 tokens.*23.*93.*100"),
-        (Request(np.array([], np.int32), max_new=3), "prompt of request 0 is empty"),
-        (Request(np.array([VOCAB.size]), max_new=3), "request 0 has id 40"),
+        (Request(np.array([], np.int32), max_new=3), "Request 0: the prompt is empty"),
+        (Request(np.array([VOCAB.size]), max_new=3), "Request 0: the prompt has id 40"),
         (Request(np.array([0])), "neither"),
         (Request(np.array([0]), max_new=0), "0 new tokens"),
     ],

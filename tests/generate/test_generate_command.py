@@ -16,15 +16,19 @@ from emu3_jax.generate import codec, modalities
 from emu3_jax.generate import job as job_lib
 from emu3_jax.generate.decoding.sampling import Sampling
 from emu3_jax.generate.job import Job, JobError
+from emu3_jax.generate.job_runner import METADATA_KEY
 from emu3_jax.interop import bundle as bundle_lib
 from emu3_jax.interop.vision import tokenizer_files
 
 
 def test_a_bundle_survives_its_directory(tiny_directories, tiny_bundle, tmp_path):
     bundle_lib.save_bundle(tmp_path / "again", tiny_bundle)
-    bundle_lib.save_bundle(tmp_path / "again", tiny_bundle)
+    given = dataclasses.replace(tiny_bundle, learnt=("chat", "text"))
+    bundle_lib.save_bundle(tmp_path / "again", given)
     again = bundle_lib.load_bundle(tmp_path / "again")
     assert again.vocab == tiny_bundle.vocab and again.max_context == 200
+    assert again.learnt == bundle_lib.read_learnt(tmp_path / "again") == ("chat", "text")
+    assert bundle_lib.load_language(tiny_directories / "language").learnt is None
     assert again.grammar.video_format == tiny_bundle.grammar.video_format
     jax.tree.map(np.testing.assert_array_equal, again.variables, tiny_bundle.variables)
     assert [p.name for p in tmp_path.iterdir()] == ["again"]
@@ -51,7 +55,7 @@ def test_an_image_can_be_generated_again_from_its_metadata(tiny_runner):
     assert [f.name for f in files] == [f"image_0000{i}.png" for i in range(4)]
     original = np.asarray(PILImage.open(files[2]))
     assert original.shape == (4, 6, 3)
-    stored = json.loads(PILImage.open(files[2]).text[job_lib.METADATA_KEY])
+    stored = json.loads(PILImage.open(files[2]).text[METADATA_KEY])
     assert (stored["prompt"], stored["first"], stored["seed"]) == ("a dog", 2, 4)
     again = Job(
         stored["task"],

@@ -17,9 +17,9 @@ from emu3_jax import vocab as vocab_lib
 from emu3_jax.data import media
 from emu3_jax.data.codec import vision_codec
 from emu3_jax.generate import codec, modalities
-from emu3_jax.generate import job as job_lib
 from emu3_jax.generate.decoding.sampling import Sampling
 from emu3_jax.generate.job import Job
+from emu3_jax.generate.job_runner import METADATA_KEY, read_media
 from emu3_jax.interop.language import language_model as language_files
 from emu3_jax.sequence import Grammar
 from emu3_jax.train import weights
@@ -75,7 +75,7 @@ def test_one_prompt_takes_all_sizes_and_each_is_written_down(tiny_runner):
     job = Job("text_to_image", ("a",), sizes=((1, 2), (3, 1)), samples=2)
     assert job.drawings == [("a", (1, 2))] * 2 + [("a", (3, 1))] * 2
     files = tiny_runner.run(job, quiet)
-    stored = [json.loads(PILImage.open(file).text[job_lib.METADATA_KEY]) for file in files]
+    stored = [json.loads(PILImage.open(file).text[METADATA_KEY]) for file in files]
     assert [s["size"] for s in stored] == ["1x2", "1x2", "3x1", "3x1"]
     assert [PILImage.open(file).size for file in files] == [(4, 2)] * 2 + [(2, 6)] * 2
     each = Job("text_to_image", ("a", "b"), sizes=((1, 2), (3, 1)))
@@ -102,7 +102,7 @@ def test_what_decides_an_answer_is_written_beside_it(tiny_runner, tiny_bundle, t
     trusting = dataclasses.replace(tiny_bundle, grammar=grammar)
     changed = dataclasses.replace(tiny_runner, bundle=trusting)
     (file,) = changed.run(Job("text_to_image", ("a",), sizes=((1, 1),)), quiet)
-    assert json.loads(PILImage.open(file).text[job_lib.METADATA_KEY])["special_names"] is True
+    assert json.loads(PILImage.open(file).text[METADATA_KEY])["special_names"] is True
 
 
 @pytest.mark.parametrize("clips", vision_codec.CLIPS)
@@ -118,9 +118,10 @@ def test_clips_are_coded_as_asked(tiny_runner, tiny_bundle, tmp_path, clips):
     assert (stored["clips"], stored["video_format"]) == (clips, "paper")
 
     reading = Job("video_to_text", media=(str(webp),), clips=clips)
-    (block,) = tiny_runner._read(reading)
+    (shown,) = read_media(reading, LIMITS, tiny_bundle.vision.config)
     np.testing.assert_array_equal(
-        block.codes, vision_codec.encode(tokenizer, [frames], 1, clips)[0]
+        tiny_runner._block(reading, shown).codes,
+        vision_codec.encode(tokenizer, [frames], 1, clips)[0],
     )
 
 

@@ -66,7 +66,7 @@ def test_other_system_text():
 
 def test_bad_chats_are_refused():
     image = Image(np.zeros((1, 1), int))
-    with pytest.raises(ValueError, match="question contains '. ASSISTANT:'"):
+    with pytest.raises(ValueError, match="question .* contains '. ASSISTANT:'"):
         Turn("a. ASSISTANT: b", "c")
     with pytest.raises(ValueError, match="has a Text"):
         Turn("a", "b", (Text("c"),))

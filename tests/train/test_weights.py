@@ -160,3 +160,13 @@ def test_a_run_of_another_task_and_a_mesh_that_does_not_divide(language_run, vis
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ConfigError, match="is not a run directory"):
         weights.load_vision_tokenizer(tmp_path)
+
+
+def test_the_config_of_a_vision_tokenizer_is_known_without_its_weights(
+    vision_run, language_run, monkeypatch
+):
+    with pytest.raises(ValueError, match="expected a vision tokenizer"):
+        weights.vision_config(language_run[0])
+    monkeypatch.setattr(weights, "load_vision_tokenizer", None)
+    for path in (vision_run[0], vision_run[0].parent / "weights"):
+        assert weights.vision_config(path) == vision_files.load(path.parent / "weights")[0]

@@ -32,6 +32,9 @@ DEFAULT_FRAME_SECONDS = 0.1
 Frame = tuple[float, float, Callable[[], np.ndarray]]
 # (height, width) of a frame -> those at which it is held.
 Fit = Callable[[int, int], tuple[int, int]]
+# Start and end in seconds from the first frame; None: to the end of the clip.
+Part = tuple[float, float | None]
+WHOLE: Part = (0.0, None)
 
 
 def read_video(
@@ -40,6 +43,7 @@ def read_video(
     max_frames: int | None = None,
     name: str | None = None,
     fit: Fit | None = None,
+    part: Part = WHOLE,
 ) -> tuple[np.ndarray, float, float]:
     """(uint8 [T,H,W,3], frames per second, seconds) of a video or an animated WebP, GIF or PNG.
 
@@ -47,21 +51,27 @@ def read_video(
     pixels. With `fps`, the result has the frame shown at each multiple of 1/fps, by time stamps;
     without, every frame. `max_frames` cuts off the end, before decoding if possible. `fit` maps
     (height, width) to the size to return; frames are resized one by one, so that a clip is never
-    held at another size. `seconds` is the length of the returned clip. Raises MediaError for
-    anything unreadable, cut short or with holes, and for more than `MAX_CLIP_PIXELS`.
+    held at another size. Of a `part` the result is as of a clip that is that part alone: with
+    `fps` the times are counted from its start, without, it has all frames that are shown in it.
+    Frames before it are decoded, not held; none after it is decoded. `seconds` is the length of
+    the returned clip. Raises MediaError for anything unreadable, cut short or with holes, for more
+    than `MAX_CLIP_PIXELS`, and for a part that starts after the end.
     """
     label = describe(source, name)
     if fps is not None and fps <= 0 or max_frames is not None and max_frames < 1:
         raise ValueError(f"fps and max_frames must be positive, found {fps} and {max_frames}")
+    check_part(part)
     content = read_content(source, label)
     try:
         expected = 0
         if _is_image_file(content):
-            frames, fps = _animation_frames(content, label, fps, max_frames, fit)
+            frames = _within(_decoded_animation(content, label, fit), part, fps is None, label)
+            if fps is None:
+                frames, fps = _held_animation(frames, label, max_frames)
         else:
             survey = containers.survey(content, label)
-            frames = _film_frames(content, survey, label, fit)
-            expected = len(survey.stamps) if fps is None else math.ceil(survey.seconds * fps)
+            frames = _within(_film_frames(content, survey, label, fit), part, fps is None, label)
+            expected = _expected(survey, fps, part)
             expected = min(expected, max_frames or expected)
         return _sample(frames, fps, max_frames, expected, label)
     except (MediaError, MissingPackageError):
@@ -77,18 +87,53 @@ def _is_image_file(content: bytes) -> bool:
     return content[:4] == b"GIF8" or content[:8] == b"\x89PNG\r\n\x1a\n"
 
 
-def _animation_frames(
-    content: bytes, label: str, fps: float | None, max_frames: int | None, fit: Fit | None
-) -> tuple[Iterator[Frame] | list[Frame], float | None]:
-    """The frames of an animation, and the sampling rate.
+def check_part(part: Part) -> None:
+    """ValueError for a part that is empty or begins before the clip."""
+    start, end = part
+    if not 0 <= start < math.inf or end is not None and not start < end:
+        raise ValueError(f"a part must have 0 <= start < end, found start {start} and end {end}")
+
+
+def _within(frames: Iterator[Frame], part: Part, whole: bool, label: str) -> Iterator[Frame]:
+    """The frames shown in a part, with times counted from its start.
+
+    Args:
+      whole: count from the start of the first of these frames instead, and keep the whole length of
+        the last one, so that their rate stays that of the film.
+    """
+    start, end = part
+    origin, stop = None, 0.0
+    for begin, stop, get in frames:
+        if end is not None and begin > end - TIME_TOLERANCE:
+            break
+        if start and stop < start + TIME_TOLERANCE:
+            continue
+        if origin is None:
+            origin = begin if whole else start
+        shown_until = stop if whole or end is None else min(stop, end)
+        yield begin - origin, shown_until - origin, get
+    if origin is None and start:
+        raise MediaError(f"{label}: the clip ends at {stop:.3f} s, before the start {start:g} s")
+
+
+def _expected(survey: Survey, fps: float | None, part: Part) -> int:
+    """How many frames a part of a film has."""
+    start, end = part[0], survey.seconds if part[1] is None else min(part[1], survey.seconds)
+    if fps is not None:
+        return max(0, math.ceil((end - start) * fps))
+    first = survey.stamps[0] if survey.stamps else 0.0
+    return sum(start <= stamp - first < end for stamp in survey.stamps)
+
+
+def _held_animation(
+    frames: Iterator[Frame], label: str, max_frames: int | None
+) -> tuple[list[Frame], float | None]:
+    """All frames of an animation, and the rate to sample them at, or None for all of them.
 
     Encoders merge equal frames into one of longer duration. An animation whose frames differ in
     duration is therefore resampled at the rate of its shortest frame.
     """
-    frames = _decoded_animation(content, label, fit)
-    if fps is not None:
-        return frames, fps
-    held, durations = [], []
+    fps, held, durations = None, [], []
     for start, end, get in frames:
         durations.append(end - start)
         # At the rate of the shortest frame, n sampled frames show at most n decoded ones.

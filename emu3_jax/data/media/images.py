@@ -144,7 +144,10 @@ def read_image(
         image = _rgb(image if turn is None else image.transpose(turn))
     if fit is None:
         return np.array(image)
-    return np.array(resized(image, *fit(image.height, image.width)))
+    try:
+        return np.array(resized(image, *fit(image.height, image.width)))
+    except MediaError as error:
+        raise MediaError(f"{label}: {error}") from error
 
 
 def _orientation(image: Image.Image) -> object:

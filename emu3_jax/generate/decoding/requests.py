@@ -29,6 +29,7 @@ class Request:
       number: selects the random draws; None: the request's position in the list. The same number,
         seed and settings give the same tokens in any batch.
       may_be_empty: whether free text may be EOS alone.
+      label: what messages call it, such as the file that it is about.
     """
 
     prompt: np.ndarray
@@ -37,6 +38,7 @@ class Request:
     max_new: int | None = None
     number: int | None = None
     may_be_empty: bool = True
+    label: str = ""
 
     @property
     def mask(self) -> np.ndarray:
@@ -86,24 +88,25 @@ class Batch:
 def check(requests: list[Request], vocab: Vocab, max_context: int | None) -> None:
     """Raises a ValueError that names the first request that cannot be run, and why."""
     for i, request in enumerate(requests):
+        label = request.label or f"Request {i}"
         if request.forced is None and request.max_new is None:
-            raise ValueError(f"Request {i} has neither forced tokens nor max_new.")
+            raise ValueError(f"{label}: there are neither forced tokens nor max_new.")
         if request.new < 1:
-            raise ValueError(f"Request {i} has {request.new} new tokens; at least 1 is needed.")
+            raise ValueError(f"{label}: {request.new} new tokens; at least 1 is needed.")
         for name in ("prompt", "negative"):
             ids = getattr(request, name)
             if ids is None:
                 continue
             ids = np.asarray(ids)
             if ids.ndim != 1 or len(ids) == 0:
-                raise ValueError(f"The {name} of request {i} is empty; it must begin with BOS.")
+                raise ValueError(f"{label}: the {name} is empty; it must begin with BOS.")
             if ids.min() < 0 or ids.max() >= vocab.size:
                 wrong = ids[(ids < 0) | (ids >= vocab.size)][0]
-                raise ValueError(f"The {name} of request {i} has {vocab.name(wrong)}.")
+                raise ValueError(f"{label}: the {name} has {vocab.name(wrong)}.")
         if max_context is not None and request.read > max_context:
             raise ValueError(
-                f"Request {i} needs {request.read} tokens ({request.longest_prompt} of prompt and "
-                f"{request.new} new, the last of which is not read), more than the context of "
+                f"{label}: {request.read} tokens are needed ({request.longest_prompt} of prompt "
+                f"and {request.new} new, the last of which is not read), more than the context of "
                 f"{max_context}."
             )
 

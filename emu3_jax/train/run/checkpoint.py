@@ -166,6 +166,14 @@ class Checkpoints:
             )
         return restored["state"], restored["data"]
 
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        """Closes, unless another process is lost: what is being saved cannot become whole then."""
+        if not distributed.has_lost_contact(error):
+            self.close()
+
     def close(self) -> None:
         """Waits for the background save and releases Orbax's threads.
 

@@ -182,7 +182,7 @@ def leave(error: BaseException) -> NoReturn:
     me = f"process {jax.process_index()} of {jax.process_count()}"
     if isinstance(error, KeyboardInterrupt):
         message, code = f"{me}: stopped.", 130
-    elif _has_lost_contact(error):  # a save that failed for it, too
+    elif has_lost_contact(error):  # a save that failed for it, too
         message = (
             f"Error in {me}: another process has died or cannot be reached; its own output tells "
             "why. Start all of them again: the run resumes from its last checkpoint. "
@@ -202,7 +202,7 @@ def leave(error: BaseException) -> NoReturn:
     os._exit(code)
 
 
-def _has_lost_contact(error: BaseException | None) -> bool:
+def has_lost_contact(error: BaseException | None) -> bool:
     """Whether `error` or one of its causes is a broken exchange with another process."""
     while error is not None:
         signs = _LOST if isinstance(error, jax.errors.JaxRuntimeError) else ()

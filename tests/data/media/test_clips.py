@@ -8,7 +8,7 @@ from films import animation, clip_pixels, cover_first, film, index_first
 from PIL import Image
 
 from emu3_jax.data import media
-from emu3_jax.data.media import MediaError, PixelLimits
+from emu3_jax.data.media import MediaError, PixelLimits, sizes
 from emu3_jax.data.sources import RawItem
 from emu3_jax.tokenize.prepare import MediaRules, prepare
 
@@ -208,3 +208,49 @@ def test_a_written_mp4_states_its_colours(tmp_path):
         assert np.abs(frame.to_ndarray()[20, 8:48:16] - luma).max() < 2
     read = media.read_video(tmp_path / "a.mp4")[0]
     assert np.abs(read[:, 20, 8::16].astype(int) - colors).max() < 5
+
+
+@pytest.mark.parametrize("kind", [kind for kind in WHOLE if kind != "GIF"])  # it rounds to 0.12 s
+@pytest.mark.parametrize("fps", [None, 4])
+def test_a_part_is_as_a_clip_of_its_own(kind, fps):
+    content = WHOLE[kind]()
+    whole, _, _ = media.read_video(content)
+    frames, rate, seconds = media.read_video(content, fps, part=(0.5, 1.25))
+    np.testing.assert_array_equal(frames, whole[4 : 10 : 2 if fps else 1])
+    assert rate == pytest.approx(fps or 8, rel=0.05)
+    assert seconds == pytest.approx(0.75, rel=0.05)
+    rest, _, _ = media.read_video(content, fps, part=(1.25, None))
+    np.testing.assert_array_equal(rest, whole[10 :: 2 if fps else 1])
+    first, _, _ = media.read_video(content, fps, 2, part=(0.0, 60.0))
+    np.testing.assert_array_equal(first, whole[: 4 if fps else 2 : 2 if fps else 1])
+    with pytest.raises(MediaError, match=r"a.film: the clip ends at 2\.\d* s, before the start 3"):
+        media.read_video(content, fps, name="a.film", part=(3.0, None))
+
+
+def test_a_part_begins_with_the_frame_that_is_shown_then():
+    """Of frames shown for long, and between two of equal length."""
+    still = animation("GIF", clip_pixels(3), [1000, 2000, 1000])
+    whole, _, _ = media.read_video(still)
+    frames, rate, _ = media.read_video(still, part=(1.5, 2.5))
+    np.testing.assert_array_equal(frames, whole[1:2])
+    frames, _, seconds = media.read_video(still, 2.0, part=(1.5, 3.5))
+    np.testing.assert_array_equal(frames, whole[[1, 1, 1, 3]])
+    assert seconds == 2
+    frames, rate, seconds = media.read_video(film(), part=(0.55, 1.2))
+    assert len(frames) == 6 and rate == pytest.approx(8) and seconds == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("part", [(-1.0, None), (1.0, 1.0), (2.0, 1.0), (float("nan"), None)])
+def test_a_part_that_is_none(part):
+    with pytest.raises(ValueError, match="0 <= start < end"):
+        media.read_video(film(), part=part)
+
+
+@pytest.mark.parametrize("kind", ["Matroska", "WebP"])
+def test_only_the_frames_of_a_part_count_and_are_held(monkeypatch, kind):
+    content = WHOLE[kind]()
+    monkeypatch.setattr(sizes, "MAX_CLIP_PIXELS", 4 * 48 * 64)
+    with pytest.raises(MediaError, match="16 frames|5 frames"):
+        media.read_video(content)
+    assert len(media.read_video(content, part=(0.5, 1.0))[0]) == 4
+    assert len(media.read_video(content, 2.0, part=(0.5, None))[0]) == 3

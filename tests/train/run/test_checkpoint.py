@@ -133,6 +133,20 @@ def test_an_unfinished_checkpoint_does_not_count_and_is_cleared_away(tmp_path):
     assert _steps(tmp_path) == [6]
 
 
+def test_a_save_is_awaited_at_the_end_unless_a_process_that_writes_it_is_lost(
+    tmp_path, monkeypatch
+):
+    lost = jax.errors.JaxRuntimeError("UNKNOWN: Gloo AllGather failed: Connection reset by peer")
+    for error, awaited in ((None, 1), (KeyError("data"), 1), (lost, 0)):
+        with contextlib.suppress(KeyError, jax.errors.JaxRuntimeError):
+            with Checkpoints(tmp_path, CheckpointConfig()) as checkpoints:
+                closed = []
+                monkeypatch.setattr(checkpoints, "close", lambda: closed.append(1))  # noqa: B023
+                if error is not None:
+                    raise error
+        assert len(closed) == awaited
+
+
 def _explode(*args, **kwargs):
     raise OSError(28, "No space left on device")
 

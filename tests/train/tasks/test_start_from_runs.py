@@ -14,8 +14,9 @@ from emu3_jax import sharding, vocab
 from emu3_jax.config import ConfigError
 from emu3_jax.data.codec.fingerprint import vision_fingerprint
 from emu3_jax.data.pixels.pixel_batches import PixelConfig, PixelGroup
+from emu3_jax.data.tokens.mixture import MixtureEntry
 from emu3_jax.data.tokens.records import Record
-from emu3_jax.interop.bundle import Language, save_language
+from emu3_jax.interop.bundle import Language, read_learnt, save_language
 from emu3_jax.interop.vision import tokenizer_files
 from emu3_jax.models.vision import quantizers
 from emu3_jax.models.vision.tokenizer import VisionTokenizerConfig
@@ -136,3 +137,27 @@ def test_vision_tokens_begin_from_the_codebook_of_a_run(vision_run, tmp_path):
     # Random projections: equal distances between entries stay alike, unequal ones differ.
     distances = [np.linalg.norm(x[:, None] - x[None], axis=-1).ravel() for x in (entries, rows)]
     assert np.corrcoef(distances)[0, 1] > 0.5
+
+
+def test_what_a_model_learnt_is_recorded_with_what_it_learnt_before(language_run, tmp_path):
+    def learnt(path, *tasks, **start):
+        mixture = tuple(MixtureEntry("unused", task, name=f"{i}") for i, task in enumerate(tasks))
+        data = dataclasses.replace(DATA, mixture=mixture)
+        task = pretrain_task(MODEL, data, start=TransformerStart(**start))
+        task.save_beside(tmp_path / path)
+        return read_learnt(tmp_path / path)
+
+    assert learnt("first", "text", "image_to_text", "text") == ("image_to_text", "text")
+    started = {"transformer": str(tmp_path / "first")}
+    assert learnt("second", "chat", **started) == ("chat", "image_to_text", "text")
+    # The directory of a run that saved nothing may be used for another; one that did goes on, and
+    # no longer needs what it started from.
+    assert learnt("second", "text_to_image") == ("text_to_image",)
+    run = language_run[0]
+    tmp_path = run.parent
+    assert learnt(run.name, "text") is None  # earlier starts of it did not say
+    save_language(run, Language(GRAMMAR.vocab, GRAMMAR, learnt=("chat",)))
+    assert learnt(run.name, "text", transformer="gone") == ("chat", "text")
+    # Weights alone, as they were released, do not say what they learnt.
+    (run.parent / "weights").mkdir(exist_ok=True)
+    assert learnt("third", "text", transformer=str(run.parent / "weights")) is None

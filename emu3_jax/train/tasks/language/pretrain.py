@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from emu3_jax import sharding
+from emu3_jax import sharding, shipped
 from emu3_jax.config import to_dataclass
 from emu3_jax.data.tokens.mixture import media_rules, vision_tokenizer_of
 from emu3_jax.data.tokens.packing import FIELDS
@@ -22,6 +22,7 @@ from emu3_jax.interop.bundle import (
     assemble,
     check_same_language,
     load_language,
+    read_learnt,
     read_vocab,
     save_language,
 )
@@ -32,6 +33,7 @@ from emu3_jax.models.language.transformer import Transformer, TransformerConfig,
 from emu3_jax.sequence import Grammar, TokenClass
 from emu3_jax.text import load_text_tokenizer
 from emu3_jax.train.program import Program
+from emu3_jax.train.run.checkpoint import has_checkpoints
 from emu3_jax.train.run_config import RunConfig
 from emu3_jax.train.task import Loss, Task
 from emu3_jax.train.tasks.language import transformer_start
@@ -220,8 +222,19 @@ class PretrainTask(Task):
         return 6.0 * (matmul + attention)
 
     def save_beside(self, run_directory: os.PathLike) -> None:
-        """Writes vocabulary, text tokenizer and limits, which generation from a run needs."""
-        save_language(run_directory, self.language)
+        """Writes vocabulary, text tokenizer and limits, which generation from a run needs.
+
+        What the model learnt includes what it learnt before: in earlier starts of the run, from
+        whatever mixture, or as the model of `start.transformer`.
+        """
+        before: tuple[str, ...] | None = ()
+        if has_checkpoints(run_directory):
+            before = read_learnt(run_directory)
+        elif start := self.config.start.transformer:
+            before = read_learnt(shipped.language_model(start))
+        now = {entry.task for entry in self.config.data.mixture}
+        learnt = None if before is None else tuple(sorted(now.union(before)))
+        save_language(run_directory, dataclasses.replace(self.language, learnt=learnt))
 
     def check_beside(self, run_directory: os.PathLike) -> None:
         """The ids of the data must mean what they meant when the run began."""
