@@ -11,7 +11,11 @@ from typing import Protocol, runtime_checkable
 import jax
 import numpy as np
 
+from emu3_jax.config import ConfigError
 from emu3_jax.foreign import failures_as
+
+
+NOT_THE_PAIRS = (jax.errors.JaxRuntimeError, ConfigError)
 
 
 @runtime_checkable
@@ -56,8 +60,8 @@ def score_all(scorer: Scorer, prompts: Sequence[str], images: Sequence[np.ndarra
     """Scores every pair that can be scored.
 
     Pairs that a scorer raises for are found by halves, so that one of them costs a few calls. A
-    score that is not a finite number is a failure of its pair too. Failures of the device are
-    not the pairs' and pass.
+    score that is not a finite number is a failure of its pair too. Failures of the device and of
+    the scorer's settings are not the pairs' and pass.
 
     Raises:
       ValueError: not as many captions as images, or a scorer whose answer is not one number per
@@ -73,7 +77,7 @@ def score_all(scorer: Scorer, prompts: Sequence[str], images: Sequence[np.ndarra
         try:
             values_N[start:stop] = _scored(scorer, prompts[start:stop], images[start:stop])
         except _RefusedError as refused:
-            if isinstance(refused.__cause__, jax.errors.JaxRuntimeError):
+            if isinstance(refused.__cause__, NOT_THE_PAIRS):
                 raise refused.__cause__ from None
             if stop - start == 1:
                 reasons[start] = f"{scorer.name}: {refused}"

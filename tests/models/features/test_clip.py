@@ -4,6 +4,7 @@ import functools
 
 import clip_files
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -169,10 +170,11 @@ def test_open_clips_folder_is_read(tmp_path):
     golden = GoldenClip("open_clip")
     (golden.save(tmp_path) / "model.safetensors").rename(tmp_path / clip_weights.OPEN_CLIP_WEIGHTS)
     assert clip_weights.load(tmp_path)[0].image.heads == 4
-    half = {key: array.astype(np.float16) for key, array in golden.tensors.items()}
-    safetensors.numpy.save_file(half, tmp_path / clip_weights.OPEN_CLIP_WEIGHTS)
-    image, _ = embeddings(*clip_weights.load(tmp_path), golden)  # the weights are exact in float16
-    assert distance(image, golden.arrays["image"]) < RELATIVE
+    for dtype in (np.float16, ml_dtypes.bfloat16):  # the weights are exact in both
+        half = {key: array.astype(dtype) for key, array in golden.tensors.items()}
+        safetensors.numpy.save_file(half, tmp_path / clip_weights.OPEN_CLIP_WEIGHTS)
+        image, _ = embeddings(*clip_weights.load(tmp_path), golden)
+        assert distance(image, golden.arrays["image"]) < RELATIVE
 
 
 def test_images_and_captions_of_another_size_are_refused(tmp_path):
