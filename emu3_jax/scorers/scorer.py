@@ -14,7 +14,7 @@ import numpy as np
 from emu3_jax.config import ConfigError
 from emu3_jax.foreign import failures_as
 
-
+# What concerns the device or the settings, not an image.
 NOT_THE_PAIRS = (jax.errors.JaxRuntimeError, ConfigError)
 
 
