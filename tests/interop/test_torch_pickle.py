@@ -126,6 +126,13 @@ def test_tensors_by_hand(tmp_path):
     np.testing.assert_array_equal(torch_pickle.read(file)["weight"], [[0, 3], [1, 4], [2, 5]])
 
 
+def test_a_checkpoint_gives_its_state_dict(tmp_path):
+    inner = _tensor_pickle()[2:-1]  # without the protocol before and the stop after
+    whole = b"\x80\x02}(U\x05epochK\x03U\nstate_dict" + inner + b"u."
+    file = _zipped(tmp_path / "a.pth", whole, _0=SIX)
+    assert torch_pickle.read(file).keys() == {"weight"}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

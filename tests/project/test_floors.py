@@ -14,7 +14,7 @@ FLOORS = {
     "config_help": 0, "command_line": 0, "foreign": 0, "compiling": 0,
     "text": 1, "sequence": 1, "models": 1,
     "data": 2, "interop": 2,
-    "generate": 3, "figures": 3,
+    "generate": 3, "figures": 3, "scorers": 3,
     "train": 4,
     "evaluate": 5,
     "report": 6,
@@ -41,7 +41,7 @@ MAX_FUNCTION_LINES = 60
 MAX_MODULES = 12  # in a folder, beside __init__ and __main__
 
 FILES = sorted(PACKAGE.rglob("*.py"))
-# The folder distinguishes them: tasks and evaluators.
+# The folder distinguishes them: tasks, evaluators and scorers.
 SAME_NAMES = {"registry"}
 
 

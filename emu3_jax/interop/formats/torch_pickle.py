@@ -59,6 +59,8 @@ class _Tensor(NamedTuple):
 def read(file: str | os.PathLike) -> dict[str, np.ndarray]:
     """The tensors of a state dict: name -> array, each in the type it is stored in.
 
+    A checkpoint that has the state dict under the key "state_dict" gives that one.
+
     Views with strides are copied into arrays of their own; an expanded tensor, which has more
     elements than its storage, is refused.
 
@@ -157,6 +159,8 @@ def _elements(storage: _Storage, data: bytes) -> np.ndarray:
 def _tensors_of(value) -> dict[str, _Tensor]:
     if not isinstance(value, dict):
         raise ValueError(f"it holds a {type(value).__name__}, expected a dict of tensors")
+    if isinstance(value.get("state_dict"), dict):  # beside an epoch, a name, ...
+        value = value["state_dict"]
     for name, tensor in value.items():
         if not isinstance(name, str) or not isinstance(tensor, _Tensor):
             raise ValueError(
