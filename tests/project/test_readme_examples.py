@@ -46,7 +46,7 @@ def commands():
 
 
 def source_of(module):
-    """The text of a command's module and of its folder's modules that it imports, or of its folder."""
+    """The text of a command: its module with those of its folder that it imports, or its folder."""
     spec = importlib.util.find_spec(module)
     assert spec is not None, f"{module} does not exist"
     path = pathlib.Path(spec.origin)
