@@ -33,3 +33,9 @@ def documents_of(kind: str, segments: Sequence[Segment]) -> tuple[Document, ...]
         prompt, chosen, rejected = segments
         return Document((prompt, chosen)), Document((prompt, rejected))
     return (Document(tuple(segments)),)
+
+
+def ordered_pairs(values: Sequence[float]) -> list[tuple[int, int]]:
+    """All pairs (better, worse) of indices, by number; equal values make none. Higher is better."""
+    indices = range(len(values))
+    return [(i, j) for i in indices for j in indices if values[i] > values[j]]
