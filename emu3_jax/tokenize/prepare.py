@@ -11,9 +11,10 @@ import numpy as np
 from emu3_jax.data import media
 from emu3_jax.data.media import MediaError, PixelLimits
 from emu3_jax.data.media.containers import TIME_TOLERANCE
-from emu3_jax.data.sources import RawItem
-from emu3_jax.data.tokens.records import Record
-from emu3_jax.sequence import Document, Grammar, Image, Segment, Text, Turn, Video, chat_document
+from emu3_jax.data.sources import MEDIA, RawItem
+from emu3_jax.data.tokens.preference_pairs import documents_of
+from emu3_jax.data.tokens.records import Counts, Record
+from emu3_jax.sequence import Grammar, Image, Segment, Text, Turn, Video, chat_document
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ def prepare(item: RawItem, rules: MediaRules | None) -> Prepared:
         raise ValueError(item.problem)
     if item.kind == "text" and not item.text:
         raise ValueError("neither text nor an image nor a clip")
-    shown = [("image", item.image), ("video", item.video)]
+    shown = [("image", item.image), ("video", item.video), *(("image", one) for one in item.pair)]
     for part in (*item.segments, *item.turns):
         shown += [(kind, part.get(kind)) for kind in ("image", "video")]
     shown = [(kind, source) for kind, source in shown if source is not None]
@@ -135,11 +136,12 @@ def _read(kind: str, source: Any, item: RawItem, rules: MediaRules) -> Medium:
     return Medium(pixels[:frames], fps, frames / fps if fps else 0.0)
 
 
-def to_record(prepared: Prepared, source: str, grammar: Grammar) -> tuple[Record, int]:
-    """The record of an item whose media are encoded, and its length in tokens.
+def to_record(prepared: Prepared, source: str, grammar: Grammar) -> tuple[Record, Counts]:
+    """The record of an item whose media are encoded, and what it adds to the counts.
 
     Texts are tokenized here. ValueError for text without ids (a lone surrogate), for segments or
-    turns that do not form a document, and for a key or attributes that cannot be stored.
+    turns that do not form a document, for a pair of equal images, and for a key or attributes that
+    cannot be stored.
     """
     item = prepared.item
     shown = iter(medium.segment() for medium in prepared.media)
@@ -152,7 +154,8 @@ def to_record(prepared: Prepared, source: str, grammar: Grammar) -> tuple[Record
     segments = tuple(_with_ids(segment, grammar) for segment in segments)
     record = Record(item.key, source, item.kind, segments, item.attributes)
     record.to_bytes()  # raises for unstorable values while the item can still be skipped
-    return record, grammar.document_length(Document(segments))
+    lengths = [grammar.document_length(one) for one in documents_of(item.kind, segments)]
+    return record, Counts.of(lengths, item.kind in MEDIA and not item.text)
 
 
 def _turn(part: dict, shown) -> Turn:

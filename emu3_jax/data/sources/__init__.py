@@ -1,4 +1,4 @@
-"""Raw corpora: a folder with jsonl files, WebDataset tars, or TFDS."""
+"""Raw corpora: a folder with jsonl files, WebDataset tars, TFDS, or files of preferences."""
 
 import os
 from pathlib import Path
@@ -10,11 +10,13 @@ __all__ = ["MEDIA", "FolderSource", "RawItem", "Source", "SourceError", "Stored"
 
 
 def open_source(spec: str, root: str | os.PathLike = ".", items_per_shard: int = 512) -> Source:
-    """The source a string names: a jsonl file, "webdataset:PATTERN" or "tfds:NAME:SPLIT".
+    """The source a string names: a jsonl file, "webdataset:PATTERN", "tfds:NAME:SPLIT"
+    or "preferences:PATTERN".
 
-    Paths are relative to `root`. PATTERN is a glob or contains one range {000..123}. "#FEATURE"
-    after the split names the feature that is the text. Raises SourceError for a corpus that does
-    not exist or is empty, and for any other string.
+    Paths are relative to `root`. PATTERN is a glob or, of tars, contains one range {000..123}.
+    "#FEATURE" after the split names the feature that is the text; "#all" after preferences takes
+    all pairs of a ranking instead of the best and the worst image. Raises SourceError for a corpus
+    that does not exist or is empty, and for any other string.
     """
     kind, _, rest = spec.partition(":")
     if kind == "webdataset" and rest:
@@ -27,8 +29,14 @@ def open_source(spec: str, root: str | os.PathLike = ".", items_per_shard: int =
         rest, _, text = rest.partition("#")
         name, _, split = rest.partition(":")
         return TfdsSource(name, split or "train", items_per_shard, text)
+    if kind == "preferences" and rest:
+        from emu3_jax.data.sources.preferences import PreferenceSource
+
+        pattern, _, pairs = rest.partition("#")
+        return PreferenceSource(str(Path(root) / pattern), pairs or "best_worst", items_per_shard)
     if spec.endswith(".jsonl"):
         return FolderSource(Path(root) / spec, items_per_shard)
     raise SourceError(
-        f'{spec!r} is not a corpus; expected PATH.jsonl, "webdataset:PATTERN" or "tfds:NAME:SPLIT"'
+        f'{spec!r} is not a corpus; expected PATH.jsonl, "webdataset:PATTERN", "tfds:NAME:SPLIT" '
+        'or "preferences:PATTERN"'
     )

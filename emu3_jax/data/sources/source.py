@@ -42,12 +42,13 @@ class Stored:
 
 @dataclass(frozen=True)
 class RawItem:
-    """One raw example, of one of five kinds.
+    """One raw example, of one of six kinds.
 
     A caption with at most one of `image` and `video` (a path, the file's bytes, uint8 pixels, or
     `Stored`, see `Source.listed`);
     or `segments`, an interleaved document; or `turns`, a chat. A segment is {"text"}, {"image"} or
-    {"video"}; a turn is {"question", "answer"}, with "image" or "video" if it has one.
+    {"video"}; a turn is {"question", "answer"}, with "image" or "video" if it has one;
+    or a prompt with a `pair` of images, of which the first is preferred.
     """
 
     key: str
@@ -56,6 +57,7 @@ class RawItem:
     video: str | bytes | np.ndarray | Stored | None = None
     segments: tuple[dict, ...] = ()
     turns: tuple[dict, ...] = ()
+    pair: tuple[str | bytes, ...] = ()
     attributes: dict = field(default_factory=dict)
     # Frames per second of a `video` given as pixels; 0 if the corpus does not state it.
     fps: float = 0.0
@@ -67,6 +69,8 @@ class RawItem:
     @property
     def kind(self) -> str:
         """One of `records.KINDS`."""
+        if self.pair:
+            return "preference"
         if self.turns:
             return "chat"
         if self.segments:
