@@ -12,6 +12,7 @@ from emu3_jax.data import media
 from emu3_jax.data.media import MediaError, PixelLimits
 from emu3_jax.data.media.containers import TIME_TOLERANCE
 from emu3_jax.data.sources import RawItem
+from emu3_jax.data.sources.source import parts_of
 from emu3_jax.data.tokens.records import Record
 from emu3_jax.sequence import Document, Grammar, Image, Segment, Text, Turn, Video, chat_document
 
@@ -65,7 +66,7 @@ def prepare(item: RawItem, rules: MediaRules | None) -> Prepared:
     if item.kind == "text" and not item.text:
         raise ValueError("neither text nor an image nor a clip")
     shown = [("image", item.image), ("video", item.video)]
-    for part in (*item.segments, *item.turns):
+    for part in parts_of(item):
         shown += [(kind, part.get(kind)) for kind in ("image", "video")]
     shown = [(kind, source) for kind, source in shown if source is not None]
     if shown and rules is None:
@@ -155,19 +156,32 @@ def to_record(prepared: Prepared, source: str, grammar: Grammar) -> tuple[Record
     return record, grammar.document_length(Document(segments))
 
 
-def _turn(part: dict, shown) -> Turn:
-    for name in ("question", "answer"):
-        if not isinstance(part.get(name), str):
-            raise ValueError(f'a turn needs a "{name}", found {sorted(part)}')
-    return Turn(part["question"], part["answer"], (next(shown),) if _shows(part) else ())
+def _turn(turn: dict, shown) -> Turn:
+    media = (next(shown),) if _shows(turn) else ()
+    return Turn(_said(turn, "question", shown), _said(turn, "answer", shown), media)
+
+
+def _said(turn: dict, name: str, shown) -> str | tuple[str | Image | Video, ...]:
+    """A question or an answer: its text, or its texts and media in order."""
+    said = turn.get(name)
+    if isinstance(said, str):
+        return said
+    if not isinstance(said, list | tuple):
+        raise ValueError(f'a turn needs a "{name}", found {sorted(turn)}')
+    return tuple(next(shown) if _shows(part) else _text(part) for part in said)
 
 
 def _segment(part: dict, shown) -> Segment:
-    if _shows(part):
-        return next(shown)
+    loss = part.get("loss", True)
+    if not isinstance(loss, bool):
+        raise ValueError(f'the "loss" of a segment must be true or false, found {loss!r}')
+    return dataclasses.replace(next(shown) if _shows(part) else Text(_text(part)), loss=loss)
+
+
+def _text(part: dict) -> str:
     if not isinstance(part.get("text"), str):
         raise ValueError(f'a segment needs "text", "image" or "video", found {sorted(part)}')
-    return Text(part["text"])
+    return part["text"]
 
 
 def _shows(part: dict) -> bool:
