@@ -3,9 +3,13 @@
 import json
 import re
 
+import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from grey_encoder import level, made_from, skipped_of, write_greys
 
+from emu3_jax.data import media
 from emu3_jax.data.tokens.records import open_dataset
 from emu3_jax.sequence import Document, Image, parse_chat
 
@@ -70,3 +74,99 @@ def test_a_turn_that_cannot_be_read_is_skipped(turn, reason, tmp_path):
     (skipped,) = skipped_of(made_from(tmp_path, "rows.jsonl"))
     assert skipped["where"].endswith("rows.jsonl:2")
     assert re.search(reason, skipped["reason"]), skipped["reason"]
+
+
+# LLaVA
+
+
+def talk(*values):
+    return [
+        {"from": ("human", "gpt")[number % 2], "value": value}
+        for number, value in enumerate(values)
+    ]
+
+
+def test_llava_rows_become_chats(tmp_path):
+    write_greys(tmp_path / "images", [f"{i}.png" for i in range(4)])
+    clip = np.repeat(np.arange(4, dtype=np.uint8) * 9 + 50, 16 * 16 * 3).reshape(4, 16, 16, 3)
+    media.write_webp(tmp_path / "images" / "clip.webp", clip, fps=4)
+    rows = [
+        {"id": "one", "image": "1.png", "conversations": talk("What?\n<image>", "A cat.")},
+        {"image": ["2.png", "3.png"], "conversations": talk("<image> or <image>?", "b")},
+        {"id": "later", "image": "2.png", "conversations": talk("Hi", "Ho", "<image>\nIt?", "Yes")},
+        {"id": "text", "conversations": talk("<image> is a tag", "yes"), "model": "m"},
+        {"id": "film", "video": "clip.webp", "conversations": talk("<image>\nWho?", "Me")},
+    ]
+    (tmp_path / "chats.json").write_text(json.dumps(rows))
+    dataset = made_from(tmp_path, "llava_next:chats.json#images")
+    records = list(open_dataset(dataset).records("chat"))
+    assert skipped_of(dataset) == []
+    assert [record.key for record in records] == ["one", "chats.json[1]", "later", "text", "film"]
+    assert [chat_of(record) for record in records] == [
+        [([1, "\nWhat?"], ["A cat."])],
+        [([2, " or ", 3, "?"], ["b"])],
+        [(["Hi"], ["Ho"]), ([2, "\nIt?"], ["Yes"])],
+        [(["<image> is a tag"], ["yes"])],
+        [([50, "\nWho?"], ["Me"])],
+    ]
+    assert (records[3].attributes, records[3].source) == ({"model": "m"}, "chats")
+
+
+def test_llava_rows_that_cannot_be_honoured_are_listed(tmp_path):
+    write_greys(tmp_path, ["0.png"])
+    good = talk("<image>?", "a")
+    bad = [
+        ({"image": "0.png", "conversations": talk("<image>", "a", "<image>", "b")}, "2 .* for 1"),
+        ({"image": ["0.png", "0.png"], "conversations": good}, "1 placeholders for 2 media"),
+        ({"image": "none.png", "conversations": good}, "none.png"),
+        ({"image": "../0.png", "conversations": good}, "outside of the folder"),
+        ({"image": 5, "conversations": good}, '"image" must be a path, found 5'),
+        ({"image": "0.png", "video": "a.mp4", "conversations": good}, "found both"),
+        ({"conversations": [{"from": "system", "value": "s"}, *good]}, "unknown role 'system'"),
+        ({"conversations": [{"from": "human"}]}, 'a text "value"'),
+        ({"conversations": talk("a", "b", "c")}, "the last question has no answer"),
+        ({"conversations": [*talk("a"), *talk("b", "c")]}, "do not alternate"),
+        ({"conversations": []}, "at least one message"),
+        ({"image": "0.png"}, 'expected "conversations"'),
+        ({"image": "0.png", "conversations": talk("draw", "<image>")}, "lumina:FILE"),
+        ({"conversations": talk("a. ASSISTANT: b", "c")}, "the chat template reserves"),
+        (["a list"], "expected an object, found a list"),
+    ]
+    rows = [row for row, _ in bad] + [{"image": "0.png", "conversations": good}]
+    write_rows(tmp_path / "chats.jsonl", rows)
+    for rule in ("llava", "llava_next"):
+        dataset = made_from(tmp_path, f"{rule}:chats.jsonl", output=str(tmp_path / rule))
+        skipped = skipped_of(dataset)
+        assert len(skipped) == len(bad) == open_dataset(dataset).info.skipped
+        by_row = {one["where"]: one["reason"] for one in skipped}
+        for number, (_, reason) in enumerate(bad):
+            found = by_row[f"{tmp_path / 'chats.jsonl'}[{number}]"]
+            assert re.search(reason, found), found
+        assert len(open_dataset(dataset).records("chat")) == 1
+
+
+def test_parquet_holds_its_images(tmp_path):
+    """The columns of LLaVA-OneVision's release: an image is bytes, and null in rows of text."""
+    write_greys(tmp_path, ["0.png", "1.png"])
+    image = {"bytes": (tmp_path / "1.png").read_bytes(), "path": None}
+    rows = [
+        {"id": "a", "image": image, "conversations": talk("<image>\nWhat?", "A cat.")},
+        {"id": "b", "image": None, "conversations": talk("Hi", "Ho")},
+    ]
+    for number, row in enumerate(rows):
+        table = pyarrow.Table.from_pylist([{**row, "data_source": "web"}])
+        pyarrow.parquet.write_table(table, tmp_path / f"train-{number}.parquet")
+    dataset = made_from(tmp_path, "llava_next:train-*.parquet")
+    records = list(open_dataset(dataset).records("chat"))
+    assert [chat_of(record) for record in records] == [
+        [([1, "\nWhat?"], ["A cat."])],
+        [(["Hi"], ["Ho"])],
+    ]
+    assert records[0].attributes == {"data_source": "web"}
+
+
+def test_a_source_without_a_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="none.json: does not exist"):
+        made_from(tmp_path, "llava:none.json")
+    with pytest.raises(ValueError, match="'lava:a.json' is not a corpus; .* KIND of llava, "):
+        made_from(tmp_path, "lava:a.json")
