@@ -3,7 +3,7 @@
 import glob
 from pathlib import Path
 
-from emu3_jax.data.sources.conversations import llava
+from emu3_jax.data.sources.conversations import llava, onevision
 from emu3_jax.data.sources.conversations.row_source import Reader, RowSource, Table
 from emu3_jax.data.sources.conversations.rows import open_rows
 from emu3_jax.data.sources.source import SourceError
@@ -12,11 +12,12 @@ from emu3_jax.data.sources.source import SourceError
 READERS: dict[str, Reader] = {
     "llava": llava.reader(llava.llava_1_5),
     "llava_next": llava.reader(llava.llava_next),
+    "onevision": llava.reader(llava.llava_next),
 }
 
 
 def open_conversations(kind: str, files: str, root: Path, items_per_shard: int) -> RowSource:
-    """The rows of json, jsonl or parquet files by the reader `kind`.
+    """The rows of json, jsonl or parquet files, or of mixtures of them, by the reader `kind`.
 
     Args:
       kind: one of READERS.
@@ -32,8 +33,12 @@ def open_conversations(kind: str, files: str, root: Path, items_per_shard: int) 
     paths = [Path(path) for path in sorted(glob.glob(str(root / pattern)))]
     if not paths:
         raise SourceError(f"{root / pattern}: does not exist")
-    tables = []
+    tables: list[Table] = []
     for path in paths:
-        rows = open_rows(path)
-        tables.append(Table(rows, range(len(rows)), root / folder if folder else path.parent))
+        media = root / folder if folder else path.parent
+        if kind == "onevision":
+            tables += onevision.open_tables(path, media)
+        else:
+            rows = open_rows(path)
+            tables.append(Table(rows, range(len(rows)), media))
     return RowSource(paths[0].stem, tables, READERS[kind], items_per_shard)
