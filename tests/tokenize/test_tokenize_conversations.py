@@ -165,6 +165,42 @@ def test_parquet_holds_its_images(tmp_path):
     assert records[0].attributes == {"data_source": "web"}
 
 
+# Lumina
+
+
+def test_lumina_rows_have_images_in_answers(tmp_path):
+    write_greys(tmp_path, [f"{i}.png" for i in range(4)])
+    draw = "Generate an image of 16x16 according to the following prompt:\na cat"
+    rows = [
+        {"id": "draw", "image": "1.png", "conversations": talk(draw, "<|image|>")},
+        {
+            "id": "edit",
+            "image": ["2.png", "3.png", "0.png"],
+            "conversations": talk("<|image|>Red, <image>!", "so: <|image|>", "no", "<|image|>."),
+        },
+        {"id": "text", "conversations": talk(" hi ", "ho\n")},
+        {"id": "many", "image": "1.png", "conversations": talk("<|image|>", "<|image|>")},
+        {"id": "literal", "conversations": talk("What does <|image|> mean?", "a mark")},
+        {"id": "two", "conversations": [*talk("a"), *talk("b", "c")]},
+        {"id": "role", "conversations": [{"from": "user", "value": "a"}]},
+    ]
+    (tmp_path / "chats.json").write_text(json.dumps(rows))
+    dataset = made_from(tmp_path, "lumina:chats.json")
+    records = list(open_dataset(dataset).records("chat"))
+    assert [chat_of(record) for record in records] == [
+        [([draw], [1])],
+        [([2, "Red, <image>!"], ["so: ", 3]), (["no"], [0, "."])],
+        [([" hi "], ["ho\n"])],
+    ]
+    trained = [[level(p) for p in r.segments if isinstance(p, Image) and p.loss] for r in records]
+    assert trained == [[1], [3, 0], []]
+    reasons = {one["key"]: one["reason"] for one in skipped_of(dataset)}
+    assert reasons.keys() == {"many", "literal", "two", "role"}
+    assert reasons["many"] == "the row has 2 placeholders for 1 media (image)"
+    assert "1 placeholders for 0 media" in reasons["literal"]
+    assert "do not alternate" in reasons["two"] and "unknown role 'user'" in reasons["role"]
+
+
 def test_a_source_without_a_file_is_refused(tmp_path):
     with pytest.raises(ValueError, match="none.json: does not exist"):
         made_from(tmp_path, "llava:none.json")

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from emu3_jax.data.sources.conversations import READERS, open_conversations
 from emu3_jax.data.sources.folder import FolderSource
+from emu3_jax.data.sources.layouts import READERS, open_layout
 from emu3_jax.data.sources.source import MEDIA, RawItem, Source, SourceError, Stored
 
 __all__ = ["MEDIA", "FolderSource", "RawItem", "Source", "SourceError", "Stored", "open_source"]
@@ -15,7 +15,7 @@ def open_source(spec: str, root: str | os.PathLike = ".", items_per_shard: int =
 
     Paths are relative to `root`. PATTERN is a glob or contains one range {000..123}. "#FEATURE"
     after the split names the feature that is the text. The KINDs, layouts of other projects,
-    are `conversations.READERS`. Raises SourceError for a corpus that does
+    are `layouts.READERS`. Raises SourceError for a corpus that does
     not exist or is empty, and for any other string.
     """
     kind, _, rest = spec.partition(":")
@@ -30,7 +30,7 @@ def open_source(spec: str, root: str | os.PathLike = ".", items_per_shard: int =
         name, _, split = rest.partition(":")
         return TfdsSource(name, split or "train", items_per_shard, text)
     if kind in READERS and rest:
-        return open_conversations(kind, rest, Path(root), items_per_shard)
+        return open_layout(kind, rest, Path(root), items_per_shard)
     if spec.endswith(".jsonl"):
         return FolderSource(Path(root) / spec, items_per_shard)
     raise SourceError(

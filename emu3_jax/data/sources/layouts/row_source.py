@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from emu3_jax.data.sources.conversations.rows import Rows
+from emu3_jax.data.sources.layouts.rows import Rows
 from emu3_jax.data.sources.source import RawItem, SourceError
 from emu3_jax.files import inside
 

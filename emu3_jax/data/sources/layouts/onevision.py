@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from emu3_jax.data.sources.conversations.row_source import Table
-from emu3_jax.data.sources.conversations.rows import open_rows
+from emu3_jax.data.sources.layouts.row_source import Table
+from emu3_jax.data.sources.layouts.rows import open_rows
 from emu3_jax.data.sources.source import SourceError
 from emu3_jax.files import MAX_TEXT_BYTES, inside
 

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from emu3_jax.data.sources import SourceError, open_source
-from emu3_jax.data.sources.conversations import onevision
+from emu3_jax.data.sources.layouts import onevision
 
 TALK = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
 

@@ -8,7 +8,7 @@ import pytest
 from paths import GOLDEN
 
 from emu3_jax.data.sources import SourceError, open_source
-from emu3_jax.data.sources.conversations import llava
+from emu3_jax.data.sources.layouts import llava
 
 FOLDER = pathlib.Path(os.environ.get("GOLDEN_POST_TRAINING", GOLDEN / "post_training"))
 SAMPLES = json.loads((FOLDER / "chat.json").read_text())["llava"]["samples"]

@@ -3,9 +3,9 @@
 import glob
 from pathlib import Path
 
-from emu3_jax.data.sources.conversations import llava, onevision
-from emu3_jax.data.sources.conversations.row_source import Reader, RowSource, Table
-from emu3_jax.data.sources.conversations.rows import open_rows
+from emu3_jax.data.sources.layouts import llava, lumina, onevision
+from emu3_jax.data.sources.layouts.row_source import Reader, RowSource, Table
+from emu3_jax.data.sources.layouts.rows import open_rows
 from emu3_jax.data.sources.source import SourceError
 
 # What a source's string begins with, and how a row of its file is read.
@@ -13,10 +13,11 @@ READERS: dict[str, Reader] = {
     "llava": llava.reader(llava.llava_1_5),
     "llava_next": llava.reader(llava.llava_next),
     "onevision": llava.reader(llava.llava_next),
+    "lumina": lumina.read,
 }
 
 
-def open_conversations(kind: str, files: str, root: Path, items_per_shard: int) -> RowSource:
+def open_layout(kind: str, files: str, root: Path, items_per_shard: int) -> RowSource:
     """The rows of json, jsonl or parquet files, or of mixtures of them, by the reader `kind`.
 
     Args:

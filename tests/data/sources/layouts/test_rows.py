@@ -9,8 +9,8 @@ import pyarrow.parquet
 import pytest
 
 from emu3_jax.data.sources import SourceError
-from emu3_jax.data.sources.conversations import rows as rows_lib
-from emu3_jax.data.sources.conversations.rows import open_rows
+from emu3_jax.data.sources.layouts import rows as rows_lib
+from emu3_jax.data.sources.layouts.rows import open_rows
 from emu3_jax.foreign import MissingPackageError
 
 ROWS = [

@@ -16,8 +16,8 @@ text like any other. A clip has the placeholder `<image>` too.
 from collections.abc import Callable
 from pathlib import Path
 
-from emu3_jax.data.sources.conversations import talk
-from emu3_jax.data.sources.conversations.row_source import media_of
+from emu3_jax.data.sources.layouts import talk
+from emu3_jax.data.sources.layouts.row_source import media_of
 from emu3_jax.data.sources.source import MEDIA, SourceError
 
 PLACEHOLDER = "<image>"
