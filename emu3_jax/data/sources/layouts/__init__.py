@@ -3,7 +3,7 @@
 import glob
 from pathlib import Path
 
-from emu3_jax.data.sources.layouts import llava, lumina, onevision
+from emu3_jax.data.sources.layouts import edit, interleaved, llava, lumina, onevision
 from emu3_jax.data.sources.layouts.row_source import Reader, RowSource, Table
 from emu3_jax.data.sources.layouts.rows import open_rows
 from emu3_jax.data.sources.source import SourceError
@@ -14,6 +14,8 @@ READERS: dict[str, Reader] = {
     "llava_next": llava.reader(llava.llava_next),
     "onevision": llava.reader(llava.llava_next),
     "lumina": lumina.read,
+    "edit": edit.read,
+    "interleaved": interleaved.read,
 }
 
 

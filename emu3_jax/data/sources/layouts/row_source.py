@@ -74,8 +74,10 @@ def _key(row: object, name: str) -> str:
 
 
 def _is_plain(value: Any) -> bool:
-    """Whether JSON could hold it: parquet has times and decimals too."""
-    return isinstance(value, str | int | float | list | dict)
+    """Whether JSON could hold it: parquet has times, decimals and images too."""
+    if isinstance(value, list | dict):
+        return all(map(_is_plain, value.values() if isinstance(value, dict) else value))
+    return value is None or isinstance(value, str | int | float)
 
 
 def media_of(row: dict, kind: str, folder: Path) -> list[str | bytes]:
