@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from emu3_jax.data.sources.continuation import ContinuationSource
 from emu3_jax.data.sources.folder import FolderSource
 from emu3_jax.data.sources.layouts import READERS, open_layout
 from emu3_jax.data.sources.source import MEDIA, RawItem, Source, SourceError, Stored
@@ -11,12 +12,13 @@ __all__ = ["MEDIA", "FolderSource", "RawItem", "Source", "SourceError", "Stored"
 
 
 def open_source(spec: str, root: str | os.PathLike = ".", items_per_shard: int = 512) -> Source:
-    """The source of "PATH.jsonl", "webdataset:PATTERN", "tfds:NAME:SPLIT" or "KIND:FILE".
+    """The source that a string names.
 
-    Paths are relative to `root`. PATTERN is a glob or contains one range {000..123}. "#FEATURE"
-    after the split names the feature that is the text. The KINDs, layouts of other projects,
-    are `layouts.READERS`. Raises SourceError for a corpus that does
-    not exist or is empty, and for any other string.
+    "PATH.jsonl", "webdataset:PATTERN" (a glob, or with one range {000..123}), "tfds:NAME:SPLIT"
+    ("#FEATURE" behind it names the feature that is the text), "KIND:FILE" in the layout of another
+    project (`layouts.READERS`), or "continuation:SECONDS:SOURCE", which cuts the clips of another
+    source. Paths are relative to `root`. Raises SourceError for a corpus that does not exist or is
+    empty, and for any other string.
     """
     kind, _, rest = spec.partition(":")
     if kind == "webdataset" and rest:
@@ -29,6 +31,13 @@ def open_source(spec: str, root: str | os.PathLike = ".", items_per_shard: int =
         rest, _, text = rest.partition("#")
         name, _, split = rest.partition(":")
         return TfdsSource(name, split or "train", items_per_shard, text)
+    if kind == "continuation" and rest:
+        seconds, _, clips = rest.partition(":")
+        try:
+            context = float(seconds)
+        except ValueError as error:
+            raise SourceError(f'{spec!r}: expected "continuation:SECONDS:SOURCE"') from error
+        return ContinuationSource(context, open_source(clips, root, items_per_shard))
     if kind in READERS and rest:
         return open_layout(kind, rest, Path(root), items_per_shard)
     if spec.endswith(".jsonl"):

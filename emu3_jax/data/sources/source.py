@@ -49,7 +49,8 @@ class RawItem:
     or `segments`, an interleaved document; or `turns`, a chat. A segment is {"text"}, {"image"} or
     {"video"}, with "loss": False if it is not trained on; a turn is {"question", "answer"}, with
     "image" or "video" if one stands before the question. A question or an answer is a text or, with
-    media in it, a list of segments.
+    media in it, a list of segments. A {"video"} with "context" is cut after so many seconds into
+    two clips, the first of them without a loss.
     """
 
     key: str
