@@ -27,7 +27,7 @@ def all_of(opened):
 @pytest.mark.parametrize("indent", [None, 2])
 def test_elements_of_a_list_whatever_is_read_at_once(chunk, indent, tmp_path, monkeypatch):
     monkeypatch.setattr(rows_lib, "CHUNK", chunk)
-    elements = [*ROWS, 17, "text", [], None]
+    elements = [*ROWS, "text", [], None, *range(10**5, 10**5 + 50)]
     for ascii_only in (True, False):
         text = json.dumps(elements, indent=indent, ensure_ascii=ascii_only)
         for mark in (b"", b"\xef\xbb\xbf"):
