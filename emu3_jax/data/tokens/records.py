@@ -33,7 +33,7 @@ SCHEMA = 1
 DATASET_FILE = "dataset.json"
 # text: text alone; image, video: a caption and one image or clip; document: any segments in a
 # fixed order; chat: a document whose loss flags matter (only answers are trained on).
-KINDS = ("text", "image", "video", "document", "chat")
+KINDS = ("text", "image", "video", "document", "chat", "preference")
 
 
 class RecordError(ValueError):
