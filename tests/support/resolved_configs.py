@@ -13,7 +13,7 @@ def every_field(config) -> dict:
     values = config.to_dict()
     if "task" not in values:
         return to_values(to_dataclass(TokenizeConfig, values))
-    from_data = config.task == "pretrain" and "vocab_size" not in config.model
+    from_data = config.task in ("pretrain", "dpo") and "vocab_size" not in config.model
     if from_data:
         values["model"] = {"vocab_size": 1, **values["model"]}
     values = to_values(resolve(values)[0])

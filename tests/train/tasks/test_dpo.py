@@ -8,10 +8,13 @@ import optax
 import pytest
 from flax import linen as nn
 from preference_records import write_pairs
+from shrunken_twins import twin
 from token_records import GRAMMAR
 from toy_task import assert_same_trees, leaves, run_config
 
 from emu3_jax import sharding
+from emu3_jax.aot.compile_and_report import compile_and_report, program_of
+from emu3_jax.aot.topology import machine
 from emu3_jax.config import ConfigError, to_values
 from emu3_jax.data.tokens.preference_batches import PreferenceData, PreferenceEntry
 from emu3_jax.interop import bundle as bundle_lib
@@ -275,3 +278,17 @@ def test_the_config_is_complete_and_its_vocabulary_that_of_the_pairs(files):
     del values["preference"]["beta"]
     with pytest.raises(ConfigError, match="beta"):
         DpoTask.resolve(values)
+
+
+# ---------------------------------------------------------------------------------- ahead of time
+
+
+def test_its_step_is_compiled_ahead_of_time(capsys):
+    config = twin("configs/post_training/dpo.py")
+    found = compile_and_report(
+        config, "train", machine("cpu:8"), search=False, with_estimate=False, plan_only=True
+    )
+    assert found.fits and "train on 8 chips" in capsys.readouterr().out
+    task = program_of(config).task
+    assert task.with_layers(1).model.num_layers == 1
+    assert task.units_per_batch() == 2 * 8 * 64
