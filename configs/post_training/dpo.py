@@ -20,7 +20,9 @@ of the preference's, enough to hold the chosen images up.
 Empty captions: 0.1 of the pairs, so that guidance keeps its unconditional half.
 Rate: 1e-6, TRL's for full tuning; a run at 1e-5 moves away from the reference within some steps
 (watch kl). Dropout is off in both passes.
-Memory: the reference is a second copy in bfloat16, sharded as the policy, in no checkpoint.
+Memory: the reference is a second copy in bfloat16, sharded as the policy, in no checkpoint. With
+--config.start.log_probabilities=TOKENS/preferences/reference.npz its figures are computed once
+before training instead, two or four numbers a pair.
 
 What goes wrong: reward/accuracies near 1 within the first steps means beta or rate too high, or pairs
 that differ by something cheap (size, border); both rewards falling with a growing margin means that
@@ -56,7 +58,7 @@ def _released(tokens: str) -> ConfigDict:
     # 90 x 90 codes in rows are 8,199 tokens with their marks; the rest is the caption.
     config.data.update(batch_size=64, sequence_length=8704)
     config.preference = ConfigDict(dict(form="sigmoid", beta=0.005, nll_weight=1.0))
-    config.start = ConfigDict(dict(transformer="runs/sft_drawing"))
+    config.start = ConfigDict(dict(transformer="runs/sft_drawing", log_probabilities=""))
     config.run.update(steps=1000, accumulation=4)
     config.run.optimizer.update(learning_rate=1e-6, warmup_steps=50, schedule="linear")
     config.run.checkpoint.every = 100
@@ -68,7 +70,7 @@ def _nano(tokens: str) -> ConfigDict:
     # 8 x 8 codes in rows are some 80 tokens with their marks; the rest is the caption.
     config.data.update(batch_size=8, sequence_length=160)
     config.preference = ConfigDict(dict(form="sigmoid", beta=0.1, nll_weight=1.0))
-    config.start = ConfigDict(dict(transformer="nano"))
+    config.start = ConfigDict(dict(transformer="nano", log_probabilities=""))
     config.run.update(steps=400)
     config.run.optimizer.update(learning_rate=2e-5, warmup_steps=20, schedule="linear")
     config.run.checkpoint.every = 100

@@ -1,6 +1,7 @@
 """The task dpo: what one step computes, on any mesh; its reference; runs that are resumed."""
 
 import dataclasses
+import pathlib
 
 import jax
 import numpy as np
@@ -255,6 +256,66 @@ def test_a_fingerprint_is_of_values_alone(files, first_device):
         assert weights_fingerprint(changed, MODEL.vocab_size) != found["one"]
 
 
+# --------------------------------------------------------------------- stored log-probabilities
+
+
+@pytest.fixture
+def stored(files, tmp_path):
+    """A start whose reference is stored in a new file."""
+    names = (files / "policy", files / "other", tmp_path / "reference.npz")
+    return PolicyStart(*map(str, names))
+
+
+@pytest.mark.parametrize("sizes", [dict(fsdp=1), dict(data=2, fsdp=2, context=2)], ids=str)
+def test_stored_log_probabilities_train_as_the_frozen_copy_does(files, stored, two_steps, sizes):
+    count = 1 if sizes == dict(fsdp=1) else 8
+    mesh = sharding.make_mesh(MeshConfig(**sizes), jax.devices()[:count])
+    task = dpo_task(files, start=stored, nll_weight=0.5)
+    metrics, params = one_step(task, mesh, steps=2)
+    assert task.unsaved == () and set(task.init(KEY)) == {"params"}
+    for name, value in two_steps[0].items():
+        assert metrics[name] == pytest.approx(value, rel=2e-5, abs=2e-5), name
+    for name, value in leaves(two_steps[1]).items():
+        np.testing.assert_allclose(leaves(params)[name], value, atol=2e-5, err_msg=name)
+
+
+def test_log_probabilities_are_computed_once(files, stored, first_device, capsys):
+    with jax.set_mesh(first_device):
+        first = next(dpo_task(files, start=stored).batches(first_device))
+        # Both sides of twelve pairs, with and without their caption; some images are alike.
+        words = "48 log-probabilities of the reference are computed into"
+        assert words in capsys.readouterr().out
+        again = next(dpo_task(files, start=stored).batches(first_device))
+        assert "computed" not in capsys.readouterr().out
+        np.testing.assert_array_equal(first["reference"], again["reference"])
+        # New pairs are added to what is there.
+        other = dpo_task(files, start=stored)
+        write_pairs(files / "more", 14)
+        entries = (PreferenceEntry(str(files / "more"), 0.2),)
+        data = dataclasses.replace(other.config.data, mixture=entries)
+        DpoTask(dataclasses.replace(other.config, data=data)).batches(first_device)
+        assert "8 log-probabilities" in capsys.readouterr().out
+
+
+def test_stored_log_probabilities_of_other_weights_are_refused(files, stored, first_device):
+    with jax.set_mesh(first_device):
+        dpo_task(files, start=stored).batches(first_device)
+        same = dataclasses.replace(stored, reference="")
+        with pytest.raises(ValueError, match="log-probabilities of a reference of the") as found:
+            dpo_task(files, start=same).batches(first_device)
+        assert f"but {files / 'policy'} holds" in str(found.value)
+        in_bfloat16 = dataclasses.replace(MODEL, dtype="bfloat16")
+        with pytest.raises(ValueError, match="in float32, but .* in bfloat16"):
+            dpo_task(files, start=stored, model=in_bfloat16).batches(first_device)
+
+
+def test_a_file_that_holds_none_is_refused(files, stored, first_device):
+    for content in (b"", b"PK nothing", b"{}"):
+        pathlib.Path(stored.log_probabilities).write_bytes(content)
+        with jax.set_mesh(first_device), pytest.raises(ValueError, match="cannot be read as log"):
+            dpo_task(files, start=stored).batches(first_device)
+
+
 # -------------------------------------------------------------------------------- bad input
 
 
@@ -283,8 +344,10 @@ def test_the_config_is_complete_and_its_vocabulary_that_of_the_pairs(files):
 # ---------------------------------------------------------------------------------- ahead of time
 
 
-def test_its_step_is_compiled_ahead_of_time(capsys):
+@pytest.mark.parametrize("file", ["", "reference.npz"])
+def test_its_step_is_compiled_ahead_of_time(file, capsys):
     config = twin("configs/post_training/dpo.py")
+    config.start.log_probabilities = file
     found = compile_and_report(
         config, "train", machine("cpu:8"), search=False, with_estimate=False, plan_only=True
     )
