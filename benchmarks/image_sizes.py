@@ -34,7 +34,7 @@ except ImportError as error:
         f"{error}; this benchmark needs: pip install -r requirements-test.txt"
     ) from error
 
-SHARD, ROWS = 512, 16  # defaults of tokenize
+SHARD, ROWS = 512, 8  # defaults of tokenize
 
 
 def main() -> None:

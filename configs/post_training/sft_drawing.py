@@ -44,12 +44,13 @@ NANO = "nano"
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    config, tokens = begin(arg, "tokens")
+    config, tokens = begin(arg, "tokens_drawing")
     train = f"{tokens}/train"
     config.data.mixture = (
         dict(dataset=train, task="text_to_image", null_prompt=0.05, train_condition=False),
     )
     config.data.loss_weights = ConfigDict(dict(text=0.0, image=1.0, video=0.0, structure=0.0))
+    config.data.batch_size = max(8, config.data.batch_size)  # the twin: two rows a micro-batch
     config.run.accumulation = 4
     config.run.accumulated_mean = "micro_batches"
     config.run.optimizer.update(
@@ -67,14 +68,25 @@ def get_config(arg: str = "") -> ConfigDict:
     return config
 
 
-def begin(arg: str, folder: str, twin: str = "tokens_nano") -> tuple[ConfigDict, str]:
+def begin(
+    arg: str,
+    folder: str,
+    start: str = "Emu3-Gen",
+    twin: str = "tokens_nano",
+    twin_length: int = 352,
+    **rows: int,
+) -> tuple[ConfigDict, str]:
     """What all supervised tuning has in common: the model, its start and the size of a run.
 
     Args:
       arg: of the config: "" or a folder of token datasets for the 8B; "nano" or "nano:FOLDER" for
         the twin of the shipped nano model.
       folder: of the 8B's datasets in runs/, if `arg` names none.
-      twin: of the nano model's.
+      start: what the 8B starts from; the nano model starts from the shipped one.
+      twin: of the nano model's datasets.
+      twin_length: tokens of its rows.
+      rows: of the 8B: batch_size (64), sequence_length (10,240) and context (1), the number of
+        devices that share a row.
 
     Returns:
       (config without mixture, folder of the token datasets).
@@ -83,15 +95,17 @@ def begin(arg: str, folder: str, twin: str = "tokens_nano") -> tuple[ConfigDict,
     if size == NANO:
         tokens = rest or f"runs/{twin}"
         config = transformer_nano.get_config(tokens)
-        config.start = ConfigDict(dict(transformer="assets/transformer_nano", shared_ids=-1))
-        config.run.update(steps=2000)
+        config.data.sequence_length = twin_length
         config.run.optimizer.learning_rate = 2e-4
-        return config, tokens
-    tokens = arg or f"runs/{folder}"
-    config = emu3_8b_stage1.get_config(tokens)
-    config.start = ConfigDict(dict(transformer="Emu3-Gen", shared_ids=-1))
-    config.data.update(batch_size=64, sequence_length=10_240)
-    config.run.update(steps=2000)
-    config.run.optimizer.update(learning_rate=1e-5)
-    config.run.checkpoint.every = 500
+        start = "assets/transformer_nano"
+    else:
+        tokens = arg or f"runs/{folder}"
+        config = emu3_8b_stage1.get_config(tokens)
+        config.run.mesh.context = rows.pop("context", 1)
+        config.data.update(dict(batch_size=64, sequence_length=10_240) | rows)
+        config.run.optimizer.update(learning_rate=1e-5, warmup_steps=30)
+        config.run.checkpoint.every = 500
+    config.start = ConfigDict(dict(transformer=start, shared_ids=-1))
+    config.run.steps = 2000
+    config.evaluation = tuple(dict(entry, every=500) for entry in config.evaluation)
     return config, tokens
