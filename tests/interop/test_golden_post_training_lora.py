@@ -15,6 +15,7 @@ import pytest
 import safetensors.numpy
 from paths import GOLDEN
 
+from emu3_jax.interop.formats.safetensors_io import ADAPTER_CONFIG_FILE
 from emu3_jax.interop.language import language_model, peft
 from emu3_jax.models.language import lora
 from emu3_jax.models.language.cross_entropy import chunked_cross_entropy
@@ -133,7 +134,7 @@ def test_what_is_written_is_what_peft_wrote(adapter, base, tmp_path):
     for key, array in tensors.items():
         np.testing.assert_array_equal(ours[key], array)
     stated, expected = (
-        json.loads((folder / peft.CONFIG_FILE).read_text()) for folder in (tmp_path, theirs)
+        json.loads((folder / ADAPTER_CONFIG_FILE).read_text()) for folder in (tmp_path, theirs)
     )
     same = set(stated) - {"lora_dropout"}
     assert {key: stated[key] for key in same} == {

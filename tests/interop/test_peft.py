@@ -10,6 +10,7 @@ import pytest
 import safetensors.numpy
 from paths import GOLDEN
 
+from emu3_jax.interop.formats.safetensors_io import ADAPTER_CONFIG_FILE
 from emu3_jax.interop.language import peft
 from emu3_jax.interop.language.language_config import read_transformer_config
 from emu3_jax.models.language.lora import LoraConfig
@@ -31,7 +32,7 @@ def _tensors(folder, change):
 
 
 def _settings(folder, **changes):
-    file = folder / peft.CONFIG_FILE
+    file = folder / ADAPTER_CONFIG_FILE
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 

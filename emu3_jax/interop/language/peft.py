@@ -16,14 +16,18 @@ import flax.traverse_util
 import numpy as np
 
 from emu3_jax.files import read_json, write_json
-from emu3_jax.interop.formats.safetensors_io import differences, read_file, write_file
+from emu3_jax.interop.formats.safetensors_io import (
+    ADAPTER_CONFIG_FILE,
+    differences,
+    read_file,
+    write_file,
+)
 from emu3_jax.interop.language.language_model import HF_NAMES, Pair, key_map
 from emu3_jax.models.language.lora import ADAPTER_DTYPE, LoraConfig
 from emu3_jax.models.language.lora import A as LORA_A
 from emu3_jax.models.language.lora import B as LORA_B
 from emu3_jax.models.language.transformer import TransformerConfig
 
-CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
 # Written by this package beside PEFT's files, which name the base but do not identify it.
@@ -91,7 +95,7 @@ def load(path: str | os.PathLike, model: TransformerConfig) -> PeftAdapter:
 
 
 def _settings(path: pathlib.Path) -> dict:
-    file = path / CONFIG_FILE
+    file = path / ADAPTER_CONFIG_FILE
     stated = read_json(file)
     problems = [
         f"{name} is {stated[name]!r}, expected {' or '.join(map(repr, values))}"
@@ -213,7 +217,7 @@ def save(
     path = pathlib.Path(path)
     write_file(path / WEIGHTS_FILE, tensors, path)
     write_json(path / BASE_FILE, {"fingerprint": fingerprint})
-    write_json(path / CONFIG_FILE, _stated(config, tensors, base_model))
+    write_json(path / ADAPTER_CONFIG_FILE, _stated(config, tensors, base_model))
 
 
 def _stated(config: LoraConfig, names: Iterable[str], base_model: str) -> dict:

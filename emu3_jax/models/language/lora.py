@@ -117,8 +117,8 @@ def _low_rank(layer: Linear, x: jax.Array, rank: int) -> jax.Array:
         init = nn.with_logical_partitioning(init, logical)
         return layer.param(name, init, shape, jnp.dtype(ADAPTER_DTYPE)).astype(layer.dtype)
 
-    a = weight(A, uniform, (*into, rank), (*names_in, None))
-    b = weight(B, nn.initializers.zeros, (rank, *out), (None, *names_out))
+    a = weight(A, uniform, (*into, rank), (*names_in, "rank"))
+    b = weight(B, nn.initializers.zeros, (rank, *out), ("rank", *names_out))
     options = {"precision": precision(layer.dtype)}
     h = jnp.tensordot(x.astype(layer.dtype), a, layer.num_in, **options)
     return jnp.tensordot(
@@ -131,6 +131,12 @@ def split(params: dict) -> tuple[dict, dict]:
     flat = flax.traverse_util.flatten_dict(params)
     adapters = {path: flat.pop(path) for path in list(flat) if path[-1] in (A, B)}
     return tuple(flax.traverse_util.unflatten_dict(part) for part in (adapters, flat))
+
+
+def beside(one: dict, other: dict) -> dict:
+    """Returns the leaves of two trees of weights as one; `other` wins where both have one."""
+    flat = flax.traverse_util.flatten_dict(one) | flax.traverse_util.flatten_dict(other)
+    return flax.traverse_util.unflatten_dict(flat)
 
 
 def row_adapters(config: LoraConfig, hidden_size: int) -> dict:
@@ -172,19 +178,16 @@ def check(config: LoraConfig, params: dict) -> None:
 
 def joined(config: LoraConfig, base: dict, adapters: dict) -> dict:
     """Returns the weights to use under `adapting`; those outside the layers are merged."""
-    flat = flax.traverse_util.flatten_dict(base)
-    flat |= flax.traverse_util.flatten_dict(adapters)
-    return _merged(config, flat, lambda path: not path[0].startswith("layers"))
+    return _merged(config, beside(base, adapters), lambda path: not path[0].startswith("layers"))
 
 
 def merged(config: LoraConfig, base: dict, adapters: dict) -> dict:
     """Returns W + s A B for every adapter, in the types and shardings of the base."""
-    flat = flax.traverse_util.flatten_dict(base)
-    flat |= flax.traverse_util.flatten_dict(adapters)
-    return _merged(config, flat, lambda path: True)
+    return _merged(config, beside(base, adapters), lambda path: True)
 
 
-def _merged(config: LoraConfig, flat: dict, chosen) -> dict:
+def _merged(config: LoraConfig, params: dict, chosen) -> dict:
+    flat = flax.traverse_util.flatten_dict(params)
     for *module, name in [path for path in flat if path[-1] in (A, ROWS) and chosen(path)]:
         if name == A:
             kernel, a, b = (*module, "kernel"), flat.pop((*module, A)), flat.pop((*module, B))
