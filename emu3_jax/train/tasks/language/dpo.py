@@ -95,8 +95,8 @@ class DpoConfig:
 class DpoTask(PretrainTask):
     """Trains a Transformer on pairs; see data.tokens.preference_batches for the arrays.
 
-    Unless its log-probabilities are stored, the reference is a frozen copy in the compute dtype:
-    the collection "reference" of the model state, sharded as the policy, in no checkpoint.
+    Unless its log-probabilities are stored, the reference is a frozen copy in the compute dtype. It
+    is the collection "reference" of the model state: sharded as the policy, not in checkpoints.
     """
 
     Config = DpoConfig
