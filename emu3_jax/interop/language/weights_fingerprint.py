@@ -1,37 +1,58 @@
 """Which weights these are: the same for the same values, however they are sharded or stored."""
 
+import functools
 import hashlib
-import math
+from typing import Any
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from emu3_jax import sharding
+from emu3_jax.interop.language.llama import EMBEDDING, HEAD
+
+_MIX = (2654435761, 2246822519)  # odd 32-bit constants
 
 
-def weights_fingerprint(params: dict) -> str:
-    """Returns twelve hex digits of weights, rounded to bfloat16.
+def weights_fingerprint(params: Any, vocab_size: int, dtype: str) -> str:
+    """Returns twelve hex digits of the values, whatever their sharding.
 
-    Whole numbers are summed, modulo 2^32, so that the order in which devices add does not matter.
-    Every number counts times an odd factor that depends on its place.
+    Integers are added without rounding, so the order of the additions does not matter. The rows
+    that pad the vocabulary do not count.
 
     Args:
-      params: nested dicts of float32 or bfloat16 arrays, on any mesh or on the host.
+      params: of a Transformer, without boxes.
+      vocab_size: true number of ids.
+      dtype: "float32", or "bfloat16": weights that are equal after rounding to it count as equal, such
+        as a model and its export.
     """
     digest = hashlib.sha256()
-    for path, array in sorted(flax.traverse_util.flatten_dict(params).items()):
-        digest.update(f"{'/'.join(path)} {list(array.shape)} {int(_checksum(array))};".encode())
+    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
+    for path, leaf in sorted(leaves, key=lambda pair: jax.tree_util.keystr(pair[0])):
+        names = tuple(key.key for key in path)
+        rows = vocab_size if names == EMBEDDING else leaf.shape[0]
+        columns = vocab_size if names == HEAD else leaf.shape[-1]
+        sums = _sums(leaf, rows, columns, dtype)
+        digest.update(f"{'/'.join(names)} {rows} {columns} {leaf.shape[1:-1]}".encode())
+        digest.update(sharding.to_host(sums).tobytes())
     return digest.hexdigest()[:12]
 
 
-@jax.jit
-def _checksum(array) -> jax.Array:
-    bits = jax.lax.bitcast_convert_type(jnp.asarray(array).astype(jnp.bfloat16), jnp.uint16)
-    place = jnp.zeros(array.shape, jnp.uint32)
-    for axis, size in enumerate(array.shape):
-        stride = math.prod(array.shape[axis + 1 :]) % 2**32
-        here = jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
-        place += here * np.uint32(stride) if size > 1 else 0
-    # Knuth's multiplicative hash: neighbours get unrelated factors.
-    factor = place * np.uint32(2654435761) | np.uint32(1)
-    return jnp.sum(bits.astype(jnp.uint32) * factor, dtype=jnp.uint32)
+@functools.partial(jax.jit, static_argnames="dtype")
+def _sums(leaf: jax.Array, rows: int, columns: int, dtype: str) -> jax.Array:
+    """uint32 [2]: sums over all elements of their bits, mixed with their place."""
+    unsigned = {"float32": jnp.uint32, "bfloat16": jnp.uint16}[dtype]
+    bits = jax.lax.bitcast_convert_type(leaf.astype(dtype), unsigned).astype(jnp.uint32)
+    place, inside = jnp.zeros(leaf.shape, jnp.uint32), jnp.ones(leaf.shape, bool)
+    for axis in range(leaf.ndim):
+        index = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        place = place * jnp.uint32(_MIX[0]) + index + jnp.uint32(1)
+        if axis == 0:
+            inside &= index < rows
+        if axis == leaf.ndim - 1:
+            inside &= index < columns
+    sums = []
+    for mix in _MIX:
+        mixed = (bits ^ (place * jnp.uint32(mix))) * jnp.uint32(mix)
+        mixed = (mixed ^ (mixed >> 15)) * jnp.uint32(_MIX[1])
+        sums.append(jnp.sum(jnp.where(inside, mixed ^ (mixed >> 13), 0), dtype=jnp.uint32))
+    return jnp.stack(sums)

@@ -19,6 +19,7 @@ from emu3_jax.aot.topology import machine
 from emu3_jax.config import ConfigError, to_values
 from emu3_jax.data.tokens.preference_batches import PreferenceData, PreferenceEntry
 from emu3_jax.interop import bundle as bundle_lib
+from emu3_jax.interop.language.weights_fingerprint import weights_fingerprint
 from emu3_jax.models.language.transformer import Transformer, TransformerConfig
 from emu3_jax.sharding import MeshConfig
 from emu3_jax.train import weights
@@ -30,7 +31,6 @@ from emu3_jax.train.step import init_state, make_train_step
 from emu3_jax.train.tasks.language.dpo import DpoConfig, DpoTask, PolicyStart
 from emu3_jax.train.tasks.language.preference_losses import PreferenceLoss
 from emu3_jax.train.tasks.language.pretrain import LossConfig
-from emu3_jax.train.weights_fingerprint import weights_fingerprint
 
 KEY = jax.random.key(0)
 LENGTH = 24
@@ -245,15 +245,15 @@ def test_a_fingerprint_is_of_values_alone(files, first_device):
     for name, mesh in {"one": first_device, "eight": sharding.make_mesh(MeshConfig())}.items():
         bundle, _ = weights.load_language_model(files / "policy", mesh=mesh)
         params = bundle.variables["params"]
-        found[name] = weights_fingerprint(params, MODEL.vocab_size)
+        found[name] = weights_fingerprint(params, MODEL.vocab_size, "float32")
     assert found["one"] == found["eight"]
     padded = params["embed"]["embedding"].at[-1, 0].add(1)
     changed = {**params, "embed": {"embedding": padded}}
-    assert weights_fingerprint(changed, MODEL.vocab_size) == found["one"]
+    assert weights_fingerprint(changed, MODEL.vocab_size, "float32") == found["one"]
     table = params["embed"]["embedding"]
     for other in (table.at[3, 0].add(1e-6), table.at[3:5].set(table[3:5][::-1])):
         changed = {**params, "embed": {"embedding": other}}
-        assert weights_fingerprint(changed, MODEL.vocab_size) != found["one"]
+        assert weights_fingerprint(changed, MODEL.vocab_size, "float32") != found["one"]
 
 
 # --------------------------------------------------------------------- stored log-probabilities

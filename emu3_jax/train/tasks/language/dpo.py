@@ -24,6 +24,7 @@ from emu3_jax.data.tokens.preference_batches import FIELDS, PairBatches, Pairs, 
 from emu3_jax.files import read_json, write_json
 from emu3_jax.generate.scoring import rows_of_batch
 from emu3_jax.interop.bundle import UnknownVocabularyError, check_same_language, load_language
+from emu3_jax.interop.language.weights_fingerprint import weights_fingerprint
 from emu3_jax.models.cpu import options_to_run_once
 from emu3_jax.models.language.cross_entropy import chunked_cross_entropy
 from emu3_jax.models.language.transformer import TransformerConfig
@@ -40,7 +41,6 @@ from emu3_jax.train.tasks.language.preference_losses import (
 from emu3_jax.train.tasks.language.pretrain import LossConfig, PretrainTask
 from emu3_jax.train.tasks.language.stored_log_probabilities import complete
 from emu3_jax.train.tasks.language.transformer_start import TransformerStart
-from emu3_jax.train.weights_fingerprint import weights_fingerprint
 
 REFERENCE_FILE = "reference.json"
 REFERENCE = "reference"  # the collection of a frozen copy
@@ -151,7 +151,7 @@ class DpoTask(PretrainTask):
 
     def _check_reference(self, params: Any) -> str:
         """Returns the fingerprint; ValueError if the run began with another reference."""
-        found = weights_fingerprint(params, self.config.model.vocab_size)
+        found = weights_fingerprint(params, self.config.model.vocab_size, "float32")
         began = self._reference.setdefault("began", found)
         if began != found:
             where = self.config.start.reference or self.config.start.transformer

@@ -160,7 +160,8 @@ class LoraTask(Task):
 
     def _check_base(self, frozen: dict, stored: peft.PeftAdapter | None) -> None:
         """Notes the fingerprint of the frozen weights; ValueError if adapters are of others."""
-        self.fingerprint = weights_fingerprint(frozen)
+        ids = self.config.model.vocab_size
+        self.fingerprint = weights_fingerprint(frozen, ids, "bfloat16")
         expected = self._expected
         if stored is not None and stored.base:
             expected = (self.config.lora.start, stored.base)
