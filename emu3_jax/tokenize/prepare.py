@@ -14,8 +14,9 @@ from emu3_jax.data.media import MediaError, PixelLimits
 from emu3_jax.data.media.containers import TIME_TOLERANCE
 from emu3_jax.data.sources import MEDIA, RawItem
 from emu3_jax.data.sources.source import parts_of
-from emu3_jax.data.tokens.records import Record
-from emu3_jax.sequence import Document, Grammar, Image, Segment, Text, Turn, Video, chat_document
+from emu3_jax.data.tokens.preference_pairs import documents_of
+from emu3_jax.data.tokens.records import Counts, Record
+from emu3_jax.sequence import Grammar, Image, Segment, Text, Turn, Video, chat_document
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +67,8 @@ def prepare(item: RawItem, rules: MediaRules | None) -> Prepared:
         raise ValueError(item.problem)
     if item.kind == "text" and not item.text:
         raise ValueError("neither text nor an image nor a clip")
-    parts = ({"image": item.image, "video": item.video}, *parts_of(item))
+    pair = ({"image": one} for one in item.pair)
+    parts = ({"image": item.image, "video": item.video}, *pair, *parts_of(item))
     shown = [part for part in parts if _shows(part)]
     if shown and rules is None:
         raise ValueError("it has an image or a clip, but no vision tokenizer was given")
@@ -165,11 +167,12 @@ def _cut(clip: Medium, seconds: float, rules: MediaRules) -> list[Medium]:
     return [Medium(pixels, clip.fps, len(pixels) / clip.fps) for pixels in parts]
 
 
-def to_record(prepared: Prepared, source: str, grammar: Grammar) -> tuple[Record, int]:
-    """The record of an item whose media are encoded, and its length in tokens.
+def to_record(prepared: Prepared, source: str, grammar: Grammar) -> tuple[Record, Counts]:
+    """The record of an item whose media are encoded, and what it adds to the counts.
 
     Texts are tokenized here. ValueError for text without ids (a lone surrogate), for segments or
-    turns that do not form a document, and for a key or attributes that cannot be stored.
+    turns that do not form a document, for a pair of equal images, and for a key or attributes that
+    cannot be stored.
     """
     item = prepared.item
     shown = iter(medium.segment() for medium in prepared.media)
@@ -182,7 +185,8 @@ def to_record(prepared: Prepared, source: str, grammar: Grammar) -> tuple[Record
     segments = tuple(_with_ids(segment, grammar) for segment in segments)
     record = Record(item.key, source, item.kind, segments, item.attributes)
     record.to_bytes()  # raises for unstorable values while the item can still be skipped
-    return record, grammar.document_length(Document(segments))
+    lengths = [grammar.document_length(one) for one in documents_of(item.kind, segments)]
+    return record, Counts.of(lengths, item.kind in MEDIA and not item.text)
 
 
 def _turn(turn: dict, shown) -> Turn:

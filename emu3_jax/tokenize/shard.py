@@ -7,7 +7,7 @@ from pathlib import Path
 
 from emu3_jax.data.codec.vision_encoder import VisionEncoder
 from emu3_jax.data.media import PixelLimits
-from emu3_jax.data.sources import MEDIA, RawItem, Source, SourceError
+from emu3_jax.data.sources import RawItem, Source, SourceError
 from emu3_jax.data.tokens.records import KINDS, Counts, Record, Shard, ShardWriter
 from emu3_jax.sequence import Grammar
 from emu3_jax.tokenize.prepare import MediaRules, Prepared, moved, prepare, to_record
@@ -90,11 +90,9 @@ class ShardMaker:
             except ValueError as error:
                 result.skipped.append(_skipped(versions[0].item, error))
                 continue
-            for record, length in made:
+            for record, counted in made:
                 by_kind[record.kind].append(record)
-                counted = result.counts.get(record.kind, Counts())
-                bare = int(record.kind in MEDIA and not versions[0].item.text)
-                result.counts[record.kind] = counted + Counts(1, length, length, length, bare)
+                result.counts[record.kind] = result.counts.get(record.kind, Counts()) + counted
         return by_kind
 
     def _write(self, index: int, by_kind: dict[str, list[Record]], result: ShardResult) -> None:

@@ -13,7 +13,8 @@ class TokenizeConfig:
     Attributes:
       output: folder; each split becomes the dataset output/<split>.
       splits: split → list of sources (`emu3_jax.data.sources.open_source`): "rows.jsonl",
-        "webdataset:shards/{000..123}.tar", "tfds:name:split" or "llava:chats.json".
+        "webdataset:shards/{000..123}.tar", "tfds:name:split", "llava:chats.json" or
+        "preferences:pairs.parquet".
       corpus: folder that the paths in `splits` are relative to.
       corpus_zip: the embedded emoji corpus, unpacked into `corpus` first; "" for a user's own data.
       vision_tokenizer: folder with config.json and weights; "" for a corpus of text alone.

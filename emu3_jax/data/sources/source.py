@@ -42,7 +42,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class RawItem:
-    """One raw example, of one of five kinds.
+    """One raw example, of one of six kinds.
 
     A caption with at most one of `image` and `video` (a path, the file's bytes, uint8 pixels, or
     `Stored`, see `Source.listed`);
@@ -51,6 +51,7 @@ class RawItem:
     "image" or "video" if one stands before the question. A question or an answer is a text or, with
     media in it, a list of segments. A {"video"} with "context" is cut after so many seconds into
     two clips, the first of them without a loss.
+    Or a prompt with a `pair` of images, of which the first is preferred.
     """
 
     key: str
@@ -59,6 +60,7 @@ class RawItem:
     video: str | bytes | np.ndarray | Stored | None = None
     segments: tuple[dict, ...] = ()
     turns: tuple[dict, ...] = ()
+    pair: tuple[str | bytes, ...] = ()
     attributes: dict = field(default_factory=dict)
     # Frames per second of a `video` given as pixels; 0 if the corpus does not state it.
     fps: float = 0.0
@@ -70,6 +72,8 @@ class RawItem:
     @property
     def kind(self) -> str:
         """One of `records.KINDS`."""
+        if self.pair:
+            return "preference"
         if self.turns:
             return "chat"
         if self.segments:
