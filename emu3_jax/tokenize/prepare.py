@@ -67,9 +67,8 @@ def prepare(item: RawItem, rules: MediaRules | None) -> Prepared:
         raise ValueError(item.problem)
     if item.kind == "text" and not item.text:
         raise ValueError("neither text nor an image nor a clip")
-    pair = ({"image": one} for one in item.pair)
-    parts = ({"image": item.image, "video": item.video}, *pair, *parts_of(item))
-    shown = [part for part in parts if _shows(part)]
+    own = ({"image": item.image, "video": item.video}, *({"image": one} for one in item.pair))
+    shown = [part for part in (*own, *parts_of(item)) if _shows(part)]
     if shown and rules is None:
         raise ValueError("it has an image or a clip, but no vision tokenizer was given")
     found = []

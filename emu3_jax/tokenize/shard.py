@@ -4,6 +4,7 @@ import collections
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from emu3_jax.data.codec.vision_encoder import VisionEncoder
 from emu3_jax.data.media import PixelLimits
@@ -28,7 +29,8 @@ class ShardMaker:
     ):
         self.config, self.encoder, self.grammar = config, encoder, grammar
         self.folder = Path(config.output) / split
-        self.copies = config.copies.get(split, 1)
+        self.split, self.copies = split, config.copies.get(split, 1)
+        self.items_per_shard = config.items_per_shard
         # The raw shards of all sources in order; the index names the output files.
         self.shards = [(source, i) for source in sources for i in range(source.num_shards)]
         self.rules = None
@@ -39,6 +41,17 @@ class ShardMaker:
 
     def __len__(self) -> int:
         return len(self.shards)
+
+    def plan(self) -> dict[str, Any]:
+        """What the bytes of the dataset depend on."""
+        return {
+            "vocabulary": self.grammar.vocab.fingerprint,
+            "text_tokenizer": self.grammar.tokenizer.fingerprint,
+            "vision_tokenizer": self.encoder.fingerprint if self.encoder else "",
+            "video_format": self.grammar.video_format,
+            "raw_shards": len(self),
+            **self.config.recipe(self.split),
+        }
 
     def make(self, index: int, item_done: Callable[[], None]) -> ShardResult:
         """Reads, encodes and writes one raw shard; the records keep the order of the items."""

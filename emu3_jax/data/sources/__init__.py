@@ -1,4 +1,4 @@
-"""Raw corpora: jsonl files, WebDataset tars, TFDS, preferences, layouts of other projects."""
+"""Raw corpora: jsonl files, WebDataset tars, TFDS, preferences, and layouts of other projects."""
 
 import os
 from pathlib import Path
@@ -15,11 +15,11 @@ def open_source(spec: str, root: str | os.PathLike = ".", items_per_shard: int =
     """The source that a string names.
 
     "PATH.jsonl", "webdataset:PATTERN" (a glob, or with one range {000..123}), "tfds:NAME:SPLIT"
-    ("#FEATURE" behind it names the feature that is the text), "KIND:FILE" in the layout of another
-    project (`layouts.READERS`), "preferences:PATTERN" ("#all" behind it takes all pairs of a
-    ranking instead of the best and the worst image), or "continuation:SECONDS:SOURCE", which cuts
-    the clips of another source. Paths are relative to `root`. Raises SourceError for a corpus that
-    does not exist or is empty, and for any other string.
+    ("#FEATURE" behind it names the feature that is the text), "preferences:PATTERN" ("#all" behind
+    it takes all pairs of a ranking instead of the best and the worst image), "KIND:FILE" in the
+    layout of another project (`layouts.READERS`), or "continuation:SECONDS:SOURCE", which cuts the
+    clips of another source. Paths are relative to `root`. Raises SourceError for a corpus that does
+    not exist or is empty, and for any other string.
     """
     kind, _, rest = spec.partition(":")
     if kind == "webdataset" and rest:
@@ -32,6 +32,11 @@ def open_source(spec: str, root: str | os.PathLike = ".", items_per_shard: int =
         rest, _, text = rest.partition("#")
         name, _, split = rest.partition(":")
         return TfdsSource(name, split or "train", items_per_shard, text)
+    if kind == "preferences" and rest:
+        from emu3_jax.data.sources.preferences import PreferenceSource
+
+        pattern, _, pairs = rest.partition("#")
+        return PreferenceSource(str(Path(root) / pattern), pairs or "best_worst", items_per_shard)
     if kind == "continuation" and rest:
         seconds, _, clips = rest.partition(":")
         try:
@@ -41,14 +46,9 @@ def open_source(spec: str, root: str | os.PathLike = ".", items_per_shard: int =
         return ContinuationSource(context, open_source(clips, root, items_per_shard))
     if kind in READERS and rest:
         return open_layout(kind, rest, Path(root), items_per_shard)
-    if kind == "preferences" and rest:
-        from emu3_jax.data.sources.preferences import PreferenceSource
-
-        pattern, _, pairs = rest.partition("#")
-        return PreferenceSource(str(Path(root) / pattern), pairs or "best_worst", items_per_shard)
     if spec.endswith(".jsonl"):
         return FolderSource(Path(root) / spec, items_per_shard)
     raise SourceError(
-        f'{spec!r} is not a corpus; expected PATH.jsonl, "webdataset:PATTERN", "tfds:NAME:SPLIT", '
+        f'{spec!r} is not a corpus; expected PATH.jsonl, "webdataset:PATTERN", "tfds:NAME:SPLIT" '
         f'"preferences:PATTERN" or "KIND:FILE" with a KIND of {", ".join(READERS)}'
     )

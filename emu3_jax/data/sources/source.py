@@ -50,8 +50,8 @@ class RawItem:
     {"video"}, with "loss": False if it is not trained on; a turn is {"question", "answer"}, with
     "image" or "video" if one stands before the question. A question or an answer is a text or, with
     media in it, a list of segments. A {"video"} with "context" is cut after so many seconds into
-    two clips, the first of them without a loss.
-    Or a prompt with a `pair` of images, of which the first is preferred.
+    two clips, the first of them without a loss. Or a prompt with a `pair` of images, of which the
+    first is preferred.
     """
 
     key: str
