@@ -101,7 +101,13 @@ def test_llava_rows_become_chats(tmp_path):
     dataset = made_from(tmp_path, "llava_next:chats.json#images")
     records = list(open_dataset(dataset).records("chat"))
     assert skipped_of(dataset) == []
-    assert [record.key for record in records] == ["one", "chats.json[1]", "later", "text", "film"]
+    assert [record.key for record in records] == [
+        "one",
+        "chats.json, row 1",
+        "later",
+        "text",
+        "film",
+    ]
     assert [chat_of(record) for record in records] == [
         [([1, "\nWhat?"], ["A cat."])],
         [([2, " or ", 3, "?"], ["b"])],
@@ -140,7 +146,7 @@ def test_llava_rows_that_cannot_be_honoured_are_listed(tmp_path):
         assert len(skipped) == len(bad) == open_dataset(dataset).info.skipped
         by_row = {one["where"]: one["reason"] for one in skipped}
         for number, (_, reason) in enumerate(bad):
-            found = by_row[f"{tmp_path / 'chats.jsonl'}[{number}]"]
+            found = by_row[f"{tmp_path / 'chats.jsonl'}:{number + 1}"]
             assert re.search(reason, found), found
         assert len(open_dataset(dataset).records("chat")) == 1
 

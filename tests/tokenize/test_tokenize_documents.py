@@ -52,7 +52,7 @@ def test_of_a_triple_the_target_is_trained_on(tmp_path):
         [(0, False), ("red", False), (1, True)],
         [(0, False), ("old", False), (3, True)],
     ]
-    assert records[0].attributes == {"seed": 3} and records[2].key == "edits.jsonl[2]"
+    assert records[0].attributes == {"seed": 3} and records[2].key == "edits.jsonl:3"
 
 
 def test_triples_of_a_parquet_file_with_a_mask(tmp_path):
@@ -95,7 +95,7 @@ def check_skipped(kind, row, reason, folder):
     write_rows(folder / "rows.jsonl", [row, good])
     dataset = made_from(folder, f"{kind}:rows.jsonl")
     (skipped,) = skipped_of(dataset)
-    assert skipped["where"].endswith("rows.jsonl[0]")
+    assert skipped["where"].endswith("rows.jsonl:1")
     assert re.search(reason, skipped["reason"]), skipped["reason"]
     assert len(documents(dataset)) == 1
 

@@ -49,6 +49,7 @@ def open_source(spec: str, root: str | os.PathLike = ".", items_per_shard: int =
     if spec.endswith(".jsonl"):
         return FolderSource(Path(root) / spec, items_per_shard)
     raise SourceError(
-        f'{spec!r} is not a corpus; expected PATH.jsonl, "webdataset:PATTERN", "tfds:NAME:SPLIT" '
-        f'"preferences:PATTERN" or "KIND:FILE" with a KIND of {", ".join(READERS)}'
+        f'{spec!r} is not a corpus; expected PATH.jsonl, "webdataset:PATTERN", "tfds:NAME:SPLIT", '
+        '"preferences:PATTERN", "continuation:SECONDS:SOURCE" or "KIND:FILE" with a KIND of '
+        f"{', '.join(READERS)}"
     )

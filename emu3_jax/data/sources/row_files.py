@@ -1,12 +1,14 @@
 """Files of rows, cut into shards: jsonl, json (a list of objects) and parquet."""
 
+import array
 import itertools
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from emu3_jax.data.sources import json_lists
 from emu3_jax.data.sources.source import SourceError
 from emu3_jax.files import MAX_TEXT_BYTES, lines_within
 from emu3_jax.foreign import failures_as, optional
@@ -47,6 +49,14 @@ def open_rows(path: str | os.PathLike, rows_per_shard: int) -> RowFile:
     if not found.num_rows:
         raise SourceError(f"{path}: the corpus is empty; {kind.expected}")
     return found
+
+
+def picked(file: RowFile, rows_per_shard: int, numbers: Sequence[int]) -> Iterator[Row]:
+    """The rows of these numbers, which rise; shards with none of them are not read."""
+    for shard, wanted in itertools.groupby(numbers, lambda number: number // rows_per_shard):
+        wanted = {number - shard * rows_per_shard for number in wanted}
+        rows = itertools.islice(file.rows(shard), max(wanted) + 1)
+        yield from (row for number, row in enumerate(rows) if number in wanted)
 
 
 class JsonLines:
@@ -94,20 +104,17 @@ def _parsed(where: str, line: bytes | None, length: int) -> Row:
 
 
 class JsonList:
-    """A list of JSON values; held whole."""
+    """A list of JSON values; only where each stands is held."""
 
     expected = "expected a list of objects"
 
     def __init__(self, path: Path, rows_per_shard: int):
         self.path, self._per_shard = path, rows_per_shard
-        try:
-            self._values = json.loads(path.read_bytes())
-        except (ValueError, RecursionError) as error:
-            raise SourceError(f"{path}: is not JSON, {self.expected} ({error})") from error
-        if not isinstance(self._values, list):
-            found = type(self._values).__name__
-            raise SourceError(f"{path}: holds a {found}, {self.expected}")
-        self.num_rows = len(self._values)
+        with open(path, "rb") as file:
+            # First byte and number of bytes of each row, flat: 16 bytes a row.
+            spans = itertools.chain.from_iterable(json_lists.elements(file, path))
+            self._spans = array.array("q", spans)
+        self.num_rows = len(self._spans) // 2
 
     @property
     def num_shards(self) -> int:
@@ -117,8 +124,11 @@ class JsonList:
     def rows(self, shard: int) -> Iterator[Row]:
         """See `RowFile`; rows count from 0."""
         first = shard * self._per_shard
-        for at, value in enumerate(self._values[first : first + self._per_shard], first):
-            yield Row(f"{self.path}, row {at}", value)
+        with open(self.path, "rb") as file:
+            for at in range(first, min(first + self._per_shard, self.num_rows)):
+                start, length = self._spans[2 * at : 2 * at + 2]
+                file.seek(start)
+                yield _parsed(f"{self.path}, row {at}", file.read(length), length)
 
 
 class Parquet:

@@ -47,8 +47,8 @@ def test_bytes_of_parquet_are_read_as_they_are(tmp_path):
     [
         ("a.jsonl", b"\n", "a.jsonl: the corpus is empty; expected one JSON row per line"),
         ("a.json", b"[]", "a.json: the corpus is empty; expected a list of objects"),
-        ("a.json", b"{}", "a.json: holds a dict, expected a list of objects"),
-        ("a.json", b"{", "a.json: is not JSON, expected a list of objects"),
+        ("a.json", b"{}", "a.json: is not JSON of the kind .* expected a list of rows .found '{'"),
+        ("a.json", b"{", "a.json: is not JSON of the kind .* expected a list of rows"),
         ("a.parquet", b"PAR1", "a.parquet: cannot be read as a parquet file"),
         ("a.csv", b"a,b", "a.csv: expected a file .jsonl, .json, .parquet"),
     ],

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from emu3_jax.data.sources.layouts import edit, interleaved, llava, lumina, onevision
 from emu3_jax.data.sources.layouts.row_source import Reader, RowSource, Table
-from emu3_jax.data.sources.layouts.rows import open_rows
+from emu3_jax.data.sources.row_files import open_rows
 from emu3_jax.data.sources.source import SourceError
 
 # What a source's string begins with, and how a row of its file is read.
@@ -33,15 +33,16 @@ def open_layout(kind: str, files: str, root: Path, items_per_shard: int) -> RowS
       SourceError: no file matches, or one is no list of rows.
     """
     pattern, _, folder = files.partition("#")
-    paths = [Path(path) for path in sorted(glob.glob(str(root / pattern)))]
+    whole = root / pattern  # may have brackets in its name
+    paths = [whole] if whole.exists() else [Path(path) for path in sorted(glob.glob(str(whole)))]
     if not paths:
-        raise SourceError(f"{root / pattern}: does not exist")
+        raise SourceError(f"{whole}: does not exist")
     tables: list[Table] = []
     for path in paths:
         media = root / folder if folder else path.parent
         if kind == "onevision":
-            tables += onevision.open_tables(path, media)
+            tables += onevision.open_tables(path, media, items_per_shard)
         else:
-            rows = open_rows(path)
-            tables.append(Table(rows, range(len(rows)), media))
+            rows = open_rows(path, items_per_shard)
+            tables.append(Table(rows, range(rows.num_rows), media))
     return RowSource(paths[0].stem, tables, READERS[kind], items_per_shard)

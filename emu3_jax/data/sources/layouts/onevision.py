@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 
 from emu3_jax.data.sources.layouts.row_source import Table
-from emu3_jax.data.sources.layouts.rows import open_rows
+from emu3_jax.data.sources.row_files import open_rows
 from emu3_jax.data.sources.source import SourceError
 from emu3_jax.files import MAX_TEXT_BYTES, inside
 
@@ -27,12 +27,13 @@ _STRATEGY = re.compile(r"(first|end|random):([1-9][0-9]*)(%?)")
 _SPELLED = "all, first:N, end:N, random:N, or N% in place of N"
 
 
-def open_tables(path: Path, folder: Path) -> list[Table]:
+def open_tables(path: Path, folder: Path, items_per_shard: int) -> list[Table]:
     """The files of a mixture with the rows to read of each.
 
     Args:
       path: the yaml.
       folder: that of all media.
+      items_per_shard: rows of the source's shards.
 
     Raises:
       SourceError: the yaml is not such a mixture, or a file cannot be read.
@@ -45,9 +46,11 @@ def open_tables(path: Path, folder: Path) -> list[Table]:
         if not isinstance(entry, dict) or not isinstance(entry.get("json_path"), str):
             raise SourceError(f'{path}: a dataset must have a "json_path", found {entry!r}')
         try:
-            rows = open_rows(inside(path.parent, entry["json_path"]))
+            rows = open_rows(inside(path.parent, entry["json_path"]), items_per_shard)
             strategy = entry.get("sampling_strategy", "all")
-            numbers = chosen(strategy, len(rows), (seed, zlib.crc32(entry["json_path"].encode())))
+            numbers = chosen(
+                strategy, rows.num_rows, (seed, zlib.crc32(entry["json_path"].encode()))
+            )
         except ValueError as error:
             raise SourceError(f"{path}: {entry['json_path']}: {error}") from error
         tables.append(Table(rows, numbers, folder))

@@ -1,11 +1,12 @@
 """A corpus of rows that a reader turns into chats or documents; what it cannot is a problem."""
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from emu3_jax.data.sources.layouts.rows import Rows
+from emu3_jax.data.sources.row_files import Row, RowFile, picked
 from emu3_jax.data.sources.source import RawItem, SourceError
 from emu3_jax.files import inside
 
@@ -15,9 +16,12 @@ Reader = Callable[[dict, Path], dict]
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """The rows to read of a file, by number, rising; their media are relative to `folder`."""
+    """The rows to read of a file (opened with the source's `items_per_shard`), by number, rising.
 
-    rows: Rows
+    Their media are relative to `folder`.
+    """
+
+    rows: RowFile
     numbers: Sequence[int]
     folder: Path
 
@@ -26,7 +30,7 @@ class RowSource:
     """Tables one after the other, each in shards of `items_per_shard` rows."""
 
     def __init__(self, name: str, tables: Sequence[Table], read: Reader, items_per_shard: int):
-        self.name, self._read = name, read
+        self.name, self._read, self._per_shard = name, read, items_per_shard
         self._shards = [
             dataclasses.replace(table, numbers=table.numbers[start : start + items_per_shard])
             for table in tables
@@ -41,36 +45,33 @@ class RowSource:
     def items(self, shard: int) -> Iterator[RawItem]:
         """The rows of one shard; media are paths, or bytes where the row holds them."""
         table = self._shards[shard]
-        found = table.rows.read(table.numbers)
-        for number, (row, problem) in zip(table.numbers, found, strict=True):
-            name = f"{table.rows.path.name}[{number}]"
-            where = str(table.rows.path.with_name(name))
+        for row in picked(table.rows, self._per_shard, table.numbers):
             try:
-                if problem:
-                    raise SourceError(problem)
-                yield self._item(row, name, where, table.folder)
+                yield self._item(row, table.folder)
             except ValueError as error:
-                yield RawItem(_key(row, name), where=where, problem=str(error))
+                yield RawItem(_key(row), where=row.where, problem=str(error))
 
     def listed(self, shard: int) -> Iterator[RawItem]:
         """The same rows."""
         return self.items(shard)
 
-    def _item(self, row: object, name: str, where: str, folder: Path) -> RawItem:
-        if not isinstance(row, dict):
-            raise SourceError(f"expected an object, found a {type(row).__name__}")
-        row = {name: value for name, value in row.items() if value is not None}
-        key = _key(row, name)
-        row.pop("id", None)
-        fields = self._read(row, folder)
-        plain = {name: value for name, value in row.items() if _is_plain(value)}
-        return RawItem(key, **fields, attributes=plain, where=where)
+    def _item(self, row: Row, folder: Path) -> RawItem:
+        if row.problem:
+            raise SourceError(row.problem)
+        if not isinstance(row.value, dict):
+            raise SourceError(f"expected an object, found a {type(row.value).__name__}")
+        entries = {name: value for name, value in row.value.items() if value is not None}
+        entries.pop("id", None)
+        fields = self._read(entries, folder)
+        plain = {name: value for name, value in entries.items() if _is_plain(value)}
+        return RawItem(_key(row), **fields, attributes=plain, where=row.where)
 
 
-def _key(row: object, name: str) -> str:
-    """The row's id; `name`, if it has none."""
-    key = row.get("id") if isinstance(row, dict) else None
-    return str(key) if isinstance(key, str | int) and not isinstance(key, bool) else name
+def _key(row: Row) -> str:
+    """The row's id; where it stands, if it has none."""
+    key = row.value.get("id") if isinstance(row.value, dict) else None
+    named = isinstance(key, str | int) and not isinstance(key, bool)
+    return str(key) if named else os.path.basename(row.where)
 
 
 def _is_plain(value: Any) -> bool:
