@@ -30,6 +30,7 @@ its images by the grammar alone; 1e-5 is too high for Emu3-Chat (a loss near 1 i
 that does not fall).
 
 Commands:
+  python -m emu3_jax.tokenize --config=configs/tokenize_folder.py:data --config.output=tokens --config.area=518400 --config.min_pixels=262144 --config.max_pixels=1048576 --config.vision_tokenizer=Emu3-VisionTokenizer --config.text_tokenizer=assets/emu3.tiktoken --config.vocabulary=released
   python -m emu3_jax.train --config=configs/post_training/sft_drawing.py:gs://BUCKET/tokens --workdir=gs://BUCKET/sft_drawing --config.start.transformer=Emu3-Gen
   python -m emu3_jax.train --config=configs/post_training/sft_drawing.py:nano --workdir=runs/sft_drawing
 

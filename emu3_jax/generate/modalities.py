@@ -17,8 +17,11 @@ from emu3_jax.generate.decoding.engine import generate
 from emu3_jax.generate.decoding.requests import Request
 from emu3_jax.generate.decoding.sampling import Sampling
 from emu3_jax.interop.bundle import Bundle
-from emu3_jax.sequence import Image, Text, Video
+from emu3_jax.sequence import Image, Segment, Text, Video
 from emu3_jax.text import StreamDecoder
+
+# What an image or a clip is drawn after: a caption, or any segments.
+Prompt = str | Sequence[Segment]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,14 +72,18 @@ def text_to_image(
 
 def draw_images(
     bundle: Bundle,
-    captions: Sequence[str],
+    captions: Sequence[Prompt],
     sizes: Sequence[tuple[int, int]],
     options: Options = Options(),
 ) -> list[np.ndarray]:
-    """As `text_to_image`, with a size (h, w) per image: codes int32 [h, w] each."""
+    """As `text_to_image`, with a size (h, w) per image: codes int32 [h, w] each.
 
-    def prompt(text: str, size: tuple[int, int]) -> np.ndarray:
-        return bundle.grammar.image_prompt(text, *size)
+    Instead of a caption there may be segments, such as images to be edited and an instruction.
+    Their unconditional branch has the images and clips, and the negative prompt for all texts.
+    """
+
+    def prompt(before: Prompt, size: tuple[int, int]) -> np.ndarray:
+        return bundle.grammar.image_prompt(before, *size)
 
     def layout(size: tuple[int, int]) -> np.ndarray:
         return bundle.grammar.visual_layout("image", 1, *size)
@@ -105,7 +112,7 @@ def text_to_video(
 
 def draw_clips(
     bundle: Bundle,
-    captions: Sequence[str],
+    captions: Sequence[Prompt],
     sizes: Sequence[tuple[int, int, int]],
     fps: float,
     seconds: Mapping[int, float],
@@ -113,11 +120,12 @@ def draw_clips(
 ) -> list[np.ndarray]:
     """As `text_to_video`, with a size (t, h, w) per clip: codes int32 [t, h, w] each.
 
-    `seconds[t]` is the duration of a clip of t latent frames.
+    `seconds[t]` is the duration of a clip of t latent frames. Instead of a caption there may be
+    segments, as in `draw_images`: the first image, or the clip to go on from.
     """
 
-    def prompt(text: str, size: tuple[int, int, int]) -> np.ndarray:
-        return bundle.grammar.video_prompt(text, *size, fps, seconds[size[0]])
+    def prompt(before: Prompt, size: tuple[int, int, int]) -> np.ndarray:
+        return bundle.grammar.video_prompt(before, *size, fps, seconds[size[0]])
 
     def layout(size: tuple[int, int, int]) -> np.ndarray:
         return bundle.grammar.visual_layout("video", *size)
@@ -171,18 +179,22 @@ def _visual(
     block(codes) makes the segment of a document from them.
     """
     _check_list("captions", captions)
+    captions = [c if isinstance(c, str) else tuple(c) for c in captions]
     layout = functools.cache(layout)
 
     @functools.cache
-    def negative(size) -> np.ndarray | None:
+    def negative(media, size) -> np.ndarray | None:
         """The prompt of the second branch, formatted as the first; None without guidance."""
-        return prompt(options.negative_prompt, size) if options.sampling.guided else None
+        without = (*media, Text(options.negative_prompt))
+        return prompt(without, size) if options.sampling.guided else None
 
     n = options.candidates
+    if n > 1 and not all(isinstance(caption, str) for caption in captions):
+        raise ValueError("Candidates are compared by captions; draw one after other segments.")
     drawings = [pair for pair in zip(captions, sizes, strict=True) for _ in range(n)]
     requests = [
-        Request(prompt(text, size), negative(size), layout(size), label=_named(text, size))
-        for text, size in drawings
+        Request(prompt(c, size), negative(_media(c), size), layout(size), label=_named(c, size))
+        for c, size in drawings
     ]
     answers = _generate(bundle, requests, dataclasses.replace(options, first=options.first * n))
     codes = [
@@ -202,9 +214,16 @@ def _visual(
     return [codes[i] for i in kept]
 
 
-def _named(caption: str, size: tuple[int, ...]) -> str:
+def _media(prompt: Prompt) -> tuple[Segment, ...]:
+    """The segments of a prompt that guidance keeps in both branches."""
+    return () if isinstance(prompt, str) else tuple(s for s in prompt if not isinstance(s, Text))
+
+
+def _named(prompt: Prompt, size: tuple[int, ...]) -> str:
     """What messages call an image or a clip to draw."""
-    short = textwrap.shorten(caption, 60, placeholder="…")
+    if not isinstance(prompt, str):
+        prompt = " ".join(segment.text for segment in prompt if isinstance(segment, Text))
+    short = textwrap.shorten(prompt, 60, placeholder="…")
     return f"The prompt {short!r} at {'x'.join(map(str, size))}"
 
 

@@ -159,17 +159,26 @@ class Grammar:
         parts = [self._segment(segment)[0] for segment in segments]
         return np.concatenate(([np.int32(self.vocab.bos)], *parts)).astype(np.int32)
 
-    def image_prompt(self, caption: str, h: int, w: int) -> np.ndarray:
-        """BOS caption BOI "h*w" IMG, ready for h x w codes; the caption "" is the null prompt."""
-        return self._visual_prompt(caption, formats.Meta(formats.IMAGE, 1, h, w))
+    def image_prompt(self, before: str | Iterable[Segment], h: int, w: int) -> np.ndarray:
+        """BOS caption BOI "h*w" IMG, ready for h x w codes; the caption "" is the null prompt.
+
+        `before` may also be segments: images to be edited and the instruction, in any order.
+        """
+        return self._visual_prompt(before, formats.Meta(formats.IMAGE, 1, h, w))
 
     def video_prompt(
-        self, caption: str, t: int, h: int, w: int, fps: float = 0.0, seconds: float = 0.0
+        self,
+        before: str | Iterable[Segment],
+        t: int,
+        h: int,
+        w: int,
+        fps: float = 0.0,
+        seconds: float = 0.0,
     ) -> np.ndarray:
-        """BOS caption BOI meta IMG, ready for a clip of t x h x w codes."""
+        """BOS caption BOI meta IMG, ready for a clip of t x h x w codes; `before` as for images."""
         fps, seconds = canonical_number(fps, "fps"), canonical_number(seconds, "seconds")
         meta = formats.Meta(self.video_format, t, h, w, fps, seconds)
-        return self._visual_prompt(caption, meta)
+        return self._visual_prompt(before, meta)
 
     def understanding_prompt(self, segments: Segment | Iterable[Segment]) -> np.ndarray:
         """BOS and the visual block(s), ready for text about them (base models; paper, 2.4)."""
@@ -179,8 +188,9 @@ class Grammar:
         """The turns so far, up to the answer of the last one, which must have none."""
         return self.prompt(chat.prompt_segments(turns, system))
 
-    def _visual_prompt(self, caption: str, meta: formats.Meta) -> np.ndarray:
-        return np.concatenate((self.prompt([Text(caption)]), self._head(meta)))
+    def _visual_prompt(self, before: str | Iterable[Segment], meta: formats.Meta) -> np.ndarray:
+        segments = [Text(before)] if isinstance(before, str) else before
+        return np.concatenate((self.prompt(segments), self._head(meta)))
 
     # Constraint masks for generation
 

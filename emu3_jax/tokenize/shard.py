@@ -35,7 +35,9 @@ class ShardMaker:
         self.shards = [(source, i) for source in sources for i in range(source.num_shards)]
         self.rules = None
         if encoder is not None:
-            limits = PixelLimits(config.min_pixels, config.max_pixels, encoder.spatial_factor)
+            limits = PixelLimits(
+                config.min_pixels, config.max_pixels, encoder.spatial_factor, config.area
+            )
             fps, frames = config.fps or None, config.max_frames or None
             self.rules = MediaRules(limits, encoder.temporal_factor, fps, frames)
 

@@ -22,6 +22,8 @@ class TokenizeConfig:
       vocabulary: "small" (the size that the two tokenizers need) or "released".
       video_format: "paper" or "univla" (`emu3_jax.sequence.formats`).
       min_pixels, max_pixels: limits of the resize rule: area of an image or a frame in pixels.
+      area: pixels to which each image or frame is first scaled, before the limits, as the official
+        fine-tuning data is (518,400); 0: not.
       fps: rate at which clips are sampled, in frames per second; 0 takes every frame.
       max_frames: clips are cut to this many frames; 0 sets no limit.
       image_batch, clip_batch: number of images, and of clips, that are encoded together. With many
@@ -47,6 +49,7 @@ class TokenizeConfig:
     video_format: str = "paper"
     min_pixels: int = 512 * 512
     max_pixels: int = 1024 * 1024
+    area: int = 0
     fps: float = 0.0
     max_frames: int = 0
     image_batch: int = 8
@@ -98,6 +101,8 @@ class TokenizeConfig:
         """The settings that decide the bytes of a split's dataset, besides its tokenizers."""
         names = ("min_pixels", "max_pixels", "fps", "max_frames", "image_batch", "clip_batch")
         recipe = {name: getattr(self, name) for name in (*names, "items_per_shard")}
+        if self.area:
+            recipe |= {"area": self.area}
         copies = self.copies.get(split, 1)
         if copies > 1:
             recipe |= {"copies": copies, "max_shift": self.max_shift}

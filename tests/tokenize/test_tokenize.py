@@ -122,6 +122,21 @@ def test_records_hold_what_the_vision_tokenizer_sees(unbroken, corpus, vision, e
     np.testing.assert_array_equal(clip.codes, encode(vision, pixels))
 
 
+def test_images_are_scaled_to_an_area_before_the_limits(corpus, vision, encoder, tmp_path):
+    (corpus / "area.jsonl").write_text('{"id": "a", "image": "0.png", "text": "a"}\n')
+    stated = dict(splits={"train": ["area.jsonl"]}, min_pixels=1, max_pixels=1 << 20, area=700)
+    chosen = config(corpus, tmp_path, **stated)
+    assert chosen.recipe("train")["area"] == 700
+    assert "area" not in config(corpus, tmp_path).recipe("train")  # earlier datasets go on
+    (record,) = open_dataset(tokenize(chosen, encoder)[0]).records("image")
+    pixels = media.read_image(corpus / "0.png")
+    limits = media.PixelLimits(1, 1 << 20, VISION.spatial_factor, area=700)
+    height, width = media.smart_resize(*pixels.shape[:2], limits)
+    assert 600 < height * width < 800 and abs(pixels.shape[0] * pixels.shape[1] - 700) > 100
+    codes = encode(vision, media.resize(pixels, height, width))
+    np.testing.assert_array_equal(record.segments[1].codes, codes)
+
+
 def test_copies_are_moved_images_of_the_same_item(corpus, vision, encoder, tmp_path):
     folder = tokenize(config(corpus, tmp_path, copies={"train": 3}, max_shift=2), encoder)[0]
     dataset = open_dataset(folder)

@@ -22,14 +22,18 @@ class PixelLimits:
     """Limits on the area of an image for the vision tokenizer.
 
     The defaults are those of the released preprocessor_config.json. `spatial_factor` is the vision
-    tokenizer's downsampling.
+    tokenizer's downsampling. `area`, unless 0: the image is first scaled to about this many pixels,
+    as the official fine-tuning data is (emu3/train/prepare_data.py; 518,400 there).
     """
 
     min_pixels: int = 512 * 512
     max_pixels: int = 1024 * 1024
     spatial_factor: int = 8
+    area: int = 0
 
     def __post_init__(self):
+        if self.area < 0:
+            raise ValueError(f"pixel limits: expected an area of 0 or more, found {self.area}")
         if not 0 < self.min_pixels <= self.max_pixels:
             raise ValueError(
                 f"pixel limits: expected 0 < min_pixels <= max_pixels, found {self.min_pixels} "
@@ -40,11 +44,15 @@ class PixelLimits:
 def smart_resize(height: int, width: int, limits: PixelLimits = PixelLimits()) -> tuple[int, int]:
     """The released resize rule: (height, width) in pixels, multiples of the spatial factor.
 
-    Each side goes to its nearest multiple (half to even); an area above `max_pixels` is scaled down
-    (sides floored), one below `min_pixels` is scaled up (sides rounded up). Raises MediaError for a
+    With `limits.area` both sides are first scaled alike, to whole pixels. Then each side goes
+    to its nearest multiple (half to even); an area above `max_pixels` is scaled down (sides
+    floored), one below `min_pixels` is scaled up (sides rounded up). Raises MediaError for a
     side below the factor or an aspect ratio above `MAX_ASPECT`.
     """
     factor = limits.spatial_factor
+    if limits.area and height > 0 and width > 0:
+        scale = (limits.area / (height * width)) ** 0.5
+        height, width = round(height * scale), round(width * scale)
     if height < factor or width < factor:
         raise MediaError(
             f"an image of {width}x{height} pixels is too small: each side needs at least {factor}"
