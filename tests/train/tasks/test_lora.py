@@ -17,8 +17,13 @@ from tiny_lora import MODEL, write_base, write_lora_run
 from token_records import GRAMMAR
 
 from emu3_jax import config as config_lib
+from emu3_jax import sharding
 from emu3_jax.config import ConfigError
+from emu3_jax.evaluate import registry as evaluators
+from emu3_jax.evaluate.evaluator import Subject
 from emu3_jax.interop.language import language_model, peft
+from emu3_jax.interop.language.weights_fingerprint import weights_fingerprint
+from emu3_jax.sharding import MeshConfig
 from emu3_jax.train import __main__ as train_command
 from emu3_jax.train import weights
 from emu3_jax.train.run.metrics import read_metrics
@@ -92,6 +97,22 @@ def test_the_base_is_as_it_was_and_the_model_is_base_plus_adapters(folder):
     product = np.einsum("lir,lro->lio", adapters["lora_a"], adapters["lora_b"])
     expected = base["layers"]["gate"]["kernel"] + 4.0 / 2 * product
     np.testing.assert_allclose(merged["layers"]["gate"]["kernel"], expected, atol=1e-6)
+
+
+def test_evaluation_of_the_directory_is_that_of_the_training(folder):
+    (entry,) = _config(folder).evaluation
+    (likelihood,) = evaluators.make((dict(entry),))
+    bundle, label = weights.load_language_model(folder / "whole")
+    found = likelihood.run(Subject(language_model=bundle, label=label)).metrics["nats_all"]
+    logged = [row for row in read_metrics(folder / "whole") if row["step"] == 6]
+    trained = {key: x for row in logged for key, x in row.items() if key.endswith("/nats_all")}
+    assert list(trained.values()) == pytest.approx([found], rel=1e-6)
+
+
+def test_a_task_of_a_user_takes_adapters(folder):
+    changes = {"task": "tiny_lora:HalfTask", "run.steps": 1, "evaluation": ()}
+    losses = _losses(_train(folder, "half_task", **changes))
+    assert losses[1] == pytest.approx(_losses(folder / "whole")[1] / 2, rel=1e-6)
 
 
 def test_the_base_may_be_stored_in_bfloat16(folder):
@@ -239,6 +260,21 @@ def test_a_base_that_is_another_by_now(folder, tmp_path):
     message = "whole: its adapters belong to a base with the fingerprint"
     with pytest.raises(ValueError, match=message):
         weights.open_run(moved / "whole")
+
+
+def test_a_fingerprint_is_that_of_the_values(folder):
+    params = language_model.load(folder / "base")[1]
+    known = weights_fingerprint(params)
+    half = jax.tree.map(lambda x: x.astype("bfloat16"), params)
+    mesh = sharding.make_mesh(MeshConfig(fsdp=8))
+    spread = jax.device_put(params, jax.NamedSharding(mesh, jax.P()))
+    columns = jax.NamedSharding(mesh, jax.P(None, "fsdp"))
+    spread["lm_head"]["kernel"] = jax.device_put(params["lm_head"]["kernel"], columns)
+    assert known == weights_fingerprint(half) == weights_fingerprint(spread)
+    other = jax.tree.map(np.copy, params)
+    rows = other["lm_head"]["kernel"]
+    rows[[0, 1]] = rows[[1, 0]]
+    assert weights_fingerprint(other) != known
 
 
 def test_tasks_and_configs_with_adapters_can_be_sent_to_another_process(folder):
