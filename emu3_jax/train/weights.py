@@ -75,7 +75,7 @@ def open_run(
     parts = task.model_parts(layout)
     saved = {name: part for name, part in parts.items() if name not in task.unsaved}
     variables, step = restore_variables(path, saved, step)
-    if task.unsaved:
+    if parts.keys() & set(task.unsaved):
         variables |= unsaved_collections(task, key, layout, task.initial_weights())
     variables = task.model_variables({name: variables[name] for name in parts})
     return OpenRun(task, variables, f"{path} at step {step}")

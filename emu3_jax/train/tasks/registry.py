@@ -12,6 +12,7 @@ from emu3_jax.train.tasks.language.lora_task import with_lora
 # Name → import path. A config may also name a class of its own by its path, "module:Class".
 TASKS = {
     "pretrain": "emu3_jax.train.tasks.language.pretrain:PretrainTask",
+    "dpo": "emu3_jax.train.tasks.language.dpo:DpoTask",
     "vision_tokenizer": "emu3_jax.train.tasks.vision.vision_tokenizer:VisionTokenizerTask",
 }
 LORA = "lora"  # the section that gives a task adapters
