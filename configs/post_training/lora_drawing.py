@@ -12,8 +12,8 @@ The rows of one image of 720 x 720 pixels have 8,200 tokens: 10,240 hold it with
 Data: captioned images in the folder that is the argument, train/ and validation/. It starts from
 any run directory or released weights: --config.start.transformer=PATH.
 
-What goes wrong: a loss that stays where it was (reported for Emu3, rank 8 on queries and values,
-1e-5): take all linear layers, a rate ten times that of full tuning, float32 adapters, and
+What goes wrong: a loss that stays where it was (reported for Emu3 without its settings): take all
+linear layers, a rate ten times that of full tuning, float32 adapters, and
 --config.lora.rows=(151854,184622), the vectors of the visual ids, where the new images differ much
 from those of pretraining. No weight decay: it would pull towards the base.
 

@@ -22,8 +22,8 @@ def weights_fingerprint(params: Any, vocab_size: int, dtype: str) -> str:
     Args:
       params: of a Transformer, without boxes.
       vocab_size: true number of ids.
-      dtype: "float32", or "bfloat16": weights that are equal after rounding to it count as equal, such
-        as a model and its export.
+      dtype: "float32", or "bfloat16": weights that are equal after rounding to it count as equal,
+        such as a model and its export.
     """
     digest = hashlib.sha256()
     leaves = jax.tree_util.tree_flatten_with_path(params)[0]

@@ -5,8 +5,8 @@ stabilisation (arXiv:2312.03732). The model's code has no part in it: `adapting`
 calls of its `Linear` layers (flax.linen.intercept_methods), so adapters lie beside the kernels in
 the tree of weights and are stacked, sharded and rematerialised as these are.
 
-The sum of products is cheaper than the product of a sum, x (W + s A B), whose backward pass makes
-a gradient of W's size in every layer, only to project it: a third of all FLOPs.
+The other form, x (W + s A B), makes a gradient of W's size in every layer only to project it: 17%
+more FLOPs for the same memory where layers are rematerialised (docs/post_training.md).
 
 A loss uses the output matrix itself, by chunks, and not its layer. Weights outside the stack of
 layers are therefore merged before use (`joined`).

@@ -20,6 +20,7 @@ from emu3_jax.config import ConfigError, to_values
 from emu3_jax.data.tokens.preference_batches import PreferenceData, PreferenceEntry
 from emu3_jax.interop import bundle as bundle_lib
 from emu3_jax.interop.language.weights_fingerprint import weights_fingerprint
+from emu3_jax.models.language.lora import LoraConfig
 from emu3_jax.models.language.transformer import Transformer, TransformerConfig
 from emu3_jax.sharding import MeshConfig
 from emu3_jax.train import weights
@@ -28,6 +29,7 @@ from emu3_jax.train.run import run_directory
 from emu3_jax.train.run.metrics import read_metrics
 from emu3_jax.train.run_config import RunConfig
 from emu3_jax.train.step import init_state, make_train_step
+from emu3_jax.train.tasks import registry
 from emu3_jax.train.tasks.language.dpo import DpoConfig, DpoTask, PolicyStart
 from emu3_jax.train.tasks.language.preference_losses import PreferenceLoss
 from emu3_jax.train.tasks.language.pretrain import LossConfig
@@ -355,3 +357,17 @@ def test_its_step_is_compiled_ahead_of_time(file, capsys):
     task = program_of(config).task
     assert task.with_layers(1).model.num_layers == 1
     assert task.units_per_batch() == 2 * 8 * 64
+
+
+@pytest.mark.parametrize("stored", [False, True], ids=["frozen reference", "stored"])
+def test_adapters_beside_a_frozen_policy(files, first_device, tmp_path, stored):
+    file = str(tmp_path / "stored.npz") if stored else ""
+    plain = dpo_task(files, start=PolicyStart(str(files / "policy"), log_probabilities=file)).config
+    fields = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
+    adapted = registry.find_for({"task": "dpo", "lora": {}})
+    task = adapted(adapted.Config(**fields, lora=LoraConfig(rank=2, alpha=4.0)))
+    metrics, adapters = one_step(task, first_device, steps=2)
+    names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(adapters)}
+    assert names == {"lora_a", "lora_b"}
+    assert metrics["loss"] < np.log(2) - 1e-4  # of the second step: the first began equal
+    assert metrics["reward/margins"] > 0

@@ -18,6 +18,8 @@ from token_records import GRAMMAR
 
 from emu3_jax import config as config_lib
 from emu3_jax.config import ConfigError
+from emu3_jax.evaluate import registry as evaluators
+from emu3_jax.evaluate.evaluator import Subject
 from emu3_jax.interop.language import language_model, peft
 from emu3_jax.train import __main__ as train_command
 from emu3_jax.train import weights
@@ -94,8 +96,26 @@ def test_the_base_is_as_it_was_and_the_model_is_base_plus_adapters(folder):
     np.testing.assert_allclose(merged["layers"]["gate"]["kernel"], expected, atol=1e-6)
 
 
+def test_evaluation_of_the_directory_is_that_of_the_training(folder):
+    (entry,) = _config(folder).evaluation
+    (likelihood,) = evaluators.make((dict(entry),))
+    bundle, label = weights.load_language_model(folder / "whole")
+    found = likelihood.run(Subject(language_model=bundle, label=label)).metrics["nats_all"]
+    logged = [row for row in read_metrics(folder / "whole") if row["step"] == 6]
+    trained = {key: x for row in logged for key, x in row.items() if key.endswith("/nats_all")}
+    assert list(trained.values()) == pytest.approx([found], rel=1e-6)
+
+
+def test_a_task_of_a_user_takes_adapters(folder):
+    changes = {"task": "tiny_lora:HalfTask", "run.steps": 1, "evaluation": ()}
+    losses = _losses(_train(folder, "half_task", **changes))
+    assert losses[1] == pytest.approx(_losses(folder / "whole")[1] / 2, rel=1e-6)
+
+
 def test_the_base_may_be_stored_in_bfloat16(folder):
     run = _train(folder, "half", **{"model.param_dtype": "bfloat16", "run.steps": 2})
+    stated = [(path / "lora_base.json").read_text() for path in (run, folder / "whole")]
+    assert stated[0] == stated[1]  # the same base
     opened = weights.open_run(run)
     assert opened.variables["params"]["embed"]["embedding"].dtype == "bfloat16"
     assert opened.variables["adapters"]["layers"]["gate"]["lora_a"].dtype == "float32"
@@ -224,7 +244,7 @@ def test_a_start_from_other_adapters(folder, in_peft, tmp_path):
     message = "lora.start=.*: it adapts .*, layers/up, lora.targets name layers/gate$"
     _refused(folder, message, **start, **{"lora.targets": ("gate",)})
     other = write_base(tmp_path / "other", scale=0.3)
-    message = "peft: its adapters belong to a base with the fingerprint [0-9a-f]{12}, the weights"
+    message = "peft: its adapters belong to a base with the fingerprint [0-9a-f]{16}, the weights"
     _refused(folder, message, **start, **{"start.transformer": str(other)})
 
 

@@ -250,13 +250,14 @@ class DpoTask(PretrainTask):
         """Returns the reference's log-probability of every answer, by key."""
         start, model, data = self.config.start, self.config.model, self.config.data
         where = start.reference or start.transformer
-        layout = sharding.abstract_arrays(jax.eval_shape(self.init, jax.random.key(0)), mesh)
+        initial = super().init  # of the policy alone, without adapters
+        layout = sharding.abstract_arrays(jax.eval_shape(initial, jax.random.key(0)), mesh)
         create = jax.jit(
-            lambda key: nn.unbox(dict(self.init(key))),
+            lambda key: nn.unbox(dict(initial(key))),
             out_shardings=jax.tree.map(lambda x: x.sharding, layout),
             compiler_options=options_to_run_once(mesh),
         )
-        take = self._from(where) if where else self.initial_weights()
+        take = self._from(where) if where else super().initial_weights()
         params = replaced(create(jax.random.key(0)), take)["params"]
         weights = f"{self._check_reference(params)} in {model.dtype}"
         params = _copy(params, model.dtype)
@@ -277,7 +278,7 @@ class DpoTask(PretrainTask):
 
     def flops_per_unit(self) -> float:
         """Returns model FLOPs per token: as in pretraining, and a frozen reference's pass."""
-        return super().flops_per_unit() * (4 / 3 if self.unsaved else 1)
+        return super().flops_per_unit() * (4 / 3 if REFERENCE in self.unsaved else 1)
 
     def model_parts(self, variables: dict) -> dict:
         """Returns the policy alone."""

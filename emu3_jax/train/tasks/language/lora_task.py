@@ -15,16 +15,17 @@ from typing import Any
 import flax.linen as nn
 import flax.traverse_util
 import jax
+import jax.numpy as jnp
 from etils import epath
 
 from emu3_jax.config import ConfigError
 from emu3_jax.files import read_json, write_json
 from emu3_jax.interop import exporting
 from emu3_jax.interop.language import peft
-from emu3_jax.interop.language.weights_fingerprint import weights_fingerprint
 from emu3_jax.models.language import lora
 from emu3_jax.models.language.lora import LoraConfig
 from emu3_jax.train.task import Loss, Task
+from emu3_jax.train.weights_fingerprint import weights_fingerprint
 
 FROZEN = "frozen"  # the collection of the weights that are not trained
 ADAPTERS = "adapters"  # they lie beside the merged model in `LoraTask.model_variables`
@@ -39,7 +40,7 @@ def with_lora(task: type[Task]) -> type[Task]:
             "config.lora goes with tasks that train a language model; "
             f"{task.__name__} trains a {task.kind.replace('_', ' ')}"
         )
-    parts = {"_task": task, "Config": _config(task.Config), "unsaved": (*task.unsaved, FROZEN)}
+    parts = {"_task": task, "Config": _config(task.Config)}
     return type(f"Lora{task.__name__}", (LoraTask, task), parts)
 
 
@@ -86,6 +87,7 @@ class LoraTask(Task):
 
     def __init__(self, config: Any, read_data: bool = True):
         super().__init__(config, read_data)
+        self.unsaved = (*self.unsaved, FROZEN)
         key = jax.random.key(0)
         with lora.adapting(config.lora):
             variables = jax.eval_shape(super().init, key)
@@ -103,9 +105,12 @@ class LoraTask(Task):
 
     def init(self, key: jax.Array) -> dict:
         """Returns the task's variables: adapters as params, the others as FROZEN."""
+        # Twice, so that a copy of the weights among the variables (a reference) has no adapters in
+        # it; the compiler leaves out what is not used.
+        variables = dict(super().init(key))
+        frozen = variables.pop("params")
         with lora.adapting(self.config.lora):
-            variables = dict(super().init(key))
-        adapters, frozen = lora.split(variables.pop("params"))
+            adapters, _ = lora.split(super().init(key)["params"])
         rows = lora.row_adapters(self.config.lora, self.config.model.hidden_size)
         return {**variables, "params": lora.beside(adapters, rows), FROZEN: frozen}
 
@@ -122,7 +127,7 @@ class LoraTask(Task):
         if shared is not None and 0 <= shared < ids:
             raise ConfigError(
                 f"start.shared_ids is {shared}: the vectors of the other ids would be random and, "
-                f"with config.lora, stay so; set it to model.vocab_size, {ids}"
+                "with config.lora, stay so; set it to -1, which takes all of them"
             )
         # A run that has begun has adapters of its own.
         stored = self._stored_adapters() if self._expected is None else None
@@ -160,6 +165,7 @@ class LoraTask(Task):
 
     def _check_base(self, frozen: dict, stored: peft.PeftAdapter | None) -> None:
         """Notes the fingerprint of the frozen weights; ValueError if adapters are of others."""
+        # Rounded: the base may be stored in float32 or in bfloat16.
         ids = self.config.model.vocab_size
         self.fingerprint = weights_fingerprint(frozen, ids, "bfloat16")
         expected = self._expected
