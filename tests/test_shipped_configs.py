@@ -21,10 +21,12 @@ GOLDEN = ROOT / "tests" / "golden" / "configs"
 ARGUMENTS = {
     "vision_tokenizer_emu3": ("", "twin"),
     "rate_folder": ("", "weights"),
+    "dpo": ("", "nano"),
     "tokenizer_stabilisers": ("", "no_ramp", "fixed", "penalty", "no_average"),
 }
 TWINS = ("half_codebook", "ibq", "images_only", "no_gan", "no_lpips")
 ARGUMENTS |= {f"tokenizer_{name}": ("", "twin") for name in TWINS}
+ARGUMENTS |= {pathlib.Path(f).stem: ("", "nano") for f in FILES if "/post_training/sft_" in f}
 SPECS = [f"{f}:{a}".rstrip(":") for f in FILES for a in ARGUMENTS.get(pathlib.Path(f).stem, ("",))]
 
 

@@ -69,13 +69,13 @@ def open_run(
       CheckpointError: there is no such checkpoint, or its arrays do not fit the config.
     """
     config = run_directory.read(path)
-    task = registry.find(config.task).from_run(config, path)
+    task = registry.find_for(config).from_run(config, path)
     key = jax.random.key(config.run.seed)
     layout = sharding.abstract_arrays(jax.eval_shape(task.init, key), _place(mesh), dtype)
     parts = task.model_parts(layout)
     saved = {name: part for name, part in parts.items() if name not in task.unsaved}
     variables, step = restore_variables(path, saved, step)
-    if task.unsaved:
+    if parts.keys() & set(task.unsaved):
         variables |= unsaved_collections(task, key, layout, task.initial_weights())
     variables = task.model_variables({name: variables[name] for name in parts})
     return OpenRun(task, variables, f"{path} at step {step}")

@@ -7,7 +7,7 @@ from pathlib import Path
 from emu3_jax.data.sources.caption_values import caption_of, caption_text, is_missing
 from emu3_jax.data.sources.naming import check_layout, found
 from emu3_jax.data.sources.row_files import Row, open_rows
-from emu3_jax.data.sources.source import MEDIA, RawItem, SourceError, one_medium
+from emu3_jax.data.sources.source import MEDIA, RawItem, SourceError, one_medium, parts_of
 from emu3_jax.files import inside
 
 
@@ -74,17 +74,28 @@ class FolderSource:
             row.pop(name, None)
             if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
                 raise SourceError(f'"{name}" must be a list of objects, found {parts!r}')
-            fields[name] = tuple({**part, **self._media(part)} for part in parts)
+            fields[name] = tuple(self._part(part) for part in parts)
         given = [name for name, value in fields.items() if value]
         whole = next((name for name in ("turns", "segments") if fields[name]), None)
         if whole and len(given) > 1:
             raise SourceError(f'expected "{whole}" alone, found {", ".join(given)}')
         if not given or given == [*chosen]:
             fields["text"] = caption_of(row)
-        parts = [fields, *fields["segments"], *fields["turns"]]
-        has_medium = any(part.get(kind) for part in parts for kind in MEDIA)
+        parts = parts_of(RawItem("", segments=fields["segments"], turns=fields["turns"]))
+        has_medium = any(part.get(kind) for part in (fields, *parts) for kind in MEDIA)
         check_layout(row, keys, has_text=bool(whole or fields["text"]), has_medium=has_medium)
         return fields
+
+    def _part(self, part: dict) -> dict:
+        """A segment or a turn with the paths of its media; also of those within a turn."""
+        part = {**part, **self._media(part)}
+        for name in ("question", "answer"):
+            said = part.get(name)
+            if isinstance(said, list):
+                if not all(isinstance(one, dict) for one in said):
+                    raise SourceError(f'"{name}" must be a text or a list of objects, found {said}')
+                part[name] = [{**one, **self._media(one)} for one in said]
+        return part
 
     def _media(self, values: dict) -> dict:
         found = {kind: values[kind] for kind in MEDIA if values.get(kind) is not None}
