@@ -20,6 +20,7 @@ FILES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "configs").rglob(
 GOLDEN = ROOT / "tests" / "golden" / "configs"
 ARGUMENTS = {
     "vision_tokenizer_emu3": ("", "twin"),
+    "rate_folder": ("", "weights"),
     "dpo": ("", "nano"),
     "tokenizer_stabilisers": ("", "no_ramp", "fixed", "penalty", "no_average"),
 }

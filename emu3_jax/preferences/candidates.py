@@ -135,7 +135,7 @@ class PairMaker:
         )
         size = (config.height, config.width)
         codes = modalities.draw_images(self.bundle, texts, [size] * len(texts), options)
-        found = [self._scored(scorer, texts, codes) for scorer in self._scorers]
+        found = self._scores(texts, codes)
         drawn = []
         for i, prompt in enumerate(prompts):
             here = slice(i * n, (i + 1) * n)
@@ -149,10 +149,17 @@ class PairMaker:
             drawn.append(Drawn(prompt, first + here.start, codes[here], scores_SN, reasons))
         return drawn
 
-    def _scored(self, scorer: Scorer, texts: Sequence[str], codes: Sequence[np.ndarray]) -> Scores:
-        if scorer.name in self._of_codes:
-            return score_all(self._of_codes[scorer.name], texts, codes)
-        return score_all(scorer, texts, codec.decode(self.bundle, codes) if codes else [])
+    def _scores(self, texts: Sequence[str], codes: Sequence[np.ndarray]) -> list[Scores]:
+        """What each scorer says of the candidates; they are decoded if one reads pixels."""
+        pixels: Sequence[np.ndarray] = ()
+        if codes and len(self._of_codes) < len(self._scorers):
+            pixels = codec.decode(self.bundle, codes)
+        return [
+            score_all(self._of_codes[scorer.name], texts, codes)
+            if scorer.name in self._of_codes
+            else score_all(scorer, texts, pixels)
+            for scorer in self._scorers
+        ]
 
     def _records(self, drawn: Drawn, result: ShardResult) -> list[Record]:
         """The pairs of one prompt; candidates that are left out are listed as skipped."""

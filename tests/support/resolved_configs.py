@@ -2,6 +2,7 @@
 
 from emu3_jax.config import to_dataclass, to_values
 from emu3_jax.preferences.preferences_config import PreferencesConfig
+from emu3_jax.tokenize.rate import RateConfig
 from emu3_jax.tokenize.tokenize_config import TokenizeConfig
 from emu3_jax.train.__main__ import resolve
 
@@ -14,6 +15,8 @@ def every_field(config) -> dict:
     values = config.to_dict()
     if "prompts" in values:
         return to_values(to_dataclass(PreferencesConfig, values))
+    if "tokens" in values:
+        return to_values(to_dataclass(RateConfig, values))
     if "task" not in values:
         return to_values(to_dataclass(TokenizeConfig, values))
     from_data = config.task in ("pretrain", "dpo") and "vocab_size" not in config.model

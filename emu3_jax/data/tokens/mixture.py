@@ -1,13 +1,16 @@
 """The training mixture: datasets, the tasks learnt from them, and their proportions."""
 
+import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from math import isnan
 
 import grain
 import numpy as np
 
 from emu3_jax.config import check_choice
 from emu3_jax.data.codec.fingerprint import check_same
+from emu3_jax.data.tokens import quality
 from emu3_jax.data.tokens.cutting import Tokens, ends_of
 from emu3_jax.data.tokens.records import Record, RecordError, TokenDataset, open_dataset
 from emu3_jax.sequence import Document, Grammar, LossWeights, Segment, Text
@@ -63,6 +66,8 @@ class MixtureEntry:
         the image to be described, the instruction and the images to be edited); pretraining does,
         released fine-tuning does not. Of a chat only the answers are learnt in either case.
       name: name of the entry in metrics; "" for its task.
+      at_least: name of a score → the least that a record must have to be read, such as
+        {"aesthetics": 5.5, "pixels": 262144, "motion": 2}; see `data.tokens.quality`.
     """
 
     dataset: str
@@ -71,6 +76,7 @@ class MixtureEntry:
     null_prompt: float = 0.0
     train_condition: bool = True
     name: str = ""
+    at_least: dict = field(default_factory=dict)
 
     def __post_init__(self):
         check_choice("task", self.task, DOCUMENT_TASKS)
@@ -78,6 +84,9 @@ class MixtureEntry:
             raise ValueError(f"weight must be above zero, found {self.weight}")
         if not 0 <= self.null_prompt <= 1:
             raise ValueError(f"null_prompt must be from 0 to 1, found {self.null_prompt}")
+        for name, least in self.at_least.items():
+            if isinstance(least, bool) or not isinstance(least, int | float) or isnan(least):
+                raise ValueError(f"at_least.{name} must be a number, found {least!r}")
         if self.null_prompt and not DOCUMENT_TASKS[self.task].has_prompt:
             raise ValueError(f"null_prompt is for captions that come first, not for {self.task}")
 
@@ -148,6 +157,18 @@ def vision_tokenizer_of(entries: Sequence[MixtureEntry]) -> str:
     return next(filter(None, stated.values()), "")
 
 
+def content_of(entry: MixtureEntry) -> str:
+    """Fingerprint of the records that an entry reads; errors as `open_mixture`."""
+    opened = open_dataset(entry.dataset)
+    if not entry.at_least:
+        return opened.info.fingerprint
+    return f"{opened.info.fingerprint}-{zlib.crc32(_kept(opened, entry).tobytes()):08x}"
+
+
+def _kept(opened: TokenDataset, entry: MixtureEntry) -> np.ndarray:
+    return quality.passing(opened, DOCUMENT_TASKS[entry.task].kind, entry.at_least)
+
+
 def open_mixture(
     entries: Sequence[MixtureEntry],
     grammar: Grammar,
@@ -158,7 +179,8 @@ def open_mixture(
     """Each entry as an endless dataset of `Tokens`, reshuffled each epoch.
 
     Raises ValueError naming a dataset that does not fit the grammar or the other datasets, has no
-    records for its task, or whose shortest document is longer than `seq_len`.
+    records for its task, or none that is good enough, or whose shortest document is longer than
+    `seq_len`.
     """
     check_names(entries)
     vision_tokenizer_of(entries)  # raises if there are two
@@ -166,6 +188,8 @@ def open_mixture(
     for index, entry in enumerate(entries):
         opened = open_dataset(entry.dataset, grammar)
         records = opened.records(DOCUMENT_TASKS[entry.task].kind)
+        if entry.at_least:
+            records = quality.KeptRecords(records, _kept(opened, entry))
         _check_length(opened, entry, seq_len)
         # Entries that read the same records must not draw the same order.
         dataset = grain.MapDataset.source(records).seed(1000 * seed + index).shuffle().repeat()

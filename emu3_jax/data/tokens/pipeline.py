@@ -17,12 +17,12 @@ from emu3_jax.data.batches import Batches
 from emu3_jax.data.tokens.mixture import (
     MixtureEntry,
     check_names,
+    content_of,
     open_mixture,
     row_stream,
     vision_tokenizer_of,
 )
 from emu3_jax.data.tokens.packing import FIELDS, PackedRows, Position
-from emu3_jax.data.tokens.records import open_dataset
 from emu3_jax.sequence import Grammar, LossWeights
 
 log = logging.getLogger(__name__)
@@ -84,9 +84,7 @@ class BatchIterator(Batches):
             config.seed,
         )
         self._vision_tokenizer = vision_tokenizer_of(config.mixture)
-        self._contents = {
-            entry.label: open_dataset(entry.dataset).info.fingerprint for entry in config.mixture
-        }
+        self._contents = {entry.label: content_of(entry) for entry in config.mixture}
         self._stream = _fingerprint(config)
         self._batch = 0
         self._positions = {row: Position() for row in rows}
@@ -249,6 +247,8 @@ def _fingerprint(config: DataConfig) -> str:
     entries = [(e.label, e.task, e.weight, e.null_prompt) for e in config.mixture]
     # Chats were once cut anywhere: a position in such rows has no meaning in those of today.
     rule = ("turns",) if any(e.task in ("chat", "document") for e in config.mixture) else ()
+    if any(entry.at_least for entry in config.mixture):
+        rule += (tuple(sorted(entry.at_least.items()) for entry in config.mixture),)
     return f"{zlib.crc32(repr((shape, entries, *rule)).encode()):08x}"
 
 

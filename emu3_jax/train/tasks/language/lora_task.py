@@ -15,17 +15,16 @@ from typing import Any
 import flax.linen as nn
 import flax.traverse_util
 import jax
-import jax.numpy as jnp
 from etils import epath
 
 from emu3_jax.config import ConfigError
 from emu3_jax.files import read_json, write_json
 from emu3_jax.interop import exporting
 from emu3_jax.interop.language import peft
+from emu3_jax.interop.language.weights_fingerprint import weights_fingerprint
 from emu3_jax.models.language import lora
 from emu3_jax.models.language.lora import LoraConfig
 from emu3_jax.train.task import Loss, Task
-from emu3_jax.train.weights_fingerprint import weights_fingerprint
 
 FROZEN = "frozen"  # the collection of the weights that are not trained
 ADAPTERS = "adapters"  # they lie beside the merged model in `LoraTask.model_variables`
