@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from ml_collections import ConfigDict
 from preference_records import write_pairs
 from shrunken_twins import twin
 from token_records import GRAMMAR
@@ -24,8 +25,8 @@ from emu3_jax.models.language.lora import LoraConfig
 from emu3_jax.models.language.transformer import Transformer, TransformerConfig
 from emu3_jax.sharding import MeshConfig
 from emu3_jax.train import weights
-from emu3_jax.train.loop import train
-from emu3_jax.train.run import run_directory
+from emu3_jax.train.__main__ import train_config
+from emu3_jax.train.optimizer import OptimizerConfig
 from emu3_jax.train.run.metrics import read_metrics
 from emu3_jax.train.run_config import RunConfig
 from emu3_jax.train.step import init_state, make_train_step
@@ -186,27 +187,18 @@ def test_beta_is_stated_in_both_units(files):
 @pytest.fixture(scope="module")
 def runs(files, tmp_path_factory):
     """whole/, four steps; parts/, two and then two more; the final states of both."""
-    folder, states = tmp_path_factory.mktemp("runs"), {}
-    for name, lengths in {"whole": (4,), "parts": (2, 4)}.items():
-        for steps in lengths:
-            run = run_config(steps=4, every=2)
-            task = dpo_task(files, run=run)
-            states[name] = _train(task, dataclasses.replace(run, steps=steps), folder / name)
-    return folder, states
+    folder = tmp_path_factory.mktemp("runs")
+    for steps in (2, 4):
+        parts = _train(files, folder / "parts", steps)
+    return folder, {"whole": _train(files, folder / "whole"), "parts": parts}
 
 
-def _train(task, run, path):
-    # The schedule is that of the whole run, however many steps are done now.
-    schedule = task.optimizer
-    task.optimizer = lambda config, steps: schedule(config, task.config.run.steps)
-    if (path / "checkpoints").exists():
-        task.check_beside(path)
-
-    def begin():
-        run_directory.claim(task.config, path, True)
-        task.save_beside(path)
-
-    return train(task, run, path, on_begin=begin)
+def _train(files, path, steps=4, start=None):
+    """What the training command does; the state after the last step."""
+    constant = OptimizerConfig(learning_rate=0.01, warmup_steps=0, schedule="constant")
+    run = run_config(steps=steps, every=2, optimizer=constant)
+    config = ConfigDict(to_values(dpo_task(files, run=run, start=start).config))
+    return train_config(config, str(path), allow_changes=True)
 
 
 def test_a_resumed_run_ends_as_a_whole_one(runs):
@@ -232,13 +224,10 @@ def test_the_model_of_a_run_is_its_policy_and_needs_no_reference(runs, files, tm
     assert bundle.learnt is None  # as of the model it began with
 
 
-def test_a_reference_of_other_weights_is_refused_on_resume(runs, files, tmp_path):
-    run = run_config(steps=4, every=2)
-    task = dpo_task(files, run=run)
-    _train(task, dataclasses.replace(run, steps=2), tmp_path / "run")
-    changed = dpo_task(files, start=PolicyStart(str(files / "other")), run=run)
+def test_a_reference_of_other_weights_is_refused_on_resume(files, tmp_path):
+    _train(files, tmp_path, steps=2)
     with pytest.raises(ValueError, match="the run began with a reference of the weights") as found:
-        _train(changed, run, tmp_path / "run")
+        _train(files, tmp_path, start=PolicyStart(str(files / "other")))
     assert f"{files / 'other'} now holds" in str(found.value)
 
 

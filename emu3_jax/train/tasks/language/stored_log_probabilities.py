@@ -13,7 +13,7 @@ from etils import epath
 
 from emu3_jax.data.tokens.preference_batches import FIELDS, Answer, Pairs, row_of
 from emu3_jax.files import in_words, write_atomically
-from emu3_jax.train.run.distributed import is_first, say
+from emu3_jax.train.run.distributed import gather, is_first, say
 
 # Batches between two writes of the file: an interrupted computation goes on from the last one.
 WRITE_EVERY = 100
@@ -82,7 +82,7 @@ def complete(
       shape: (pairs, length) of those arrays.
       pad: the padding id.
     """
-    values = read(path, weights, where)
+    values = gather(read(path, weights, where))[0]  # another process may not see the file yet
     missing = [answer for answer in _answers(pairs) if answer.key not in values]
     if not missing:
         return values
