@@ -202,10 +202,15 @@ def _merged(config: LoraConfig, params: dict, chosen) -> dict:
 
 def _in_place_of(weight, function, *adapters, **settings):
     """Returns function(weight, *adapters), laid out over the devices as the weight is."""
-    function = functools.partial(function, **settings)
     if isinstance(weight, jax.Array) and not isinstance(weight, jax.core.Tracer):
-        function = jax.jit(function, out_shardings=weight.sharding)
-    return function(weight, *adapters)
+        return _compiled(function, weight.sharding, **settings)(weight, *adapters)
+    return function(weight, *adapters, **settings)
+
+
+@functools.cache
+def _compiled(function, layout, **settings):
+    """The function with these settings, compiled once, not at every evaluation."""
+    return jax.jit(functools.partial(function, **settings), out_shardings=layout)
 
 
 def _product_added(kernel, a, b, *, scale: float):
