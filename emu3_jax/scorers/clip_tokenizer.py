@@ -6,14 +6,14 @@ resolves HTML entities.
 """
 
 import hashlib
-import importlib.util
 import os
 import pathlib
+import types
 from collections.abc import Sequence
 
 import numpy as np
 
-from emu3_jax.foreign import failures_as
+from emu3_jax.foreign import failures_as, optional
 
 TOKENIZER_FILE = "tokenizer.json"
 VOCABULARY_FILE, MERGES_FILE = "vocab.json", "merges.txt"
@@ -44,16 +44,13 @@ class ClipTokenizer:
         """Reads tokenizer.json, or a folder with it or with vocab.json and merges.txt.
 
         Raises:
-          ValueError: no such file, one that is not a tokenizer with CLIP's marks, or the package
-            `tokenizers` is missing.
+          ValueError: no such file, or one that is not a tokenizer with CLIP's marks.
+          MissingPackageError: the package `tokenizers` is missing.
         """
-        if importlib.util.find_spec("tokenizers") is None:
-            raise ValueError(
-                f"CLIP's text tokenizer needs the package tokenizers: pip install -r {REQUIREMENTS}"
-            )
+        package = optional("tokenizers", "CLIP's text tokenizer", f"-r {REQUIREMENTS}")
         files = _files(pathlib.Path(path))
         with failures_as(lambda why: _InputError(f"{files[0]} is not a text tokenizer: {why}")):
-            self._tokenizer = _read(files)
+            self._tokenizer = _read(files, package)
         vocabulary = self._tokenizer.get_vocab()
         found = [marks for marks in MARKS if set(marks) <= vocabulary.keys()]
         if not found:
@@ -93,9 +90,9 @@ def _files(path: pathlib.Path) -> list[pathlib.Path]:
     )
 
 
-def _read(files: Sequence[pathlib.Path]):
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
-
+def _read(files: Sequence[pathlib.Path], package: types.ModuleType):
+    Regex, Tokenizer, models = package.Regex, package.Tokenizer, package.models
+    normalizers, pre_tokenizers = package.normalizers, package.pre_tokenizers
     if len(files) == 1:
         tokenizer = Tokenizer.from_file(os.fspath(files[0]))
         tokenizer.no_truncation()

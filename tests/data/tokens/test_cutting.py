@@ -104,5 +104,5 @@ def test_what_fills_a_row_can_be_drawn_and_no_more():
     assert len(drawn.prompt) + drawn.new == len(built.ids)
     check([drawn], GRAMMAR.vocab, row)
     assert parts(document, row - 1) == []
-    with pytest.raises(ValueError, match=f"needs {row} tokens .* context of {row - 1}"):
+    with pytest.raises(ValueError, match=f"{row} tokens are needed .* context of {row - 1}"):
         check([drawn], GRAMMAR.vocab, row - 1)
