@@ -6,6 +6,8 @@ writes its language model or vision tokenizer as a directory of weights:
                  vocabulary and text tokenizer if they are known
   --layout=hf    the layout that transformers loads; --vision_tokenizer=DIR writes both parts as one
                  model
+  --layout=peft  the adapters of a run with the section lora, without their base, in PEFT's files;
+                 the other layouts hold the merged model
 Between directories every tensor keeps its bits, unless --dtype names another type.
 
 import writes released weights of either layout as a model directory of this package, with the
@@ -20,7 +22,15 @@ from absl import flags
 from emu3_jax import command_line, shipped
 from emu3_jax.interop import exporting, relayout
 from emu3_jax.interop.bundle import UnknownVocabularyError, load_language, save_language
-from emu3_jax.interop.exporting import LANGUAGE_MODEL, LAYOUTS, PARTS, VISION_TOKENIZER
+from emu3_jax.interop.exporting import (
+    BAAI,
+    HF,
+    LANGUAGE_MODEL,
+    LAYOUTS,
+    PARTS,
+    PEFT,
+    VISION_TOKENIZER,
+)
 from emu3_jax.interop.formats.safetensors_io import DTYPES, SAME, Tensors, replacing_model
 from emu3_jax.train import weights
 from emu3_jax.train.run import run_directory
@@ -49,7 +59,12 @@ def main(verb: str) -> None:
     if not MODEL.value or not OUTPUT.value:
         raise ValueError("--model and --output are needed; see --help")
     parts = parts_to_write(MODEL.value)
-    if OTHER.value and (parts != (LANGUAGE_MODEL,) or LAYOUT.value == "baai"):
+    if LAYOUT.value == PEFT and not _has_adapters(MODEL.value):
+        raise ValueError(
+            f"--layout=peft writes the adapters of a run with the section {registry.LORA}; "
+            f"{MODEL.value} has none"
+        )
+    if OTHER.value and (parts != (LANGUAGE_MODEL,) or LAYOUT.value != HF):
         raise ValueError("--vision_tokenizer goes with a language model and --layout=hf only")
     if verb == "import":
         _check_import()
@@ -64,8 +79,14 @@ def main(verb: str) -> None:
 def _check_import() -> None:
     if weights.is_run_directory(MODEL.value):
         raise ValueError(f"{MODEL.value} is a run of this package; every command reads it directly")
-    if LAYOUT.value == "hf":
-        raise ValueError("--layout=hf goes with export only; an import is a model of this package")
+    if LAYOUT.value != BAAI:
+        raise ValueError(
+            f"--layout={LAYOUT.value} goes with export only; an import is a model of this package"
+        )
+
+
+def _has_adapters(path: str) -> bool:
+    return _is_run(path) and hasattr(run_directory.read(path), registry.LORA)
 
 
 def _is_run(path: str | None) -> bool:
@@ -93,6 +114,9 @@ def report(path: str, parts: tuple[str, ...]) -> None:
         print(f"{path}: {' and '.join(parts)}")
         return
     size = sum(file.stat().st_size for file in pathlib.Path(path).glob("*.safetensors"))
+    if LAYOUT.value == PEFT:
+        print(f"{path}: adapters, layout {PEFT}, {size / 1e6:.1f} MB in float32")
+        return
     tensors = Tensors(path)
     types = sorted({tensors.type_name(name) for name in tensors.shapes()} & set(DTYPES))
     what = " and ".join(part.replace("_", " ") for part in parts)

@@ -29,6 +29,7 @@ RULES = (
     ("head_dim", None),
     ("norm", None),
     ("conv_out", ("fsdp", "context")),
+    ("rank", ("fsdp", "context")),
     ("code", None),
 )
 """Logical axis -> mesh axes, in order of precedence, with reasons:
@@ -45,12 +46,14 @@ head_dim  one head is too small to split.
 norm      scales and other vectors: a few kilobytes, not worth a gather.
 conv_out  output channels of a convolution that is wide on both sides: stored in shards like
           `embed`, and `gathered` for use.
+rank      inner dimension of a low-rank adapter: where its other dimension is not the narrow side of
+          the weight, it is stored in shards by this one.
 code      a codebook of 32,768 x 4 is half a megabyte.
 """
 
-STORAGE_ONLY = ("conv_out",)
+STORAGE_ONLY = ("conv_out", "rank")
 """Names of weights that are replicated if the mesh does not divide them (128 channels on 256
-chips): no computation depends on their sharding."""
+chips, a rank of 8 on 16): no computation depends on their sharding."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -214,6 +214,7 @@ def test_train_asks_for_its_flags(files):
     [
         ("train", ("--workdir", "--config.", "run directory", "SIGTERM")),
         ("tokenize", ("--config.", "output", "worker")),
+        ("preferences", ("--config.", "scorers", "candidates (8)", "--mesh")),
         ("generate", ("--task", "--prompt", "--guidance", "text_to_image", "--seed")),
         ("evaluate", ("--evaluators", "--model", "likelihood", "results.json")),
         ("convert", ("export", "--layout", "--dtype")),

@@ -17,11 +17,13 @@ from emu3_jax.evaluate.registry import EVALUATORS
 from emu3_jax.models.language.attention_kernels.choice import IMPLEMENTATIONS
 from emu3_jax.models.language.transformer_config import REMAT, TransformerConfig
 from emu3_jax.models.vision.quantizers import QUANTIZERS
+from emu3_jax.preferences.preferences_config import PreferencesConfig
 from emu3_jax.tokenize.tokenize_config import TokenizeConfig
 from emu3_jax.train.tasks import registry
 
 CONFIGS = {
     "tokenize": TokenizeConfig,
+    "preferences": PreferencesConfig,
     **{name: registry.find(name).Config for name in registry.TASKS},
     **EVALUATORS,
 }

@@ -197,7 +197,7 @@ class Runner:
     def _texts(
         self, job: Job, shown: Sequence[Shown], options: modalities.Options, report
     ) -> list[pathlib.Path]:
-        blocks = [self._block(job, one) for one in shown]
+        blocks = self._blocks(job, shown)
         labels = [one.file for one in shown for _ in range(job.samples)]
         questions = job.prompts * len(blocks) if len(job.prompts) == 1 else job.prompts
         prompts = []
@@ -240,11 +240,15 @@ class Runner:
         names = [re.match(rf"{kind}_(\d+)\.", file.name) for file in self.output.iterdir()]
         return max([first, *(int(name[1]) + 1 for name in names if name)])
 
-    def _block(self, job: Job, shown: Shown) -> Image | Video:
-        """The codes of an image or a clip, encoded alone."""
+    def _blocks(self, job: Job, shown: Sequence[Shown]) -> list[Image] | list[Video]:
+        """The codes of images or clips; of clips, one at a time is in memory."""
         tokenizer = (self.bundle.vision, self.bundle.vision_variables)
-        (codes,) = vision_codec.encode(tokenizer, [shown.pixels], 1, job.clips)
+        rows = 1 if job.is_video else codec.BATCH_SIZE
+        codes = vision_codec.encode(tokenizer, [one.pixels for one in shown], rows, job.clips)
         if not job.is_video:
-            return Image(codes)
+            return list(map(Image, codes))
         factor = self.bundle.vision.config.temporal_downsample_factor
-        return Video(codes, shown.fps, len(codes) * factor / shown.fps)
+        return [
+            Video(code, one.fps, len(code) * factor / one.fps)
+            for code, one in zip(codes, shown, strict=True)
+        ]

@@ -14,7 +14,7 @@ from emu3_jax.interop.vision import tokenizer_files
 from emu3_jax.models.vision.tokenizer import VisionTokenizer
 
 LANGUAGE_MODEL, VISION_TOKENIZER = PARTS = ("language_model", "vision_tokenizer")
-BAAI, HF = LAYOUTS = ("baai", "hf")
+BAAI, HF, PEFT = LAYOUTS = ("baai", "hf", "peft")  # "peft": adapters without their base
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ import html
 import numpy as np
 
 from emu3_jax.data.codec import vision_codec
+from emu3_jax.data.tokens.preference_pairs import PREFERENCE, documents_of
 from emu3_jax.data.tokens.records import Record, TokenDataset
 from emu3_jax.figures import page
 from emu3_jax.sequence import Document, Grammar, Image, Text, TokenClass, Video
@@ -50,15 +51,31 @@ def build_page(dataset: TokenDataset, grammar: Grammar, vision: tuple | None, co
 
 
 def _card(record: Record, grammar: Grammar, vision: tuple | None) -> str:
-    parts = [_segment(segment, vision) for segment in record.segments]
+    names = _sides(record) if record.kind == PREFERENCE else [""] * len(record.segments)
+    parts = [_segment(*pair, vision) for pair in zip(record.segments, names, strict=True)]
     shown = "".join(part for part in parts if part)
-    boxes, counts = token_boxes(Document(record.segments), grammar)
+    streams, counts = [], collections.Counter()
+    for document in documents_of(record.kind, record.segments):
+        boxes, counted = token_boxes(document, grammar)
+        streams.append(page.token_stream(boxes))
+        counts.update(counted)
     words = ", ".join(f"{count:,} {name}" for name, count in counts.items())
     about = f"{record.key} · {record.source} · {sum(counts.values()):,} tokens: {words}"
-    return f'<h3>{html.escape(about)}</h3><div class="grid">{shown}</div>{page.token_stream(boxes)}'
+    return f'<h3>{html.escape(about)}</h3><div class="grid">{shown}</div>{"".join(streams)}'
 
 
-def _segment(segment: Text | Image | Video, vision: tuple | None) -> str:
+def _sides(record: Record) -> list[str]:
+    """What to call the segments of a preference pair: "chosen" and its scores, and so on."""
+    stored = record.attributes.get("scores", {})
+    named = {side: stored.get(side, {}).items() for side in ("chosen", "rejected")}
+    sides = [
+        ", ".join([side, *(f"{name} {value:.4g}" for name, value in scores)])
+        for side, scores in named.items()
+    ]
+    return ["", *sides]
+
+
+def _segment(segment: Text | Image | Video, name: str, vision: tuple | None) -> str:
     if isinstance(segment, Text):
         untrained = "" if segment.loss else ' <span class="mark unknown">not trained</span>'
         return f'<div class="card">{html.escape(segment.text)}{untrained}</div>'
@@ -67,7 +84,8 @@ def _segment(segment: Text | Image | Video, vision: tuple | None) -> str:
     (pixels,) = vision_codec.decode(vision, [segment.codes], BATCH_SIZE)
     size = " x ".join(map(str, segment.codes.shape))
     seconds = getattr(segment, "seconds", 0.0) or 1.0
-    return f'<div class="card">{page.tagged(pixels, f"{size} codes", size, False, seconds)}</div>'
+    tag = f"{name}: {size} codes" if name else f"{size} codes"
+    return f'<div class="card">{page.tagged(pixels, tag, size, False, seconds)}</div>'
 
 
 def token_boxes(

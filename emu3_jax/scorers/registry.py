@@ -22,6 +22,7 @@ SCORERS = {
     "aesthetics": "emu3_jax.scorers.aesthetics:Aesthetics",
     "hps": "emu3_jax.scorers.hps:HumanPreferenceScore",
     "pickscore": "emu3_jax.scorers.pickscore:PickScore",
+    "likelihood": "emu3_jax.generate.caption_likelihood:CaptionLikelihood",
     "mps": "emu3_jax.scorers.mps_score:MultiDimensionalPreference",
 }
 

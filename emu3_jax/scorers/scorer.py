@@ -23,7 +23,9 @@ class Scorer(Protocol):
     """The interface of a scorer.
 
     A scorer may also have `check()`, which reads its weights and raises a ValueError if they are
-    wrong; `registry.make` calls it, so that this is known before long work starts.
+    wrong; `registry.make` calls it, so that this is known before long work starts. One that judges
+    by the model that drew has `of_model(bundle)`, which returns the scorer of that model's codes:
+    its images are int32 [h, w] (`generate.caption_likelihood`).
 
     Attributes:
       name: what its scores are called where they are stored.

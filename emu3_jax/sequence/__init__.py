@@ -1,7 +1,7 @@
 """The document grammar: the only module that defines the order of tokens.
 
-`documents` defines documents, `formats` the layout of visual blocks, `chat` the chat template, and
-`grammar` turns documents into token ids and back.
+`documents` defines documents, `formats` the layout of visual blocks, `chat` the chat template
+(`transformers_chat` that of transformers), and `grammar` turns documents into token ids and back.
 """
 
 from emu3_jax.sequence.chat import SYSTEM, Turn, chat_document, parse_chat

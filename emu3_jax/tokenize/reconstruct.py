@@ -62,8 +62,9 @@ def main() -> None:
     shown = [_read(path, limits, tokenizer[0].config) for path in INPUT.value]
     folder = pathlib.Path(OUTPUT.value)
     folder.mkdir(parents=True, exist_ok=True)
+    one_size = len({pixels.shape for pixels, _ in shown}) == 1
     for path, stem, (pixels, fps) in zip(INPUT.value, stems, shown, strict=True):
-        codes, rebuilt = _there_and_back(tokenizer, pixels)
+        codes, rebuilt = _there_and_back(tokenizer, pixels, one_size)
         both = np.concatenate([pixels, rebuilt], axis=-2)
         write_atomically(folder / f"{stem}.npy", _npy(codes))
         if pixels.ndim == 3:
@@ -92,14 +93,15 @@ def _read(path: str, limits: media.PixelLimits, config) -> tuple[np.ndarray, flo
     return vision_codec.whole_tokens(config, frames), fps or DEFAULT_FPS
 
 
-def _there_and_back(tokenizer, pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _there_and_back(tokenizer, pixels: np.ndarray, one_size: bool) -> tuple[np.ndarray, np.ndarray]:
     """(codes, uint8 pixels of the codes), whole or in tiles, by the flags."""
     if TILE.value:
         tiles = (TILE.value, OVERLAP.value)
         codes = tiling.encode(tokenizer, pixels, *tiles, clips=CLIPS.value)
         return codes, tiling.decode(tokenizer, codes, *tiles, clips=CLIPS.value)
-    codes = vision_codec.encode(tokenizer, [pixels], 1, clips=CLIPS.value)[0]
-    return codes, vision_codec.decode(tokenizer, [codes], 1, clips=CLIPS.value)[0]
+    options = dict(clips=CLIPS.value, one_size=one_size)
+    codes = vision_codec.encode(tokenizer, [pixels], 1, **options)[0]
+    return codes, vision_codec.decode(tokenizer, [codes], 1, **options)[0]
 
 
 def _npy(codes: np.ndarray) -> bytes:

@@ -11,6 +11,7 @@ and make the same shard at once.
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 from emu3_jax import vocab
 from emu3_jax.data import fluent_emoji
@@ -93,21 +94,35 @@ def make_grammar(config: TokenizeConfig, encoder: VisionEncoder | None) -> Gramm
     return Grammar(layout, tokenizer, config.video_format)
 
 
+class Maker(Protocol):
+    """What makes the records of a dataset, shard by shard, such as `ShardMaker`.
+
+    `config` has `max_skipped`; `folder` is the dataset's; `items_per_shard` is for reports alone.
+    """
+
+    config: Any
+    folder: Path
+    grammar: Grammar
+    items_per_shard: int
+
+    def __len__(self) -> int:
+        """The number of shards."""
+
+    def plan(self) -> dict[str, Any]:
+        """What the bytes depend on, ready for JSON, with the fingerprints of `DatasetInfo`."""
+
+    def make(self, index: int, item_done: Callable[[], None]) -> ShardResult:
+        """Makes a shard; its bytes depend on the plan and the index alone."""
+
+
 class SplitJob:
     """The work on one split, which becomes one dataset."""
 
-    def __init__(self, split: str, maker: ShardMaker):
+    def __init__(self, split: str, maker: Maker):
         self.split, self.maker, self.config = split, maker, maker.config
         self.folder, self.grammar = maker.folder, maker.grammar
         self.progress = ShardResults(self.folder, len(maker))
-        self.plan = {
-            "vocabulary": self.grammar.vocab.fingerprint,
-            "text_tokenizer": self.grammar.tokenizer.fingerprint,
-            "vision_tokenizer": maker.encoder.fingerprint if maker.encoder else "",
-            "video_format": self.grammar.video_format,
-            "raw_shards": len(maker),
-            **self.config.recipe(split),
-        }
+        self.plan = maker.plan()
 
     def make(self, index: int, item_done: Callable[[], None] = lambda: None) -> ShardResult:
         """Makes one shard and marks it finished; the bytes do not depend on the worker."""
@@ -155,7 +170,7 @@ class SplitJob:
             log.info(
                 "%s: %d of %d shards are finished", self.split, len(mine) - len(todo), len(mine)
             )
-        meter = Meter(self.split, len(todo), self.config.items_per_shard)
+        meter = Meter(self.split, len(todo), self.maker.items_per_shard)
         items, skipped = _sums(found)
         for result in make(todo, meter.item_done):
             meter.shard_done(result.items, len(result.skipped))

@@ -4,10 +4,11 @@ import collections
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from emu3_jax.data.codec.vision_encoder import VisionEncoder
 from emu3_jax.data.media import PixelLimits
-from emu3_jax.data.sources import MEDIA, RawItem, Source, SourceError
+from emu3_jax.data.sources import RawItem, Source, SourceError
 from emu3_jax.data.tokens.records import KINDS, Counts, Record, Shard, ShardWriter
 from emu3_jax.sequence import Grammar
 from emu3_jax.tokenize.prepare import MediaRules, Prepared, moved, prepare, to_record
@@ -28,7 +29,8 @@ class ShardMaker:
     ):
         self.config, self.encoder, self.grammar = config, encoder, grammar
         self.folder = Path(config.output) / split
-        self.copies = config.copies.get(split, 1)
+        self.split, self.copies = split, config.copies.get(split, 1)
+        self.items_per_shard = config.items_per_shard
         # The raw shards of all sources in order; the index names the output files.
         self.shards = [(source, i) for source in sources for i in range(source.num_shards)]
         self.rules = None
@@ -39,6 +41,17 @@ class ShardMaker:
 
     def __len__(self) -> int:
         return len(self.shards)
+
+    def plan(self) -> dict[str, Any]:
+        """What the bytes of the dataset depend on."""
+        return {
+            "vocabulary": self.grammar.vocab.fingerprint,
+            "text_tokenizer": self.grammar.tokenizer.fingerprint,
+            "vision_tokenizer": self.encoder.fingerprint if self.encoder else "",
+            "video_format": self.grammar.video_format,
+            "raw_shards": len(self),
+            **self.config.recipe(self.split),
+        }
 
     def make(self, index: int, item_done: Callable[[], None]) -> ShardResult:
         """Reads, encodes and writes one raw shard; the records keep the order of the items."""
@@ -90,11 +103,9 @@ class ShardMaker:
             except ValueError as error:
                 result.skipped.append(_skipped(versions[0].item, error))
                 continue
-            for record, length in made:
+            for record, counted in made:
                 by_kind[record.kind].append(record)
-                counted = result.counts.get(record.kind, Counts())
-                bare = int(record.kind in MEDIA and not versions[0].item.text)
-                result.counts[record.kind] = counted + Counts(1, length, length, length, bare)
+                result.counts[record.kind] = result.counts.get(record.kind, Counts()) + counted
         return by_kind
 
     def _write(self, index: int, by_kind: dict[str, list[Record]], result: ShardResult) -> None:

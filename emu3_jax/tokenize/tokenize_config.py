@@ -13,7 +13,8 @@ class TokenizeConfig:
     Attributes:
       output: folder; each split becomes the dataset output/<split>.
       splits: split → list of sources (`emu3_jax.data.sources.open_source`): "rows.jsonl",
-        "webdataset:shards/{000..123}.tar" or "tfds:name:split".
+        "webdataset:shards/{000..123}.tar", "tfds:name:split", "llava:chats.json" or
+        "preferences:pairs.parquet".
       corpus: folder that the paths in `splits` are relative to.
       corpus_zip: the embedded emoji corpus, unpacked into `corpus` first; "" for a user's own data.
       vision_tokenizer: folder with config.json and weights; "" for a corpus of text alone.
@@ -23,8 +24,9 @@ class TokenizeConfig:
       min_pixels, max_pixels: limits of the resize rule: area of an image or a frame in pixels.
       fps: rate at which clips are sampled, in frames per second; 0 takes every frame.
       max_frames: clips are cut to this many frames; 0 sets no limit.
-      image_batch, clip_batch: number of media of one size that are encoded together.
-      items_per_shard: rows of a jsonl file, or TFDS examples, per shard.
+      image_batch, clip_batch: number of images, and of clips, that are encoded together. With many
+        sizes, larger batches hold more that is not there.
+      items_per_shard: rows of a file, or TFDS examples, per shard.
       max_skipped: share of the items that may be unusable, but at least 5 items; more is an error.
         With 0 no item may be.
       copies: split → number of versions stored of each item with an image or clip: one unchanged,
@@ -47,7 +49,7 @@ class TokenizeConfig:
     max_pixels: int = 1024 * 1024
     fps: float = 0.0
     max_frames: int = 0
-    image_batch: int = 16
+    image_batch: int = 8
     clip_batch: int = 4
     items_per_shard: int = 512
     max_skipped: float = MAX_SKIPPED

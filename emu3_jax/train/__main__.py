@@ -36,6 +36,7 @@ from emu3_jax.evaluate import registry
 from emu3_jax.evaluate.during_training import EvaluationCallback, check_data
 from emu3_jax.evaluate.evaluator import Evaluator, Subject
 from emu3_jax.interop.exporting import LANGUAGE_MODEL
+from emu3_jax.models.language.lora import LoraConfig
 from emu3_jax.train.loop import Callback, train
 from emu3_jax.train.run import distributed, run_directory
 from emu3_jax.train.run.checkpoint import has_checkpoints
@@ -142,6 +143,8 @@ def usage(config: ConfigDict | None) -> str:
         f"{__doc__}\nKeys of the config (default), set with --config.KEY=VALUE. Sections of a\n"
         "list are numbered from N = 0, and are those that the config file has.",
         config_help.listing({n: task.Config for n, task in found.items()}, "task"),
+        "Any task of a language model has the section lora, which freezes all but adapters:",
+        config_help.listing({tasks.LORA: LoraConfig}, prefix=f"{tasks.LORA}."),
         "Entries of evaluation, each with the key evaluator, one of these names, and:",
         config_help.listing(measuring, "evaluator", "evaluation.N."),
     ])  # fmt: skip

@@ -106,7 +106,9 @@ def unsaved_collections(
     )
     variables = create(key)
     variables = variables if replace is None else replaced(variables, replace)
-    return {name: variables[name] for name in task.unsaved}
+    wanted = {name: layout[name] for name in task.unsaved}
+    kept = {name: variables[name] for name in task.unsaved}
+    return jax.tree.map(lambda x, like: x.astype(like.dtype), kept, wanted)
 
 
 def replaced(old: dict, replace: Callable[[dict], dict]) -> dict:

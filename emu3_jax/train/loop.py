@@ -122,12 +122,12 @@ def train(
         watch = resources.enter_context(Watch(workdir, run.watch))
         parts = (batches, checkpoints, initial, guard, report, watch, callbacks, before_save)
         step_function = jitted_train_step(
-            task, optimizer, initial.abstract, mesh, key=jax.random.fold_in(key, 1),
-            accumulation=run.accumulation, ema_decay=run.ema_decay,
+            task, optimizer, initial.abstract, mesh, accumulation=run.accumulation,
+            accumulated_mean=run.accumulated_mean, ema_decay=run.ema_decay,
+            key=jax.random.fold_in(key, 1),
         )  # fmt: skip
-        return _Loop(task, run, *parts).run_steps(
-            state, step_function, on_begin, interruption or Interruption()
-        )
+        run_steps = _Loop(task, run, *parts).run_steps
+        return run_steps(state, step_function, on_begin, interruption or Interruption())
 
 
 def _go_on(saved: dict | None, batches: Batches, guard: Guard, allow_changes: bool) -> None:

@@ -65,6 +65,7 @@ class TrainProgram(Program):
                 state,
                 mesh,
                 accumulation=run.accumulation,
+                accumulated_mean=run.accumulated_mean,
                 ema_decay=run.ema_decay,
                 key=step_key,
             )

@@ -18,6 +18,10 @@ class RunConfig:
       steps: number of updates of the whole run; the schedule ends there.
       seed: seed of initialisation, dropout and all other randomness of the step.
       accumulation: micro-batches per update; must divide the rows of the batch.
+      accumulated_mean: what the loss of an update is the mean of: "tokens" of the whole batch, so
+        that the number of micro-batches does not matter, or the means of its "micro_batches", in
+        which a token of a micro-batch with few of them counts more (the official fine-tuning
+        script, with transformers 4.44).
       ema_decay: decay per step of the averaged weights used for evaluation; 0 keeps none.
       nonfinite: "halt" stops at the first loss or gradient that is not finite; "skip" leaves
         the state unchanged and continues, up to `max_skipped` times in a row.
@@ -33,6 +37,7 @@ class RunConfig:
     steps: int
     seed: int = 0
     accumulation: int = 1
+    accumulated_mean: str = "tokens"
     ema_decay: float = 0.0
     nonfinite: str = "halt"
     max_skipped: int = 20
@@ -47,6 +52,10 @@ class RunConfig:
         for name, least in (("steps", 1), ("accumulation", 1), ("max_skipped", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be {least} or more, got {getattr(self, name)}")
+        if self.accumulated_mean not in ("tokens", "micro_batches"):
+            raise ValueError(
+                f"accumulated_mean must be tokens or micro_batches, got {self.accumulated_mean!r}"
+            )
         if self.nonfinite not in ("halt", "skip"):
             raise ValueError(f"nonfinite must be halt or skip, got {self.nonfinite!r}")
         if not 0 <= self.ema_decay < 1:

@@ -64,6 +64,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     *,
     accumulation: int = 1,
+    accumulated_mean: str = "tokens",
     ema_decay: float = 0.0,
     key: jax.Array,
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
@@ -85,7 +86,7 @@ def make_train_step(
         state: TrainState, batch: dict, limits: jax.Array | None = None
     ) -> tuple[TrainState, dict]:
         step_key = jax.random.fold_in(key, state.step)
-        grads, loss = _gradients(task, state, batch, step_key, accumulation)
+        grads, loss = _gradients(task, state, batch, step_key, accumulation, accumulated_mean)
         # A batch in which no token counts has weight zero, sums of zero, and changes nothing.
         empty = loss.weight == 0
         weight = jnp.where(empty, 1.0, loss.weight)
@@ -133,6 +134,7 @@ def jitted_train_step(
     mesh: Mesh,
     *,
     accumulation: int = 1,
+    accumulated_mean: str = "tokens",
     ema_decay: float = 0.0,
     key: jax.Array,
 ) -> Callable[[TrainState, dict], tuple[TrainState, dict]]:
@@ -146,19 +148,31 @@ def jitted_train_step(
       state: the state or its `abstract_state`; only the shardings of its leaves are read.
       mesh: the mesh of the state.
       accumulation: micro-batches per update; must divide the rows of the batch.
+      accumulated_mean: as in `RunConfig`.
       ema_decay: decay of the averaged weights, if the state has them.
       key: base key; each step folds in its number.
     """
-    step = make_train_step(task, optimizer, accumulation=accumulation, ema_decay=ema_decay, key=key)
+    step = make_train_step(
+        task,
+        optimizer,
+        accumulation=accumulation,
+        accumulated_mean=accumulated_mean,
+        ema_decay=ema_decay,
+        key=key,
+    )
     layout = jax.tree.map(lambda x: x.sharding, state)
     return jax.jit(step, donate_argnums=0, out_shardings=(layout, sharding.replicated(mesh)))
 
 
-def _gradients(task: Task, state: TrainState, batch: dict, key, accumulation: int):
+def _gradients(
+    task: Task, state: TrainState, batch: dict, key, accumulation: int, accumulated_mean: str
+):
     """Returns (gradients of `total`, Loss), both summed over `accumulation` micro-batches."""
 
     def total(params, model_state, microbatch, micro_key):
         loss = task.loss(params, model_state, microbatch, micro_key, state.step)
+        if accumulated_mean == "micro_batches":
+            loss = _mean_of_its_own(loss)
         return loss.total, loss
 
     if accumulation == 1:
@@ -187,10 +201,15 @@ def _gradients(task: Task, state: TrainState, batch: dict, key, accumulation: in
 
     microbatches = jax.tree.map(split, batch)
     first = jax.tree.map(lambda x: x[0], microbatches)
-    abstract = jax.eval_shape(
-        lambda p, m, b: task.loss(p, m, b, key, state.step), state.params, state.model_state, first
-    )
+    _, abstract = jax.eval_shape(total, state.params, state.model_state, first, key)
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), abstract[:3])
     start = Loss(*zeros, state.model_state)
     loss, _ = jax.lax.scan(body, start, (microbatches, jnp.arange(accumulation)))
     return jax.tree.map(jax.freeze, sums), loss
+
+
+def _mean_of_its_own(loss: Loss) -> Loss:
+    """The loss of a micro-batch as one mean of weight 1, or 0 if none of its tokens counts."""
+    counts = loss.weight > 0
+    mean = loss.total / jnp.where(counts, loss.weight, 1.0)
+    return loss._replace(total=mean, weight=counts.astype(jnp.float32))

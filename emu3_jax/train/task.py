@@ -26,7 +26,8 @@ class Loss(NamedTuple):
     """The result of `Task.loss` for one batch or micro-batch.
 
     Training minimises total / weight. Both are summed over the micro-batches before the division,
-    so accumulation over micro-batches of unequal weight gives the loss of the whole batch.
+    so accumulation over micro-batches of unequal weight gives the loss of the whole batch
+    (`run.accumulated_mean` states otherwise).
 
     Attributes:
       total: float32 scalar, weighted sum of losses.

@@ -69,7 +69,7 @@ def open_run(
       CheckpointError: there is no such checkpoint, or its arrays do not fit the config.
     """
     config = run_directory.read(path)
-    task = registry.find(config.task).from_run(config, path)
+    task = registry.find_for(config).from_run(config, path)
     key = jax.random.key(config.run.seed)
     layout = sharding.abstract_arrays(jax.eval_shape(task.init, key), _place(mesh), dtype)
     parts = task.model_parts(layout)

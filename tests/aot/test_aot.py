@@ -249,6 +249,7 @@ def test_advice_names_the_key_to_change(change, words):
     ],
 )
 def test_a_machine_that_cannot_be_is_refused(name, slices, words):
+    assert jax.device_count() == 8  # JAX is initialised: their number is fixed
     with pytest.raises(ValueError, match=words):
         machine(name, slices)
 

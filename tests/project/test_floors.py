@@ -18,7 +18,7 @@ FLOORS = {
     "train": 4,
     "evaluate": 5,
     "report": 6,
-    "tokenize": 7, "quickstart": 7, "convert": 7, "show": 7, "aot": 7,
+    "tokenize": 7, "preferences": 7, "quickstart": 7, "convert": 7, "show": 7, "aot": 7,
 }  # fmt: skip
 COMMANDS = 7  # every __main__.py, whatever its room
 
@@ -33,6 +33,7 @@ NEIGHBOURS = {
     ("config", "shipped"): "a config may be named",
     ("command_line", "sharding"): "the flag --mesh names a mesh",
     ("sequence", "text"): "documents hold text, which a tokenizer turns into ids",
+    ("preferences", "tokenize"): "both make datasets shard by shard, and resume alike",
     ("interop", "data"): "a saved model states the data it was made for",
 }
 

@@ -16,7 +16,7 @@ from emu3_jax import shipped
 pytest.importorskip("setuptools", "77")  # required by pyproject.toml
 
 PACKAGE = ROOT / "emu3_jax"
-EXTRAS = {"gpu", "tpu", "aot", "ray", "tfds", "test", "perceptual", "scorers"}
+EXTRAS = {"gpu", "tpu", "aot", "ray", "tfds", "test", "perceptual", "scorers", "parquet"}
 COMMANDS = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
     for path in PACKAGE.rglob("*.py")
@@ -100,6 +100,7 @@ def test_dependencies_are_those_of_the_requirement_files(metadata):
     assert stated(base) == of("requirements.txt")
     assert extras.keys() == EXTRAS
     also = of("requirements-tfds.txt") | of("requirements-scorers.txt")
+    also |= of("requirements-parquet.txt")
     for extra in EXTRAS - {"test"}:
         assert stated(extras[extra]) == of(f"requirements-{extra}.txt"), extra
     assert stated(extras["test"]) == of("requirements-test.txt") | also

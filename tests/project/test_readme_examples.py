@@ -46,12 +46,17 @@ def commands():
 
 
 def source_of(module):
-    """The text of a command's module, or of its folder and what is in it."""
+    """The text of a command: its module with those of its folder that it imports, or its folder."""
     spec = importlib.util.find_spec(module)
     assert spec is not None, f"{module} does not exist"
     path = pathlib.Path(spec.origin)
-    paths = path.parent.rglob("*.py") if path.name == "__init__.py" else [path]
-    return "\n".join(path.read_text() for path in paths)
+    if path.name == "__init__.py":
+        paths = [*path.parent.rglob("*.py")]
+    else:
+        folder = module.rpartition(".")[0]
+        names = re.findall(rf"^from {re.escape(folder)}\.(\w+) import", path.read_text(), re.M)
+        paths = [path, *(path.with_name(f"{name}.py") for name in names)]
+    return "\n".join(path.read_text() for path in paths if path.is_file())
 
 
 @pytest.mark.parametrize("index", range(len(EXAMPLES)))

@@ -42,6 +42,18 @@ def test_records_of_each_kind_are_shown(dataset, tiny_bundle):
     assert len(images) == 2 and found.shape == expected.shape
 
 
+def test_both_sides_of_a_pair_are_shown(tmp_path, tiny_bundle):
+    scores = {"chosen": {"clip": 0.25}, "rejected": {"clip": 0.125, "mine": 3.0}}
+    sides = (Image(CODES), Image(CODES + 1))
+    pair = Record("p", "s", "preference", (text("a fox"), *sides), {"scores": scores})
+    bare = Record("q", "s", "preference", (text("a fox"), *sides))
+    dataset = open_dataset(write_dataset(tmp_path / "tokens", [pair, bare]))
+    made = build_page(dataset, GRAMMAR, (tiny_bundle.vision, tiny_bundle.vision_variables), 2)
+    assert "chosen, clip 0.25: 2 x 3 codes" in made
+    assert "rejected, clip 0.125, mine 3: 2 x 3 codes" in made and "rejected: 2 x 3" in made
+    assert made.count("stream") - made.count(".stream") == 4  # a sequence for each side
+
+
 def test_the_sequence_is_that_of_the_model():
     document = Document((text("ab"), Image(CODES)))
     boxes, counts = token_boxes(document, GRAMMAR)

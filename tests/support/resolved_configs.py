@@ -1,6 +1,7 @@
 """Configs as the commands resolve them."""
 
 from emu3_jax.config import to_dataclass, to_values
+from emu3_jax.preferences.preferences_config import PreferencesConfig
 from emu3_jax.tokenize.tokenize_config import TokenizeConfig
 from emu3_jax.train.__main__ import resolve
 
@@ -11,6 +12,8 @@ def every_field(config) -> dict:
     ConfigError for a key or type that does not exist.
     """
     values = config.to_dict()
+    if "prompts" in values:
+        return to_values(to_dataclass(PreferencesConfig, values))
     if "task" not in values:
         return to_values(to_dataclass(TokenizeConfig, values))
     from_data = config.task in ("pretrain", "dpo") and "vocab_size" not in config.model

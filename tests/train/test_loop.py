@@ -208,6 +208,7 @@ def test_a_fresh_run_starts_from_its_initial_weights(tmp_path):
     [
         (dict(steps=0), "steps must be 1 or more"),
         (dict(accumulation=0), "accumulation must be"),
+        (dict(accumulated_mean="rows"), "accumulated_mean must be tokens or micro_batches"),
         (dict(nonfinite="stop"), "nonfinite must be halt or skip"),
         (dict(ema_decay=1.0), "ema_decay must be"),
         (dict(max_skipped=-1), "max_skipped must be"),

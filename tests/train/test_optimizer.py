@@ -25,6 +25,14 @@ def test_schedule_at_named_steps(schedule, at_half, at_end):
     np.testing.assert_allclose([rate(60), rate(110)], [2 * at_half, 2 * at_end], 1e-6)
 
 
+def test_a_warm_up_from_zero_is_one_step_later():
+    config = OptimizerConfig(learning_rate=2.0, warmup_steps=10, warmup_from="zero")
+    rate = make_schedule(config, 110)
+    np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(60)], [0.0, 1.0, 2.0, 1.0], 1e-6)
+    at_once = OptimizerConfig(learning_rate=2.0, warmup_steps=0, warmup_from="zero")
+    assert make_schedule(at_once, 10)(0) == 2.0
+
+
 def test_schedule_without_warm_up_and_shorter_than_its_warm_up():
     assert make_schedule(OptimizerConfig(learning_rate=2.0, warmup_steps=0), 10)(0) == 2.0
     rate = make_schedule(OptimizerConfig(learning_rate=2.0, warmup_steps=100), 10)
@@ -36,6 +44,8 @@ def test_schedule_without_warm_up_and_shorter_than_its_warm_up():
     [
         (dict(schedule="cosin"), "schedule must be cosine, linear or constant, got 'cosin'"),
         (dict(warmup_steps=-1), "warmup_steps must be 0 or more"),
+        (dict(warmup_from="nil"), "warmup_from must be first_step or zero, got 'nil'"),
+        (dict(decayed="all"), "decayed must be kernels or all_but_norms, got 'all'"),
         (dict(learning_rate=-1.0), "learning_rate must be 0 or more"),
         (dict(clip_norm=float("nan")), "clip_norm must be 0 or more"),
         (dict(b2=1.0), r"b2 must be in \[0, 1\)"),
@@ -76,6 +86,14 @@ def test_kernels_decay_and_nothing_else(init, boxed):
     assert decayed == {"kernel"}
     # Norms have scales, some of them biases; tables of tokens and of codes are embeddings.
     assert free <= {"scale", "bias", "embedding"} and {"scale", "embedding"} <= free
+
+
+@pytest.mark.parametrize("init", [_transformer(True), _vision])
+def test_all_but_norms_and_biases_decay(init):
+    mask = decay_mask(nn.unbox(jax.eval_shape(init, jax.random.key(0))), "all_but_norms")
+    leaves = jax.tree_util.tree_flatten_with_path(mask)[0]
+    assert {path[-1].key for path, decays in leaves if decays} == {"kernel", "embedding"}
+    assert {path[-1].key for path, decays in leaves if not decays} <= {"scale", "bias"}
 
 
 def test_two_steps_equal_adamw_in_float64():

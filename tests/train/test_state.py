@@ -43,6 +43,22 @@ def test_micro_batches_add_up_to_the_whole_batch(accumulation):
     assert parts.model_state["count"]["rows"] == whole.model_state["count"]["rows"] == 16
 
 
+def test_the_means_of_micro_batches_are_averaged_whatever_their_weights():
+    task, optimizer = ToyTask(), optax.sgd(0.1)
+    state, batch = _start(task, optimizer), next(Numbered())
+    batch["weight"][::4] = 0.0  # one of four micro-batches has nothing that counts
+    options = dict(accumulation=4, accumulated_mean="micro_batches")
+    new, metrics = _step(task, optimizer, **options)(state, batch)
+    parts = [{name: value[i::4] for name, value in batch.items()} for i in (1, 2, 3)]
+    alone = [_step(task, optimizer)(state, part) for part in parts]
+    losses = [np.divide(*m["loss"]) for _, m in alone]
+    assert metrics["loss"][1] == 3
+    np.testing.assert_allclose(np.divide(*metrics["loss"]), np.mean(losses), rtol=1e-6)
+    for name, value in leaves(new.params).items():
+        expected = np.mean([leaves(s.params)[name] for s, _ in alone], axis=0)
+        np.testing.assert_allclose(value, expected, atol=1e-6, err_msg=name)
+
+
 def test_the_loss_is_the_weighted_mean_and_its_gradient_is_applied():
     task, optimizer = ToyTask(), optax.sgd(0.5)
     state, batch = _start(task, optimizer), next(Numbered())

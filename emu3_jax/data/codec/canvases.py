@@ -19,7 +19,7 @@ Grid = tuple[int, ...]
 # Sides of canvases, times any power of two: three in each octave. More would need more programs,
 # fewer would compute more of what is not there: 1.3 times the positions of images on average.
 SIDES = (8, 10, 13)
-# Images of one size from which a batch of that size alone is worth a program of its own.
+# From so many images of one size on, a batch of this size alone is worth a program of its own.
 COMMON = 4
 
 
@@ -60,6 +60,7 @@ class Batcher:
         made: Grid | None,
         finished: Callable[[int], None] = lambda count: None,
         transposes: bool = True,
+        common: int = COMMON,
     ):
         """Takes the program and its units.
 
@@ -72,9 +73,11 @@ class Batcher:
           made: the same of the results; None: they have no size, and are passed on as they are.
           finished: called after each batch with the number of its arrays.
           transposes: whether portraits are transposed.
+          common: of so many arrays of one size, a batch of this size alone is not padded.
         """
         self._run, self._rows, self._finished = run, rows, finished
         self._taken, self._made, self._transposes = taken, made, transposes
+        self._common = common
         self._waiting: dict[tuple, list[_Waiting]] = collections.defaultdict(list)
         self._seen: collections.Counter[Grid] = collections.Counter()
         self._exact: set[Grid] = set()  # of common sizes
@@ -122,7 +125,7 @@ class Batcher:
     def _batch(self, chosen: list[_Waiting]) -> None:
         grids = {one.grid for one in chosen}
         canvas, rows = tuple(map(max, zip(*grids, strict=True))), self._rows_of(chosen[0].grid)
-        if len(grids) == 1 and self._seen[canvas] >= COMMON:
+        if len(grids) == 1 and self._seen[canvas] >= self._common:
             self._exact.add(canvas)
         canvas = self._smallest(canvas)
         first = chosen[0].array

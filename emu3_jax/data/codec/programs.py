@@ -13,7 +13,6 @@ from emu3_jax import compiling, sharding
 from emu3_jax.data import media
 from emu3_jax.data.codec.canvases import Batcher, Grid
 
-Finished = Callable[[int], None]
 _EACH: Grid = (1, 1, 1)
 
 
@@ -59,12 +58,16 @@ class Program:
                 arrays = (sharding.spread(array, "batch") for array in (batch, sizes))
                 return sharding.to_host(self._function(weights, *arrays))
 
-    def batcher(self, images: int, clips: int = 1, finished: Finished = lambda n: None) -> Batcher:
-        """A Batcher with these rows for images and clips, rounded up to the devices' multiple."""
+    def batcher(self, images: int, clips: int = 1, **options) -> Batcher:
+        """A Batcher with these rows for images and clips, rounded up to the devices' multiple.
+
+        `options` are `finished` and `common` of Batcher.
+        """
         with self._on_mesh():
             ways = sharding.ways_of(jax.sharding.get_abstract_mesh(), "batch")
         rows = {"image": -(-images // ways) * ways, "video": -(-clips // ways) * ways}
-        return Batcher(self.run, rows, self.taken, self.made, finished, self._transposes)
+        options["transposes"] = self._transposes
+        return Batcher(self.run, rows, self.taken, self.made, **options)
 
     @functools.cached_property
     def _swapped(self):

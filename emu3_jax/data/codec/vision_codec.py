@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from emu3_jax import sharding
+from emu3_jax.data.codec.canvases import COMMON
 from emu3_jax.data.codec.programs import Decoding, Encoding
 
 CAUSAL, INDEPENDENT = CLIPS = ("causal", "independent")
@@ -29,11 +30,14 @@ def encode(
     batch_size: int,
     clips: str = CAUSAL,
     done: Done = lambda count: None,
+    one_size: bool | None = None,
 ) -> list[np.ndarray]:
     """Codes of uint8 [H, W, 3] or [T, H, W, 3] → int32 [h, w] or [t, h, w] each.
 
     Images are cropped at the right and the bottom, clips also at the end, to multiples of the
     tokenizer's factors. `done` is called after each batch with the number of its images.
+    `one_size`: these and all images of later calls have one size, which is then not padded; None:
+    as it is in this call.
 
     Raises:
       ValueError: an image or clip smaller than one token, or `clips` is not one of CLIPS.
@@ -42,7 +46,7 @@ def encode(
     owners = range(len(cut))
     if _independent(clips):
         cut, owners = _pieces(cut, tokenizer[0].config.temporal_downsample_factor, rank=4)
-    return _joined(_all(Encoding(tokenizer), cut, batch_size, done), owners)
+    return _joined(_all(Encoding(tokenizer), cut, batch_size, done, one_size), owners)
 
 
 def decode(
@@ -51,21 +55,25 @@ def decode(
     batch_size: int,
     clips: str = CAUSAL,
     done: Done = lambda count: None,
+    one_size: bool | None = None,
 ) -> list[np.ndarray]:
     """Pixels of codes: int32 [h, w] → uint8 [H, W, 3], [t, h, w] → uint8 [T, H, W, 3].
 
-    `clips` and `done` are as for `encode`.
+    `clips`, `done` and `one_size` are as for `encode`.
     """
     codes, owners = [np.asarray(c) for c in codes], range(len(codes))
     if _independent(clips):
         codes, owners = _pieces(codes, 1, rank=3)
-    return _joined(_all(Decoding(tokenizer), codes, batch_size, done), owners)
+    return _joined(_all(Decoding(tokenizer), codes, batch_size, done, one_size), owners)
 
 
-def _all(program, arrays: Sequence[np.ndarray], batch_size: int, done: Done) -> list[np.ndarray]:
+def _all(program, arrays, batch_size: int, done: Done, one_size: bool | None) -> list[np.ndarray]:
     results: list = [None] * len(arrays)
     rows = max(1, min(batch_size, len(arrays)))
-    batcher = program.batcher(rows, rows, done)
+    if one_size is None:
+        one_size = len({array.shape for array in arrays}) == 1
+    common = 1 if one_size else COMMON
+    batcher = program.batcher(rows, rows, finished=done, common=common)
     for index, array in enumerate(arrays):
         batcher.add(array, functools.partial(results.__setitem__, index))
     batcher.flush()

@@ -1,14 +1,14 @@
 """A folder with a jsonl file: one row per example, media files beside it."""
 
-import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 from emu3_jax.data.sources.caption_values import caption_of, caption_text, is_missing
 from emu3_jax.data.sources.naming import check_layout, found
-from emu3_jax.data.sources.source import MEDIA, RawItem, SourceError, one_medium
-from emu3_jax.files import MAX_TEXT_BYTES, inside, lines_within
+from emu3_jax.data.sources.row_files import Row, open_rows
+from emu3_jax.data.sources.source import MEDIA, RawItem, SourceError, one_medium, parts_of
+from emu3_jax.files import inside
 
 
 class FolderSource:
@@ -23,58 +23,27 @@ class FolderSource:
     def __init__(self, jsonl: str | os.PathLike, items_per_shard: int = 512):
         self.path = Path(jsonl)
         self.name = self.path.stem
-        self._per_shard = items_per_shard
-        # Line number and byte offset of each shard: a corpus of any length stays on disk.
-        self._starts: list[tuple[int, int]] = []
-        self._rows = 0
-        offset = 0
-        try:
-            with open(self.path, "rb") as lines:
-                for number, (line, length) in enumerate(lines_within(lines, MAX_TEXT_BYTES), 1):
-                    if line is None or line.strip():
-                        if self._rows % items_per_shard == 0:
-                            self._starts.append((number, offset))
-                        self._rows += 1
-                    offset += length
-        except OSError as error:
-            raise SourceError(f"{self.path}: cannot be read ({error.strerror})") from error
-        if not self._rows:
-            raise SourceError(f"{self.path}: the corpus is empty; expected one JSON row per line")
+        self._file = open_rows(self.path, items_per_shard)
 
     def __len__(self) -> int:
-        return self._rows
+        return self._file.num_rows
 
     @property
     def num_shards(self) -> int:
         """Rows over rows per shard, rounded up."""
-        return len(self._starts)
+        return self._file.num_shards
 
     def items(self, shard: int) -> Iterator[RawItem]:
         """The rows of one shard, with the paths of media files, which are not opened."""
-        number, offset = self._starts[shard]
-        left = self._per_shard
-        with open(self.path, "rb") as lines:
-            lines.seek(offset)
-            for at, (line, length) in enumerate(lines_within(lines, MAX_TEXT_BYTES), number):
-                if line is None or line.strip():
-                    yield self._item(at, line, length)
-                    left -= 1
-                    if not left:
-                        return
+        return map(self._item, self._file.rows(shard))
 
     def listed(self, shard: int) -> Iterator[RawItem]:
         """The same rows: their media are paths."""
         return self.items(shard)
 
-    def _item(self, number: int, line: bytes | None, length: int) -> RawItem:
-        where = f"{self.path}:{number}"
-        if line is None:
-            problem = f"a row of {length} bytes, at most {MAX_TEXT_BYTES} are read"
-            return RawItem(where, where=where, problem=problem)
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # RecursionError: brackets thousands deep
-            problem = f"not a JSON row, expected one object per line ({error})"
+    def _item(self, found_row: Row) -> RawItem:
+        where, row, problem = found_row
+        if problem:
             return RawItem(where, where=where, problem=problem)
         if not isinstance(row, dict) or "id" not in row:
             given = found(row) if isinstance(row, dict) else f"found a {type(row).__name__}"
@@ -105,17 +74,28 @@ class FolderSource:
             row.pop(name, None)
             if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
                 raise SourceError(f'"{name}" must be a list of objects, found {parts!r}')
-            fields[name] = tuple({**part, **self._media(part)} for part in parts)
+            fields[name] = tuple(self._part(part) for part in parts)
         given = [name for name, value in fields.items() if value]
         whole = next((name for name in ("turns", "segments") if fields[name]), None)
         if whole and len(given) > 1:
             raise SourceError(f'expected "{whole}" alone, found {", ".join(given)}')
         if not given or given == [*chosen]:
             fields["text"] = caption_of(row)
-        parts = [fields, *fields["segments"], *fields["turns"]]
-        has_medium = any(part.get(kind) for part in parts for kind in MEDIA)
+        parts = parts_of(RawItem("", segments=fields["segments"], turns=fields["turns"]))
+        has_medium = any(part.get(kind) for part in (fields, *parts) for kind in MEDIA)
         check_layout(row, keys, has_text=bool(whole or fields["text"]), has_medium=has_medium)
         return fields
+
+    def _part(self, part: dict) -> dict:
+        """A segment or a turn with the paths of its media; also of those within a turn."""
+        part = {**part, **self._media(part)}
+        for name in ("question", "answer"):
+            said = part.get(name)
+            if isinstance(said, list):
+                if not all(isinstance(one, dict) for one in said):
+                    raise SourceError(f'"{name}" must be a text or a list of objects, found {said}')
+                part[name] = [{**one, **self._media(one)} for one in said]
+        return part
 
     def _media(self, values: dict) -> dict:
         found = {kind: values[kind] for kind in MEDIA if values.get(kind) is not None}

@@ -48,6 +48,8 @@ def check_layout(
             continue
         if not has_text and key in CHAT_KEYS:
             expected = '"turns": [{"question": ..., "answer": ...}]'
+            if key == "conversations":
+                expected += ', or a source "llava:FILE"'
         elif not has_medium and (key in MEDIUM_KEYS or _names_medium(key, value)):
             expected = 'the path of a file as "image" or "video"'
         else:

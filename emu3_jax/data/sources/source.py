@@ -42,12 +42,16 @@ class Stored:
 
 @dataclass(frozen=True)
 class RawItem:
-    """One raw example, of one of five kinds.
+    """One raw example, of one of six kinds.
 
     A caption with at most one of `image` and `video` (a path, the file's bytes, uint8 pixels, or
     `Stored`, see `Source.listed`);
     or `segments`, an interleaved document; or `turns`, a chat. A segment is {"text"}, {"image"} or
-    {"video"}; a turn is {"question", "answer"}, with "image" or "video" if it has one.
+    {"video"}, with "loss": False if it is not trained on; a turn is {"question", "answer"}, with
+    "image" or "video" if one stands before the question. A question or an answer is a text or, with
+    media in it, a list of segments. A {"video"} with "context" is cut after so many seconds into
+    two clips, the first of them without a loss. Or a prompt with a `pair` of images, of which the
+    first is preferred.
     """
 
     key: str
@@ -56,6 +60,7 @@ class RawItem:
     video: str | bytes | np.ndarray | Stored | None = None
     segments: tuple[dict, ...] = ()
     turns: tuple[dict, ...] = ()
+    pair: tuple[str | bytes, ...] = ()
     attributes: dict = field(default_factory=dict)
     # Frames per second of a `video` given as pixels; 0 if the corpus does not state it.
     fps: float = 0.0
@@ -67,6 +72,8 @@ class RawItem:
     @property
     def kind(self) -> str:
         """One of `records.KINDS`."""
+        if self.pair:
+            return "preference"
         if self.turns:
             return "chat"
         if self.segments:
@@ -76,6 +83,16 @@ class RawItem:
             if self.image is None and self.video is None
             else ("video" if self.image is None else "image")
         )
+
+
+def parts_of(item: RawItem) -> Iterator[dict]:
+    """The segments and turns of an item and the segments within its turns, in reading order."""
+    yield from item.segments
+    for turn in item.turns:
+        yield turn
+        for said in (turn.get("question"), turn.get("answer")):
+            if isinstance(said, list | tuple):
+                yield from said
 
 
 class Source(Protocol):

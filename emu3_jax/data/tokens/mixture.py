@@ -24,7 +24,7 @@ class DocumentTask:
       kind: kind of the records that it needs.
       reversed: the segments are reversed (a record stores the caption first, then the image or the
         video).
-      has_prompt: the document begins with a caption, which guidance omits at generation.
+      has_prompt: texts before the last segment are a prompt, which guidance omits at generation.
     """
 
     kind: str
@@ -42,7 +42,7 @@ DOCUMENT_TASKS = {
     "image_to_text": DocumentTask("image", reversed=True),
     "text_to_video": DocumentTask("video", has_prompt=True),
     "video_to_text": DocumentTask("video", reversed=True),
-    "document": DocumentTask("document"),
+    "document": DocumentTask("document", has_prompt=True),
     "chat": DocumentTask("chat"),
 }
 
@@ -56,10 +56,12 @@ class MixtureEntry:
       task: what is learnt from its records: text, text_to_image, image_to_text, text_to_video,
         video_to_text, document or chat.
       weight: frequency of this entry's documents, relative to the other entries.
-      null_prompt: share of the documents whose caption is left empty, for guidance at generation
-        (released fine-tuning: 0.05); only for tasks whose caption comes first.
-      train_condition: whether the loss covers the first segment too (the caption, or the image to
-        be described); pretraining does, released fine-tuning does not.
+      null_prompt: share of the documents whose prompt is left empty, for guidance at generation
+        (released fine-tuning: 0.05): the caption, or all texts of a document before its last image,
+        clip or text, while its other images stay; only for tasks with such a prompt.
+      train_condition: whether the loss covers what comes before the last segment too (the caption,
+        the image to be described, the instruction and the images to be edited); pretraining does,
+        released fine-tuning does not. Of a chat only the answers are learnt in either case.
       name: name of the entry in metrics; "" for its task.
     """
 
@@ -95,14 +97,14 @@ class _Build:
     loss_weights: LossWeights
 
     def __call__(self, record: Record, rng: np.random.Generator) -> Tokens:
-        segments = list(record.segments)
         task = DOCUMENT_TASKS[self.entry.task]
+        segments = task.order(record.segments)
+        condition, last = segments[:-1], segments[-1:]
         if self.entry.null_prompt and rng.random() < self.entry.null_prompt:
-            segments[0] = Text("", ids=())
-        segments = list(task.order(segments))
-        if not self.entry.train_condition and len(segments) > 1:
-            segments[0] = replace(segments[0], loss=False)
-        built = self.grammar.build(Document(tuple(segments)), self.loss_weights)
+            condition = [s for s in condition if not isinstance(s, Text)]
+        if not self.entry.train_condition and task.kind != "chat":
+            condition = [replace(segment, loss=False) for segment in condition]
+        built = self.grammar.build(Document((*condition, *last)), self.loss_weights)
         return Tokens(built.ids, built.weights, built.classes, self.source, ends_of(built))
 
 

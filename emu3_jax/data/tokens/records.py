@@ -19,21 +19,23 @@ from typing import Any
 
 import grain
 import msgpack
-import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
 from emu3_jax import exit_codes
 from emu3_jax.data.codec.fingerprint import check_same
+from emu3_jax.data.tokens.preference_pairs import PREFERENCE, check_pair
+from emu3_jax.data.tokens.segment_bytes import pack, unpack
 from emu3_jax.files import MAX_TEXT_BYTES, in_words, write_atomically, written_whole
-from emu3_jax.sequence import EndOfTurn, Grammar, Image, Segment, Text, Video
+from emu3_jax.sequence import Grammar, Segment
 from emu3_jax.vocab import Vocab
 
 SCHEMA = 1
 DATASET_FILE = "dataset.json"
 # text: text alone; image, video: a caption and one image or clip; document: any segments in a
-# fixed order; chat: a document whose loss flags matter (only answers are trained on).
-KINDS = ("text", "image", "video", "document", "chat", "preference")
+# fixed order; chat: a document whose loss flags matter (only answers are trained on); preference:
+# a prompt, the image that is preferred for it and one that is not (`preference_pairs`).
+KINDS = ("text", "image", "video", "document", "chat", PREFERENCE)
 
 
 class RecordError(ValueError):
@@ -59,13 +61,17 @@ class Record:
     segments: tuple[Segment, ...]
     attributes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self):
+        if self.kind == PREFERENCE:
+            check_pair(self.segments)
+
     def to_bytes(self) -> bytes:
         """The record as stored: msgpack, integers little-endian in the narrowest type that fits.
 
         RecordError for what msgpack cannot hold, such as a lone surrogate or an integer above 64
         bits.
         """
-        segments = [_pack(segment) for segment in self.segments]
+        segments = [pack(segment) for segment in self.segments]
         try:
             return msgpack.packb([self.key, self.source, self.kind, segments, self.attributes])
         except (ValueError, OverflowError, TypeError) as error:
@@ -76,46 +82,9 @@ class Record:
         """The inverse of `to_bytes`; RecordError for anything else."""
         try:
             key, source, kind, segments, attributes = msgpack.unpackb(content)
-            return cls(key, source, kind, tuple(_unpack(s) for s in segments), attributes)
+            return cls(key, source, kind, tuple(unpack(s) for s in segments), attributes)
         except Exception as error:  # msgpack and numpy raise many errors on foreign bytes
             raise RecordError(f"not a stored record of schema {SCHEMA} ({error})") from error
-
-
-def _pack(segment: Segment) -> list:
-    if isinstance(segment, Text):
-        if segment.ids is None:
-            raise ValueError("a stored text needs its ids")
-        return ["t", segment.loss, segment.text, *_integers(segment.ids)]
-    if isinstance(segment, Image):
-        return ["i", segment.loss, segment.codes.shape, *_integers(segment.codes)]
-    if isinstance(segment, Video):
-        shape = segment.codes.shape
-        return ["v", segment.loss, shape, segment.fps, segment.seconds, *_integers(segment.codes)]
-    return ["e", segment.loss]
-
-
-def _unpack(packed: list) -> Segment:
-    tag, loss, *rest = packed
-    if tag == "t":
-        return Text(rest[0], loss, _array(*rest[1:]))
-    if tag == "i":
-        return Image(_array(*rest[1:]).reshape(rest[0]), loss)
-    if tag == "v":
-        return Video(_array(*rest[3:]).reshape(rest[0]), rest[1], rest[2], loss)
-    if tag == "e":
-        return EndOfTurn(loss)
-    raise ValueError(f"unknown segment {tag!r}")
-
-
-def _integers(values) -> tuple[int, bytes]:
-    """(bytes per number, little-endian bytes); 2 bytes per number if all fit."""
-    values = np.asarray(values, np.int64).ravel()
-    width = 2 if not len(values) or values.max() < 1 << 16 else 4
-    return width, values.astype(f"<u{width}").tobytes()
-
-
-def _array(width: int, content: bytes) -> np.ndarray:
-    return np.frombuffer(content, f"<u{width}").astype(np.int32)
 
 
 # ----------------------------------------------------------------------------------- datasets
@@ -138,6 +107,7 @@ class Shard:
 class Counts:
     """Sums over the records of one kind; lengths are tokens of whole documents (BOS to EOS).
 
+    A preference pair is two documents, and the length of the longer one counts as its length.
     `without_caption` counts images and clips whose caption is empty.
     """
 
@@ -146,6 +116,12 @@ class Counts:
     shortest: int = 0
     longest: int = 0
     without_caption: int = 0
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], without_caption: bool = False) -> "Counts":
+        """Of one record whose documents have these lengths."""
+        longest = max(lengths)
+        return cls(1, sum(lengths), longest, longest, int(without_caption))
 
     def __add__(self, other: "Counts") -> "Counts":
         if not self.records or not other.records:

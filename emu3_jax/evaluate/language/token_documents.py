@@ -49,7 +49,11 @@ def documents_by_task(
             for task, document in tasks_of(records[index]).items():
                 documents.setdefault(task, []).append(grammar.build(document))
     if not documents:
-        raise ValueError(f"{path} holds no records")
+        held = ", ".join(sorted(dataset.info.counts))
+        raise ValueError(
+            f"{path} holds no records of which a document is made"
+            + (f", only {held}" if held else "")
+        )
     return documents
 
 

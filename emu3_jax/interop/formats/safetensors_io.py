@@ -17,6 +17,7 @@ import safetensors.numpy
 from emu3_jax import files
 
 CONFIG_FILE = "config.json"
+ADAPTER_CONFIG_FILE = "adapter_config.json"  # of low-rank adapters, see language.peft
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 SHARDS = "model-*-of-*.safetensors"
@@ -220,4 +221,5 @@ def _is_replaceable(path: pathlib.Path) -> bool:
         return True
     names = {child.name for child in children if child.is_file()}
     weights = any(name.endswith(".safetensors") for name in names)
-    return weights and CONFIG_FILE in names and len(names) == len(children)
+    stated = CONFIG_FILE in names or ADAPTER_CONFIG_FILE in names
+    return weights and stated and len(names) == len(children)

@@ -30,11 +30,16 @@ EMU3_TYPES = ("Emu3", *HF_MODEL_TYPES)
 MODEL_TYPES = (*EMU3_TYPES, "llama", "mistral")
 # Fields of config.json that must equal those of the run; vocabulary and dropout may differ.
 SIZES = tuple(key for key in CONFIG_KEYS if key not in ("vocab_size", "attention_dropout"))
+# shared_ids for all ids, of two vocabularies of one size.
+ALL = -1
 EMBEDDING, HEAD = ("embed", "embedding"), ("lm_head", "kernel")
 
 
 def check(path: str | os.PathLike, config: TransformerConfig, shared_ids: int = 0) -> None:
-    """ValueError that lists all reasons why the model at `path` cannot initialise this one."""
+    """ValueError that lists all reasons why the model at `path` cannot initialise this one.
+
+    `shared_ids` may be ALL.
+    """
     _open(pathlib.Path(path), config, shared_ids)
 
 
@@ -93,6 +98,8 @@ def _open(path: pathlib.Path, config: TransformerConfig, shared_ids: int):
         wanted = getattr(config, CONFIG_KEYS[key])
         if found.get(key) != wanted:
             problems.append(f"{key} is {found.get(key)!r}, the run has {wanted!r}")
+    if shared_ids == ALL:
+        shared_ids = max(found["vocab_size"], config.vocab_size)
     if shared_ids > min(found["vocab_size"], config.vocab_size):
         problems.append(
             f"it has {found['vocab_size']} token ids and the run {config.vocab_size}, "

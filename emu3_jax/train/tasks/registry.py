@@ -7,6 +7,7 @@ from typing import Any
 
 from emu3_jax.config import ConfigError
 from emu3_jax.train.task import Task
+from emu3_jax.train.tasks.language.lora_task import with_lora
 
 # Name → import path. A config may also name a class of its own by its path, "module:Class".
 TASKS = {
@@ -14,6 +15,7 @@ TASKS = {
     "dpo": "emu3_jax.train.tasks.language.dpo:DpoTask",
     "vision_tokenizer": "emu3_jax.train.tasks.vision.vision_tokenizer:VisionTokenizerTask",
 }
+LORA = "lora"  # the section that gives a task adapters
 
 
 def find(name: Any) -> type[Task]:
@@ -28,6 +30,16 @@ def find(name: Any) -> type[Task]:
         raise ConfigError(f"config.task={name!r} cannot be imported: {error}") from error
 
 
+def find_for(config: Any) -> type[Task]:
+    """Returns the class of a config: a mapping of stated values, or a resolved one.
+
+    A section `lora` gives any task of a language model adapters. Errors as `find`.
+    """
+    stated = config if isinstance(config, Mapping) else vars(config)
+    task = find(stated["task"])
+    return task if stated.get(LORA) is None else with_lora(task)
+
+
 def resolve(values: Mapping[str, Any], run_directory: os.PathLike | None = None) -> Any:
     """Returns the resolved config of the task that `values` name.
 
@@ -35,9 +47,9 @@ def resolve(values: Mapping[str, Any], run_directory: os.PathLike | None = None)
     """
     if "task" not in values:
         raise ConfigError(f"config.task is missing; it is one of {', '.join(TASKS)}")
-    return find(values["task"]).resolve(values, run_directory)
+    return find_for(values).resolve(values, run_directory)
 
 
 def make(config: Any, read_data: bool = True) -> Task:
     """Makes the task of a resolved config; `read_data` as in `Task.__init__`."""
-    return find(config.task)(config, read_data)
+    return find_for(config)(config, read_data)

@@ -5,6 +5,7 @@ import functools
 import logging
 import random
 
+import evaluation_stand_ins as parts
 import jax
 import numpy as np
 import pytest
@@ -100,6 +101,23 @@ def test_many_sizes_need_few_programs_and_little_padding():
 def test_one_size_is_not_padded():
     encoder, _ = run([(9, 11)] * 40)
     assert {shape[1:3] for shape in encoder.shapes} == {(36, 44)} and len(encoder.batches) == 3
+
+
+def test_a_call_with_one_size_is_not_padded(monkeypatch):
+    sides = []
+    real = Batcher._batch
+
+    def batch(self, chosen):
+        real(self, chosen)
+        sides.append(self._smallest(chosen[0].grid))
+
+    monkeypatch.setattr(Batcher, "_batch", batch)
+    tokenizer = (parts.GreyTokenizer(), {})
+    images = [np.zeros((h * 4, w * 4, 3), np.uint8) for h, w in ((9, 11), (9, 11), (9, 12))]
+    vision_codec.encode(tokenizer, images[:2], 8)
+    vision_codec.encode(tokenizer, images, 8)
+    vision_codec.encode(tokenizer, images[:1], 1, one_size=False)
+    assert sides == [(9, 11), (10, 13), (10, 13)]
 
 
 def test_a_portrait_and_a_landscape_share_a_program():

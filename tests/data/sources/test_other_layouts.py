@@ -7,7 +7,7 @@ import tracemalloc
 
 import pytest
 
-from emu3_jax.data.sources import folder, open_source, webdataset
+from emu3_jax.data.sources import folder, open_source, row_files, webdataset
 
 TALK = [{"from": "human", "value": "what?"}, {"from": "gpt", "value": "a cat"}]
 CHAT, PATH = '"turns": ', '"image" or "video"'
@@ -78,7 +78,7 @@ def test_rows_without_an_id_say_what_they_have(tmp_path):
 
 def test_a_row_of_any_length_costs_itself_alone_and_is_not_held(tmp_path, monkeypatch):
     limit = 3_000_000
-    monkeypatch.setattr(folder, "MAX_TEXT_BYTES", limit)
+    monkeypatch.setattr(row_files, "MAX_TEXT_BYTES", limit)
     fits = json.dumps({"id": "fits", "text": ""})
     fits = fits[:-2] + "x" * (limit - len(fits)) + fits[-2:]
     lines = ['{"id": 0, "text": "a"}', "y" * 50_000_000, fits, " " * (limit + 1)]

@@ -31,7 +31,7 @@ from emu3_jax.train.step import init_state, make_train_step
 from emu3_jax.train.tasks.language.dpo import DpoConfig, DpoTask, PolicyStart
 from emu3_jax.train.tasks.language.preference_losses import PreferenceLoss
 from emu3_jax.train.tasks.language.pretrain import LossConfig
-from emu3_jax.train.weights_fingerprint import weights_fingerprint
+from emu3_jax.train.tasks.language.reference_fingerprint import reference_fingerprint
 
 KEY = jax.random.key(0)
 LENGTH = 24
@@ -234,15 +234,15 @@ def test_a_fingerprint_is_of_values_alone(files, first_device):
     for name, mesh in {"one": first_device, "eight": sharding.make_mesh(MeshConfig())}.items():
         bundle, _ = weights.load_language_model(files / "policy", mesh=mesh)
         params = bundle.variables["params"]
-        found[name] = weights_fingerprint(params, MODEL.vocab_size)
+        found[name] = reference_fingerprint(params, MODEL.vocab_size)
     assert found["one"] == found["eight"]
     padded = params["embed"]["embedding"].at[-1, 0].add(1)
     changed = {**params, "embed": {"embedding": padded}}
-    assert weights_fingerprint(changed, MODEL.vocab_size) == found["one"]
+    assert reference_fingerprint(changed, MODEL.vocab_size) == found["one"]
     table = params["embed"]["embedding"]
     for other in (table.at[3, 0].add(1e-6), table.at[3:5].set(table[3:5][::-1])):
         changed = {**params, "embed": {"embedding": other}}
-        assert weights_fingerprint(changed, MODEL.vocab_size) != found["one"]
+        assert reference_fingerprint(changed, MODEL.vocab_size) != found["one"]
 
 
 # --------------------------------------------------------------------- stored log-probabilities

@@ -38,9 +38,9 @@ from emu3_jax.train.tasks.language.preference_losses import (
     log_ratio,
 )
 from emu3_jax.train.tasks.language.pretrain import LossConfig, PretrainTask
+from emu3_jax.train.tasks.language.reference_fingerprint import reference_fingerprint
 from emu3_jax.train.tasks.language.stored_log_probabilities import complete
 from emu3_jax.train.tasks.language.transformer_start import TransformerStart
-from emu3_jax.train.weights_fingerprint import weights_fingerprint
 
 REFERENCE_FILE = "reference.json"
 REFERENCE = "reference"  # the collection of a frozen copy
@@ -151,7 +151,7 @@ class DpoTask(PretrainTask):
 
     def _check_reference(self, params: Any) -> str:
         """Returns the fingerprint; ValueError if the run began with another reference."""
-        found = weights_fingerprint(params, self.config.model.vocab_size)
+        found = reference_fingerprint(params, self.config.model.vocab_size)
         began = self._reference.setdefault("began", found)
         if began != found:
             where = self.config.start.reference or self.config.start.transformer

@@ -5,6 +5,7 @@ A resumed run ignores the section, but its config still records where the weight
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -17,7 +18,7 @@ from emu3_jax import shipped
 from emu3_jax.config import ConfigError
 from emu3_jax.data.codec.fingerprint import check_same, vision_fingerprint
 from emu3_jax.data.tokens.mixture import MixtureEntry, vision_tokenizer_of
-from emu3_jax.interop.bundle import Language
+from emu3_jax.interop.bundle import Language, UnknownVocabularyError, load_language
 from emu3_jax.interop.language import llama
 from emu3_jax.models.language.layers import INIT_STDDEV
 from emu3_jax.models.language.transformer import TransformerConfig
@@ -41,7 +42,8 @@ class TransformerStart:
         included, in BAAI's or the -hf layout). All sizes but the vocabulary must be the same.
         "": random layers.
       shared_ids: number of first token ids that mean the same in both vocabularies. They keep their
-        embedding and output vectors (151,643 ids for Qwen and the released vocabulary).
+        embedding and output vectors (151,643 ids for Qwen and the released vocabulary). -1: all,
+        as in tuning; both vocabularies and all tokenizers must then be the same.
       codebook: run directory or weights of the vision tokenizer that made the data. The embedding
         and the output vector of every vision token start as random projections of its codebook
         entry, so that codes that look alike start alike. "": random, like all other tokens; as far
@@ -73,16 +75,18 @@ def initial_weights(
       ConfigError: settings exclude each other, or the codebook is not that of the data.
       ValueError: the weights do not fit; one message names everything that differs.
     """
+    if start.shared_ids < llama.ALL:
+        raise ConfigError(f"start.shared_ids must be -1 (all) or more, got {start.shared_ids}")
     if start.shared_ids and not start.transformer:
         raise ConfigError("start.shared_ids goes with start.transformer, which is empty")
     first = language.vocab.visual_start
-    if start.codebook and start.shared_ids > first:
+    if start.codebook and not 0 <= start.shared_ids <= first:
         raise ConfigError(
             f"start.shared_ids={start.shared_ids} and start.codebook both set the vectors of the "
             f"vision tokens, which begin at id {first}; set start.codebook to '' to keep those of "
             "start.transformer, or lower start.shared_ids"
         )
-    take = _layers(start, model) if start.transformer else None
+    take = _layers(start, model, language) if start.transformer else None
     codebook_ND = _codebook_of_the_data(start.codebook, mixture) if start.codebook else None
     if take is None and codebook_ND is None:
         return None
@@ -98,13 +102,20 @@ def initial_weights(
     return begin
 
 
-def _layers(start: TransformerStart, model: TransformerConfig) -> Callable[[dict], dict]:
+def _layers(
+    start: TransformerStart, model: TransformerConfig, language: Language
+) -> Callable[[dict], dict]:
     """Returns a function that puts start.transformer into params; raises if it does not fit."""
     path, shared = shipped.language_model(start.transformer), start.shared_ids
     if not weights.is_run_directory(path):
         llama.check(path, model, shared)
+        if shared == llama.ALL:
+            shared = model.vocab_size
+            _check_ids(path, language)
         return lambda params: llama.load_into(params, path, model, shared)
     found = weights.run_model_config(path, TransformerConfig)
+    if shared == llama.ALL:
+        shared = max(found.vocab_size, model.vocab_size)
     fields = [f.name for f in dataclasses.fields(TransformerConfig) if f.name not in FREE]
     problems = [
         f"model.{name} is {getattr(found, name)!r}, this run has {getattr(model, name)!r}"
@@ -118,6 +129,8 @@ def _layers(start: TransformerStart, model: TransformerConfig) -> Callable[[dict
         )
     if problems:
         raise ConfigError(f"start.transformer={path}: {'; '.join(problems)}")
+    if start.shared_ids == llama.ALL:
+        _check_ids(path, language)
 
     def take(params: dict) -> dict:
         params = flax.traverse_util.flatten_dict(nn.unbox(params))
@@ -134,6 +147,25 @@ def _layers(start: TransformerStart, model: TransformerConfig) -> Callable[[dict
         return flax.traverse_util.unflatten_dict(params)
 
     return take
+
+
+def _check_ids(path: str | os.PathLike, language: Language) -> None:
+    """ValueError if an id of the data means something else to the model at `path`.
+
+    Weights that do not state their vocabulary pass. Sizes of media and the text before a clip may
+    change in tuning.
+    """
+    try:
+        theirs = load_language(path)
+    except UnknownVocabularyError:
+        return
+    pairs = {
+        "vocabulary": (theirs.vocab.fingerprint, language.vocab.fingerprint),
+        "text tokenizer": tuple(x.grammar.tokenizer.fingerprint for x in (theirs, language)),
+        "vision tokenizer": (theirs.vision_fingerprint, language.vision_fingerprint),
+    }
+    for what, (first, second) in pairs.items():
+        check_same(what, {f"start.transformer={path} has": first, "the data has": second})
 
 
 def _codebook_of_the_data(path: str, mixture: tuple[MixtureEntry, ...]) -> np.ndarray:

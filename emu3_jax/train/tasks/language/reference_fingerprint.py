@@ -1,4 +1,8 @@
-"""A fingerprint of a transformer's weights that is the same on every mesh."""
+"""A fingerprint of a reference's weights, the same on every mesh.
+
+Unlike `interop.language.weights_fingerprint`, which rounds to bfloat16, it is of the exact values.
+It leaves out the rows that pad the vocabulary, which are random.
+"""
 
 import hashlib
 from typing import Any
@@ -12,7 +16,7 @@ from emu3_jax.interop.language.llama import EMBEDDING, HEAD
 _MIX = (2654435761, 2246822519)  # odd 32-bit constants
 
 
-def weights_fingerprint(params: Any, vocab_size: int) -> str:
+def reference_fingerprint(params: Any, vocab_size: int) -> str:
     """Returns sixteen hex digits of the values in float32, whatever their sharding.
 
     Integers are added without rounding, so the order of the additions does not matter. The rows
