@@ -162,7 +162,7 @@ def test_it_compiles_the_step_that_train_runs(monkeypatch, tmp_path):
         program.lower(machine("cpu:8").devices)
     trained, compiled = calls
     assert trained == compiled
-    assert trained[-1] == {"accumulation": 2, "ema_decay": 0.9}
+    assert trained[-1] == {"accumulation": 2, "accumulated_mean": "tokens", "ema_decay": 0.9}
 
 
 def test_what_does_not_fit_ends_with_advice(capsys):

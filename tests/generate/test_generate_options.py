@@ -118,9 +118,10 @@ def test_clips_are_coded_as_asked(tiny_runner, tiny_bundle, tmp_path, clips):
     assert (stored["clips"], stored["video_format"]) == (clips, "paper")
 
     reading = Job("video_to_text", media=(str(webp),), clips=clips)
-    (shown,) = read_media(reading, LIMITS, tiny_bundle.vision.config)
+    shown = read_media(reading, LIMITS, tiny_bundle.vision.config)
+    (block,) = tiny_runner._blocks(reading, shown)
     np.testing.assert_array_equal(
-        tiny_runner._block(reading, shown).codes,
+        block.codes,
         vision_codec.encode(tokenizer, [frames], 1, clips)[0],
     )
 

@@ -244,7 +244,7 @@ def test_a_start_from_other_adapters(folder, in_peft, tmp_path):
     message = "lora.start=.*: it adapts .*, layers/up, lora.targets name layers/gate$"
     _refused(folder, message, **start, **{"lora.targets": ("gate",)})
     other = write_base(tmp_path / "other", scale=0.3)
-    message = "peft: its adapters belong to a base with the fingerprint [0-9a-f]{16}, the weights"
+    message = "peft: its adapters belong to a base with the fingerprint [0-9a-f]{12}, the weights"
     _refused(folder, message, **start, **{"start.transformer": str(other)})
 
 

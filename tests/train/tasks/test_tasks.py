@@ -15,7 +15,7 @@ def _values(**changes) -> dict:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(task="painting"), "config.task must be one of pretrain, vision_tokenizer, or"),
+        (dict(task="painting"), "config.task must be one of pretrain, dpo, vision_tokenizer, or"),
         (dict(task="nowhere:Task"), "config.task='nowhere:Task' cannot be imported: No module"),
         (dict(task="json:Task"), "config.task='json:Task' cannot be imported: .* no attribute"),
         (dict(task=3), "config.task must be one of .* got 3"),
@@ -32,7 +32,7 @@ def test_what_does_not_belong_is_named(changes, message):
 def test_sections_that_are_missing_are_named():
     values = _values()
     del values["task"]
-    with pytest.raises(ConfigError, match="config.task is missing; it is one of pretrain, vision"):
+    with pytest.raises(ConfigError, match="config.task is missing; it is one of pretrain, dpo, v"):
         registry.resolve(values)
     for name in ("model", "data", "run"):
         values = {key: section for key, section in _values().items() if key != name}
