@@ -3,21 +3,13 @@
 import jax
 import numpy as np
 import pytest
+from tiny_vision_tokenizer import TINY, random_variables
 
 from emu3_jax.data.codec.programs import _transposed
 from emu3_jax.models.vision import blocks, strips
-from emu3_jax.models.vision.tokenizer import VisionTokenizer, VisionTokenizerConfig
+from emu3_jax.models.vision.tokenizer import VisionTokenizer
 
-CONFIG = VisionTokenizerConfig(
-    codebook_size=64,
-    ch=8,
-    ch_mult=(1, 2),
-    num_res_blocks=1,
-    attn_resolutions=(1,),
-    temporal_downsample_factor=2,
-    norm_groups=4,
-)
-GRID, FACTOR = (6, 8), CONFIG.spatial_factor
+FACTOR = TINY.spatial_factor
 SIZES = np.array([[6, 8], [2, 8], [5, 3], [1, 1]], np.int32)
 # Float32 rounding of sums in another order, through some thirty layers; values are about 1.
 ROUNDING = dict(rtol=0, atol=2e-5)
@@ -26,27 +18,14 @@ ROUNDING = dict(rtol=0, atol=2e-5)
 @pytest.fixture(scope="module")
 def tokenizer():
     """A module and variables without zeros, which would hide paths."""
-    module = VisionTokenizer(CONFIG)
-    shapes = jax.eval_shape(
-        module.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 2, 8, 8, 3), np.float32)
-    )
-    rng = np.random.default_rng(0)
-
-    def random(path, leaf):
-        name, shape = jax.tree_util.keystr(path), leaf.shape
-        scale = 1.0 / np.sqrt(max(1, np.prod(shape[:-1])))
-        values = rng.normal(size=shape).astype(np.float32)
-        positive = "scale" in name or "var" in name
-        return 1 + 0.2 * np.abs(values) if positive else values * scale
-
-    return module, jax.tree_util.tree_map_with_path(random, shapes)
+    return VisionTokenizer(TINY), random_variables(TINY)
 
 
 def _on_canvas(parts, dtype):
     """The parts in the corners of a canvas that is filled with what must not be read."""
     rank = parts[0].ndim
     sides = [max(part.shape[i] for part in parts) for i in range(rank)]
-    around = np.nan if np.issubdtype(dtype, np.floating) else CONFIG.codebook_size - 1
+    around = np.nan if np.issubdtype(dtype, np.floating) else TINY.codebook_size - 1
     canvas = np.full((len(parts), *sides), around, dtype)
     for row, part in zip(canvas, parts, strict=True):
         row[tuple(map(slice, part.shape))] = part
@@ -58,7 +37,7 @@ def _pixels(size, frames=()):
     return rng.uniform(-1, 1, (*frames, *size * FACTOR, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize("frames", [(), (4,)], ids=["images", "clips"])
+@pytest.mark.parametrize("frames", [(), (8,)], ids=["images", "clips"])
 @pytest.mark.parametrize("large", [False, True], ids=["whole", "strips"])
 def test_results_are_those_of_the_image_alone(tokenizer, frames, large, monkeypatch):
     if large:  # frames in strips, attention in blocks
@@ -89,16 +68,16 @@ def test_results_are_those_of_the_image_alone(tokenizer, frames, large, monkeypa
 def test_frames_after_the_last_change_nothing(tokenizer):
     module, variables = tokenizer
     size = SIZES[2]
-    clip, longer = _pixels(size, (4,)), _pixels(size, (8,))
-    longer[:4] = clip
+    clip, longer = _pixels(size, (8,)), _pixels(size, (16,))
+    longer[:8] = clip
     latents = jax.jit(lambda x: module.apply(variables, x, False, method="_latents"))
     np.testing.assert_allclose(latents(longer[None])[0, :2], latents(clip[None])[0], **ROUNDING)
     decode = jax.jit(lambda c: module.apply(variables, c, method="decode"))
     codes = np.random.default_rng(0).integers(0, 64, (1, 4, *size))
-    np.testing.assert_allclose(decode(codes)[0, :4], decode(codes[:, :2])[0], **ROUNDING)
+    np.testing.assert_allclose(decode(codes)[0, :8], decode(codes[:, :2])[0], **ROUNDING)
 
 
-@pytest.mark.parametrize("frames", [(), (4,)], ids=["images", "clips"])
+@pytest.mark.parametrize("frames", [(), (8,)], ids=["images", "clips"])
 def test_transposed_kernels_compute_transposed_images(tokenizer, frames):
     module, variables = tokenizer
     turned = _transposed(variables)
@@ -107,7 +86,7 @@ def test_transposed_kernels_compute_transposed_images(tokenizer, frames):
     expected = latents(variables, image)
     found = latents(turned, image.swapaxes(-3, -2))
     np.testing.assert_allclose(found.swapaxes(2, 3), expected, **ROUNDING)
-    assert np.abs(latents(variables, image.swapaxes(-3, -2)).swapaxes(2, 3) - expected).max() > 0.1
+    assert np.abs(latents(variables, image.swapaxes(-3, -2)).swapaxes(2, 3) - expected).max() > 0.01
 
 
 def test_frames_one_at_a_time_keep_their_sizes(tokenizer, monkeypatch):
