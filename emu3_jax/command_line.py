@@ -1,17 +1,24 @@
 """What every command shares: flags, and one clear sentence when the user's input is wrong."""
 
+import logging as python_logging
 import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from emu3_jax import exit_codes, sharding, shipped
-from emu3_jax.config import ConfigError, apply_overrides, config_leaves, load_config
+from emu3_jax import config_help, exit_codes, sharding, shipped
+from emu3_jax.config import (
+    ConfigError,
+    apply_overrides,
+    config_leaves,
+    load_config,
+    to_dataclass,
+)
 from emu3_jax.files import in_words
 from emu3_jax.foreign import MissingPackageError
 
@@ -98,6 +105,30 @@ def run(
     )
 
 
+def run_config(main: Callable[[Any], None], config: type, usage: str, example: str) -> None:
+    """As `run`, for a command that finds what to do in --config: calls `main(config)`.
+
+    Log lines are shown, and --help lists the keys.
+
+    Args:
+      main: takes the resolved config.
+      config: its dataclass.
+      usage: the command's docstring.
+      example: name of a shipped config, for the sentence when --config is missing.
+    """
+    define_config("What to do; the keys are above.")
+
+    def resolved() -> None:
+        for name in (None, "absl"):
+            python_logging.getLogger(name).setLevel(python_logging.INFO)
+        if flags.FLAGS.config is None:
+            raise ValueError(f"--config is needed, such as --config={example}; see --help")
+        main(to_dataclass(config, flags.FLAGS.config))
+
+    keys = config_help.listing({"": config})
+    run(resolved, f"{usage}\nKeys of the config (default), set with --config.KEY=VALUE:\n{keys}\n")
+
+
 def use_compilation_cache() -> None:
     """Keeps compiled programs between processes, in JAX_COMPILATION_CACHE_DIR or a user's cache."""
     directory = os.environ.get("JAX_COMPILATION_CACHE_DIR")
@@ -141,8 +172,10 @@ def _print_help(
         if named:
             _load_config(overrides)
         usage = usage(flags.FLAGS.config)
-    print(usage.strip())
-    print("\nFlags:" + flags.FLAGS.main_module_help())
+    try:
+        print(f"{usage.strip()}\n\nFlags:{flags.FLAGS.main_module_help()}", flush=True)
+    except BrokenPipeError:  # `--help | head` has read enough
+        sys.stdout = open(os.devnull, "w")  # exiting would write into the pipe again
 
 
 def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:

@@ -228,3 +228,9 @@ def test_the_real_commands_explain_themselves(command, words):
     assert result.returncode == 0, result.stderr
     assert not [word for word in words if word not in result.stdout]
     assert f"python -m emu3_jax.{command}" in result.stdout
+
+
+def test_help_may_be_read_in_part():
+    command = f"'{sys.executable}' -m emu3_jax.tokenize --help | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.startswith("Make token datasets") and not done.stderr

@@ -7,27 +7,9 @@ after a stop: finished shards are kept. skipped.jsonl lists the skipped items an
 several machines, give each --config.worker=I --config.workers=N and the same output.
 """
 
-import logging
-
-from absl import flags
-
-from emu3_jax import command_line, config_help
-from emu3_jax.config import to_dataclass
+from emu3_jax import command_line
 from emu3_jax.tokenize.run import tokenize
 from emu3_jax.tokenize.tokenize_config import TokenizeConfig
 
-
-def _main() -> None:
-    logging.getLogger().setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.INFO)
-    if flags.FLAGS.config is None:
-        raise ValueError("--config is needed, such as --config=tokenize_nano; see --help")
-    tokenize(to_dataclass(TokenizeConfig, flags.FLAGS.config))
-
-
 if __name__ == "__main__":
-    command_line.define_config(help_text="What to tokenize, and how; its keys are above.")
-    keys = config_help.listing({"tokenize": TokenizeConfig})
-    command_line.run(
-        _main, f"{__doc__}\nKeys of the config (default), set with --config.KEY=VALUE:\n{keys}\n"
-    )
+    command_line.run_config(tokenize, TokenizeConfig, __doc__, "tokenize_nano")

@@ -10,14 +10,12 @@ each machine needs this code at the same path or receives it with the job
 (`ray job submit --working-dir=.`). One machine needs no cluster.
 """
 
-import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from absl import flags
 
 from emu3_jax import command_line
-from emu3_jax.config import to_dataclass
 from emu3_jax.files import in_words
 from emu3_jax.foreign import optional
 from emu3_jax.tokenize.run import SplitJob, TokenizeError, open_splits
@@ -103,16 +101,9 @@ def tokenize_on_ray(
     return [one_split(job) for job in open_splits(config).values()]
 
 
-def _main() -> None:
-    logging.getLogger().setLevel(logging.INFO)
-    if flags.FLAGS.config is None:
-        raise ValueError("--config is needed, such as --config=tokenize_nano; see --help")
-    config = to_dataclass(TokenizeConfig, flags.FLAGS.config)
+def _main(config: TokenizeConfig) -> None:
     tokenize_on_ray(config, WORKERS.value, CPUS.value, GPUS.value, TPUS.value)
 
 
 if __name__ == "__main__":
-    command_line.define_config(
-        help_text="Config file; emu3_jax/tokenize/tokenize_config.py lists the keys."
-    )
-    command_line.run(_main, __doc__)
+    command_line.run_config(_main, TokenizeConfig, __doc__, "tokenize_nano")

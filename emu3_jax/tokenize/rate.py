@@ -1,6 +1,7 @@
 """Score the images and clips of token datasets once, so that a mixture can leave out poor ones.
 
-  python -m emu3_jax.tokenize.rate --config=rate_folder --config.tokens=runs/tokens/train
+  python -m emu3_jax.tokenize.rate --config=post_training/rate_folder \\
+    --config.tokens=runs/tokens/train
 
 Decodes the codes by their vision tokenizer and writes quality/ into the dataset: a number per
 record of each scorer, its pixels and, of a clip, its motion. Of a clip, scorers see the middle
@@ -14,11 +15,9 @@ import logging
 
 import jax
 import numpy as np
-from absl import flags
 from etils import epath
 
-from emu3_jax import command_line, config_help
-from emu3_jax.config import to_dataclass
+from emu3_jax import command_line
 from emu3_jax.data.codec import vision_codec
 from emu3_jax.data.codec.fingerprint import vision_fingerprint
 from emu3_jax.data.tokens import quality
@@ -138,21 +137,11 @@ def _batch(
     return found
 
 
-def _main() -> None:
-    logging.getLogger().setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.INFO)
-    if flags.FLAGS.config is None:
-        raise ValueError("--config is needed, such as --config=rate_folder; see --help")
-    config = to_dataclass(RateConfig, flags.FLAGS.config)
-    mesh = command_line.mesh()
-    with jax.set_mesh(mesh):
+def _main(config: RateConfig) -> None:
+    with jax.set_mesh(command_line.mesh()):
         print(f"{rate(config)} shards scored: {config.tokens}/{quality.FOLDER}")
 
 
 if __name__ == "__main__":
-    command_line.define_config(help_text="What to score, and by what; its keys are above.")
     command_line.define_mesh()
-    keys = config_help.listing({"rate": RateConfig})
-    command_line.run(
-        _main, f"{__doc__}\nKeys of the config (default), set with --config.KEY=VALUE:\n{keys}\n"
-    )
+    command_line.run_config(_main, RateConfig, __doc__, "post_training/rate_folder")

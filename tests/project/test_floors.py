@@ -27,6 +27,7 @@ NEIGHBOURS = {
     ("config", "files"): "configs are read and written",
     ("command_line", "config"): "the command line reads configs",
     ("command_line", "exit_codes"): "and ends with a code",
+    ("command_line", "config_help"): "and its --help lists the keys of a config",
     ("command_line", "files"): "and says which file failed",
     ("command_line", "foreign"): "or which package is missing",
     ("command_line", "shipped"): "and takes names of what is shipped",

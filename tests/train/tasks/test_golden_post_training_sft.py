@@ -35,6 +35,9 @@ from emu3_jax.vocab import Vocab
 FOLDER = pathlib.Path(os.environ.get("GOLDEN_POST_TRAINING", GOLDEN / "post_training"))
 LOGITS, LOSS, WEIGHTS, NORM, NORM_AFTER, RATE = 2e-4, 1e-5, 2e-5, 1e-5, 1e-6, 1e-12
 SIX_LOSSES, SIX_NORMS = 1e-4, 1e-4
+# The stated losses after accumulation are float32 alone, and up to 1.05e-5 off the same step in
+# float64; so are ours, up to 0.8e-5. Twice their sum.
+ACCUMULATED_LOSS = 4e-5
 
 
 @pytest.fixture(scope="module")
@@ -273,9 +276,8 @@ def test_accumulation_averages_the_means_of_micro_batches(
     norm = float(metrics["gradient_norm"][0])
     assert norm == pytest.approx(stated["trainer_log"]["grad_norm"], rel=NORM)
     for name, pair in (("0_and_1", (0, 1)), ("2_and_3", (2, 3))):
-        # In float32 on both sides; Adam's first step makes all gradients of one size.
         loss = loss_of(state.params, batch(rows, *pair))
-        assert abs(loss - stated[f"loss_of_{name}_after"]) < SIX_LOSSES
+        assert abs(loss - stated[f"loss_of_{name}_after"]) < ACCUMULATED_LOSS
 
 
 def test_accumulation_of_tokens_is_another_loss(task, model, rows, figures, config):
