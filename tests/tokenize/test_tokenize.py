@@ -15,7 +15,6 @@ from emu3_jax.data import media
 from emu3_jax.data.codec.vision_encoder import VisionEncoder
 from emu3_jax.data.sources import RawItem
 from emu3_jax.data.tokens.records import open_dataset
-from emu3_jax.models import cpu
 from emu3_jax.models.vision.tokenizer import VisionTokenizer, VisionTokenizerConfig
 from emu3_jax.sequence import Document, Video, parse_chat
 from emu3_jax.text import ByteTokenizer
@@ -330,30 +329,3 @@ def test_bad_configs_are_one_sentence(corpus):
     ):
         with pytest.raises(ValueError, match=reason):
             config(corpus, **({"output": "x"} | change))
-
-
-def encoded(encoder, pixels):
-    """The codes of images, three at once."""
-    batcher, codes = encoder.batcher(3, 1), []
-    for image in pixels:
-        batcher.add(image, codes.append)
-    batcher.flush()
-    return codes
-
-
-def test_devices_share_a_batch_without_changing_codes(vision, encoder):
-    pixels = np.random.default_rng(1).integers(0, 256, (3, 16, 16, 3), np.uint8)
-    codes = encoded(VisionEncoder(*vision, devices=jax.devices()[:2]), pixels)
-    assert {(c.shape, c.dtype) for c in codes} == {((8, 8), np.dtype(np.int32))}
-    np.testing.assert_array_equal(codes, encoded(encoder, pixels))
-
-
-def test_several_cpus_do_not_use_the_single_cpu_code(vision, monkeypatch):
-    """A single CPU would encode large frames one by one, which on a mesh gathers all frames."""
-    alone = []
-    monkeypatch.setattr(cpu, "one_at_a_time", lambda *_: alone.append(cpu.is_single_cpu()) or False)
-    pixels = np.zeros((2, 20, 12, 3), np.uint8)
-    for devices, expected in ((jax.devices()[:2], False), (jax.devices()[:1], True)):
-        encoded(VisionEncoder(*vision, devices=devices), pixels)
-        assert {*alone} == {expected}
-        alone.clear()
