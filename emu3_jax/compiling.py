@@ -34,21 +34,31 @@ def programs() -> int:
     return _spent.programs
 
 
-@contextlib.contextmanager
-def call(program: Hashable, name: str) -> Iterator[None]:
-    """Surrounds a call of a jitted function; the first call of a program is logged and timed.
+def announce(program: Hashable, name: str) -> bool:
+    """Counts and logs a program that is not known yet, before its first call compiles it.
 
     Args:
       program: what decides that JAX compiles anew: the function, and the shapes.
       name: what the program does, for the log.
+
+    Returns:
+      Whether it is new.
     """
     if program in _known:
-        yield
-        return
+        return False
     _known.add(program)
     _spent.programs += 1
     usual = f"the last one took {_spent.last:.0f} s" if _spent.seconds else "up to some minutes"
     log.info("compiling program %d, %s; %s", _spent.programs, name, usual)
+    return True
+
+
+@contextlib.contextmanager
+def call(program: Hashable, name: str) -> Iterator[None]:
+    """Surrounds a short call of a jitted function: its first call is announced, and timed."""
+    if not announce(program, name):
+        yield
+        return
     start = time.monotonic()
     try:
         yield

@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
-from emu3_jax import sharding
+from emu3_jax import compiling, sharding
 from emu3_jax.generate.decoding import autoregressive, constraints
 from emu3_jax.generate.decoding.autoregressive import Inputs, Settings, Static
 from emu3_jax.generate.decoding.requests import Batch, Request, check, plan
@@ -80,15 +80,17 @@ def generate(
         batches = plan(requests, batch_size, sharding.ways_of(here, "batch"))
         for i, batch in enumerate(batches):
             report = _reporter(model, batch, settings, f"batch {i + 1}/{len(batches)}", progress)
-            new_BN = _run(model, params, requests, batch, settings, vocab, stream)
+            new_BN, is_new = _run(model, params, requests, batch, settings, vocab, stream)
             for row, member in zip(new_BN, batch.members, strict=False):
                 answers[member] = _cut(row, requests[member].new, vocab)
-            report(sum(len(answers[member]) for member in batch.members))
+            report(sum(len(answers[member]) for member in batch.members), is_new)
     return answers
 
 
-def _run(model, params, requests, batch: Batch, settings: Sampling, vocab, stream) -> np.ndarray:
-    """The new tokens of one batch, int32 [B, N] on the host."""
+def _run(
+    model, params, requests, batch: Batch, settings: Sampling, vocab, stream
+) -> tuple[np.ndarray, bool]:
+    """The new tokens of one batch, int32 [B, N] on the host; whether a program was compiled."""
     inputs = _inputs(requests, batch, settings, vocab)
     mask = inputs.mask_BN
     static = Static(
@@ -108,8 +110,11 @@ def _run(model, params, requests, batch: Batch, settings: Sampling, vocab, strea
     )
     inputs = jax.tree.map(lambda array: sharding.spread(array, "batch"), inputs)
     compiled = dict(model=model, vocab=vocab, static=static)
+    here, shapes = jax.sharding.get_abstract_mesh(), (inputs.prompt_RP.shape, mask.shape)
+    program = (model, vocab, static, stream is None, here, shapes)
+    is_new = compiling.announce(program, f"sampling {mask.shape[1]} tokens in {len(mask)} rows")
     if stream is None:
-        return np.asarray(autoregressive.decode(params, inputs, numbers, **compiled))
+        return np.asarray(autoregressive.decode(params, inputs, numbers, **compiled)), is_new
     state = autoregressive.start(params, inputs, model=model, vocab=vocab)
     shown, steps = 0, mask.shape[1]
     while shown < steps and not np.asarray(state.finished_B).all():
@@ -121,7 +126,7 @@ def _run(model, params, requests, batch: Batch, settings: Sampling, vocab, strea
             if len(answer) > shown:
                 stream(member, answer[shown:])
         shown = until
-    return np.asarray(state.new_BN)
+    return np.asarray(state.new_BN), is_new
 
 
 def _inputs(requests: list[Request], batch: Batch, settings: Sampling, vocab: Vocab) -> Inputs:
@@ -171,7 +176,7 @@ def _cut(row: np.ndarray, longest: int, vocab: Vocab) -> np.ndarray:
 def _reporter(model, batch: Batch, settings: Sampling, name: str, progress):
     """Reports the size of a batch; returns a function that reports the speed of its tokens."""
     if progress is None:
-        return lambda tokens: None
+        return lambda tokens, is_new: None
     branches = 2 if settings.guided else 1
     size = autoregressive.cache_bytes(model.config, batch.rows * branches, batch.capacity)
     progress(
@@ -181,10 +186,11 @@ def _reporter(model, batch: Batch, settings: Sampling, name: str, progress):
     )
     start = time.perf_counter()
 
-    def done(tokens: int) -> None:
+    def done(tokens: int, is_new: bool) -> None:
         seconds = time.perf_counter() - start
         progress(
             f"{name}: {tokens} tokens in {seconds:.1f} s, {tokens / seconds:.0f} tokens per second"
+            + (" with compiling" if is_new else "")
         )
 
     return done
