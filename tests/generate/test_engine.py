@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 from tiny_models import TWO_LAYERS
 
-from emu3_jax import sharding
+from emu3_jax import compiling, sharding
 from emu3_jax import vocab as vocab_lib
 from emu3_jax.generate import Request, Sampling, generate
 from emu3_jax.generate.decoding import autoregressive, engine, requests
@@ -316,3 +316,12 @@ def test_cache_size_and_progress(params):
     lines = []
     generate(MODEL, params, some_requests(), Sampling(), VOCAB, progress=lines.append)
     assert "cache" in lines[0] and "MiB" in lines[0] and "tokens per second" in lines[1]
+
+
+def test_a_program_is_announced_once_and_its_speed_says_so(params, monkeypatch, caplog):
+    monkeypatch.setattr(compiling, "_known", set())
+    lines = []
+    for _ in range(2):
+        generate(MODEL, params, some_requests()[:1], Sampling(), VOCAB, progress=lines.append)
+    assert [line.endswith("with compiling") for line in lines] == [False, True, False, False]
+    assert [record.message.partition(", ")[2][:8] for record in caplog.records] == ["sampling"]
