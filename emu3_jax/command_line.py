@@ -11,7 +11,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict
 
-from emu3_jax import config_help, exit_codes, sharding, shipped
+from emu3_jax import exit_codes, sharding, shipped
 from emu3_jax.config import (
     ConfigError,
     apply_overrides,
@@ -19,6 +19,7 @@ from emu3_jax.config import (
     load_config,
     to_dataclass,
 )
+from emu3_jax.config import help as config_help
 from emu3_jax.files import in_words
 from emu3_jax.foreign import MissingPackageError
 

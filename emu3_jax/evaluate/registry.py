@@ -6,12 +6,10 @@ An entry is a mapping. Its key `evaluator` is a name below, or the import path o
 """
 
 import dataclasses
-import difflib
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from emu3_jax.config import ConfigError, to_dataclass
+from emu3_jax.config import ConfigError, named, to_dataclass
 from emu3_jax.evaluate.emoji.captions import EmojiCaptions
 from emu3_jax.evaluate.emoji.retrieval import EmojiRetrieval
 from emu3_jax.evaluate.evaluator import Evaluator
@@ -33,17 +31,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
 
 def evaluator_class(name: Any) -> type[Evaluator]:
     """Returns the class of a name or import path; ConfigError, with the nearest name, if none."""
-    if name in EVALUATORS:
-        return EVALUATORS[name]
-    module, colon, attribute = str(name).partition(":")
-    if colon:
-        try:
-            return getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(f"{name!r} cannot be imported: {error}") from error
-    near = difflib.get_close_matches(str(name), EVALUATORS, n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
-    raise ConfigError(f"there is no evaluator {name!r}{hint}; known: {', '.join(EVALUATORS)}")
+    return named.find("evaluator", name, EVALUATORS)
 
 
 def evaluator_name(evaluator: Evaluator) -> str:
@@ -70,29 +58,15 @@ def make(
       ConfigError: an unknown evaluator or key (with the nearest one that exists), a value of the
         wrong type or out of range, or two entries with the same name.
     """
-    if isinstance(entries, str) or not isinstance(entries, Sequence):
-        raise ConfigError(
-            f"evaluation must be a list of entries, dict(evaluator=NAME, …), got {entries!r}"
-        )
-    made: list[Evaluator] = []
-    for index, entry in enumerate(entries):
-        if not isinstance(entry, Mapping) or "evaluator" not in entry:
-            raise ConfigError(
-                f"{where(index)} must be a section with the key evaluator, one of "
-                f"{', '.join(EVALUATORS)}, got {entry!r}"
-            )
-        values = dict(entry)
+
+    def make_one(name: Any, values: dict[str, Any], where: str) -> Evaluator:
         try:
-            cls = evaluator_class(values.pop("evaluator"))
+            cls = evaluator_class(name)
         except ConfigError as error:
-            raise ConfigError(f"{where(index)}.evaluator: {error}") from error
-        made.append(to_dataclass(cls, values, where(index)))
-        if made[-1].name in [other.name for other in made[:-1]]:
-            raise ConfigError(
-                f"{where(index)}.name: there are two entries of the name {made[-1].name!r}; "
-                "give each a name of its own"
-            )
-    return tuple(made)
+            raise ConfigError(f"{where}.evaluator: {error}") from error
+        return to_dataclass(cls, values, where)
+
+    return named.make_entries("evaluation", "evaluator", entries, EVALUATORS, make_one, where)
 
 
 def resolved(evaluators: Sequence[Evaluator]) -> tuple[dict[str, Any], ...]:

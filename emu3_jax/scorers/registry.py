@@ -6,14 +6,12 @@ An entry is a mapping. Its key `scorer` is a name below, or the import path of y
 """
 
 import dataclasses
-import difflib
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from emu3_jax.config import ConfigError, to_dataclass
+from emu3_jax.config import ConfigError, named, to_dataclass
 from emu3_jax.scorers.scorer import Scorer
 
 # Name → import path.
@@ -41,15 +39,7 @@ class FunctionScorer:
 
 def find(name: Any) -> Any:
     """The class or function of a name or import path; ConfigError, with the nearest name."""
-    module, colon, attribute = SCORERS.get(str(name), str(name)).partition(":")
-    if not colon:
-        near = difflib.get_close_matches(str(name), SCORERS, n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        raise ConfigError(f"there is no scorer {name!r}{hint}; known: {', '.join(SCORERS)}")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"{name!r} cannot be imported: {error}") from error
+    found = named.find("scorer", name, SCORERS)
     if not callable(found):
         raise ConfigError(f"{name!r} is neither a class nor a function, but {found!r}")
     return found
@@ -69,33 +59,16 @@ def make(
       ConfigError: an unknown scorer or key, a value of the wrong type, weights that do not fit, or
         two entries with the same name; names the entry.
     """
-    if isinstance(entries, str) or not isinstance(entries, Sequence):
-        raise ConfigError(
-            f"scorers must be a list of entries, dict(scorer=NAME, …), got {entries!r}"
-        )
-    made: list[Scorer] = []
-    for index, entry in enumerate(entries):
-        if not isinstance(entry, Mapping) or "scorer" not in entry:
-            raise ConfigError(
-                f"{where(index)} must be a section with the key scorer, one of "
-                f"{', '.join(SCORERS)}, got {entry!r}"
-            )
-        made.append(_made(dict(entry), where(index)))
-        if made[-1].name in [other.name for other in made[:-1]]:
-            raise ConfigError(
-                f"{where(index)}.name: there are two scorers of the name {made[-1].name!r}; give "
-                "each a name of its own"
-            )
+    made = named.make_entries("scorers", "scorer", entries, SCORERS, _made, where)
     for index, scorer in enumerate(made):
         try:
             getattr(scorer, "check", lambda: None)()
         except ValueError as error:
             raise ConfigError(f"{where(index)}.{error}") from error
-    return tuple(made)
+    return made
 
 
-def _made(values: dict[str, Any], where: str) -> Scorer:
-    path = values.pop("scorer")
+def _made(path: Any, values: dict[str, Any], where: str) -> Scorer:
     try:
         found = find(path)
     except ConfigError as error:

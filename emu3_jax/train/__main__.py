@@ -30,8 +30,9 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from emu3_jax import command_line, config_help, sharding
+from emu3_jax import command_line, sharding
 from emu3_jax.config import ConfigError, to_values
+from emu3_jax.config import help as config_help
 from emu3_jax.evaluate import registry
 from emu3_jax.evaluate.during_training import EvaluationCallback, check_data
 from emu3_jax.evaluate.evaluator import Evaluator, Subject

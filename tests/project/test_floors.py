@@ -11,7 +11,7 @@ PACKAGE = ROOT / "emu3_jax"
 # Rooms are folders or single files of the package.
 FLOORS = {
     "exit_codes": 0, "files": 0, "shipped": 0, "vocab": 0, "sharding": 0, "config": 0,
-    "config_help": 0, "command_line": 0, "foreign": 0, "compiling": 0,
+    "command_line": 0, "foreign": 0, "compiling": 0,
     "text": 1, "sequence": 1, "models": 1,
     "data": 2, "interop": 2,
     "generate": 3, "figures": 3, "scorers": 3,
@@ -27,7 +27,6 @@ NEIGHBOURS = {
     ("config", "files"): "configs are read and written",
     ("command_line", "config"): "the command line reads configs",
     ("command_line", "exit_codes"): "and ends with a code",
-    ("command_line", "config_help"): "and its --help lists the keys of a config",
     ("command_line", "files"): "and says which file failed",
     ("command_line", "foreign"): "or which package is missing",
     ("command_line", "shipped"): "and takes names of what is shipped",

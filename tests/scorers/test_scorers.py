@@ -276,7 +276,7 @@ def test_answers_of_another_shape_are_the_scorers_fault():
         ([dict(scorer="clip", clip="a", batch_size=0)], "batch_size must be at least 1"),
         ([dict(scorer="clip", clip="a", dtype="int8")], "dtype must be one of float32"),
         ([dict(scorer="clip", clip="gone")], r"scorers\[0\].clip: gone: no such file"),
-        ([dict(scorer="clip", clip="a"), dict(scorer="clip", clip="b")], "two scorers of the name"),
+        ([dict(scorer="clip", clip="a"), dict(scorer="clip", clip="b")], "two entries of the name"),
     ],
 )  # fmt: skip
 def test_entries_that_cannot_be_used_are_named(entries, message):

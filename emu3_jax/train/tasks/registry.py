@@ -1,11 +1,10 @@
 """Tasks by name: the only module that lists all of them."""
 
-import importlib
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from emu3_jax.config import ConfigError
+from emu3_jax.config import ConfigError, named
 from emu3_jax.train.task import Task
 from emu3_jax.train.tasks.language.lora_task import with_lora
 
@@ -20,14 +19,10 @@ LORA = "lora"  # the section that gives a task adapters
 
 def find(name: Any) -> type[Task]:
     """Returns the task class of a name or an import path; ConfigError if there is none."""
-    known = f"{', '.join(TASKS)}, or the import path of a class of your own, module:Class"
-    if not isinstance(name, str) or (name not in TASKS and ":" not in name):
-        raise ConfigError(f"config.task must be one of {known}; got {name!r}")
-    module, _, attribute = TASKS.get(name, name).partition(":")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"config.task={name!r} cannot be imported: {error}") from error
+        return named.find("task", name, TASKS)
+    except ConfigError as error:
+        raise ConfigError(f"config.task: {error}") from error
 
 
 def find_for(config: Any) -> type[Task]:

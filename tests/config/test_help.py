@@ -10,7 +10,7 @@ import typing
 import pytest
 from paths import ROOT
 
-from emu3_jax import config_help
+from emu3_jax.config import help as config_help
 from emu3_jax.data.pixels.pixel_batches import CROPS, KINDS
 from emu3_jax.data.tokens.mixture import DOCUMENT_TASKS, MixtureEntry
 from emu3_jax.evaluate.registry import EVALUATORS

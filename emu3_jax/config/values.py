@@ -1,13 +1,4 @@
-"""Configs: python files that return a locked ConfigDict, resolved into frozen dataclasses.
-
-A config file has the keys that differ from the defaults. The commands load it, apply
-`--config.a.b=value`, and turn it into dataclasses, which check every key and type and fill in the
-defaults (`to_dataclass`). From then on only the dataclasses are used: `to_values` gives all of
-their fields, which are written into the run directory and printed by `--print_config`.
-
-`ml_collections.config_flags` could change only keys of the file, since it applies overrides before
-the defaults are filled in.
-"""
+"""Config files, overrides, and the dataclasses that they become."""
 
 import ast
 import dataclasses
