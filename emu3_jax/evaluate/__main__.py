@@ -9,6 +9,8 @@ Measures a language model or a vision tokenizer on held-out data. Evaluators:
                    needs --vision_tokenizer --data and a feature network
   likelihood       nats per token by modality and task
                    needs --model --tokens
+  questions        answers to questions of chats, beside chance, majority and nearest image
+                   needs --model --tokens
   emoji_captions   do captions name the right person and the right tone of skin
                    needs --model --vision_tokenizer --data
   emoji_retrieval  are drawn images nearest to the real ones

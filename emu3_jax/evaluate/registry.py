@@ -14,6 +14,7 @@ from emu3_jax.evaluate.emoji.captions import EmojiCaptions
 from emu3_jax.evaluate.emoji.retrieval import EmojiRetrieval
 from emu3_jax.evaluate.evaluator import Evaluator
 from emu3_jax.evaluate.language.likelihood import Likelihood
+from emu3_jax.evaluate.language.questions import Questions
 from emu3_jax.evaluate.vision.codebook_health import CodebookHealth
 from emu3_jax.evaluate.vision.feature_distance import FrechetDistance
 from emu3_jax.evaluate.vision.reconstruction import Reconstruction
@@ -24,6 +25,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "codebook_health": CodebookHealth,
     "frechet": FrechetDistance,
     "likelihood": Likelihood,
+    "questions": Questions,
     "emoji_captions": EmojiCaptions,
     "emoji_retrieval": EmojiRetrieval,
 }

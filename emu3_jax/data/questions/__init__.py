@@ -1,0 +1,1 @@
+"""Questions about images with known answers, as rows that `emu3_jax.tokenize` reads."""

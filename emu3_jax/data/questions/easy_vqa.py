@@ -1,0 +1,96 @@
+"""easy-vqa: images of one coloured shape and questions about it, with a split of its own.
+
+  pip install easy-vqa
+  python -m emu3_jax.data.questions.easy_vqa --output=runs/easy_vqa
+
+4,000 images and 38,575 questions to train on, 1,000 and 9,673 to test; 64 x 64 pixels, 13 answers
+(github.com/vzhou842/easy-VQA, MIT licence). Writes train.jsonl (chats of one to four turns),
+test.jsonl (one question a row, with its kind) and the images.
+"""
+
+import argparse
+import importlib.util
+import itertools
+import json
+import os
+import random
+from pathlib import Path
+
+from emu3_jax.data.questions.chats import Asked, chats, single, write_rows
+from emu3_jax.files import new_folder, write_atomically
+from emu3_jax.foreign import MissingPackageError
+
+PACKAGE = "easy_vqa"
+SPLITS = ("train", "test")
+TURNS = 4
+SHAPES = ("circle", "rectangle", "triangle")
+
+
+def package_data() -> Path:
+    """The data folder of the installed package, which is not imported; ValueError if missing."""
+    found = importlib.util.find_spec(PACKAGE)
+    if found is None:
+        raise MissingPackageError("easy-vqa is not installed; pip install easy-vqa")
+    return Path(found.origin).parent / "data"
+
+
+def kind_of(answer: str) -> str:
+    """What a question asks for, by its answer: "yes or no", "shape" or "colour"."""
+    if answer in ("yes", "no"):
+        return "yes or no"
+    return "shape" if answer in SHAPES else "colour"
+
+
+def write_questions(data: str | os.PathLike, output: str | os.PathLike) -> dict[str, int]:
+    """Writes the rows and images of both splits; returns the number of rows of each.
+
+    Args:
+      data: the data folder of the package: <split>/questions.json, a list of [question, answer,
+        number of the image], and <split>/images/<number>.png.
+      output: a new folder.
+
+    Raises:
+      ValueError: there is no such data, or the folder exists and is not empty.
+    """
+    data, counts = Path(data), {}
+    with new_folder(Path(output)) as building:
+        for split in SPLITS:
+            file = data / split / "questions.json"
+            if not file.is_file():
+                raise ValueError(f"{data} is not the data of easy-vqa: it has no {split}/{file.name}")
+            listed = json.loads(file.read_text(encoding="utf-8"))
+            rows = []
+            for number, group in itertools.groupby(listed, key=lambda row: row[2]):
+                image = f"{split}/{number}.png"
+                write_atomically(
+                    building / image, (data / split / "images" / f"{number}.png").read_bytes()
+                )
+                asked = [Asked(kind_of(answer), question, answer) for question, answer, _ in group]
+                if split == "train":
+                    rows += chats(f"{split}-{number}", image, asked, random.Random(number), TURNS)
+                else:
+                    rows += single(f"{split}-{number}", image, asked)
+            write_rows(building / f"{split}.jsonl", rows)
+            counts[split] = len(rows)
+    return counts
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        prog="python -m emu3_jax.data.questions.easy_vqa",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--output", default="runs/easy_vqa", help="new folder (%(default)s)")
+    parser.add_argument("--data", help="its data folder (default: that of the installed package)")
+    arguments = parser.parse_args()
+    try:
+        counts = write_questions(arguments.data or package_data(), arguments.output)
+    except (ValueError, MissingPackageError) as error:
+        parser.exit(2, f"Error: {error}\n")
+    print(json.dumps(counts))
+
+
+if __name__ == "__main__":
+    main()
