@@ -8,10 +8,12 @@ Numbers: UNKNOWN, chosen here: rate (1e-5 falling to zero), steps, batch (32 row
 seven images of 512 x 512, or one of 1024 x 1024 and three), a fifth of plain text so that it stays
 a language model. Visual tokens of answers have half weight, as in pretraining.
 
-Data: chat and text records in the folder that is the argument, train/ and validation/. `nano`, or
-`nano:FOLDER`: the twin of the shipped nano model; its rows hold a chat of up to 352 tokens, a
-64-pixel image taking about 80. It starts from any run directory or released weights:
---config.start.transformer=PATH.
+Data: chat and text records in the folder that is the argument, train/ and validation/. It
+starts from any run directory or released weights: --config.start.transformer=PATH. `nano`, or
+`nano:FOLDER`: the twin of the shipped nano model, which learns to answer questions about emoji and
+coloured shapes from FOLDER/questions, beside captions in both directions from FOLDER/tokens, so
+that it does not unlearn them (launch/post_training.sh makes both). Its rows hold a chat of up to
+352 tokens, a 64-pixel image taking about 80.
 
 What goes wrong: 1e-5 was reported as too high for Emu3-Chat with interleaved data (a loss that
 stays near 1): try --config.run.optimizer.learning_rate=2e-6; a set with short answers teaches short
@@ -34,14 +36,27 @@ def get_config(arg: str = "") -> ConfigDict:
         arg,
         "tokens_chat",
         "Emu3-Chat",
-        twin="tokens_nano_chat",
+        twin="post_training",
         batch_size=32,
         sequence_length=32_768,
         context=8,
     )
+    if sft_drawing.is_nano(arg):
+        return _nano(config, tokens)
     train = f"{tokens}/train"
     config.data.mixture = (
         dict(dataset=train, task="chat", weight=4.0),
         dict(dataset=train, task="text", weight=1.0),
     )
+    return config
+
+
+def _nano(config: ConfigDict, folder: str) -> ConfigDict:
+    train = f"{folder}/tokens/train"
+    config.data.mixture = (
+        dict(dataset=f"{folder}/questions/train", task="chat", weight=4.0),
+        dict(dataset=train, task="text_to_image", weight=0.5, null_prompt=0.1),
+        dict(dataset=train, task="image_to_text", weight=0.5),
+    )
+    config.evaluation = tuple(dict(e, tokens=f"{folder}/tokens") for e in config.evaluation)
     return config

@@ -69,6 +69,11 @@ def get_config(arg: str = "") -> ConfigDict:
     return config
 
 
+def is_nano(arg: str) -> bool:
+    """Whether the argument of a config names the twin of the shipped nano model."""
+    return arg.partition(":")[0] == NANO
+
+
 def begin(
     arg: str,
     folder: str,
@@ -92,8 +97,8 @@ def begin(
     Returns:
       (config without mixture, folder of the token datasets).
     """
-    size, _, rest = arg.partition(":")
-    if size == NANO:
+    rest = arg.partition(":")[2]
+    if is_nano(arg):
         tokens = rest or f"runs/{twin}"
         config = transformer_nano.get_config(tokens)
         config.data.sequence_length = twin_length

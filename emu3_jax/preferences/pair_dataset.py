@@ -24,7 +24,7 @@ def make_preferences(config: PreferencesConfig, mesh: jax.sharding.Mesh | None =
       ValueError: prompts, a model or a scorer cannot be used, the output was made with another
         config, or more candidates than `max_skipped` allows are unusable.
     """
-    prompts = read_prompts(config.prompts)
+    prompts = read_prompts(config.prompts, config.limit)
     scorers = registry.make(config.scorers)
     vision = weights.load_vision_tokenizer(config.vision_tokenizer, mesh=mesh)
     bundle, label = weights.load_language_model(

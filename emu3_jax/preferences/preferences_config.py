@@ -19,6 +19,7 @@ class PreferencesConfig:
       output: folder of the dataset.
       prompts: *.txt with a prompt per line; json, jsonl or parquet rows with "prompt" or a caption;
         or a token dataset, whose captions of images are taken. Equal prompts count once.
+      limit: take this many prompts, at even distances; 0 for all.
       model: run directory, directory of weights, or the name of a shipped model.
       vision_tokenizer: of the model's codes; likewise.
       step: checkpoint of a run directory; default: the newest.
@@ -43,6 +44,7 @@ class PreferencesConfig:
     vision_tokenizer: str
     height: int
     width: int
+    limit: int = 0
     step: int | None = None
     dtype: str = ""
     candidates: int = 8
@@ -67,6 +69,8 @@ class PreferencesConfig:
         check_choice("pairs", self.pairs, PAIRS)
         if self.candidates < 2:
             raise ValueError(f"candidates must be at least 2, found {self.candidates}")
+        if self.limit < 0:
+            raise ValueError(f"limit must be at least 0, found {self.limit}")
         if self.sampling.greedy:
             raise ValueError("sampling.temperature is 0, so all candidates would be equal")
         for name in ("height", "width", "batch_size", "prompts_per_shard"):
@@ -81,7 +85,16 @@ class PreferencesConfig:
 
     def recipe(self) -> dict[str, Any]:
         """The settings that decide the bytes of the dataset, ready for JSON."""
-        names = ("prompts", "dtype", "height", "width", "candidates", "pairs", "negative_prompt")
+        names = (
+            "prompts",
+            "limit",
+            "dtype",
+            "height",
+            "width",
+            "candidates",
+            "pairs",
+            "negative_prompt",
+        )
         recipe = {name: getattr(self, name) for name in (*names, "batch_size", "prompts_per_shard")}
         recipe["scorers"] = [dict(entry) for entry in self.scorers]
         return recipe | {"sampling": dataclasses.asdict(self.sampling)}

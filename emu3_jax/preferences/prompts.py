@@ -20,8 +20,12 @@ class Prompt(NamedTuple):
     where: str
 
 
-def read_prompts(path: str | os.PathLike) -> list[Prompt]:
+def read_prompts(path: str | os.PathLike, limit: int = 0) -> list[Prompt]:
     """The prompts of a file or a dataset in order, equal ones once.
+
+    Args:
+      path: see `PreferencesConfig.prompts`.
+      limit: so many of them, at even distances; 0 for all.
 
     Raises:
       ValueError: it cannot be read, has no prompt, or a row has none; names the file and the row.
@@ -38,7 +42,9 @@ def read_prompts(path: str | os.PathLike) -> list[Prompt]:
         once.setdefault(prompt.text, prompt)
     if not once:
         raise ValueError(f"{path}: holds no prompt")
-    return list(once.values())
+    prompts = list(once.values())
+    count = min(limit or len(prompts), len(prompts))
+    return [prompts[(2 * i + 1) * len(prompts) // (2 * count)] for i in range(count)]
 
 
 def _lines(path: Path) -> list[Prompt]:

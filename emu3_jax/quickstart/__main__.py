@@ -5,23 +5,13 @@ transformer from scratch over a mesh of two CPU devices, interrupts that trainin
 it, evaluates, samples, and writes report.html. Run it again after a stop: finished work is kept.
 """
 
-import argparse
 import pathlib
-import shutil
-import sys
-import time
 
 from emu3_jax.config import load_config
-from emu3_jax.files import in_words
+from emu3_jax.files import write_json
+from emu3_jax.pipeline import command
+from emu3_jax.pipeline.runner import Runner, locked
 from emu3_jax.quickstart import stages
-from emu3_jax.quickstart.runner import (
-    Runner,
-    StageError,
-    Stopped,
-    locked,
-    peak_memory_bytes,
-    write_json,
-)
 from emu3_jax.quickstart.stages import Plan
 
 # Stages: unpacking, tokenizing, two parts of training, evaluation of the tokenizer, and the report;
@@ -34,7 +24,7 @@ def run(plan: Plan, say=print) -> pathlib.Path:
     """Runs all unfinished stages; returns the path of the report.
 
     Raises:
-      ValueError: an input is missing, a stage failed, or another quickstart is running there.
+      ValueError: an input is missing, a stage failed, or another process is running there.
       Stopped: a signal arrived.
     """
     plan.check()
@@ -58,36 +48,15 @@ def run(plan: Plan, say=print) -> pathlib.Path:
 
 def main() -> None:
     """Reads the command line and runs."""
-    parser = argparse.ArgumentParser(
-        prog="python -m emu3_jax.quickstart",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--directory", type=pathlib.Path, default=Plan.directory,
-                        help="directory for all output (%(default)s)")  # fmt: skip
+    parser = command.parser("emu3_jax.quickstart", __doc__, Plan.directory)
     parser.add_argument(
         "--steps", type=int, default=0, help="training steps (default: the config's)"
     )
     parser.add_argument("--limit", type=int, default=Plan.limit,
                         help="items of a split to evaluate on (%(default)s)")  # fmt: skip
-    parser.add_argument("--fresh", action="store_true", help="remove the directory first")
     arguments = parser.parse_args()
     plan = Plan(directory=arguments.directory, steps=arguments.steps, limit=arguments.limit)
-    began = time.monotonic()
-    try:
-        if arguments.fresh and (plan.directory / "stages").is_dir():
-            shutil.rmtree(plan.directory)
-        report = run(plan, lambda text: print(text, flush=True))
-    except Stopped:
-        print("\nStopped. Run the same command again to continue.", file=sys.stderr)
-        sys.exit(130)
-    except (StageError, ValueError, OSError) as error:
-        print(f"\nError: {in_words(error)}", file=sys.stderr)
-        sys.exit(2)
-    minutes, seconds = divmod(round(time.monotonic() - began), 60)
-    print(f"\n{minutes} min {seconds:02d} s; peak memory of a command "
-          f"{peak_memory_bytes() / 1e9:.1f} GB")  # fmt: skip
-    print(f"Report: {report.absolute()}")
+    command.run(arguments, lambda say: run(plan, say))
 
 
 if __name__ == "__main__":

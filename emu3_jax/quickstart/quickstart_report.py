@@ -24,7 +24,7 @@ from emu3_jax.figures.contact_sheet import contact_sheet, film_strip
 from emu3_jax.files import in_words
 from emu3_jax.interop.language import language_model
 from emu3_jax.models.language.transformer import TransformerConfig, count_parameters
-from emu3_jax.quickstart import runner
+from emu3_jax.pipeline import runner
 from emu3_jax.quickstart.stages import CHOOSING, DRAWING, Plan
 from emu3_jax.report.pretraining_page import (
     Curve,
@@ -193,21 +193,11 @@ def _stacked(sheets: Sequence[np.ndarray]) -> np.ndarray:
     return np.concatenate(padded)
 
 
-def timeline(directory: pathlib.Path) -> tuple[list[tuple[str, float]], list[tuple[str, str]]]:
-    """(title, seconds) and (title, command) of the finished stages, in the order they ran."""
-    folder = directory / runner.STAGES_FOLDER
-    files = [file for file in folder.glob("*.json") if file.stem != "report"]
-    markers = [(runner.read_json(f), f.stat().st_mtime) for f in files]
-    done = [m for m, _ in sorted(markers, key=lambda pair: pair[1]) if m["done"]]
-    seconds = [(m["title"], m["seconds"]) for m in done]
-    return seconds, [(m["title"], m["command"]) for m in done]
-
-
 def gather(plan: Plan) -> tuple[ReportInputs, np.ndarray]:
     """All contents of the report, and the sheet for the README."""
     gathered = Gathered(plan)
     rows = read_metrics(plan.model)
-    seconds, commands = timeline(plan.directory)
+    seconds, commands = runner.timeline(plan.directory)
     resumed_at = runner.read_json(plan.directory / runner.RESUMED_FILE, [])
     about = ABOUT if "shipped" in gathered.models else (ABOUT[0], NO_SHIPPED)
     inputs = ReportInputs(

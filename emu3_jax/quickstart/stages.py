@@ -1,6 +1,7 @@
 """The stages of the quickstart: each is one public command, with its inputs and outputs.
 
-The stages are data; nothing runs here. `runner` runs them and contains nothing about models.
+The stages are data; nothing runs here. `emu3_jax.pipeline` runs them and contains nothing about
+models.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from emu3_jax import shipped
+from emu3_jax.pipeline.stage import Stage, assets
 
 # Latent frames, height and width of the corpus under the nano tokenizer: 64 px stills and clips of
 # eight frames, 8 x 8 pixels and 2 frames to a code.
@@ -22,51 +24,6 @@ DRAWING = ("--guidance=6", "--temperature=0.7", "--top_k=200")
 # Each image shown is the best of eight candidates: the one after which the model itself finds the
 # caption most likely. docs/measurements.md has the gain.
 CHOOSING = ("--candidates=8", "--batch_size=64")
-
-
-@dataclasses.dataclass(frozen=True)
-class Stage:
-    """One command.
-
-    Attributes:
-      name: names its marker and its log.
-      title: for the reader.
-      command: arguments of the Python interpreter: ("-m", "emu3_jax.tokenize", ...).
-      after: names of stages whose results it reads.
-      inputs: other files and folders whose content decides the result.
-      settings: what else decides it, such as a resolved config.
-      outputs: files and folders that it writes. All must exist for the stage to count as done. All
-        are removed before it runs again, unless it was only stopped and is `resumable`.
-      resumable: the command itself continues what it began before a stop.
-      interrupt_at: SIGTERM is sent once the process has logged this step; 0: never.
-      devices: virtual CPU devices.
-    """
-
-    name: str
-    title: str
-    command: tuple[str, ...]
-    after: tuple[str, ...] = ()
-    inputs: tuple[pathlib.Path, ...] = ()
-    settings: str = ""
-    outputs: tuple[pathlib.Path, ...] = ()
-    resumable: bool = False
-    interrupt_at: int = 0
-    devices: int = 1
-
-    def shown(self) -> str:
-        """The command as typed in a shell."""
-        return " \\\n  ".join(_grouped(("python", *self.command)))
-
-
-def _grouped(words: Sequence[str]) -> list[str]:
-    """The interpreter and module on the first line, then one option per line."""
-    options = [_quoted(word) for word in words[3:]]
-    return [" ".join(words[:3]), *options]
-
-
-def _quoted(word: str) -> str:
-    name, equals, value = word.partition("=")
-    return f'{name}{equals}"{value}"' if " " in value else word
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +63,10 @@ class Plan:
         """Raises ValueError for a missing input."""
         shipped.config_file(self.config)
         shipped.config_file(self.tokenize_config)
-        for path in _found(self.corpus_zip, self.text_tokenizer):
+        for path in assets(self.corpus_zip, self.text_tokenizer):
             if not path.is_file():
                 raise ValueError(f"{path} does not exist; it is part of the project")
-        if not (_found(self.vision_tokenizer)[0] / "config.json").is_file():
+        if not (assets(self.vision_tokenizer)[0] / "config.json").is_file():
             raise ValueError(
                 f"{self.vision_tokenizer} holds no vision tokenizer; it is part of the project"
             )
@@ -156,12 +113,7 @@ class Plan:
 
     def has_shipped(self) -> bool:
         """Whether the shipped model is there."""
-        return (_found(self.shipped)[0] / "config.json").is_file()
-
-
-def _found(*assets: pathlib.Path) -> tuple[pathlib.Path, ...]:
-    """Their paths; unchanged for those that do not exist."""
-    return tuple(pathlib.Path(shipped.asset(path)) for path in assets)
+        return (assets(self.shipped)[0] / "config.json").is_file()
 
 
 def preparation(plan: Plan) -> list[Stage]:
@@ -170,7 +122,7 @@ def preparation(plan: Plan) -> list[Stage]:
         "corpus",
         "Unpack the corpus: images, clips, captions",
         ("-m", "emu3_jax.data.fluent_emoji", f"--zip={plan.corpus_zip}", f"--output={plan.corpus}"),
-        inputs=_found(plan.corpus_zip),
+        inputs=assets(plan.corpus_zip),
         outputs=(plan.corpus,),
     )
     tokenize = Stage(
@@ -183,7 +135,7 @@ def preparation(plan: Plan) -> list[Stage]:
         after=("corpus",),
         inputs=(
             shipped.config_file(plan.tokenize_config),
-            *_found(plan.vision_tokenizer, plan.text_tokenizer),
+            *assets(plan.vision_tokenizer, plan.text_tokenizer),
         ),
         outputs=(plan.tokens,),
         resumable=True,
@@ -208,7 +160,7 @@ def training(plan: Plan, interrupt_at: int, resolved: str = "") -> list[Stage]:
         f"Pretrain from scratch; interrupted by SIGTERM after step {interrupt_at}",
         command,
         after=("tokens",),
-        inputs=_found(plan.text_tokenizer),
+        inputs=assets(plan.text_tokenizer),
         settings=resolved,
         outputs=(plan.model,),
         resumable=True,
@@ -236,7 +188,7 @@ def evaluation(plan: Plan) -> list[Stage]:
             ("-m", "emu3_jax.evaluate", "--evaluators=reconstruction", *common, "--batch_size=16",
              f"--output={plan.evaluation('vision_tokenizer')}"),
             after=("corpus",),
-            inputs=_found(plan.vision_tokenizer),
+            inputs=assets(plan.vision_tokenizer),
             outputs=(plan.evaluation("vision_tokenizer"),),
         )
     ]  # fmt: skip
@@ -292,8 +244,8 @@ def sampling(plan: Plan, items: dict) -> list[Stage]:
 def _reads(plan: Plan, name: str, path: pathlib.Path) -> dict:
     """The dependencies of a stage that uses a language model."""
     if name == "trained":
-        return {"after": ("tokens", "train_2"), "inputs": _found(plan.vision_tokenizer)}
-    return {"after": ("tokens",), "inputs": _found(plan.vision_tokenizer, path)}
+        return {"after": ("tokens", "train_2"), "inputs": assets(plan.vision_tokenizer)}
+    return {"after": ("tokens",), "inputs": assets(plan.vision_tokenizer, path)}
 
 
 def reporting(plan: Plan, stages: Sequence[Stage]) -> Stage:

@@ -1,17 +1,22 @@
 """One raw shard to its records, reproducible to the byte."""
 
 import collections
+import functools
+import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from emu3_jax.data.codec.canvases import Batcher
 from emu3_jax.data.codec.vision_encoder import VisionEncoder
 from emu3_jax.data.media import PixelLimits
 from emu3_jax.data.sources import RawItem, Source, SourceError
 from emu3_jax.data.tokens.records import KINDS, Counts, Record, Shard, ShardWriter
 from emu3_jax.sequence import Grammar
-from emu3_jax.tokenize.prepare import MediaRules, Prepared, moved, prepare, to_record
+from emu3_jax.tokenize.prepare import MediaRules, Medium, Prepared, moved, prepare, to_record
 from emu3_jax.tokenize.shard_results import ShardResult
 from emu3_jax.tokenize.tokenize_config import TokenizeConfig
 
@@ -60,9 +65,10 @@ class ShardMaker:
         source, number = self.shards[index]
         result = ShardResult(0, [], {}, [])
         prepared: list[list[Prepared]] = []  # each item with its copies
-        batcher = None
+        once = None
         if self.encoder is not None:
-            batcher = self.encoder.batcher(self.config.image_batch, self.config.clip_batch)
+            sizes = self.config.image_batch, self.config.clip_batch
+            once = _EncodedOnce(self.encoder.batcher(*sizes))
         for item, outcome in self.decoded(_until_damage(source, number)):
             result.items += 1
             item_done()
@@ -71,9 +77,9 @@ class ShardMaker:
                 continue
             prepared.append([outcome, *self._copies(outcome)])
             for medium in (medium for one in prepared[-1] for medium in one.media):
-                batcher.add(medium.pixels, medium.take)
-        if batcher is not None:
-            batcher.flush()
+                once.add(medium)
+        if once is not None:
+            once.flush()
         self._write(index, self._records(prepared, source.name, result), result)
         return result
 
@@ -117,6 +123,37 @@ class ShardMaker:
                 for record in by_kind[kind]:
                     writer.write(record)
             result.shards.append(Shard(name, kind, len(by_kind[kind])))
+
+
+class _EncodedOnce:
+    """Encodes equal media of a shard once: question sets have many rows about one image."""
+
+    def __init__(self, batcher: Batcher):
+        self._batcher = batcher
+        self._waiting: dict[bytes, list[Medium]] = {}
+        self._codes: dict[bytes, np.ndarray] = {}
+
+    def add(self, medium: Medium) -> None:
+        """Encodes a medium now or later, or gives it the codes of an equal one."""
+        shape, pixels = repr(medium.pixels.shape), np.ascontiguousarray(medium.pixels)
+        key = hashlib.blake2b(shape.encode() + pixels.tobytes(), digest_size=16).digest()
+        if key in self._codes:
+            medium.take(self._codes[key])
+        elif key in self._waiting:
+            medium.pixels = None
+            self._waiting[key].append(medium)
+        else:
+            self._waiting[key] = [medium]
+            self._batcher.add(medium.pixels, functools.partial(self._done, key))
+
+    def _done(self, key: bytes, codes: np.ndarray) -> None:
+        self._codes[key] = codes
+        for medium in self._waiting.pop(key):
+            medium.take(codes)
+
+    def flush(self) -> None:
+        """Encodes what is left."""
+        self._batcher.flush()
 
 
 def _until_damage(source: Source, number: int) -> Iterator[RawItem]:

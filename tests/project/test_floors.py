@@ -17,8 +17,8 @@ FLOORS = {
     "generate": 3, "figures": 3, "scorers": 3,
     "train": 4,
     "evaluate": 5,
-    "report": 6,
-    "tokenize": 7, "preferences": 7, "quickstart": 7, "convert": 7, "show": 7, "aot": 7,
+    "report": 6, "pipeline": 6,
+    "tokenize": 7, "preferences": 7, "quickstart": 7, "post_training": 7, "convert": 7, "show": 7, "aot": 7,
 }  # fmt: skip
 COMMANDS = 7  # every __main__.py, whatever its room
 
@@ -42,8 +42,8 @@ MAX_FUNCTION_LINES = 60
 MAX_MODULES = 12  # in a folder, beside __init__ and __main__
 
 FILES = sorted(PACKAGE.rglob("*.py"))
-# The folder distinguishes them: tasks, evaluators and scorers.
-SAME_NAMES = {"registry"}
+# The folder distinguishes them: tasks, evaluators and scorers; the stages of each pipeline.
+SAME_NAMES = {"registry", "stages"}
 
 
 def _room(path: pathlib.Path) -> str:

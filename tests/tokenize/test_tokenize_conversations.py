@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
-from grey_encoder import level, made_from, skipped_of, write_greys
+from grey_encoder import GreyEncoder, level, made_from, skipped_of, write_greys
 
 from emu3_jax.data import media
 from emu3_jax.data.tokens.records import open_dataset
@@ -212,3 +212,27 @@ def test_a_source_without_a_file_is_refused(tmp_path):
         made_from(tmp_path, "llava:none.json")
     with pytest.raises(ValueError, match="'lava:a.json' is not a corpus; .* KIND of llava, "):
         made_from(tmp_path, "lava:a.json")
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["at once", "at the end"])
+def test_equal_images_of_a_shard_are_encoded_once(late, tmp_path):
+    """Question sets have many rows about one image; codes come during `add` or in `flush`."""
+    write_greys(tmp_path, ["0.png", "1.png"])
+    names = ["0.png", "1.png", "0.png", "1.png", "0.png"]
+    turns = [[{"question": "?", "image": name, "answer": "!"}] for name in names]
+    write_rows(tmp_path / "rows.jsonl", [{"id": i, "turns": t} for i, t in enumerate(turns)])
+    seen = []
+
+    class Counting(GreyEncoder):
+        def add(self, pixels, done):
+            seen.append(lambda: GreyEncoder.add(self, pixels, done))
+            if not late:
+                seen[-1]()
+
+        def flush(self):
+            for encode in seen if late else ():
+                encode()
+
+    dataset = made_from(tmp_path, "rows.jsonl", encoder=Counting())
+    assert len(seen) == 2
+    assert [chat_of(r)[0][0][0] for r in open_dataset(dataset).records("chat")] == [0, 1, 0, 1, 0]

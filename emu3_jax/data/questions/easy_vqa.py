@@ -4,7 +4,7 @@
   python -m emu3_jax.data.questions.easy_vqa --output=runs/easy_vqa
 
 4,000 images and 38,575 questions to train on, 1,000 and 9,673 to test; 64 x 64 pixels, 13 answers
-(github.com/vzhou842/easy-VQA, MIT licence). Writes train.jsonl (chats of one to four turns),
+(github.com/vzhou842/easy-VQA, MIT licence). Writes train.jsonl (chats of one to eight turns),
 test.jsonl (one question a row, with its kind) and the images.
 """
 
@@ -22,7 +22,7 @@ from emu3_jax.foreign import MissingPackageError
 
 PACKAGE = "easy_vqa"
 SPLITS = ("train", "test")
-TURNS = 4
+TURNS = 8
 SHAPES = ("circle", "rectangle", "triangle")
 
 
@@ -57,7 +57,9 @@ def write_questions(data: str | os.PathLike, output: str | os.PathLike) -> dict[
         for split in SPLITS:
             file = data / split / "questions.json"
             if not file.is_file():
-                raise ValueError(f"{data} is not the data of easy-vqa: it has no {split}/{file.name}")
+                raise ValueError(
+                    f"{data} is not the data of easy-vqa: it has no {split}/{file.name}"
+                )
             listed = json.loads(file.read_text(encoding="utf-8"))
             rows = []
             for number, group in itertools.groupby(listed, key=lambda row: row[2]):

@@ -33,11 +33,11 @@ def write_greys(folder, names):
         media.write_png(folder / name, np.full((16, 16, 3), level, np.uint8))
 
 
-def made_from(folder, *sources, **changes):
+def made_from(folder, *sources, encoder=None, **changes):
     """The folder of the dataset made from sources in `folder`."""
     fields = {"output": str(folder / "out"), "splits": {"train": list(sources)}}
     fields |= {"corpus": str(folder), "min_pixels": 256, "max_pixels": 256, "max_skipped": 1.0}
-    return tokenize(TokenizeConfig(**(fields | changes)), GreyEncoder())[0]
+    return tokenize(TokenizeConfig(**(fields | changes)), encoder or GreyEncoder())[0]
 
 
 def skipped_of(dataset):

@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterator, Sequence
 
 from emu3_jax.files import write_json
-from emu3_jax.quickstart.stages import Stage
+from emu3_jax.pipeline.stage import Stage
 
 STAGES_FOLDER = "stages"
 LOGS_FOLDER = "logs"
@@ -40,7 +40,7 @@ class StageError(ValueError):
 
 
 class Stopped(Exception):  # noqa: N818 (not an error)
-    """The user stopped the quickstart; running it again continues."""
+    """The user stopped the pipeline; running it again continues."""
 
 
 def read_json(path: pathlib.Path, default=None):
@@ -57,7 +57,7 @@ def locked(directory: pathlib.Path) -> Iterator[int]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(
-                f"another quickstart (or a command that it left running) is running in {directory}"
+                f"another process (or a command that it left running) is running in {directory}"
             ) from None
         yield file.fileno()
 
@@ -205,6 +205,16 @@ class Runner:
 
     def _write_marker(self, stage: Stage, marker: dict) -> None:
         write_json(self._marker_file(stage), marker)
+
+
+def timeline(directory: pathlib.Path) -> tuple[list[tuple[str, float]], list[tuple[str, str]]]:
+    """(title, seconds) and (title, command) of the finished stages, in the order they ran."""
+    folder = directory / STAGES_FOLDER
+    files = [file for file in folder.glob("*.json") if file.stem != "report"]
+    markers = [(read_json(f), f.stat().st_mtime) for f in files]
+    done = [m for m, _ in sorted(markers, key=lambda pair: pair[1]) if m["done"]]
+    seconds = [(m["title"], m["seconds"]) for m in done]
+    return seconds, [(m["title"], m["command"]) for m in done]
 
 
 def peak_memory_bytes() -> int:

@@ -1,0 +1,1 @@
+"""Post-training of the shipped nano model on a CPU: the public commands in order."""
