@@ -1,6 +1,6 @@
 """Score the images and clips of token datasets once, so that a mixture can leave out poor ones.
 
-  python -m emu3_jax.tokenize.rate --config=post_training/rate_folder \\
+  python -m emu3_jax.tokenize.rate --config=post_training/data/rate_folder \\
     --config.tokens=runs/tokens/train
 
 Decodes the codes by their vision tokenizer and writes quality/ into the dataset: a number per
@@ -144,4 +144,4 @@ def _main(config: RateConfig) -> None:
 
 if __name__ == "__main__":
     command_line.define_mesh()
-    command_line.run_config(_main, RateConfig, __doc__, "post_training/rate_folder")
+    command_line.run_config(_main, RateConfig, __doc__, "post_training/data/rate_folder")

@@ -251,9 +251,12 @@ def test_the_likelihood_needs_the_model_that_drew():
 
 def test_mistakes_of_the_command_are_one_sentence(tmp_path):
     for words, message in (
-        ([], "--config is needed, such as --config=post_training/preferences_nano"),
+        ([], "--config is needed, such as --config=post_training/data/preferences_nano"),
         (
-            ["--config=post_training/preferences_nano", f"--config.prompts={tmp_path}/none.txt"],
+            [
+                "--config=post_training/data/preferences_nano",
+                f"--config.prompts={tmp_path}/none.txt",
+            ],
             "none.txt: cannot be read",
         ),
     ):

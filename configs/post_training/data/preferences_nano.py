@@ -5,7 +5,7 @@ training caption; the one after which the model finds the caption likeliest is p
 which it is least likely.
 
   python -m emu3_jax.tokenize --config=tokenize_nano --config.output=runs/tokens
-  python -m emu3_jax.preferences --config=post_training/preferences_nano --config.output=runs/pairs
+  python -m emu3_jax.preferences --config=post_training/data/preferences_nano --config.output=runs/pairs
 
 The prompts are the captions of runs/tokens/train (--config.prompts). Other scorers, such as CLIP:
 --config.scorers in a config of your own (docs/post_training.md).

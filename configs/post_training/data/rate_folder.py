@@ -4,8 +4,8 @@ Purpose: the numbers behind `at_least` of a mixture entry (docs/post_training.md
 folder of weights that LAION's aesthetic predictor needs: clip-vit-large-patch14/ and aesthetic.pth.
 Without it only pixels and motion are written, which need no weights.
 
-  python -m emu3_jax.tokenize.rate --config=post_training/rate_folder --config.tokens=runs/tokens/train
-  python -m emu3_jax.tokenize.rate --config=post_training/rate_folder:weights --config.tokens=runs/tokens/train
+  python -m emu3_jax.tokenize.rate --config=post_training/data/rate_folder --config.tokens=runs/tokens/train
+  python -m emu3_jax.tokenize.rate --config=post_training/data/rate_folder:weights --config.tokens=runs/tokens/train
 """
 
 import pathlib
