@@ -126,7 +126,8 @@ class ReferenceTask(PretrainTask):
         if len(ids) < self.config.model.vocab_size:
             # Whole columns for every device that shares the vocabulary.
             ways = sharding.ways_of(jax.sharding.get_abstract_mesh(), "vocab")
-            kernel_DV = kernel_DV[:, ids.start : ids.stop]
+            # Dynamic: jax 0.10 cannot add the gradient of a static slice in place (micro-batches).
+            kernel_DV = jax.lax.dynamic_slice_in_dim(kernel_DV, ids.start, len(ids), axis=1)
             kernel_DV = jnp.pad(kernel_DV, [(0, 0), (0, -len(ids) % ways)])
             kernel_DV = sharding.constrain(kernel_DV, "embed", "vocab")
             targets = jnp.clip(targets - ids.start, 0, len(ids) - 1)
