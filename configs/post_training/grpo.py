@@ -2,8 +2,10 @@ r"""Group-relative policy optimisation (GRPO): images that score better than oth
 
 Purpose: where preference pairs (dpo.py) are drawn once, here the model draws for each update: groups of
 images for some prompts, judged by scorers, and those above the mean of their group become likelier. The
-argument is the file or token dataset of prompts. `nano`, or `nano:PROMPTS`, is the twin of the
-shipped nano model, which judges by its own reading of what it draws.
+argument is the folder of token datasets: the captions of the images in train/ are the prompts (or
+--config.data.prompts=FILE, a text with one per line or rows), and validation/ shows the drift. `nano`,
+or `nano:FOLDER`, is the twin of the shipped nano model, which judges by its own reading of what it
+draws.
 
 Published for such models (T2I-R1 on Janus-Pro 7B): 8 images a prompt, rate 1e-6, KL weight 0.01,
 temperature 1, guidance 5 while drawing, 1,600 updates, rewards HPS and others. SimpleAR: 4 images, a CLIP
@@ -30,7 +32,7 @@ known for it), so keep an evaluator that the reward does not contain.
 
 Commands:
   python -m emu3_jax.aot --config=configs/post_training/grpo.py --topology=v5p:2x2x4 --plan
-  python -m emu3_jax.train --config=configs/post_training/grpo.py:prompts.txt --workdir=gs://BUCKET/grpo --config.start.transformer=gs://BUCKET/qft
+  python -m emu3_jax.train --config=configs/post_training/grpo.py:gs://BUCKET/tokens --workdir=gs://BUCKET/grpo --config.start.transformer=gs://BUCKET/qft
   python -m emu3_jax.train --config=configs/post_training/grpo.py:nano --workdir=runs/grpo_nano
 
 Expected: docs/post_training.md. The 8B was never run by us.
@@ -44,19 +46,19 @@ NANO = "nano"
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    name, _, prompts = arg.partition(":")
+    name, _, folder = arg.partition(":")
     if name == NANO:
-        return _nano(prompts or "runs/tokens_nano/train")
-    return _released(arg or "prompts.txt")
+        return _nano(folder or "runs/tokens_nano")
+    return _released(arg or "runs/tokens")
 
 
-def _released(prompts: str) -> ConfigDict:
-    config = _common(emu3_8b_stage1.get_config(), prompts)
+def _released(tokens: str) -> ConfigDict:
+    config = _common(emu3_8b_stage1.get_config(tokens), tokens)
     # 90 x 90 codes in rows are 8,199 tokens with their marks; the rest is the caption.
     config.data.update(height=90, width=90, batch_size=64, sequence_length=8704)
     config.rollouts = ConfigDict(
         dict(
-            scorers=(dict(scorer="likelihood"), dict(scorer="hps", clip="weights/HPS_v2.1")),
+            scorers=(dict(scorer="likelihood"), dict(scorer="hps", clip="weights/HPS_v2.1_compressed.pt")),
             vision_tokenizer="Emu3-VisionTokenizer",
             batch_size=64,
         )
@@ -69,8 +71,8 @@ def _released(prompts: str) -> ConfigDict:
     return config
 
 
-def _nano(prompts: str) -> ConfigDict:
-    config = _common(transformer_nano.get_config(), prompts)
+def _nano(tokens: str) -> ConfigDict:
+    config = _common(transformer_nano.get_config(tokens), tokens)
     # 8 x 8 codes in rows are some 80 tokens with their marks; the rest is the caption.
     config.data.update(height=8, width=8, batch_size=64, sequence_length=160)
     config.rollouts = ConfigDict(
@@ -86,7 +88,7 @@ def _nano(prompts: str) -> ConfigDict:
     return config
 
 
-def _common(base: ConfigDict, prompts: str) -> ConfigDict:
+def _common(base: ConfigDict, tokens: str) -> ConfigDict:
     """The model, the run and the evaluation of a pretraining config, for images that are drawn."""
     config = ConfigDict(
         dict(
@@ -94,7 +96,7 @@ def _common(base: ConfigDict, prompts: str) -> ConfigDict:
             model=base.model,
             loss=dict(chunk_tokens=base.loss.chunk_tokens),
             policy=dict(beta=0.01),
-            data=dict(prompts=prompts, candidates=8, null_prompt=0.1, seed=0),
+            data=dict(prompts=f"{tokens}/train", candidates=8, null_prompt=0.1, seed=0),
             run=base.run,
         )
     )
