@@ -25,6 +25,10 @@ One update per batch: the ratio of GRPO is 1, and there is nothing to clip.
 
 The nano twin: 8 prompts x 8 images of 8 x 8 codes an update. Its rate is higher, since its weights are few.
 
+Memory: the reference is a second copy in bfloat16, in no checkpoint. Drawing needs 1 GiB of cache per image
+of 8,199 tokens, spread over the slice, and gathers weights that are sharded over fsdp for every
+token: on a slice for this task put devices on run.mesh.tensor (at most 8, the key-value heads).
+
 What goes wrong: groups/equal near 1 means that the judge cannot tell images of a group apart, or that the
 policy has collapsed (loss/nll, nats per code, falls towards 0: raise policy.beta or lower the
 rate); rewards rise while images get worse: the judge is exploited (PickScore and OCR rewards are

@@ -210,7 +210,7 @@ class GrpoTask(ReferenceTask):
         """
         self.abstract_batch(mesh)  # raises if the mesh does not fit
         data, rollouts = self.config.data, self.config.rollouts
-        vision, judged_by = None, rollouts.vision_tokenizer
+        dtype, vision, judged_by = self.config.model.dtype, None, rollouts.vision_tokenizer
         if judged_by:
             vision = weights.load_vision_tokenizer(judged_by, mesh=mesh)
             model = assemble(self.model, {}, self.language)
@@ -220,6 +220,9 @@ class GrpoTask(ReferenceTask):
             variables = {"params": state.params, **state.model_state}
             trained = self.model_variables(self.model_parts(variables))
             policy = self.trained_model(trained, "the policy")
+            # Rounded once, as the layers do, and not for each of some thousand tokens.
+            drawn_with = jax.tree.map(lambda p: p.astype(dtype), policy.variables)
+            policy = dataclasses.replace(policy, variables=drawn_with)
             reader = dataclasses.replace(policy, variables={"params": variables[REFERENCE]})
             if vision is not None:
                 reader = dataclasses.replace(reader, vision=vision[0], vision_variables=vision[1])

@@ -170,6 +170,14 @@ def test_rewards_rise(files, first_device):
     assert metrics[-1]["kl"] > 0.01
 
 
+def test_images_are_drawn_in_the_compute_type(files, first_device):
+    config = grpo_config(files)
+    config = dataclasses.replace(config, model=dataclasses.replace(MODEL, dtype="bfloat16"))
+    (metrics,), _, state = steps_of(GrpoTask(config), first_device)
+    assert {x.dtype.name for x in jax.tree.leaves(state.params)} == {"float32"}
+    assert metrics["kl"] < 1e-4 and metrics["gradient_norm"] > 0.01
+
+
 @pytest.mark.parametrize(
     "sizes",
     [dict(fsdp=8), dict(data=2, fsdp=2, context=2), dict(data=2, fsdp=2, tensor=2)],
