@@ -22,6 +22,7 @@ ARGUMENTS = {
     "vision_tokenizer_emu3": ("", "twin"),
     "rate_folder": ("", "weights"),
     "dpo": ("", "nano"),
+    "grpo": ("", "nano"),
     "tokenizer_stabilisers": ("", "no_ramp", "fixed", "penalty", "no_average"),
 }
 TWINS = ("half_codebook", "ibq", "images_only", "no_gan", "no_lpips")

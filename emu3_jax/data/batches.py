@@ -3,6 +3,7 @@
 import abc
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,14 @@ class Batches(abc.ABC):
 
     def __iter__(self) -> "Batches":
         return self
+
+    def observe(self, state: Any) -> None:  # noqa: B027
+        """Takes note of the training state (`train.task.TrainState`) before the next batch.
+
+        For batches that depend on the weights, such as images that the model draws. The update that
+        follows donates the state's arrays: keep none of them once `__next__` has returned. The
+        device may still be computing them; only a batch that reads them waits.
+        """
 
     @abc.abstractmethod
     def __next__(self) -> dict[str, np.ndarray]:

@@ -53,6 +53,6 @@ class CaptionLikelihood:
         """Raises ConfigError: pixels alone do not say which codes were drawn, nor by whom."""
         del prompts, images
         raise ConfigError(
-            f"{self.name}: needs the model that drew the images; python -m emu3_jax.preferences "
-            "gives it"
+            f"{self.name}: needs a model that reads what was drawn; python -m emu3_jax.preferences "
+            "and the task grpo give it"
         )

@@ -1,6 +1,7 @@
 """Make preference pairs: draw candidates for each prompt, score them, keep better and worse ones.
 
-  python -m emu3_jax.preferences --config=post_training/data/preferences_nano --config.output=runs/pairs
+  python -m emu3_jax.preferences --config=post_training/data/preferences_nano \\
+    --config.output=runs/pairs
 
 The folder becomes a token dataset of the kind "preference": the codes that were drawn, the prompt,
 the scores and their origin. Run the same command again after a stop: finished shards are kept.

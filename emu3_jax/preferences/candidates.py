@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 
 from emu3_jax.data.codec.fingerprint import vision_fingerprint
+from emu3_jax.data.prompts import Prompt
 from emu3_jax.data.tokens.preference_pairs import PREFERENCE, documents_of
 from emu3_jax.data.tokens.records import Counts, Record, Shard, ShardWriter
-from emu3_jax.generate import codec, modalities
+from emu3_jax.generate import modalities
+from emu3_jax.generate.judging import score_codes
 from emu3_jax.interop.bundle import Bundle
 from emu3_jax.preferences.preferences_config import PreferencesConfig
-from emu3_jax.preferences.prompts import Prompt
 from emu3_jax.preferences.ranking import pairs_of
-from emu3_jax.scorers.scorer import Scorer, Scores, score_all
+from emu3_jax.scorers.scorer import Scorer
 from emu3_jax.sequence import Image, Text
 from emu3_jax.tokenize.shard_results import ShardResult
 
@@ -62,8 +63,6 @@ class PairMaker:
         self.folder, self.grammar = Path(config.output), bundle.grammar
         self.items_per_shard = config.prompts_per_shard * config.candidates
         self._prompts = prompts
-        # A scorer of the model itself reads the codes, all others the pixels.
-        self._of_codes = {s.name: s.of_model(bundle) for s in scorers if hasattr(s, "of_model")}
         self._scorers = scorers
         size = (config.height, config.width)
         self._new = len(self.grammar.visual_layout("image", 1, *size))
@@ -135,7 +134,7 @@ class PairMaker:
         )
         size = (config.height, config.width)
         codes = modalities.draw_images(self.bundle, texts, [size] * len(texts), options)
-        found = self._scores(texts, codes)
+        found = score_codes(self.bundle, self._scorers, texts, codes)
         drawn = []
         for i, prompt in enumerate(prompts):
             here = slice(i * n, (i + 1) * n)
@@ -148,18 +147,6 @@ class PairMaker:
             scores_SN = np.stack([one.values_N[here] for one in found])
             drawn.append(Drawn(prompt, first + here.start, codes[here], scores_SN, reasons))
         return drawn
-
-    def _scores(self, texts: Sequence[str], codes: Sequence[np.ndarray]) -> list[Scores]:
-        """What each scorer says of the candidates; they are decoded if one reads pixels."""
-        pixels: Sequence[np.ndarray] = ()
-        if codes and len(self._of_codes) < len(self._scorers):
-            pixels = codec.decode(self.bundle, codes)
-        return [
-            score_all(self._of_codes[scorer.name], texts, codes)
-            if scorer.name in self._of_codes
-            else score_all(scorer, texts, pixels)
-            for scorer in self._scorers
-        ]
 
     def _records(self, drawn: Drawn, result: ShardResult) -> list[Record]:
         """The pairs of one prompt; candidates that are left out are listed as skipped."""

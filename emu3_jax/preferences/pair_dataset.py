@@ -4,10 +4,10 @@ from pathlib import Path
 
 import jax
 
+from emu3_jax.data.prompts import read_prompts
 from emu3_jax.interop.bundle import with_vision
 from emu3_jax.preferences.candidates import PairMaker
 from emu3_jax.preferences.preferences_config import PreferencesConfig
-from emu3_jax.preferences.prompts import read_prompts
 from emu3_jax.scorers import registry
 from emu3_jax.tokenize.run import SplitJob
 from emu3_jax.train import weights

@@ -1,6 +1,6 @@
 """Train: python -m emu3_jax.train --config=NAME|FILE.py --workdir=DIR [--config.KEY=VALUE ...]
 
-Trains the task that the config names (task: pretrain or vision_tokenizer) on all devices that JAX
+Trains the task that the config names (task: pretrain, dpo, grpo, …) on all devices that JAX
 finds, and writes into the run directory:
   config.json        the resolved config: every field, defaults included
   starts.jsonl       one line per start: command, code revision, package versions, devices

@@ -175,7 +175,7 @@ class _Loop:
             while step < total:
                 step += 1
                 self.watch.before(step)
-                arguments = self._arguments(step)
+                arguments = self._arguments(step, state)
                 with (
                     self.ledger.during("step" if begun else "compile"),
                     jax.transfer_guard("disallow"),
@@ -197,10 +197,11 @@ class _Loop:
         self.report.finish(step)
         return state
 
-    def _arguments(self, step: int) -> tuple:
+    def _arguments(self, step: int, state: TrainState) -> tuple:
         """Returns (batch[, limits]) of a step; batch arrays are global, on the devices."""
         before = self.ledger.seconds()["data"]
         with self.ledger.during("data"):
+            self.batches.observe(state)
             host = next(self.batches)
         if self.running is not None and not self.running.is_ready():
             # The device is still busy with the previous step: it did not wait for this batch.

@@ -245,7 +245,7 @@ def test_configs_that_cannot_be(config, changes, message):
 
 def test_the_likelihood_needs_the_model_that_drew():
     (scorer,) = registry.make([{"scorer": "likelihood"}])
-    with pytest.raises(ConfigError, match="likelihood: needs the model that drew the images"):
+    with pytest.raises(ConfigError, match="likelihood: needs a model that reads what was drawn"):
         scorer.score(["a"], [np.zeros((4, 4, 3), np.uint8)])
 
 

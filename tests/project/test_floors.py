@@ -34,6 +34,7 @@ NEIGHBOURS = {
     ("command_line", "sharding"): "the flag --mesh names a mesh",
     ("sequence", "text"): "documents hold text, which a tokenizer turns into ids",
     ("preferences", "tokenize"): "both make datasets shard by shard, and resume alike",
+    ("generate", "scorers"): "what was drawn is scored",
     ("interop", "data"): "a saved model states the data it was made for",
 }
 

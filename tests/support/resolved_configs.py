@@ -19,7 +19,7 @@ def every_field(config) -> dict:
         return to_values(to_dataclass(RateConfig, values))
     if "task" not in values:
         return to_values(to_dataclass(TokenizeConfig, values))
-    from_data = config.task in ("pretrain", "dpo") and "vocab_size" not in config.model
+    from_data = config.task in ("pretrain", "dpo", "grpo") and "vocab_size" not in config.model
     if from_data:
         values["model"] = {"vocab_size": 1, **values["model"]}
     values = to_values(resolve(values)[0])

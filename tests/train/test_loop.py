@@ -250,3 +250,18 @@ def test_counts_of_the_data_are_logged(tmp_path, monkeypatch):
     train(ToyTask(), run_config(steps=3), tmp_path)
     found = {row["step"]: row["data/documents_cut"] for row in read_metrics(tmp_path)}
     assert found == {1: 10, 2: 20, 3: 30}
+
+
+def test_batches_see_the_weights_that_they_will_change(tmp_path, monkeypatch):
+    """Before each batch: the state of as many updates as there were batches; it is not kept."""
+    seen = []
+
+    def observe(self, state):
+        kernel = float(state.params["dense"]["kernel"].sum())
+        seen.append((self.number, int(state.step), kernel))
+
+    monkeypatch.setattr(Numbered, "observe", observe)
+    final = train(ToyTask(), run_config(steps=3), tmp_path)
+    assert [one[:2] for one in seen] == [(0, 0), (1, 1), (2, 2)]
+    kernels = [one[2] for one in seen] + [float(final.params["dense"]["kernel"].sum())]
+    assert len(set(kernels)) == 4

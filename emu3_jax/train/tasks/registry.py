@@ -12,6 +12,7 @@ from emu3_jax.train.tasks.language.lora_task import with_lora
 TASKS = {
     "pretrain": "emu3_jax.train.tasks.language.pretrain:PretrainTask",
     "dpo": "emu3_jax.train.tasks.language.dpo:DpoTask",
+    "grpo": "emu3_jax.train.tasks.language.grpo:GrpoTask",
     "vision_tokenizer": "emu3_jax.train.tasks.vision.vision_tokenizer:VisionTokenizerTask",
 }
 LORA = "lora"  # the section that gives a task adapters

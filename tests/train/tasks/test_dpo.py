@@ -7,10 +7,10 @@ import jax
 import numpy as np
 import optax
 import pytest
-from flax import linen as nn
 from ml_collections import ConfigDict
 from preference_records import write_pairs
 from shrunken_twins import twin
+from tiny_policy import KEY, MODEL, started, write_model
 from token_records import GRAMMAR
 from toy_task import assert_same_trees, leaves, run_config
 
@@ -19,36 +19,21 @@ from emu3_jax.aot.compile_and_report import compile_and_report, program_of
 from emu3_jax.aot.topology import machine
 from emu3_jax.config import ConfigError, to_values
 from emu3_jax.data.tokens.preference_batches import PreferenceData, PreferenceEntry
-from emu3_jax.interop import bundle as bundle_lib
 from emu3_jax.models.language.lora import LoraConfig
-from emu3_jax.models.language.transformer import Transformer, TransformerConfig
 from emu3_jax.sharding import MeshConfig
 from emu3_jax.train import weights
 from emu3_jax.train.__main__ import train_config
 from emu3_jax.train.optimizer import OptimizerConfig
 from emu3_jax.train.run.metrics import read_metrics
 from emu3_jax.train.run_config import RunConfig
-from emu3_jax.train.step import init_state, make_train_step
+from emu3_jax.train.step import make_train_step
 from emu3_jax.train.tasks import registry
 from emu3_jax.train.tasks.language.dpo import DpoConfig, DpoTask, PolicyStart
 from emu3_jax.train.tasks.language.preference_losses import PreferenceLoss
 from emu3_jax.train.tasks.language.pretrain import LossConfig
 
-KEY = jax.random.key(0)
 LENGTH = 24
 RATE = 0.01
-MODEL = TransformerConfig(GRAMMAR.vocab.size, 16, 32, 2, 4, 2, 4, vocab_multiple=64)
-
-
-def write_model(path, seed=1, **language):
-    """A model directory of MODEL; `language` are fields of its bundle."""
-    params = nn.unbox(Transformer(MODEL).init(jax.random.key(seed), np.zeros((1, 4), np.int32)))
-    # Larger than at the start of training, so that two models differ.
-    params = jax.tree.map(lambda p: p * 4 if p.ndim > 1 else p, params)
-    fields = {"vision_fingerprint": "v1"} | language
-    bundle = bundle_lib.Bundle(Transformer(MODEL), params, GRAMMAR.vocab, GRAMMAR, **fields)
-    bundle_lib.save_bundle(path, bundle)
-    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -67,14 +52,6 @@ def dpo_task(files, beta=0.5, model=MODEL, start=None, run=None, **preference) -
     run = run or RunConfig(steps=1)
     loss = PreferenceLoss(beta, **preference)
     return DpoTask(DpoConfig(model, data, run, "bytes", loss, LossConfig(16), start))
-
-
-def started(task, mesh, optimizer):
-    """The state of a fresh run, with the weights of `start`."""
-    state = init_state(task, optimizer, KEY, mesh, ema=False)
-    begun = task.initial_weights()({"params": state.params, **state.model_state})
-    params = begun.pop("params")
-    return state.replace(params=params, model_state=begun)
 
 
 def one_step(task, mesh, accumulation=1, steps=1):

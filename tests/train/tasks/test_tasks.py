@@ -17,7 +17,7 @@ def _values(**changes) -> dict:
     [
         (
             dict(task="painting"),
-            "config.task: .*'painting'; known: pretrain, dpo, vision_tokenizer, or",
+            "config.task: .*'painting'; known: pretrain, dpo, grpo, vision_tokenizer, or",
         ),
         (dict(task="nowhere:Task"), "config.task: 'nowhere:Task' cannot be imported: No module"),
         (dict(task="json:Task"), "config.task: 'json:Task' cannot be imported: .* no attribute"),
@@ -35,7 +35,9 @@ def test_what_does_not_belong_is_named(changes, message):
 def test_sections_that_are_missing_are_named():
     values = _values()
     del values["task"]
-    with pytest.raises(ConfigError, match="config.task is missing; it is one of pretrain, dpo, v"):
+    with pytest.raises(
+        ConfigError, match="config.task is missing; it is one of pretrain, dpo, grpo, v"
+    ):
         registry.resolve(values)
     for name in ("model", "data", "run"):
         values = {key: section for key, section in _values().items() if key != name}

@@ -1,66 +1,54 @@
 """Direct preference optimisation: of two images for one caption, the chosen becomes likelier.
 
 "Likelier" is meant relative to a reference, the model as it was before, so that the policy does not
-drift away from it. The log-probability of an image is that of its counted tokens (`data.counted`)
-given the caption. Dropout is off in both passes, whatever the model's config states: the two must
-differ by their weights alone.
+drift away from it (`reference_task`). The log-probability of an image is that of its counted tokens
+(`data.counted`) given the caption.
 """
 
 import dataclasses
-import os
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
-from emu3_jax import sharding, shipped
-from emu3_jax.config import ConfigError
+from emu3_jax import sharding
 from emu3_jax.data.tokens.preference_batches import FIELDS, PairBatches, Pairs, PreferenceData
-from emu3_jax.files import read_json, write_json
 from emu3_jax.generate.scoring import rows_of_batch
-from emu3_jax.interop.bundle import UnknownVocabularyError, check_same_language, load_language
-from emu3_jax.interop.language.weights_fingerprint import weights_fingerprint
 from emu3_jax.models.cpu import options_to_run_once
-from emu3_jax.models.language.cross_entropy import chunked_cross_entropy
 from emu3_jax.models.language.transformer import TransformerConfig
 from emu3_jax.train.initial_state import replaced
 from emu3_jax.train.run_config import RunConfig
 from emu3_jax.train.task import Loss
-from emu3_jax.train.tasks.language import transformer_start
 from emu3_jax.train.tasks.language.preference_losses import (
     PER_TOKEN,
     PreferenceLoss,
     chosen_nll,
     log_ratio,
 )
-from emu3_jax.train.tasks.language.pretrain import LossConfig, PretrainTask
+from emu3_jax.train.tasks.language.pretrain import LossConfig
+from emu3_jax.train.tasks.language.reference_task import (
+    REFERENCE,
+    PolicyAndReference,
+    ReferenceTask,
+    check_start,
+    copy_of,
+)
 from emu3_jax.train.tasks.language.stored_log_probabilities import complete
-from emu3_jax.train.tasks.language.transformer_start import TransformerStart
-
-REFERENCE_FILE = "reference.json"
-REFERENCE = "reference"  # the collection of a frozen copy
 
 
 @dataclasses.dataclass(frozen=True)
-class PolicyStart:
-    """Where the two models come from; both have all token ids of the data.
+class PolicyStart(PolicyAndReference):
+    """Where policy and reference come from.
 
     Attributes:
-      transformer: the policy's weights: a run directory, a directory in BAAI's or the -hf layout,
-        or the name of a shipped model. "" only if nothing is trained (ahead-of-time compilation).
-      reference: the weights of the reference, likewise; "" for those of `transformer`.
       log_probabilities: a file with the reference's log-probability of each image, best beside the
         dataset. What is missing in it is computed before training, with the reference alone on the
         devices. "": the reference is a frozen copy, and reads every batch.
     """
 
-    transformer: str = ""
-    reference: str = ""
     log_probabilities: str = ""
 
 
@@ -92,11 +80,10 @@ class DpoConfig:
     task: str = "dpo"
 
 
-class DpoTask(PretrainTask):
+class DpoTask(ReferenceTask):
     """Trains a Transformer on pairs; see data.tokens.preference_batches for the arrays.
 
-    Unless its log-probabilities are stored, the reference is a frozen copy in the compute dtype. It
-    is the collection "reference" of the model state: sharded as the policy, not in checkpoints.
+    Unless its log-probabilities are stored, the reference is a frozen copy.
     """
 
     Config = DpoConfig
@@ -106,83 +93,13 @@ class DpoTask(PretrainTask):
         super().__init__(config, read_data)
         self.unsaved = () if config.start.log_probabilities else (REFERENCE,)
         self.note = _beta_in_words(config)
-        self._reference: dict[str, str] = {}  # what the run directory says, and what was loaded
-
-    def init(self, key: jax.Array) -> Any:
-        """Initialises the policy; a frozen reference is a copy."""
-        variables = super().init(key)
-        if REFERENCE not in self.unsaved:
-            return variables
-        return {**variables, REFERENCE: _copy(variables["params"], self.config.model.dtype)}
-
-    def initial_weights(self) -> Callable[[dict], dict]:
-        """Returns the weights that the section `start` names, for policy and reference."""
-        start = self.config.start
-        if not start.transformer:
-            raise ConfigError(
-                "start.transformer is empty; preferences tune a model that draws already: name "
-                "its run directory or its weights"
-            )
-        policy = self._from(start.transformer)
-        if REFERENCE not in self.unsaved:
-            return policy
-        other = self._from(start.reference) if start.reference else None
-
-        def begin(variables: dict) -> dict:
-            params = policy({"params": variables["params"]})["params"]
-            reference = params if other is None else other(variables)["params"]
-            self._check_reference(reference)
-            # Copies: the update donates the policy's buffers.
-            copies = _copy(reference, self.config.model.dtype)
-            return {"params": params, REFERENCE: copies}
-
-        return begin
-
-    def _from(self, path: str) -> Callable[[dict], dict]:
-        """Returns the function that puts all weights at `path` into params."""
-        c = self.config
-        folder = shipped.language_model(path)
-        try:
-            check_same_language(load_language(folder), self.language, f"{folder}", "data")
-        except UnknownVocabularyError:
-            pass  # weights alone: their number of ids is all that can be checked
-        start = TransformerStart(path, shared_ids=c.model.vocab_size)
-        return transformer_start.initial_weights(start, c.model, c.data.mixture, self.language)
-
-    def _check_reference(self, params: Any) -> str:
-        """Returns the fingerprint; ValueError if the run began with another reference."""
-        found = weights_fingerprint(params, self.config.model.vocab_size, "float32")
-        began = self._reference.setdefault("began", found)
-        if began != found:
-            where = self.config.start.reference or self.config.start.transformer
-            raise ValueError(
-                f"the run began with a reference of the weights {began}, but {where} now holds "
-                f"{found}; put the first ones back, or begin another run"
-            )
-        return found
 
     def log_probabilities(self, params: Any, batch: dict) -> jax.Array:
         """Returns log p of each target, float32 [pairs, 2, sequence_length]; it has a gradient."""
         shape = batch["inputs"].shape
         rows = {name: batch[name].reshape(-1, shape[-1]) for name in FIELDS}
-        rows = {name: sharding.constrain(a, "batch", "sequence") for name, a in rows.items()}
-        x_BSD = self.model.apply(
-            {"params": params},
-            rows["inputs"],
-            jnp.broadcast_to(jnp.arange(shape[-1]), rows["inputs"].shape),
-            rows["segment_ids"],
-            method="hidden",
-        )
-        result = chunked_cross_entropy(
-            x_BSD,
-            params["lm_head"]["kernel"],
-            rows["targets"],
-            rows["counted"],
-            vocab_size=self.config.model.vocab_size,
-            chunk_tokens=self.config.loss.chunk_tokens,
-            unroll=self.config.loss.unroll,
-        )
-        return -result.nll.reshape(shape)
+        ids = range(self.config.model.vocab_size)
+        return self.row_log_probabilities(params, rows, ids).reshape(shape)
 
     def loss(
         self, params: Any, model_state: Any, batch: dict, key: jax.Array, step: jax.Array
@@ -249,6 +166,7 @@ class DpoTask(PretrainTask):
     def _stored(self, mesh: Mesh, pairs: Pairs) -> dict[str, float]:
         """Returns the reference's log-probability of every answer, by key."""
         start, model, data = self.config.start, self.config.model, self.config.data
+        check_start(start)
         where = start.reference or start.transformer
         initial = super().init  # of the policy alone, without adapters
         layout = sharding.abstract_arrays(jax.eval_shape(initial, jax.random.key(0)), mesh)
@@ -257,10 +175,10 @@ class DpoTask(PretrainTask):
             out_shardings=jax.tree.map(lambda x: x.sharding, layout),
             compiler_options=options_to_run_once(mesh),
         )
-        take = self._from(where) if where else super().initial_weights()
+        take = self.weights_at(where)
         params = replaced(create(jax.random.key(0)), take)["params"]
-        weights = f"{self._check_reference(params)} in {model.dtype}"
-        params = _copy(params, model.dtype)
+        weights = f"{self.check_reference(params)} in {model.dtype}"
+        params = copy_of(params, model.dtype)
         scorer = jax.jit(lambda p, batch: sharding.gathered(self.log_probabilities(p, batch)))
 
         def score(arrays: dict) -> np.ndarray:
@@ -275,32 +193,6 @@ class DpoTask(PretrainTask):
     def units_per_batch(self) -> int:
         """Returns the positions in one batch, of both images and with padding."""
         return 2 * super().units_per_batch()
-
-    def flops_per_unit(self) -> float:
-        """Returns model FLOPs per token: as in pretraining, and a frozen reference's pass."""
-        return super().flops_per_unit() * (4 / 3 if REFERENCE in self.unsaved else 1)
-
-    def model_parts(self, variables: dict) -> dict:
-        """Returns the policy alone."""
-        return {"params": variables["params"]}
-
-    def save_beside(self, run_directory: os.PathLike) -> None:
-        """Also writes which reference the run began with."""
-        super().save_beside(run_directory)
-        write_json(
-            epath.Path(run_directory) / REFERENCE_FILE, {"weights": self._reference["began"]}
-        )
-
-    def check_beside(self, run_directory: os.PathLike) -> None:
-        """The ids must mean what they meant, and the reference must be the same when it is read."""
-        super().check_beside(run_directory)
-        stored = read_json(epath.Path(run_directory) / REFERENCE_FILE)
-        self._reference["began"] = stored["weights"]
-
-
-def _copy(params: Any, dtype: str) -> Any:
-    """Returns params in buffers of their own, in `dtype`, to which the layers round them anyway."""
-    return jax.tree.map(lambda p: jnp.array(p, dtype, copy=True), params)
 
 
 def _beta_in_words(config: DpoConfig) -> str:

@@ -39,6 +39,7 @@ from emu3_jax.train.task import Loss, Task
 from emu3_jax.train.tasks.language import transformer_start
 from emu3_jax.train.tasks.language.transformer_programs import EvaluateProgram, SampleProgram
 from emu3_jax.train.tasks.language.transformer_start import TransformerStart
+from emu3_jax.vocab import Vocab
 
 # Classes of predicted tokens with a loss metric of their own: loss/<name>.
 REPORTED = {
@@ -107,7 +108,7 @@ class PretrainTask(Task):
 
     def __init__(self, config: PretrainConfig, read_data: bool = True):
         self.config, self.model = config, Transformer(config.model)
-        self.language = _language_of_the_data(config) if read_data else None
+        self.language = self.language_of(config) if read_data else None
         if read_data and config.model.vocab_size != self.language.vocab.size:
             raise ValueError(
                 f"model.vocab_size is {config.model.vocab_size}, the data's vocabulary has "
@@ -126,9 +127,32 @@ class PretrainTask(Task):
         if run_directory is not None:
             vocab = read_vocab(run_directory)
         else:
-            vocab = open_dataset(stand_in.data.mixture[0].dataset).info.vocabulary
+            vocab = cls.vocabulary_of(stand_in)
         sizes = dataclasses.replace(stand_in.model, vocab_size=vocab.size)
         return dataclasses.replace(stand_in, model=sizes)
+
+    @classmethod
+    def vocabulary_of(cls, config: PretrainConfig) -> Vocab:
+        """Returns the vocabulary of the first dataset of the mixture."""
+        return open_dataset(config.data.mixture[0].dataset).info.vocabulary
+
+    @classmethod
+    def language_of(cls, config: PretrainConfig) -> Language:
+        """Returns the language that the first dataset of the mixture was made with."""
+        info = open_dataset(config.data.mixture[0].dataset).info
+        tokenizer = load_text_tokenizer(config.text_tokenizer)
+        grammar = Grammar(info.vocabulary, tokenizer, info.video_format)
+        return Language(
+            info.vocabulary,
+            grammar,
+            vision_tokenizer_of(config.data.mixture) or None,
+            config.data.sequence_length,
+            media_rules(config.data.mixture),
+        )
+
+    def learns(self) -> set[str]:
+        """Returns the tasks of the mixture, of `data.tokens.mixture.DOCUMENT_TASKS`."""
+        return {entry.task for entry in self.config.data.mixture}
 
     @classmethod
     def from_run(cls, config: PretrainConfig, run_directory: os.PathLike) -> "PretrainTask":
@@ -232,8 +256,7 @@ class PretrainTask(Task):
             before = read_learnt(run_directory)
         elif start := self.config.start.transformer:
             before = read_learnt(shipped.language_model(start))
-        now = {entry.task for entry in self.config.data.mixture}
-        learnt = None if before is None else tuple(sorted(now.union(before)))
+        learnt = None if before is None else tuple(sorted(self.learns().union(before)))
         save_language(run_directory, dataclasses.replace(self.language, learnt=learnt))
 
     def check_beside(self, run_directory: os.PathLike) -> None:
@@ -265,17 +288,3 @@ class PretrainTask(Task):
             data=dataclasses.replace(c.data, batch_size=rows),
             run=dataclasses.replace(c.run, accumulation=1),
         )
-
-
-def _language_of_the_data(config: PretrainConfig) -> Language:
-    """Returns the language that the first dataset of the mixture was made with."""
-    info = open_dataset(config.data.mixture[0].dataset).info
-    tokenizer = load_text_tokenizer(config.text_tokenizer)
-    grammar = Grammar(info.vocabulary, tokenizer, info.video_format)
-    return Language(
-        info.vocabulary,
-        grammar,
-        vision_tokenizer_of(config.data.mixture) or None,
-        config.data.sequence_length,
-        media_rules(config.data.mixture),
-    )

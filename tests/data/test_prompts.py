@@ -5,7 +5,7 @@ import json
 import pytest
 from token_records import image_record, write_dataset
 
-from emu3_jax.preferences.prompts import read_prompts
+from emu3_jax.data.prompts import read_prompts
 
 
 def test_lines_rows_and_captions(tmp_path):

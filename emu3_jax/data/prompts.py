@@ -1,4 +1,4 @@
-"""The prompts to draw for: lines of a text, rows of a file, or the captions of a token dataset."""
+"""Prompts to draw for: lines of a text, rows of a file, or the captions of a token dataset."""
 
 import os
 from pathlib import Path
