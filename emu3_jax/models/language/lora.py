@@ -167,6 +167,32 @@ def row_adapters(config: LoraConfig, hidden_size: int) -> dict:
     }
 
 
+def row_vectors(config: LoraConfig, params: dict) -> dict:
+    """Returns the vectors of `config.rows` in a model's weights, with the paths of their adapters;
+    {} if there are none."""
+    if not config.rows:
+        return {}
+    return {
+        module: {ROWS: jax.lax.slice_in_dim(params[module][name], *config.rows, axis=axis)}
+        for (module, name), axis in ((EMBEDDING, 0), (HEAD, 1))
+    }
+
+
+def row_differences(config: LoraConfig, base: dict, vectors: dict) -> dict:
+    """Returns the adapters that make of a base the given vectors.
+
+    Args:
+      config: the adapters.
+      base: weights.
+      vectors: as `row_vectors` gives them; of a matrix that is not in it the vectors stay.
+    """
+    old = row_vectors(config, {name: base[name] for name in (EMBEDDING[0], HEAD[0])})
+    return {
+        module: {ROWS: vectors[module][ROWS] - old[module][ROWS].astype(ADAPTER_DTYPE)}
+        for module in vectors
+    }
+
+
 def check(config: LoraConfig, params: dict) -> None:
     """ValueError if a target names no layer, or the rows are not those of the model.
 

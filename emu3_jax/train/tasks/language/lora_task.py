@@ -147,7 +147,8 @@ class LoraTask(Task):
             self.fingerprint = base.fingerprint
             self._check_base(stored)
             if stored is not None:
-                adapters = lora.beside(adapters, stored.adapters)
+                rows = lora.row_differences(self.config.lora, base.weights, stored.vectors)
+                adapters = lora.beside(adapters, lora.beside(stored.adapters, rows))
             return {**base.others, "params": adapters, FROZEN: base.weights}
 
         return replace
@@ -160,7 +161,7 @@ class LoraTask(Task):
         stored = peft.load(config.start, self.config.model)
         problems = [
             f"{name} is {getattr(stored, name)!r}, lora.{name} is {getattr(config, name)!r}"
-            for name in ("rank", "alpha", "rslora")
+            for name in ("rank", "alpha", "rslora", "rows")
             if getattr(stored, name) != getattr(config, name)
         ]
         wanted = nn.unbox(jax.eval_shape(self.init, jax.random.key(0))["params"])
@@ -244,6 +245,7 @@ class LoraTask(Task):
             self.config.model,
             self.config.lora,
             variables[ADAPTERS],
+            lora.row_vectors(self.config.lora, variables["params"]),
             base_model=getattr(getattr(self.config, "start", None), "transformer", ""),
             fingerprint=self.fingerprint or "",
         )
