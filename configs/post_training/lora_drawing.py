@@ -6,8 +6,9 @@ works in any config of a language model: --config.lora.rank=64.
 
 Numbers: rank 64, alpha 128, rate 1e-4, in the range that works for others (ranks of 64 to 128,
 alpha twice the rank, 1e-4 to 2e-4); no experiment of ours chose them. Adapters are float32 on a base
-in bfloat16. The loss is on the whole image block and EOS, as elsewhere here; 0.1 empty captions.
-The rows of one image of 720 x 720 pixels have 8,200 tokens: 10,240 hold it with its caption.
+in bfloat16, or with --config.lora.base=int8 on one in int8, which fits a GPU of 24 GB by the plan. The
+loss is on the whole image block and EOS, as elsewhere here; 0.1 empty captions. The rows of one
+image of 720 x 720 pixels have 8,200 tokens: 10,240 hold it with its caption.
 
 Data: captioned images in the folder that is the argument, train/ and validation/. It starts from
 any run directory or released weights: --config.start.transformer=PATH.

@@ -125,7 +125,9 @@ def test_loss_and_the_gradient_of_every_adapter(adapter, base, golden):
 
 def test_what_is_written_is_what_peft_wrote(adapter, base, tmp_path):
     name, config, adapters = adapter
-    peft.save(tmp_path, base[0].config, config, adapters, base_model="../../sft", fingerprint="abc")
+    peft.save(
+        tmp_path, base[0].config, config, adapters, {}, base_model="../../sft", fingerprint="abc"
+    )
     theirs = FOLDER / "lora" / name
     ours, tensors = (
         safetensors.numpy.load_file(folder / peft.WEIGHTS_FILE) for folder in (tmp_path, theirs)

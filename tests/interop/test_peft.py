@@ -126,7 +126,7 @@ def test_an_adapter_of_the_output_matrix_has_no_padding_in_the_file(tmp_path):
     b[:, MODEL.vocab_size :] = 0
     adapters = {"lm_head": {"lora_a": a.astype("f4"), "lora_b": b.astype("f4")}}
     config = LoraConfig(3, 6.0, targets=("lm_head",))
-    peft.save(tmp_path, MODEL, config, adapters, base_model="base", fingerprint="")
+    peft.save(tmp_path, MODEL, config, adapters, {}, base_model="base", fingerprint="")
     stored = safetensors.numpy.load_file(tmp_path / peft.WEIGHTS_FILE)
     name = "base_model.model.lm_head.lora_{}.weight"
     assert stored[name.format("A")].shape == (3, 48)
@@ -135,3 +135,15 @@ def test_an_adapter_of_the_output_matrix_has_no_padding_in_the_file(tmp_path):
     for leaf, array in adapters["lm_head"].items():
         np.testing.assert_array_equal(read.adapters["lm_head"][leaf], array)
     assert (read.rank, read.alpha, read.rslora) == (3, 6.0, False)
+
+
+def test_adapters_of_the_output_matrix_and_of_layers_are_read_together(tmp_path):
+    read = peft.load(STORED, MODEL)
+    a, b = np.ones((48, 4), "f4"), np.ones((4, MODEL.padded_vocab_size), "f4")
+    b[:, MODEL.vocab_size :] = 0
+    adapters = read.adapters | {"lm_head": {"lora_a": a, "lora_b": b}}
+    config = LoraConfig(read.rank, read.alpha, targets=("*",))
+    peft.save(tmp_path, MODEL, config, adapters, {}, base_model="base", fingerprint="")
+    found = peft.load(tmp_path, MODEL).adapters
+    assert found.keys() == adapters.keys()
+    np.testing.assert_array_equal(found["lm_head"]["lora_b"], b)

@@ -4,16 +4,18 @@ Emu3's transformer is Llama's, so the names in the file are those of `language_m
 vocabulary differs; it is not copied, except for ids that mean the same in both.
 """
 
+import itertools
+import operator
 import os
 import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-import flax.linen as nn
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
 from emu3_jax.files import read_json
-from emu3_jax.interop.formats.onto_mesh import OntoMesh
+from emu3_jax.interop.formats.onto_mesh import OntoMesh, Path
 from emu3_jax.interop.formats.safetensors_io import CONFIG_FILE, Tensors
 from emu3_jax.interop.language import language_model
 from emu3_jax.interop.language.language_config import (
@@ -43,13 +45,19 @@ def check(path: str | os.PathLike, config: TransformerConfig, shared_ids: int = 
     _open(pathlib.Path(path), config, shared_ids)
 
 
-def load_into(
-    params: dict, path: str | os.PathLike, config: TransformerConfig, shared_ids: int = 0
-) -> dict:
-    """The params with the layers and the final norm of the model at `path`, tensor by tensor.
+def leaves(
+    params: Mapping[Path, Any],
+    path: str | os.PathLike,
+    config: TransformerConfig,
+    shared_ids: int = 0,
+) -> Iterator[tuple[Path, jax.Array]]:
+    """Reads the layers and the final norm of the model at `path`, leaf by leaf.
+
+    The vectors of shared ids are put into those of `params`; without any they are left out.
 
     Args:
-      params: params of a Transformer of `config`, jax arrays on a mesh, whose layout is kept.
+      params: flat params of a Transformer of `config`: of the vocabulary, jax arrays on a mesh; of
+        the others the dtype and the sharding of what is returned, arrays or ShapeDtypeStructs.
       path: config.json and safetensors files; for Emu3 either layout, also a whole model.
       config: config of the transformer here.
       shared_ids: number of first ids whose vectors are copied.
@@ -58,23 +66,22 @@ def load_into(
       ValueError: as `check`.
     """
     tensors, pairs = _open(pathlib.Path(path), config, shared_ids)
-    flat = flax.traverse_util.flatten_dict(nn.unbox(params))
-    abstract = {
-        path: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
-        for path, x in flat.items()
-    }
-    destination = OntoMesh(abstract)
     embedding = next(pair.name for pair in pairs if pair.path == EMBEDDING)
-    for pair in pairs:
-        if pair.path not in (EMBEDDING, HEAD):
-            layer = pair.layer if pair.path[0] == "layers" else None
-            destination.write(pair.path, layer, pair.from_file(tensors.read(pair.name)))
+    of_leaf = operator.attrgetter("path")
+    for leaf, group in itertools.groupby(sorted(pairs, key=of_leaf), of_leaf):
+        if leaf not in (EMBEDDING, HEAD):
+            x = params[leaf]
+            whole = {leaf: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)}
+            destination = OntoMesh(whole)
+            for pair in group:
+                layer = pair.layer if leaf[0] == "layers" else None
+                destination.write(leaf, layer, pair.from_file(tensors.read(pair.name)))
+            yield leaf, destination.arrays.pop(leaf)
         elif shared_ids:
+            (pair,) = group
             stored = pair.name if pair.name in tensors.shapes() else embedding
             rows = tensors.read(stored)[:shared_ids]
-            rows = rows.T if pair.path == HEAD else rows
-            destination.arrays[pair.path] = _at_origin(flat[pair.path], rows)
-    return flax.traverse_util.unflatten_dict({**flat, **destination.arrays})
+            yield leaf, _at_origin(params[leaf], rows.T if leaf == HEAD else rows)
 
 
 @jax.jit

@@ -2,8 +2,10 @@
 
 import functools
 import hashlib
+from collections.abc import Mapping
 from typing import Any
 
+import flax.traverse_util
 import jax
 import jax.numpy as jnp
 
@@ -25,15 +27,23 @@ def weights_fingerprint(params: Any, vocab_size: int, dtype: str) -> str:
       dtype: "float32", or "bfloat16": weights that are equal after rounding to it count as equal,
         such as a model and its export.
     """
+    flat = flax.traverse_util.flatten_dict(params)
+    return together({path: of_leaf(path, x, vocab_size, dtype) for path, x in flat.items()})
+
+
+def of_leaf(path: tuple[str, ...], leaf: jax.Array, vocab_size: int, dtype: str) -> bytes:
+    """Returns what the fingerprint needs to know of one leaf; arguments as above."""
+    rows = vocab_size if path == EMBEDDING else leaf.shape[0]
+    columns = vocab_size if path == HEAD else leaf.shape[-1]
+    sums = sharding.to_host(_sums(leaf, rows, columns, dtype))
+    return f"{'/'.join(path)} {rows} {columns} {leaf.shape[1:-1]}".encode() + sums.tobytes()
+
+
+def together(leaves: Mapping[tuple[str, ...], bytes]) -> str:
+    """Returns the fingerprint of the weights whose `of_leaf` is given, in any order."""
     digest = hashlib.sha256()
-    leaves = jax.tree_util.tree_flatten_with_path(params)[0]
-    for path, leaf in sorted(leaves, key=lambda pair: jax.tree_util.keystr(pair[0])):
-        names = tuple(key.key for key in path)
-        rows = vocab_size if names == EMBEDDING else leaf.shape[0]
-        columns = vocab_size if names == HEAD else leaf.shape[-1]
-        sums = _sums(leaf, rows, columns, dtype)
-        digest.update(f"{'/'.join(names)} {rows} {columns} {leaf.shape[1:-1]}".encode())
-        digest.update(sharding.to_host(sums).tobytes())
+    for path in sorted(leaves, key=lambda names: "".join(f"[{name!r}]" for name in names)):
+        digest.update(leaves[path])
     return digest.hexdigest()[:12]
 
 

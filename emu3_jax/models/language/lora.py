@@ -13,6 +13,7 @@ layers are therefore merged before use (`joined`).
 """
 
 import dataclasses
+import difflib
 import fnmatch
 import functools
 import math
@@ -29,6 +30,7 @@ from emu3_jax.models.language.layers import Linear, precision
 A, B = "lora_a", "lora_b"
 ROWS = "rows"
 EMBEDDING, HEAD = ("embed", "embedding"), ("lm_head", "kernel")
+BASES = ("", "int8")
 ADAPTER_DTYPE = "float32"  # a small update is lost in the 8 bits of bfloat16
 
 
@@ -46,6 +48,9 @@ class LoraConfig:
         in the embedding and in the output matrix, as adapters that are added to them; () for none.
         The visual ids of the released vocabulary are (151854, 184622).
       start: directory of an adapter in PEFT's files to begin from; "": B begins at zero.
+      base: how the frozen kernels of the layers' linear layers are stored while adapters are
+        trained: "int8", with a float32 scale per output channel, or "": as `model.param_dtype`
+        states, like all other weights.
     """
 
     rank: int = 64
@@ -54,8 +59,16 @@ class LoraConfig:
     targets: tuple[str, ...] = ("attention/*", "gate", "up", "down")
     rows: tuple[int, ...] = ()
     start: str = ""
+    base: str = ""
 
     def __post_init__(self):
+        if self.base not in BASES:
+            near = difflib.get_close_matches(str(self.base), BASES[1:], n=1)
+            hint = f" (did you mean {near[0]}?)" if near else ""
+            raise ValueError(
+                f"lora.base is {self.base!r}{hint}; expected 'int8', or '' for the type that "
+                "model.param_dtype names"
+            )
         if self.rank < 1:
             raise ValueError(f"lora.rank must be 1 or more, got {self.rank}")
         if not 0 < self.alpha < math.inf:
@@ -151,6 +164,32 @@ def row_adapters(config: LoraConfig, hidden_size: int) -> dict:
     return {
         EMBEDDING[0]: {ROWS: zeros((count, hidden_size), (None, "embed"))},
         HEAD[0]: {ROWS: zeros((hidden_size, count), ("embed", None))},
+    }
+
+
+def row_vectors(config: LoraConfig, params: dict) -> dict:
+    """Returns the vectors of `config.rows` in a model's weights, with the paths of their adapters;
+    {} if there are none."""
+    if not config.rows:
+        return {}
+    return {
+        module: {ROWS: jax.lax.slice_in_dim(params[module][name], *config.rows, axis=axis)}
+        for (module, name), axis in ((EMBEDDING, 0), (HEAD, 1))
+    }
+
+
+def row_differences(config: LoraConfig, base: dict, vectors: dict) -> dict:
+    """Returns the adapters that make of a base the given vectors.
+
+    Args:
+      config: the adapters.
+      base: weights.
+      vectors: as `row_vectors` gives them; of a matrix that is not in it the vectors stay.
+    """
+    old = row_vectors(config, {name: base[name] for name in (EMBEDDING[0], HEAD[0])})
+    return {
+        module: {ROWS: vectors[module][ROWS] - old[module][ROWS].astype(ADAPTER_DTYPE)}
+        for module in vectors
     }
 
 

@@ -308,13 +308,14 @@ def test_its_step_is_compiled_ahead_of_time(file, capsys):
     assert task.units_per_batch() == 2 * 8 * 64
 
 
+@pytest.mark.parametrize("base", ["", "int8"])
 @pytest.mark.parametrize("stored", [False, True], ids=["frozen reference", "stored"])
-def test_adapters_beside_a_frozen_policy(files, first_device, tmp_path, stored):
+def test_adapters_beside_a_frozen_policy(files, first_device, tmp_path, stored, base):
     file = str(tmp_path / "stored.npz") if stored else ""
     plain = dpo_task(files, start=PolicyStart(str(files / "policy"), log_probabilities=file)).config
     fields = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
     adapted = registry.find_for({"task": "dpo", "lora": {}})
-    task = adapted(adapted.Config(**fields, lora=LoraConfig(rank=2, alpha=4.0)))
+    task = adapted(adapted.Config(**fields, lora=LoraConfig(rank=2, alpha=4.0, base=base)))
     metrics, adapters = one_step(task, first_device, steps=2)
     names = {path[-1].key for path, _ in jax.tree_util.tree_leaves_with_path(adapters)}
     assert names == {"lora_a", "lora_b"}

@@ -20,6 +20,7 @@ from emu3_jax import config as config_lib
 from emu3_jax.config import ConfigError
 from emu3_jax.evaluate import registry as evaluators
 from emu3_jax.evaluate.evaluator import Subject
+from emu3_jax.interop.exporting import PEFT, ExportOptions
 from emu3_jax.interop.language import language_model, peft
 from emu3_jax.train import __main__ as train_command
 from emu3_jax.train import weights
@@ -146,6 +147,20 @@ def test_rows_of_the_vocabulary_are_trained_whole(folder):
     assert moved[first:end].any() and not moved[:first].any() and not moved[end:].any()
     moved = np.abs(merged["lm_head"]["kernel"] - base["lm_head"]["kernel"]).max(axis=0)
     assert moved[first:end].all() and not moved[:first].any() and not moved[end:].any()
+
+
+def test_rows_go_to_peft_and_back(folder, tmp_path):
+    rows = {"lora.rows": (3, 9), "lora.targets": ("gate",), "evaluation": ()}
+    opened = weights.open_run(_train(folder, "rows_out", **rows, **{"run.steps": 2}))
+    opened.task.export(tmp_path, opened.variables, ExportOptions(PEFT, "float32"))
+    unchanged = {"lora.start": tmp_path, "run.steps": 1, "run.optimizer.learning_rate": 0.0}
+    begun = weights.open_run(_train(folder, "rows_in", **rows, **unchanged)).variables
+    for name in ("adapters", "params"):
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+                     begun[name], opened.variables[name])  # fmt: skip
+    assert np.abs(begun["adapters"]["lm_head"]["rows"]).min() > 1e-5
+    message = r"lora.start=.*: rows is \(3, 9\), lora.rows is \(3, 8\)$"
+    _refused(folder, message, **rows | {"lora.start": tmp_path, "lora.rows": (3, 8)})
 
 
 def _convert(*words, code=0):

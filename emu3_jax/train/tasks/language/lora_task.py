@@ -21,10 +21,10 @@ from emu3_jax.config import ConfigError
 from emu3_jax.files import read_json, write_json
 from emu3_jax.interop import exporting
 from emu3_jax.interop.language import peft
-from emu3_jax.interop.language.weights_fingerprint import weights_fingerprint
-from emu3_jax.models.language import lora
+from emu3_jax.models.language import int8, lora
 from emu3_jax.models.language.lora import LoraConfig
 from emu3_jax.train.task import Loss, Task
+from emu3_jax.train.tasks.language import frozen_base
 
 FROZEN = "frozen"  # the collection of the weights that are not trained
 ADAPTERS = "adapters"  # they lie beside the merged model in `LoraTask.model_variables`
@@ -87,27 +87,36 @@ class LoraTask(Task):
     def __init__(self, config: Any, read_data: bool = True):
         super().__init__(config, read_data)
         self.unsaved = (*self.unsaved, FROZEN)
-        key = jax.random.key(0)
+        key, init = jax.random.key(0), super().init
         with lora.adapting(config.lora):
-            variables = jax.eval_shape(super().init, key)
+            variables = jax.eval_shape(init, key)
         lora.check(config.lora, nn.unbox(variables["params"]))
+        self._int8 = int8.linear_layers(lambda: init(key)) if config.lora.base else {}
 
     def __reduce__(self):
         return _unpickled_task, (self._task, self.__dict__)
 
     @classmethod
     def from_run(cls, config: Any, run_directory: os.PathLike) -> Task:
-        """Also reads which weights the run's adapters belong to."""
+        """Also reads which weights the run's adapters belong to.
+
+        The model that is loaded is that of the base as its files have it: int8 saves memory in
+        training alone.
+        """
+        config = dataclasses.replace(config, lora=dataclasses.replace(config.lora, base=""))
         task = super().from_run(config, run_directory)
         task._expect(run_directory)
         return task
 
     def init(self, key: jax.Array) -> dict:
-        """Returns the task's variables: adapters as params, the others as FROZEN."""
+        """Returns the task's variables: adapters as params, the others as FROZEN.
+
+        Kernels that are stored as int8 are zero until `initial_weights`.
+        """
         # Twice, so that a copy of the weights among the variables (a reference) has no adapters in
         # it; the compiler leaves out what is not used.
         variables = dict(super().init(key))
-        frozen = variables.pop("params")
+        frozen = int8.zeros(variables.pop("params"), self._int8)
         with lora.adapting(self.config.lora):
             adapters, _ = lora.split(super().init(key)["params"])
         rows = lora.row_adapters(self.config.lora, self.config.model.hidden_size)
@@ -132,14 +141,15 @@ class LoraTask(Task):
         stored = self._stored_adapters() if self._expected is None else None
 
         def replace(variables: dict) -> dict:
-            variables = dict(variables)
+            variables, model = dict(variables), self.config.model
             adapters, frozen = variables["params"], variables.pop(FROZEN)
-            variables = dict(begin({**variables, "params": frozen}))
-            frozen = variables.pop("params")
-            self._check_base(frozen, stored)
+            base = frozen_base.read(begin, variables, frozen, model.param_dtype, model.vocab_size)
+            self.fingerprint = base.fingerprint
+            self._check_base(stored)
             if stored is not None:
-                adapters = lora.beside(adapters, stored.adapters)
-            return {**variables, "params": adapters, FROZEN: frozen}
+                rows = lora.row_differences(self.config.lora, base.weights, stored.vectors)
+                adapters = lora.beside(adapters, lora.beside(stored.adapters, rows))
+            return {**base.others, "params": adapters, FROZEN: base.weights}
 
         return replace
 
@@ -151,7 +161,7 @@ class LoraTask(Task):
         stored = peft.load(config.start, self.config.model)
         problems = [
             f"{name} is {getattr(stored, name)!r}, lora.{name} is {getattr(config, name)!r}"
-            for name in ("rank", "alpha", "rslora")
+            for name in ("rank", "alpha", "rslora", "rows")
             if getattr(stored, name) != getattr(config, name)
         ]
         wanted = nn.unbox(jax.eval_shape(self.init, jax.random.key(0))["params"])
@@ -162,11 +172,8 @@ class LoraTask(Task):
             raise ConfigError(f"lora.start={config.start}: {'; '.join(problems)}")
         return stored
 
-    def _check_base(self, frozen: dict, stored: peft.PeftAdapter | None) -> None:
-        """Notes the fingerprint of the frozen weights; ValueError if adapters are of others."""
-        # Rounded: the base may be stored in float32 or in bfloat16.
-        ids = self.config.model.vocab_size
-        self.fingerprint = weights_fingerprint(frozen, ids, "bfloat16")
+    def _check_base(self, stored: peft.PeftAdapter | None) -> None:
+        """ValueError if the adapters of a run or of `lora.start` are of another base."""
         expected = self._expected
         if stored is not None and stored.base:
             expected = (self.config.lora.start, stored.base)
@@ -196,7 +203,8 @@ class LoraTask(Task):
         """Returns the task's loss, where adapters are in effect."""
         model_state = dict(model_state)
         frozen = model_state.pop(FROZEN)
-        with lora.adapting(self.config.lora):
+        # The last one is called by the first, in place of the layer.
+        with lora.adapting(self.config.lora), int8.reading():
             weights = lora.joined(self.config.lora, frozen, params)
             loss = super().loss(weights, model_state, batch, key, step)
         return loss._replace(model_state={**loss.model_state, FROZEN: frozen})
@@ -216,7 +224,8 @@ class LoraTask(Task):
     def model_variables(self, parts: dict) -> dict:
         """Returns the task's model with merged weights, and the ADAPTERS beside it."""
         parts = dict(parts)
-        adapters, frozen = parts.pop("params"), parts.pop(FROZEN)
+        adapters = parts.pop("params")
+        frozen = int8.dequantized(parts.pop(FROZEN), self.config.model.param_dtype)
         merged = lora.merged(self.config.lora, frozen, adapters)
         return {**super().model_variables({**parts, "params": merged}), ADAPTERS: adapters}
 
@@ -236,6 +245,7 @@ class LoraTask(Task):
             self.config.model,
             self.config.lora,
             variables[ADAPTERS],
+            lora.row_vectors(self.config.lora, variables["params"]),
             base_model=getattr(getattr(self.config, "start", None), "transformer", ""),
             fingerprint=self.fingerprint or "",
         )

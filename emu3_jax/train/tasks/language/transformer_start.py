@@ -6,7 +6,8 @@ A resumed run ignores the section, but its config still records where the weight
 import dataclasses
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import flax.linen as nn
 import flax.traverse_util
@@ -19,11 +20,13 @@ from emu3_jax.config import ConfigError
 from emu3_jax.data.codec.fingerprint import check_same, vision_fingerprint
 from emu3_jax.data.tokens.mixture import MixtureEntry, vision_tokenizer_of
 from emu3_jax.interop.bundle import Language, UnknownVocabularyError, load_language
+from emu3_jax.interop.formats.onto_mesh import Path
 from emu3_jax.interop.language import llama
 from emu3_jax.models.language.layers import INIT_STDDEV
 from emu3_jax.models.language.transformer import TransformerConfig
 from emu3_jax.models.vision import quantizers
 from emu3_jax.train import weights
+from emu3_jax.train.tasks.language.initial_weights import InitialWeights
 
 # Fields of the model's config that may differ between a run and the run it starts from.
 FREE = (
@@ -62,7 +65,7 @@ def initial_weights(
     model: TransformerConfig,
     mixture: tuple[MixtureEntry, ...],
     language: Language,
-) -> Callable[[dict], dict] | None:
+) -> InitialWeights | None:
     """Returns the result of `Task.initial_weights`; None for random weights.
 
     Args:
@@ -86,33 +89,26 @@ def initial_weights(
             f"vision tokens, which begin at id {first}; set start.codebook to '' to keep those of "
             "start.transformer, or lower start.shared_ids"
         )
-    take = _layers(start, model, language) if start.transformer else None
-    codebook_ND = _codebook_of_the_data(start.codebook, mixture) if start.codebook else None
-    if take is None and codebook_ND is None:
-        return None
-
-    def begin(variables: dict) -> dict:
-        params = variables["params"]
-        if take is not None:
-            params = take(params)
-        if codebook_ND is not None:
-            params = project_codebook(params, codebook_ND, first, jax.random.key(start.seed))
-        return {**variables, "params": params}
-
-    return begin
+    read = _layers(start, model, language) if start.transformer else None
+    project = None
+    if start.codebook:
+        codebook_ND = _codebook_of_the_data(start.codebook, mixture)
+        key = jax.random.key(start.seed)
+        project = functools.partial(project_codebook, codebook_ND=codebook_ND, first=first, key=key)
+    return InitialWeights(read, project) if read or project else None
 
 
 def _layers(
     start: TransformerStart, model: TransformerConfig, language: Language
-) -> Callable[[dict], dict]:
-    """Returns a function that puts start.transformer into params; raises if it does not fit."""
+) -> Callable[[Mapping[Path, Any]], Iterator[tuple[Path, jax.Array]]]:
+    """Returns `InitialWeights.read` of start.transformer; raises if it does not fit."""
     path, shared = shipped.language_model(start.transformer), start.shared_ids
     if not weights.is_run_directory(path):
         llama.check(path, model, shared)
         if shared == llama.ALL:
             shared = model.vocab_size
             _check_ids(path, language)
-        return lambda params: llama.load_into(params, path, model, shared)
+        return lambda params: llama.leaves(params, path, model, shared)
     found = weights.run_model_config(path, TransformerConfig)
     if shared == llama.ALL:
         shared = max(found.vocab_size, model.vocab_size)
@@ -132,21 +128,24 @@ def _layers(
     if start.shared_ids == llama.ALL:
         _check_ids(path, language)
 
-    def take(params: dict) -> dict:
-        params = flax.traverse_util.flatten_dict(nn.unbox(params))
-        mesh = next(iter(params.values())).sharding.mesh
-        bundle, _ = weights.load_language_model(path, mesh=mesh)
-        loaded = flax.traverse_util.flatten_dict(nn.unbox(bundle.variables["params"]))
-        for name, array in loaded.items():
-            if name == llama.EMBEDDING:
-                params[name] = _replace_rows(params[name], array[:shared], 0, 0)
-            elif name == llama.HEAD:
-                params[name] = _replace_rows(params[name], array[:, :shared], 0, 1)
-            else:
-                params[name] = array
-        return flax.traverse_util.unflatten_dict(params)
+    return lambda params: _leaves_of_run(params, path, shared)
 
-    return take
+
+def _leaves_of_run(
+    params: Mapping[Path, Any], path: str | os.PathLike, shared: int
+) -> Iterator[tuple[Path, jax.Array]]:
+    """(path, array) of the model of a run directory, each let go when the next is asked for."""
+    mesh = next(iter(params.values())).sharding.mesh
+    bundle, _ = weights.load_language_model(path, mesh=mesh)
+    loaded = flax.traverse_util.flatten_dict(nn.unbox(bundle.variables["params"]))
+    del bundle
+    for name in list(loaded):
+        array = loaded.pop(name)
+        if name == llama.EMBEDDING:
+            array = _replace_rows(params[name], array[:shared], 0, 0)
+        elif name == llama.HEAD:
+            array = _replace_rows(params[name], array[:, :shared], 0, 1)
+        yield name, array
 
 
 def _check_ids(path: str | os.PathLike, language: Language) -> None:
