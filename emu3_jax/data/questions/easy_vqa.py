@@ -5,7 +5,8 @@
 
 4,000 images and 38,575 questions to train on, 1,000 and 9,673 to test; 64 x 64 pixels, 13 answers
 (github.com/vzhou842/easy-VQA, MIT licence). Writes train.jsonl (chats of one to eight turns),
-test.jsonl (one question a row, with its kind) and the images.
+train_captions.jsonl ("red circle", for the training images whose answers tell both), test.jsonl
+(one question a row, with its kind) and the images.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import itertools
 import json
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from emu3_jax.data.questions.chats import Asked, chats, single, write_rows
@@ -42,7 +44,7 @@ def kind_of(answer: str) -> str:
 
 
 def write_questions(data: str | os.PathLike, output: str | os.PathLike) -> dict[str, int]:
-    """Writes the rows and images of both splits; returns the number of rows of each.
+    """Writes the rows and images of both splits; returns the number of rows of each file.
 
     Args:
       data: the data folder of the package: <split>/questions.json, a list of [question, answer,
@@ -61,7 +63,7 @@ def write_questions(data: str | os.PathLike, output: str | os.PathLike) -> dict[
                     f"{data} is not the data of easy-vqa: it has no {split}/{file.name}"
                 )
             listed = json.loads(file.read_text(encoding="utf-8"))
-            rows = []
+            rows, captions = [], []
             for number, group in itertools.groupby(listed, key=lambda row: row[2]):
                 image = f"{split}/{number}.png"
                 write_atomically(
@@ -69,12 +71,23 @@ def write_questions(data: str | os.PathLike, output: str | os.PathLike) -> dict[
                 )
                 asked = [Asked(kind_of(answer), question, answer) for question, answer, _ in group]
                 if split == "train":
+                    captions += _caption(f"{split}-{number}", image, asked)
                     rows += chats(f"{split}-{number}", image, asked, random.Random(number), TURNS)
                 else:
                     rows += single(f"{split}-{number}", image, asked)
-            write_rows(building / f"{split}.jsonl", rows)
-            counts[split] = len(rows)
+            for name, lines in ((split, rows), (f"{split}_captions", captions)):
+                if lines:
+                    write_rows(building / f"{name}.jsonl", lines)
+                    counts[name] = len(lines)
     return counts
+
+
+def _caption(key: str, image: str, asked: Sequence[Asked]) -> list[dict]:
+    """A row with the caption "red circle", if the answers of an image tell both."""
+    said = {one.kind: one.answer for one in asked}
+    if not {"colour", "shape"} <= said.keys():
+        return []
+    return [{"id": key, "image": image, "text": f"{said['colour']} {said['shape']}"}]
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from emu3_jax.config import check_choice
 from emu3_jax.data.codec.fingerprint import check_same
 from emu3_jax.data.tokens import quality
 from emu3_jax.data.tokens.cutting import Tokens, ends_of
+from emu3_jax.data.tokens.preference_pairs import PREFERENCE
 from emu3_jax.data.tokens.records import Record, RecordError, TokenDataset, open_dataset
 from emu3_jax.sequence import Document, Grammar, LossWeights, Segment, Text
 
@@ -28,14 +29,19 @@ class DocumentTask:
       reversed: the segments are reversed (a record stores the caption first, then the image or the
         video).
       has_prompt: texts before the last segment are a prompt, which guidance omits at generation.
+      first: only so many segments are read, the first; 0 for all.
+      ability: what generation calls that which is learnt; "" for the task's own name.
     """
 
     kind: str
     reversed: bool = False
     has_prompt: bool = False
+    first: int = 0
+    ability: str = ""
 
     def order(self, segments: Sequence[Segment]) -> tuple[Segment, ...]:
         """The segments of a record in the order of the document."""
+        segments = segments[: self.first or None]
         return tuple(segments[::-1] if self.reversed else segments)
 
 
@@ -47,6 +53,8 @@ DOCUMENT_TASKS = {
     "video_to_text": DocumentTask("video", reversed=True),
     "document": DocumentTask("document", has_prompt=True),
     "chat": DocumentTask("chat"),
+    # Of a pair the prompt and the image that was preferred: best-of-n learnt by imitation.
+    "chosen": DocumentTask(PREFERENCE, has_prompt=True, first=2, ability="text_to_image"),
 }
 
 
@@ -57,7 +65,7 @@ class MixtureEntry:
     Attributes:
       dataset: folder with a dataset.json.
       task: what is learnt from its records: text, text_to_image, image_to_text, text_to_video,
-        video_to_text, document or chat.
+        video_to_text, document, chat or chosen (the prompt and the chosen image of a pair).
       weight: frequency of this entry's documents, relative to the other entries.
       null_prompt: share of the documents whose prompt is left empty, for guidance at generation
         (released fine-tuning: 0.05): the caption, or all texts of a document before its last image,
@@ -89,6 +97,11 @@ class MixtureEntry:
                 raise ValueError(f"at_least.{name} must be a number, found {least!r}")
         if self.null_prompt and not DOCUMENT_TASKS[self.task].has_prompt:
             raise ValueError(f"null_prompt is for captions that come first, not for {self.task}")
+
+    @property
+    def ability(self) -> str:
+        """What generation calls that which is learnt."""
+        return DOCUMENT_TASKS[self.task].ability or self.task
 
     @property
     def label(self) -> str:

@@ -7,6 +7,7 @@ from etils import epath
 
 from emu3_jax import sequence
 from emu3_jax.data.tokens.mixture import DOCUMENT_TASKS
+from emu3_jax.data.tokens.preference_pairs import PREFERENCE
 from emu3_jax.data.tokens.records import DATASET_FILE, Record, open_dataset
 from emu3_jax.sequence import Document, Grammar
 
@@ -58,9 +59,12 @@ def documents_by_task(
 
 
 def tasks_of(record: Record) -> dict[str, Document]:
-    """Returns task → document of a record; captioned images and videos give both directions."""
+    """Returns task → document of a record; captioned images and videos give both directions.
+
+    A pair gives none: one of its images is no document of the data.
+    """
     return {
         name: Document(task.order(record.segments))
         for name, task in DOCUMENT_TASKS.items()
-        if task.kind == record.kind
+        if task.kind == record.kind and record.kind != PREFERENCE
     }

@@ -40,3 +40,14 @@ def test_answers_of_a_chat_are_learnt_whatever_train_condition_says(tmp_path):
         weights.append(open_mixture((entry,), GRAMMAR, LossWeights(), LENGTH, seed=0)[0][0].weights)
     assert weights[0].any()
     np.testing.assert_array_equal(*weights)
+
+
+def test_of_a_pair_the_prompt_and_the_chosen_image_are_learnt(tmp_path):
+    chosen, rejected = Image(np.arange(6).reshape(2, 3)), Image(np.arange(12).reshape(3, 4))
+    write_dataset(tmp_path, [Record("p", "s", "preference", (text("a fox"), chosen, rejected))])
+    entry = MixtureEntry(str(tmp_path), "chosen", train_condition=False)
+    assert entry.ability == "text_to_image"
+    (dataset,) = open_mixture((entry,), GRAMMAR, LossWeights(), LENGTH, seed=0)
+    *prompt, image = GRAMMAR.parse(dataset[0].ids).segments
+    assert [segment.text for segment in prompt] == ["a fox"]
+    assert image == chosen

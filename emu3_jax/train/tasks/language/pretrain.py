@@ -151,8 +151,8 @@ class PretrainTask(Task):
         )
 
     def learns(self) -> set[str]:
-        """Returns the tasks of the mixture, of `data.tokens.mixture.DOCUMENT_TASKS`."""
-        return {entry.task for entry in self.config.data.mixture}
+        """Returns what the mixture teaches, of `data.tokens.mixture.DOCUMENT_TASKS`."""
+        return {entry.ability for entry in self.config.data.mixture}
 
     @classmethod
     def from_run(cls, config: PretrainConfig, run_directory: os.PathLike) -> "PretrainTask":
