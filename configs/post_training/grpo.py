@@ -62,7 +62,10 @@ def _released(tokens: str) -> ConfigDict:
     config.data.update(height=90, width=90, batch_size=64, sequence_length=8704)
     config.rollouts = ConfigDict(
         dict(
-            scorers=(dict(scorer="likelihood"), dict(scorer="hps", clip="weights/HPS_v2.1_compressed.pt")),
+            scorers=(
+                dict(scorer="likelihood"),
+                dict(scorer="hps", clip="weights/HPS_v2.1_compressed.pt"),
+            ),
             vision_tokenizer="Emu3-VisionTokenizer",
             batch_size=64,
         )

@@ -11,9 +11,10 @@ a language model. Visual tokens of answers have half weight, as in pretraining.
 Data: chat and text records in the folder that is the argument, train/ and validation/. It
 starts from any run directory or released weights: --config.start.transformer=PATH. `nano`, or
 `nano:FOLDER`: the twin of the shipped nano model, which learns to answer questions about emoji and
-coloured shapes from FOLDER/questions, beside captions in both directions from FOLDER/tokens, so
-that it does not unlearn them (launch/post_training.sh makes both). Its rows hold a chat of up to
-352 tokens, a 64-pixel image taking about 80.
+coloured shapes from FOLDER/questions (launch/post_training.sh makes it). Its rows hold a chat of up
+to 352 tokens, a 64-pixel image taking about 80. It also learns captions in both directions: of the
+emoji, so that it does not unlearn them, and of the shapes, since from answers alone it told colours
+but no shapes apart (docs/post_training.md).
 
 What goes wrong: 1e-5 was reported as too high for Emu3-Chat with interleaved data (a loss that
 stays near 1): try --config.run.optimizer.learning_rate=2e-6; a set with short answers teaches short
@@ -52,11 +53,15 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def _nano(config: ConfigDict, folder: str) -> ConfigDict:
-    train = f"{folder}/tokens/train"
+    asked, known = f"{folder}/questions/train", f"{folder}/tokens/train"
+    drawn = dict(task="text_to_image", null_prompt=0.1, train_condition=False)
     config.data.mixture = (
-        dict(dataset=f"{folder}/questions/train", task="chat", weight=4.0),
-        dict(dataset=train, task="text_to_image", weight=0.5, null_prompt=0.1),
-        dict(dataset=train, task="image_to_text", weight=0.5),
+        dict(dataset=asked, task="chat", weight=3.0),
+        dict(dataset=asked, weight=1.0, name="shapes_drawn", **drawn),
+        dict(dataset=asked, task="image_to_text", weight=1.0, name="shapes_described"),
+        dict(dataset=known, weight=0.5, name="emoji_drawn", **drawn),
+        dict(dataset=known, task="image_to_text", weight=0.5, name="emoji_described"),
     )
+    config.run.optimizer.update(learning_rate=1e-3, schedule="linear")
     config.evaluation = tuple(dict(e, tokens=f"{folder}/tokens") for e in config.evaluation)
     return config

@@ -12,9 +12,12 @@ normalised (rank each by itself: their scales differ), rate (1e-5 at the beginni
 
 Data: captioned images that passed the filter, in the folder that is the argument, train/ and
 validation/, tokenized at 720 x 720: --config.min_pixels=518400 --config.max_pixels=518400. Clips
-are tuned by configs/post_training/sft_video.py. `nano`, or `nano:FOLDER`: the twin of the shipped
-nano model, at its 64 x 64. It starts from any run directory or released weights:
---config.start.transformer=PATH.
+are tuned by configs/post_training/sft_video.py. It starts from any run directory or released
+weights: --config.start.transformer=PATH. `nano`, or `nano:FOLDER`: the twin of the shipped nano
+model, at its 64 x 64. Its corpus has no poor images to leave out, and with these alone it learns
+them by heart; its best images are the chosen ones of FOLDER/preferences, which it drew itself, for
+captions without an image too. Captions and marks keep their loss, or they are forgotten within
+some hundred steps (docs/post_training.md).
 
 What goes wrong: with vision tokens alone the end of an image is learnt from nowhere, and the model
 ends it by the grammar only; for text after images give marks a loss
@@ -36,10 +39,20 @@ from configs.post_training import sft_drawing
 
 def get_config(arg: str = "") -> ConfigDict:
     config, tokens = sft_drawing.begin(arg, "tokens_best", "Emu3-Stage1")
-    train = f"{tokens}/train"
-    config.data.mixture = (
-        dict(dataset=train, task="text_to_image", null_prompt=0.1, train_condition=False),
-    )
+    drawn = dict(null_prompt=0.1, train_condition=False)
+    config.data.mixture = (dict(dataset=f"{tokens}/train", task="text_to_image", **drawn),)
     config.data.loss_weights = ConfigDict(dict(text=0.0, image=1.0, video=1.0, structure=0.0))
     config.run.optimizer.update(schedule="linear", final_fraction=0.0)
+    if sft_drawing.is_nano(arg):
+        _nano(config, tokens, drawn)
     return config
+
+
+def _nano(config: ConfigDict, tokens: str, drawn: dict) -> None:
+    train = f"{tokens}/train"
+    config.data.mixture = (
+        dict(dataset=f"{tokens}/preferences", task="chosen", weight=1.0, **drawn),
+        dict(dataset=train, task="text_to_image", weight=1.0, **drawn),
+        dict(dataset=train, task="image_to_text", weight=0.5),
+    )
+    config.data.loss_weights = ConfigDict(dict(text=1.0, image=0.5, video=0.5, structure=1.0))

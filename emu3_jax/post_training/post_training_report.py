@@ -122,7 +122,7 @@ def drawings(plan: Plan) -> str:
     """A figure for each held-out caption: what the models drew, one draw each."""
     files = {name: sorted(plan.samples(name).glob("image_*.png")) for name in DRAWN}
     cards = []
-    captions = held_out_captions(plan.corpus, len(files[DRAWN[0]]))
+    captions = held_out_captions(plan.corpus, len(files["pretrained"]))
     for caption, *row in zip(captions, *files.values(), strict=True):
         shown = "".join(
             page.tagged(media.read_image(str(file)), MODELS[name], MODELS[name], name == "dpo")
@@ -200,7 +200,9 @@ def build(plan: Plan) -> str:
            for s in QUESTION_SPLITS)),
         ("drawing", "Drawing",
          "Held-out captions, chosen at even distances before any model was looked at; one draw "
-         "each, the same seed.", drawings(plan)),
+         "each, the same seed. " + " ".join(
+             f"{MODELS[name]}: {' '.join(settings)}." for name, settings in DRAWN.items()
+         ), drawings(plan)),
         ("drift", "What was kept, and what was unlearnt",
          "Every model on the held-out data of pretraining.",
          tables.evaluation_table(drift, DRIFT)),

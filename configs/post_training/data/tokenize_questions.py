@@ -1,6 +1,6 @@
 """Tokenize the questions about emoji and those of easy-vqa for the nano model.
 
-Purpose: chats to tune on (train), and held-out questions of three kinds: base emoji that are not in
+Purpose: chats to tune on and captions of the shapes (train), and held-out questions of three kinds: base emoji that are not in
 training (validation), unseen combinations of person and tone (validation_combination), and the test
 questions of easy-vqa (test). The argument is the folder that holds corpus/ and easy_vqa/.
 
@@ -22,7 +22,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.corpus_zip = ""
     config.corpus = folder
     config.splits = ConfigDict()
-    config.splits.train = ("corpus/questions_train.jsonl", "easy_vqa/train.jsonl")
+    config.splits.train = (
+        "corpus/questions_train.jsonl",
+        "easy_vqa/train.jsonl",
+        "easy_vqa/train_captions.jsonl",
+    )
     config.splits.validation = ("corpus/questions_validation.jsonl",)
     config.splits.validation_combination = ("corpus/questions_validation_combination.jsonl",)
     config.splits.test = ("easy_vqa/test.jsonl",)
