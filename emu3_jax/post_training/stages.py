@@ -42,13 +42,13 @@ class Plan:
     directory: pathlib.Path = pathlib.Path("runs/post_training")
     corpus_zip: pathlib.Path = pathlib.Path("assets/fluent_emoji.zip")
     easy_vqa: str = ""
-    chat_steps: int = 900
+    chat_steps: int = 450
     qft_steps: int = 60
     dpo_steps: int = 80
     prompts: int = 160
     candidates: int = 8
-    limit: int = 96
-    questions: int = 400
+    limit: int = 64
+    questions: int = 150
     shown: int = 16
     options: tuple[str, ...] = ()
 
@@ -189,7 +189,8 @@ def _chat(plan: Plan) -> list[Stage]:
               "--config.lora.rank=32", "--config.lora.alpha=64",
               "--config.run.optimizer.learning_rate=2e-3"),
         tuned("chat_scratch", "The same from random weights",
-              "--config.start.transformer=", f"--config.start.codebook={VISION}"),
+              "--config.start.transformer=", "--config.start.shared_ids=0",
+              f"--config.start.codebook={VISION}"),
     ]  # fmt: skip
 
 

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 def write_easy_vqa(folder):
     """The layout of the package's data: two images of a split, two questions each."""
     for split in ("train", "test"):
-        asked = (("what color is the shape?", "red"), ("is it blue?", "no"))
+        asked = (("what color is the shape?", "red"), ("what shape is it?", "circle"))
         listed = [[question, answer, n] for n in range(2) for question, answer in asked]
         (folder / split / "images").mkdir(parents=True)
         (folder / split / "questions.json").write_text(json.dumps(listed))

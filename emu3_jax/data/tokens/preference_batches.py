@@ -58,8 +58,8 @@ class PreferenceEntry:
         return self.name or self.dataset
 
     @property
-    def task(self) -> str:
-        """What a model learns from it, of `mixture.DOCUMENT_TASKS`."""
+    def ability(self) -> str:
+        """What generation calls that which is learnt."""
         return "text_to_image"
 
 
