@@ -41,3 +41,11 @@ def test_what_holds_no_prompts(tmp_path, name, content, message):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_prompts(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("limit", "taken"), [(0, "0123456"), (1, "3"), (3, "135"), (7, "0123456"), (9, "0123456")]
+)
+def test_a_limit_takes_prompts_at_even_distances(limit, taken, tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join("0123456"))
+    assert "".join(prompt.text for prompt in read_prompts(tmp_path / "a.txt", limit)) == taken

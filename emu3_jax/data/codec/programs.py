@@ -71,7 +71,7 @@ class Program:
 
     @functools.cached_property
     def _swapped(self):
-        return _transposed(self._weights)
+        return transposed(self._weights)
 
     def _on_mesh(self):
         return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
@@ -108,7 +108,7 @@ def jitted(module: Any, method: str) -> Callable:
 
 
 @jax.jit
-def _transposed(weights):
+def transposed(weights):
     """Weights of a convolutional network for images whose height and width are exchanged."""
     return jax.tree.map(lambda x: x.swapaxes(-4, -3) if x.ndim >= 4 else x, weights)
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tiny_vision_tokenizer import TINY, random_variables
 
-from emu3_jax.data.codec.programs import _transposed
+from emu3_jax.data.codec.programs import transposed
 from emu3_jax.models.vision import blocks, strips
 from emu3_jax.models.vision.tokenizer import VisionTokenizer
 
@@ -80,7 +80,7 @@ def test_frames_after_the_last_change_nothing(tokenizer):
 @pytest.mark.parametrize("frames", [(), (8,)], ids=["images", "clips"])
 def test_transposed_kernels_compute_transposed_images(tokenizer, frames):
     module, variables = tokenizer
-    turned = _transposed(variables)
+    turned = transposed(variables)
     latents = jax.jit(lambda v, x: module.apply(v, x, False, method="_latents"))
     image = _pixels(SIZES[2], frames)[None]
     expected = latents(variables, image)
