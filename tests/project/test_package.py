@@ -16,7 +16,18 @@ from emu3_jax import shipped
 pytest.importorskip("setuptools", "77")  # required by pyproject.toml
 
 PACKAGE = ROOT / "emu3_jax"
-EXTRAS = {"gpu", "tpu", "aot", "ray", "tfds", "test", "perceptual", "scorers", "parquet"}
+EXTRAS = {
+    "gpu",
+    "tpu",
+    "aot",
+    "ray",
+    "tfds",
+    "test",
+    "perceptual",
+    "scorers",
+    "parquet",
+    "questions",
+}
 COMMANDS = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
     for path in PACKAGE.rglob("*.py")
