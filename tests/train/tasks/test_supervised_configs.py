@@ -38,7 +38,7 @@ LEARNT = {
     "sft_chat": {TEXT, IMAGE, MARKS},
     "sft_editing": {TEXT, IMAGE, MARKS},
     "sft_video": {TEXT, VIDEO, MARKS},
-    "sft_qft": {IMAGE},
+    "sft_qft": {TEXT, IMAGE, MARKS},  # of the 8B the codes alone
 }
 
 
@@ -70,12 +70,19 @@ def _records(i, target):
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Datasets whose documents end with an image ("sft_editing") or a clip ("sft_video")."""
+    """Datasets whose documents end with an image ("sft_editing") or a clip ("sft_video").
+
+    Chats of the nano model have a folder of their own beside its captions.
+    """
     found = {}
     for name, target in (("images", _image), ("clips", _clip)):
         found[name] = tmp_path_factory.mktemp(name)
         records = [record for i in range(6) for record in _records(i, target)]
-        write_dataset(found[name] / "train", records)
+        for folder in ("train", "questions/train", "tokens/train"):
+            write_dataset(found[name] / folder, records)
+    pairs = [(text(f"fox {i}"), _image(i), _image(i + 1)) for i in range(6)]
+    pairs = [Record(f"p{i}", "s", "preference", pair) for i, pair in enumerate(pairs)]
+    write_dataset(found["images"] / "preferences", pairs)
     return found
 
 
