@@ -41,14 +41,12 @@ Expected: docs/post_training.md. The 8B was never run by us.
 from ml_collections import ConfigDict
 
 from configs import emu3_8b_stage1, transformer_nano
-
-NANO = "nano"
+from configs.post_training import sft_drawing
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    name, _, folder = arg.partition(":")
-    if name == NANO:
-        return _nano(folder or "runs/tokens_nano")
+    if sft_drawing.is_nano(arg):
+        return _nano(arg.partition(":")[2] or "runs/tokens_nano")
     return _released(arg or "runs/tokens_dpo")
 
 
@@ -61,7 +59,6 @@ def _released(tokens: str) -> ConfigDict:
     config.start = ConfigDict(dict(transformer="runs/sft_drawing", log_probabilities=""))
     config.run.update(steps=1000, accumulation=4)
     config.run.optimizer.update(learning_rate=1e-6, warmup_steps=50, schedule="linear")
-    config.run.checkpoint.every = 100
     return config
 
 
@@ -73,27 +70,22 @@ def _nano(tokens: str) -> ConfigDict:
     config.start = ConfigDict(dict(transformer="nano", log_probabilities=""))
     config.run.update(steps=400)
     config.run.optimizer.update(learning_rate=2e-5, warmup_steps=20, schedule="linear")
-    config.run.checkpoint.every = 100
     return config
 
 
 def _common(base: ConfigDict, tokens: str) -> ConfigDict:
-    """The model, the run and the evaluation of a pretraining config, for pairs."""
-    config = ConfigDict(
-        dict(
-            task="dpo",
-            text_tokenizer=base.text_tokenizer,
-            model=base.model,
-            loss=dict(chunk_tokens=base.loss.chunk_tokens),
-            data=dict(
-                mixture=(dict(dataset=f"{tokens}/preferences", null_prompt=0.1),),
-                counted="answer",
-                seed=0,
-            ),
-            run=base.run,
-        )
+    data = dict(
+        mixture=(dict(dataset=f"{tokens}/preferences", null_prompt=0.1),), counted="answer", seed=0
     )
+    return held_to_reference(base, task="dpo", text_tokenizer=base.text_tokenizer, data=data)
+
+
+def held_to_reference(base: ConfigDict, **sections) -> ConfigDict:
+    """The model, run and evaluation of a pretraining config, for a policy with a reference."""
+    loss = dict(chunk_tokens=base.loss.chunk_tokens)
+    config = ConfigDict(dict(model=base.model, loss=loss, run=base.run, **sections))
     config.model.dropout = 0.0
     config.run.optimizer.weight_decay = 0.0  # the reference is what holds the weights
+    config.run.checkpoint.every = 100
     config.evaluation = tuple(dict(entry, every=100) for entry in base.evaluation)
     return config

@@ -45,14 +45,12 @@ Expected: docs/post_training.md. The 8B was never run by us.
 from ml_collections import ConfigDict
 
 from configs import emu3_8b_stage1, transformer_nano
-
-NANO = "nano"
+from configs.post_training import dpo, sft_drawing
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    name, _, folder = arg.partition(":")
-    if name == NANO:
-        return _nano(folder or "runs/tokens_nano")
+    if sft_drawing.is_nano(arg):
+        return _nano(arg.partition(":")[2] or "runs/tokens_nano")
     return _released(arg or "runs/tokens")
 
 
@@ -96,20 +94,7 @@ def _nano(tokens: str) -> ConfigDict:
 
 
 def _common(base: ConfigDict, tokens: str) -> ConfigDict:
-    """The model, the run and the evaluation of a pretraining config, for images that are drawn."""
-    config = ConfigDict(
-        dict(
-            task="grpo",
-            model=base.model,
-            loss=dict(chunk_tokens=base.loss.chunk_tokens),
-            policy=dict(beta=0.01),
-            data=dict(prompts=f"{tokens}/train", candidates=8, null_prompt=0.1, seed=0),
-            run=base.run,
-        )
-    )
-    config.model.dropout = 0.0
-    config.run.optimizer.weight_decay = 0.0  # the reference is what holds the weights
-    config.run.checkpoint.every = 100
+    data = dict(prompts=f"{tokens}/train", candidates=8, null_prompt=0.1, seed=0)
+    config = dpo.held_to_reference(base, task="grpo", policy=dict(beta=0.01), data=data)
     config.run.log.every = 1  # updates are slow
-    config.evaluation = tuple(dict(entry, every=100) for entry in base.evaluation)
     return config

@@ -57,5 +57,20 @@ class Batches(abc.ABC):
         )
         return states[0]
 
+    def check_position(self, state: dict, whats: Mapping[str, str]) -> None:
+        """ValueError if `state` is of other data than these.
+
+        Args:
+          state: a result of `get_state`.
+          whats: key of the state that must be as it is here → what it is otherwise.
+        """
+        here = self.get_state()
+        for name, what in whats.items():
+            if state[name] != here[name]:
+                raise ValueError(
+                    f"the saved data position is of {what}; go on with --allow_changes, or begin "
+                    "another run"
+                )
+
     def close(self) -> None:  # noqa: B027
         """Ends worker processes and threads, if any."""

@@ -245,13 +245,8 @@ class PairBatches(Batches):
                 f"the run began on codes of the vision tokenizer {state['vision_tokenizer']!r}, "
                 f"but its pairs were remade with {here['vision_tokenizer']!r}; begin another run"
             )
-        others = {"stream": "another mixture or seed", "contents": "datasets since made anew"}
-        for name, what in others.items():
-            if state[name] != here[name]:
-                raise ValueError(
-                    f"the saved data position is of {what}; go on with --allow_changes, or begin "
-                    "another run"
-                )
+        whats = {"stream": "another mixture or seed", "contents": "datasets since made anew"}
+        self.check_position(state, whats)
         self._drawn = state["pairs"]
 
     def adapt_state(self, state: dict) -> dict:

@@ -284,14 +284,8 @@ class RolloutBatches(Batches):
 
         ValueError for the state of other prompts (see `adapt_state`).
         """
-        here = self.get_state()
-        others = {"stream": "another seed or null_prompt", "contents": "prompts that have changed"}
-        for name, what in others.items():
-            if state[name] != here[name]:
-                raise ValueError(
-                    f"the saved data position is of {what}; go on with --allow_changes, or begin "
-                    "another run"
-                )
+        whats = {"stream": "another seed or null_prompt", "contents": "prompts that have changed"}
+        self.check_position(state, whats)
         self._drawn = state["prompts"]
 
     def adapt_state(self, state: dict) -> dict:
