@@ -30,18 +30,16 @@ class DrawingSampling(Sampling):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageEvaluator(SplitEvaluator):
-    """An evaluator of a language model on raw images.
+class CodesEvaluator(SplitEvaluator):
+    """An evaluator of a language model that turns images into codes or codes into images.
 
     Attributes:
-      data: folder of raw items: `<split>.jsonl` and its media files.
       vision_tokenizer: run directory or weights of the vision tokenizer that the language model
         was trained with.
     """
 
     measures: ClassVar[str] = "language_model"
 
-    data: str = ""
     vision_tokenizer: str = ""
 
     @functools.cached_property
@@ -50,10 +48,25 @@ class ImageEvaluator(SplitEvaluator):
         return self.use("vision_tokenizer", weights.load_vision_tokenizer)
 
     def check(self, language: Language) -> None:
-        """Checks the splits, and that the vision tokenizer is the one of the language model."""
-        self.use("data", lambda data: items.check_splits(data, self.splits))
+        """Checks that the vision tokenizer is the one of the language model."""
         found = (*self.tokenizer, "it", "the language model")
         self.use("vision_tokenizer", lambda _: check_vision_tokenizer(language, *found))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageEvaluator(CodesEvaluator):
+    """An evaluator of a language model on raw images.
+
+    Attributes:
+      data: folder of raw items: `<split>.jsonl` and its media files.
+    """
+
+    data: str = ""
+
+    def check(self, language: Language) -> None:
+        """Also checks the splits."""
+        self.use("data", lambda data: items.check_splits(data, self.splits))
+        super().check(language)
 
 
 def caption(

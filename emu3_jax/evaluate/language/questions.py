@@ -13,7 +13,6 @@ tokenizer.
 
 import collections
 import dataclasses
-import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -23,14 +22,14 @@ from etils import epath
 from emu3_jax.data.codec import vision_codec
 from emu3_jax.data.tokens.records import open_dataset
 from emu3_jax.evaluate.emoji.retrieval import features
-from emu3_jax.evaluate.evaluator import Result, SplitEvaluator, Subject, Table
+from emu3_jax.evaluate.evaluator import Result, Subject, Table
 from emu3_jax.evaluate.language.token_documents import dataset_path
+from emu3_jax.evaluate.language_use import CodesEvaluator
 from emu3_jax.generate import modalities
 from emu3_jax.generate.decoding.sampling import Sampling
-from emu3_jax.interop.bundle import Language, check_vision_tokenizer
+from emu3_jax.interop.bundle import Language
 from emu3_jax.sequence import Document, Grammar, Image, Turn
 from emu3_jax.sequence.chat import parse_chat
-from emu3_jax.train import weights
 
 KIND = "chat"
 
@@ -57,33 +56,26 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Questions(SplitEvaluator):
+class Questions(CodesEvaluator):
     """Shares of right answers of each split, over all questions and over those of each kind.
 
     Attributes:
       tokens: a folder of token datasets, one per split.
       reference: the split whose answers give `chance`, `majority` and `nearest`; "" for none.
-      vision_tokenizer: decodes the codes for `nearest`; "" leaves it out.
+      vision_tokenizer: as of the class above, for `nearest`; "" leaves that out.
       max_new: the longest answer in tokens; a longer one is wrong.
     """
 
-    measures: ClassVar[str] = "language_model"
     headline: ClassVar[tuple[str, ...]] = ("right_*",)
 
     name: str = "questions"
     tokens: str = ""
     reference: str = "train"
-    vision_tokenizer: str = ""
     max_new: int = 48
 
     def __post_init__(self):
         super().__post_init__()
         self.at_least(max_new=1)
-
-    @functools.cached_property
-    def tokenizer(self) -> tuple[Any, Any]:
-        """(module, variables) of the vision tokenizer, read once."""
-        return self.use("vision_tokenizer", weights.load_vision_tokenizer)
 
     def check(self, language: Language) -> None:
         """Opens the datasets; checks that they hold chats and the tokenizers are the model's."""
@@ -95,8 +87,7 @@ class Questions(SplitEvaluator):
 
         self.use("tokens", open_all)
         if self.vision_tokenizer:
-            found = (*self.tokenizer, "it", "the language model")
-            self.use("vision_tokenizer", lambda _: check_vision_tokenizer(language, *found))
+            super().check(language)
 
     def run(self, subject: Subject) -> Result:
         """Asks every question of the splits."""
