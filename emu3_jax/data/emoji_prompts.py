@@ -8,16 +8,16 @@ they do. No caption of any split is among them, above all none that is held out.
 of a seed, so that any number of the first lines is a fair sample.
 """
 
-import argparse
-import json
 import os
 import random
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from emu3_jax.data.fluent_emoji import SPLITS
-from emu3_jax.evaluate.emoji.names import TONES
+from absl import flags
+
+from emu3_jax import command_line
+from emu3_jax.data.fluent_emoji import HELD_OUT, SPLITS, TONES, read_split
 from emu3_jax.files import write_atomically
 
 PERSONS = ("man", "woman", "person", "boy", "girl", "men", "women", "people")
@@ -47,39 +47,20 @@ def write_prompts(corpus: str | os.PathLike, output: str | os.PathLike) -> int:
 
     ValueError if there is no unpacked corpus (`emu3_jax.data.fluent_emoji`) at `corpus`.
     """
-    corpus, captions = Path(corpus), {}
-    for split in SPLITS:
-        file = corpus / f"{split}.jsonl"
-        if not file.is_file():
-            raise ValueError(
-                f"{corpus} is not the unpacked corpus; python -m emu3_jax.data.fluent_emoji makes "
-                "it"
-            )
-        captions[split] = {
-            json.loads(line)["text"] for line in file.read_text("utf-8").splitlines()
-        }
-    held_out = set().union(*captions.values()) - captions["train"]
+    captions = {split: {row["text"] for row in read_split(corpus, split)} for split in SPLITS}
+    held_out = set().union(*(captions[split] for split in HELD_OUT))
     prompts = [one for one in recombined(captions["train"]) if one not in held_out]
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(Path(output), ("\n".join(prompts) + "\n").encode())
     return len(prompts)
 
 
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m emu3_jax.data.emoji_prompts",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--corpus", default="runs/emoji", help="the unpacked corpus (%(default)s)")
-    parser.add_argument("--output", default="runs/prompts.txt", help="the file (%(default)s)")
-    arguments = parser.parse_args()
-    try:
-        print(f"{arguments.output}: {write_prompts(arguments.corpus, arguments.output)} prompts")
-    except ValueError as error:
-        parser.exit(2, f"Error: {error}\n")
+def _main() -> None:
+    output = flags.FLAGS.output
+    print(f"{output}: {write_prompts(flags.FLAGS.corpus, output)} prompts")
 
 
 if __name__ == "__main__":
-    main()
+    flags.DEFINE_string("corpus", "runs/emoji", "The unpacked corpus.")
+    flags.DEFINE_string("output", "runs/prompts.txt", "The file to write.")
+    command_line.run(_main, __doc__)

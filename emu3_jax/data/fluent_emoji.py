@@ -2,9 +2,10 @@
 
 The zip holds each clip as a film strip (eight frames side by side); `prepare` cuts the strips into
 animated WebP files, so that all other code reads ordinary images, clips and rows.
+
+  python -m emu3_jax.data.fluent_emoji --output=runs/emoji
 """
 
-import argparse
 import glob
 import json
 import os
@@ -13,13 +14,17 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+from absl import flags
 
-from emu3_jax import shipped
+from emu3_jax import command_line, shipped
 from emu3_jax.data import media
 from emu3_jax.files import inside, new_folder, write_atomically, write_json
 
 EMBEDDED = shipped.ASSETS / "fluent_emoji.zip"
-SPLITS = ("train", "validation", "validation_combination")
+HELD_OUT = ("validation", "validation_combination")
+SPLITS = ("train", *HELD_OUT)
+# The five Fitzpatrick modifiers of Unicode, in emojibase's numbering 1 to 5 (the column "tone").
+TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
 FRAMES = 8  # frames in a film strip, evenly spaced over the loop (the corpus's own README)
 # The columns of captions.jsonl that every row of the folder keeps.
 ATTRIBUTES = ("base", "tone", "tags", "group", "subgroup", "caption_zh")
@@ -94,21 +99,23 @@ def sentence(caption: dict) -> str:
     return f"{caption['caption']}. tags: {tags}. group: {caption['group']}, {caption['subgroup']}."
 
 
-def main() -> None:
-    """The command `python -m emu3_jax.data.fluent_emoji --output=FOLDER [--zip=FILE]`."""
-    parser = argparse.ArgumentParser(
-        prog="python -m emu3_jax.data.fluent_emoji",
-        description="Unpack the embedded emoji corpus into a folder with jsonl files.",
-    )
-    parser.add_argument("--output", default="runs/emoji", help="folder to create (runs/emoji)")
-    parser.add_argument("--zip", default=str(EMBEDDED), help="the shipped corpus")
-    arguments = parser.parse_args()
-    try:
-        folder = prepare(arguments.zip, arguments.output)
-    except ValueError as error:
-        parser.exit(2, f"Error: {error}\n")
+def read_split(corpus: str | os.PathLike, split: str) -> list[dict]:
+    """Returns the rows of a split of the unpacked corpus; ValueError if it is not there."""
+    file = Path(corpus) / f"{split}.jsonl"
+    if not file.is_file():
+        raise ValueError(
+            f"{corpus} is not the unpacked corpus: it has no {file.name}; "
+            "python -m emu3_jax.data.fluent_emoji makes it"
+        )
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def _main() -> None:
+    folder = prepare(flags.FLAGS.zip, flags.FLAGS.output)
     print(f"{folder}: {(folder / DONE).read_text().strip()}")
 
 
 if __name__ == "__main__":
-    main()
+    flags.DEFINE_string("output", "runs/emoji", "Folder to create.")
+    flags.DEFINE_string("zip", str(EMBEDDED), "The corpus.")
+    command_line.run(_main, __doc__)

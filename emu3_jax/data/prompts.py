@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from emu3_jax.data.evenly import evenly_chosen
 from emu3_jax.data.sources.caption_values import CAPTION_KEYS, caption_of
 from emu3_jax.data.sources.row_files import open_rows
 from emu3_jax.data.tokens.records import open_dataset
@@ -42,9 +43,7 @@ def read_prompts(path: str | os.PathLike, limit: int = 0) -> list[Prompt]:
         once.setdefault(prompt.text, prompt)
     if not once:
         raise ValueError(f"{path}: holds no prompt")
-    prompts = list(once.values())
-    count = min(limit or len(prompts), len(prompts))
-    return [prompts[(2 * i + 1) * len(prompts) // (2 * count)] for i in range(count)]
+    return evenly_chosen(list(once.values()), limit or len(once))
 
 
 def _lines(path: Path) -> list[Prompt]:

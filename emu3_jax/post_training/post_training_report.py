@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from emu3_jax.data import media
+from emu3_jax.data.evenly import evenly_chosen
 from emu3_jax.evaluate.evaluator import read_results
 from emu3_jax.evaluate.language.questions import is_right
 from emu3_jax.figures import chart, page
@@ -93,9 +94,8 @@ def asked(plan: Plan, split: str) -> str:
     path = plan.answers("chat") / f"questions_{split}.csv"
     with open(path, encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    count = min(ASKED, len(rows))
-    chosen = [rows[(2 * i + 1) * len(rows) // (2 * count)] for i in range(count)]
-    return f'<div class="grid broad">{"".join(_question(plan, split, row) for row in chosen)}</div>'
+    cards = (_question(plan, split, row) for row in evenly_chosen(rows, ASKED))
+    return f'<div class="grid broad">{"".join(cards)}</div>'
 
 
 def _question(plan: Plan, split: str, row: Mapping[str, str]) -> str:

@@ -5,11 +5,12 @@ the first, the same from random weights and with adapters. All are measured alik
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 
 from emu3_jax import shipped
+from emu3_jax.data.evenly import evenly_chosen
+from emu3_jax.data.fluent_emoji import HELD_OUT, read_split
 from emu3_jax.pipeline.stage import Stage, assets
 
 # The settings of the README's images (docs/measurements.md). Models that learnt from guided images
@@ -272,11 +273,8 @@ def sampling(plan: Plan, captions: Sequence[str]) -> list[Stage]:
 
 def held_out_captions(corpus: pathlib.Path, count: int) -> list[str]:
     """Captions of held-out stills at even distances over both splits, whatever a model draws."""
-    rows = []
-    for split in ("validation", "validation_combination"):
-        lines = (corpus / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-        rows += [row["text"] for row in map(json.loads, lines) if "image" in row]
-    return [rows[(2 * i + 1) * len(rows) // (2 * count)] for i in range(count)]
+    rows = [row for split in HELD_OUT for row in read_split(corpus, split) if "image" in row]
+    return [row["text"] for row in evenly_chosen(rows, count)]
 
 
 def reporting(plan: Plan, stages: Sequence[Stage]) -> Stage:

@@ -5,12 +5,13 @@ models.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections import Counter
 from collections.abc import Sequence
 
 from emu3_jax import shipped
+from emu3_jax.data.evenly import evenly_chosen
+from emu3_jax.data.fluent_emoji import HELD_OUT, read_split
 from emu3_jax.pipeline.stage import Stage, assets
 
 # Latent frames, height and width of the corpus under the nano tokenizer: 64 px stills and clips of
@@ -267,24 +268,15 @@ def choose_items(corpus: pathlib.Path, plan: Plan) -> dict[str, list[dict]]:
     The choice does not depend on any model's results. All clips have the most common duration,
     since one command has one frame rate.
     """
-    rows = []
-    for split in ("validation", "validation_combination"):
-        lines = (corpus / f"{split}.jsonl").read_text(encoding="utf-8").splitlines()
-        rows += [json.loads(line) for line in lines]
+    rows = [row for split in HELD_OUT for row in read_split(corpus, split)]
     stills = [row for row in rows if "image" in row]
     clips = [row for row in rows if "video" in row]
     seconds = Counter(row["seconds"] for row in clips).most_common(1)
     clips = [row for row in clips if row["seconds"] == seconds[0][0]]
     toned = [row for row in stills if row.get("tone")]
     return {
-        "images": _spread(stills, plan.images),
-        "clips": _spread(clips, plan.clips),
-        "captions": _spread(toned, plan.captions // 2)
-        + _spread([row for row in stills if not row.get("tone")], (plan.captions + 1) // 2),
+        "images": evenly_chosen(stills, plan.images),
+        "clips": evenly_chosen(clips, plan.clips),
+        "captions": evenly_chosen(toned, plan.captions // 2)
+        + evenly_chosen([row for row in stills if not row.get("tone")], (plan.captions + 1) // 2),
     }
-
-
-def _spread(rows: Sequence[dict], count: int) -> list[dict]:
-    """`count` rows at even distances, the middle of each part."""
-    count = min(count, len(rows))
-    return [rows[(2 * i + 1) * len(rows) // (2 * count)] for i in range(count)]

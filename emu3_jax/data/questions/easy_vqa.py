@@ -9,7 +9,6 @@ train_captions.jsonl ("red circle", for the training images whose answers tell b
 (one question a row, with its kind) and the images.
 """
 
-import argparse
 import importlib.util
 import itertools
 import json
@@ -18,6 +17,9 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
+from absl import flags
+
+from emu3_jax import command_line
 from emu3_jax.data.questions.chats import Asked, chats, single, write_rows
 from emu3_jax.files import new_folder, write_atomically
 from emu3_jax.foreign import MissingPackageError
@@ -29,7 +31,11 @@ SHAPES = ("circle", "rectangle", "triangle")
 
 
 def package_data() -> Path:
-    """The data folder of the installed package, which is not imported; ValueError if missing."""
+    """The data folder of the installed package, which is not imported.
+
+    Raises:
+      MissingPackageError: it is not installed.
+    """
     found = importlib.util.find_spec(PACKAGE)
     if found is None:
         raise MissingPackageError("easy-vqa is not installed; pip install easy-vqa")
@@ -90,22 +96,12 @@ def _caption(key: str, image: str, asked: Sequence[Asked]) -> list[dict]:
     return [{"id": key, "image": image, "text": f"{said['colour']} {said['shape']}"}]
 
 
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m emu3_jax.data.questions.easy_vqa",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--output", default="runs/easy_vqa", help="new folder (%(default)s)")
-    parser.add_argument("--data", help="its data folder (default: that of the installed package)")
-    arguments = parser.parse_args()
-    try:
-        counts = write_questions(arguments.data or package_data(), arguments.output)
-    except (ValueError, MissingPackageError) as error:
-        parser.exit(2, f"Error: {error}\n")
-    print(json.dumps(counts))
+def _main() -> None:
+    data = flags.FLAGS.data or package_data()
+    print(json.dumps(write_questions(data, flags.FLAGS.output)))
 
 
 if __name__ == "__main__":
-    main()
+    flags.DEFINE_string("output", "runs/easy_vqa", "New folder.")
+    flags.DEFINE_string("data", "", "Its data folder; default: that of the installed package.")
+    command_line.run(_main, __doc__)

@@ -12,16 +12,17 @@ files are always the same.
 What is held out is the emoji: the questions about it are of the same kinds and phrasings.
 """
 
-import argparse
 import json
 import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from emu3_jax.data.fluent_emoji import SPLITS
+from absl import flags
+
+from emu3_jax import command_line
+from emu3_jax.data.fluent_emoji import SPLITS, TONES, read_split
 from emu3_jax.data.questions.chats import Asked, chats, single, write_rows
-from emu3_jax.evaluate.emoji.names import TONES
 
 # Most turns of a chat: with an image of 8 x 8 codes all fit into a row of the nano model.
 TURNS = 4
@@ -86,16 +87,12 @@ def write_questions(corpus: str | os.PathLike) -> dict[str, int]:
     Raises:
       ValueError: there is no such corpus.
     """
-    corpus, counts = Path(corpus), {}
-    for split in SPLITS:
-        if not (corpus / f"{split}.jsonl").is_file():
-            raise ValueError(
-                f"{corpus} is not the unpacked corpus; python -m emu3_jax.data.fluent_emoji makes "
-                "it"
-            )
-    stills = {split: _stills(corpus / f"{split}.jsonl") for split in SPLITS}
+    stills = {
+        split: [row for row in read_split(corpus, split) if "image" in row] for split in SPLITS
+    }
     groups = sorted({row["group"] for row in stills["train"]})
     tags = sorted({tag for row in stills["train"] for tag in row["tags"]})
+    counts = {}
     for split, of_split in stills.items():
         rows = []
         for row in of_split:
@@ -105,30 +102,15 @@ def write_questions(corpus: str | os.PathLike) -> dict[str, int]:
             else:
                 rows += single(row["id"], row["image"], asked)
         name = f"questions_{split}"
-        write_rows(corpus / f"{name}.jsonl", rows)
+        write_rows(Path(corpus) / f"{name}.jsonl", rows)
         counts[name] = len(rows)
     return counts
 
 
-def _stills(path: Path) -> list[dict]:
-    rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return [row for row in rows if "image" in row]
-
-
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(
-        prog="python -m emu3_jax.data.questions.emoji",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--corpus", default="runs/emoji", help="the unpacked corpus (%(default)s)")
-    arguments = parser.parse_args()
-    try:
-        print(json.dumps(write_questions(arguments.corpus)))
-    except ValueError as error:
-        parser.exit(2, f"Error: {error}\n")
+def _main() -> None:
+    print(json.dumps(write_questions(flags.FLAGS.corpus)))
 
 
 if __name__ == "__main__":
-    main()
+    flags.DEFINE_string("corpus", "runs/emoji", "The unpacked corpus.")
+    command_line.run(_main, __doc__)

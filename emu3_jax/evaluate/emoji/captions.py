@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from emu3_jax.data.fluent_emoji import TONES
 from emu3_jax.evaluate import items, language_use
-from emu3_jax.evaluate.emoji.names import TONES, ParsedCaption, parse_caption
+from emu3_jax.evaluate.emoji.names import ParsedCaption, parse_caption
 from emu3_jax.evaluate.emoji.retrieval import features
 from emu3_jax.evaluate.evaluator import Result, Subject, Table
 from emu3_jax.interop.bundle import Language

@@ -4,8 +4,8 @@ import dataclasses
 import re
 import unicodedata
 
-# The five Fitzpatrick modifiers of Unicode, in emojibase's numbering 1 to 5.
-TONES = ("light", "medium-light", "medium", "medium-dark", "dark")
+from emu3_jax.data.fluent_emoji import TONES
+
 _TONE = re.compile(r"\b(medium[ -]light|medium[ -]dark|light|medium|dark) skin tones?\b")
 
 

@@ -5,9 +5,8 @@ import json
 
 import pytest
 
-from emu3_jax.data.fluent_emoji import EMBEDDED, SPLITS, prepare
+from emu3_jax.data.fluent_emoji import EMBEDDED, SPLITS, TONES, prepare
 from emu3_jax.data.questions import emoji
-from emu3_jax.evaluate.emoji.names import TONES
 
 
 @pytest.fixture(scope="module")
