@@ -102,7 +102,7 @@ def begin(
         tokens = rest or f"runs/{twin}"
         config = transformer_nano.get_config(tokens)
         config.data.sequence_length = twin_length
-        config.run.optimizer.learning_rate = 2e-4
+        config.run.optimizer.update(learning_rate=2e-4, warmup_steps=30)
         start = "assets/transformer_nano"
     else:
         tokens = arg or f"runs/{folder}"

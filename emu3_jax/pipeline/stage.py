@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Sequence
 
 from emu3_jax import shipped
+from emu3_jax.config import load_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,3 +56,8 @@ def _quoted(word: str) -> str:
 def assets(*paths: pathlib.Path) -> tuple[pathlib.Path, ...]:
     """Where files that come with the project are; paths that do not exist are unchanged."""
     return tuple(pathlib.Path(shipped.asset(path)) for path in paths)
+
+
+def resolved(config: str) -> str:
+    """A config as text for `Stage.settings`, so that a change in a file it imports counts too."""
+    return load_config(config).to_json_best_effort(sort_keys=True)

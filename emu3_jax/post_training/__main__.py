@@ -53,8 +53,8 @@ def main() -> None:
     parser.add_argument("--easy_vqa", default="", help="data folder of easy-vqa, if not installed")
     arguments = parser.parse_args()
     names = {field.name for field in dataclasses.fields(Plan)}
-    plan = Plan(**{name: value for name, value in vars(arguments).items() if name in names})
-    command.run(arguments, lambda say: run(plan, say))
+    chosen = {name: value for name, value in vars(arguments).items() if name in names}
+    command.run(arguments, lambda say: run(Plan(**chosen), say))
 
 
 if __name__ == "__main__":

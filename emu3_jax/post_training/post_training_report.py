@@ -21,6 +21,7 @@ from emu3_jax.evaluate.language.questions import is_right
 from emu3_jax.figures import chart, page
 from emu3_jax.files import in_words, write_atomically
 from emu3_jax.pipeline import runner
+from emu3_jax.pipeline.emoji_plan import DRAWING
 from emu3_jax.post_training.stages import (
     CHATTING,
     DRAWN,
@@ -200,9 +201,7 @@ def build(plan: Plan) -> str:
            for s in QUESTION_SPLITS)),
         ("drawing", "Drawing",
          "Held-out captions, chosen at even distances before any model was looked at; one draw "
-         "each, the same seed. " + " ".join(
-             f"{MODELS[name]}: {' '.join(settings)}." for name, settings in DRAWN.items()
-         ), drawings(plan)),
+         f"each, the same seed and settings ({' '.join(DRAWING)}).", drawings(plan)),
         ("drift", "What was kept, and what was unlearnt",
          "Every model on the held-out data of pretraining.",
          tables.evaluation_table(drift, DRIFT)),

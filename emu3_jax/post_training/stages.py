@@ -8,70 +8,54 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-from emu3_jax import shipped
 from emu3_jax.data.evenly import evenly_chosen
 from emu3_jax.data.fluent_emoji import HELD_OUT, read_split
-from emu3_jax.pipeline.stage import Stage, assets
+from emu3_jax.pipeline.emoji_plan import DRAWING, EmojiPlan
+from emu3_jax.pipeline.stage import Stage, assets, resolved
 
-# The settings of the README's images (docs/measurements.md). Models that learnt from guided images
-# have guidance in their weights, and need less of it.
-_SHARP = ("--temperature=0.7", "--top_k=200")
-GUIDED, LESS_GUIDED = ("--guidance=6", *_SHARP), ("--guidance=1.5", *_SHARP)
 QUESTION_SPLITS = ("validation", "validation_combination", "test")
 NANO = "assets/transformer_nano"
-VISION = "assets/vision_tokenizer_nano"
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What is made, and how long each training is; tests make all of it small.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan(EmojiPlan):
+    """What is made, and how long each training is.
 
     Attributes:
-      directory: folder for all output.
-      corpus_zip: the embedded corpus.
       easy_vqa: data folder of easy-vqa; "" for that of the installed package.
       chat_steps: steps of each of the three trainings on questions.
       qft_steps, dpo_steps: steps of the two stages of drawing.
-      prompts: captions for which candidates are drawn.
+      prompts: captions for which candidates are drawn; 0 for all.
       candidates: images drawn for each.
-      limit: items of a split that the models are evaluated on; 0 for all.
       questions: questions of a split that are asked; 0 for all.
       shown: drawn images of each model on the page.
       options: further options of every training command.
+
+    Raises:
+      ValueError: a number that is too small.
     """
 
     directory: pathlib.Path = pathlib.Path("runs/post_training")
-    corpus_zip: pathlib.Path = pathlib.Path("assets/fluent_emoji.zip")
     easy_vqa: str = ""
     chat_steps: int = 450
     qft_steps: int = 60
     dpo_steps: int = 80
     prompts: int = 160
     candidates: int = 8
-    limit: int = 64
     questions: int = 150
     shown: int = 16
     options: tuple[str, ...] = ()
 
-    @property
-    def corpus(self) -> pathlib.Path:
-        """The unpacked corpus, with its questions."""
-        return self.directory / "corpus"
-
-    @property
-    def tokens(self) -> pathlib.Path:
-        """Captioned images and clips; preferences/ are the pairs."""
-        return self.directory / "tokens"
+    def __post_init__(self):
+        least = dict(chat_steps=1, qft_steps=1, dpo_steps=1, prompts=0, limit=0, questions=0)
+        for name, value in least.items():
+            if getattr(self, name) < value:
+                raise ValueError(f"{name} must be at least {value}, not {getattr(self, name)}")
 
     @property
     def questions_tokens(self) -> pathlib.Path:
         """The chats."""
         return self.directory / "questions"
-
-    @property
-    def report(self) -> pathlib.Path:
-        """The page."""
-        return self.directory / "report.html"
 
     def run(self, name: str) -> pathlib.Path:
         """The run directory of a model."""
@@ -80,10 +64,6 @@ class Plan:
     def model(self, name: str) -> pathlib.Path:
         """Where the weights of a model are."""
         return pathlib.Path(NANO) if name == "pretrained" else self.run(name)
-
-    def evaluation(self, name: str) -> pathlib.Path:
-        """Results of a model."""
-        return self.directory / "evaluation" / name
 
     def answers(self, name: str) -> pathlib.Path:
         """Results of a model's answers to questions."""
@@ -104,7 +84,7 @@ MODELS = {
     "dpo": "QFT, then DPO",
 }
 CHATTING = ("pretrained", "chat", "chat_lora", "chat_scratch")
-DRAWN = {"pretrained": GUIDED, "qft": LESS_GUIDED, "dpo": LESS_GUIDED}
+DRAWN = ("pretrained", "qft", "dpo")
 # Random weights have nothing that could drift.
 DRIFTING = ("pretrained", "chat", "chat_lora", "qft", "dpo")
 
@@ -113,21 +93,16 @@ def all_stages(plan: Plan) -> list[Stage]:
     """Every stage but the report, in order."""
     stages = [*_data(plan), *_chat(plan), *_drawing(plan)]
     stages += [_answers(plan, name) for name in CHATTING]
-    stages += [_evaluation(plan, name) for name in DRIFTING]
+    stages += [plan.measuring(name, plan.model(name), after=_after(name)) for name in DRIFTING]
     return stages
 
 
 def _data(plan: Plan) -> list[Stage]:
     here, corpus = plan.directory, plan.corpus
-    easy = here / "easy_vqa"
+    easy, config = here / "easy_vqa", f"post_training/data/tokenize_questions:{here}"
     given = (f"--data={plan.easy_vqa}",) if plan.easy_vqa else ()
     return [
-        Stage(
-            "corpus", "Unpack the corpus: images, clips, captions",
-            ("-m", "emu3_jax.data.fluent_emoji", f"--zip={plan.corpus_zip}",
-             f"--output={corpus}"),
-            inputs=assets(plan.corpus_zip), outputs=(corpus,),
-        ),
+        plan.unpacking(),
         Stage(
             "emoji_questions", "Ask about the emoji: names, groups, tags, tones",
             ("-m", "emu3_jax.data.questions.emoji", f"--corpus={corpus}"),
@@ -138,16 +113,12 @@ def _data(plan: Plan) -> list[Stage]:
             ("-m", "emu3_jax.data.questions.easy_vqa", f"--output={easy}", *given),
             outputs=(easy,),
         ),
-        Stage(
-            "tokens", "Tokenize captions, images and clips",
-            ("-m", "emu3_jax.tokenize", "--config=tokenize_nano", "--config.corpus_zip=",
-             f"--config.corpus={corpus}", f"--config.output={plan.tokens}"),
-            after=("corpus",), outputs=(plan.tokens / "train",), resumable=True,
-        ),
+        plan.tokenizing("tokenize_nano"),
         Stage(
             "questions", "Tokenize the questions",
-            ("-m", "emu3_jax.tokenize", f"--config=post_training/data/tokenize_questions:{here}"),
+            ("-m", "emu3_jax.tokenize", f"--config={config}"),
             after=("emoji_questions", "easy_vqa"),
+            inputs=assets(plan.vision_tokenizer), settings=resolved(config),
             outputs=(plan.questions_tokens,), resumable=True,
         ),
     ]  # fmt: skip
@@ -163,14 +134,16 @@ def _train(
     *options: str,
     data: pathlib.Path | None = None,
 ) -> Stage:
+    config = f"post_training/{config}:nano:{data or plan.tokens}"
     return Stage(
         name,
         title,
-        ("-m", "emu3_jax.train", f"--config=post_training/{config}:nano:{data or plan.tokens}",
+        ("-m", "emu3_jax.train", f"--config={config}",
          f"--workdir={plan.run(name)}", f"--config.run.steps={steps}",
          *options, *plan.options),
         after=tuple(after),
-        inputs=(shipped.config_file(f"post_training/{config}"), *assets(pathlib.Path(NANO))),
+        inputs=assets(pathlib.Path(NANO)),
+        settings=resolved(config),
         outputs=(plan.run(name),),
         resumable=True,
         devices=2,
@@ -191,7 +164,7 @@ def _chat(plan: Plan) -> list[Stage]:
               "--config.run.optimizer.learning_rate=2e-3"),
         tuned("chat_scratch", "The same from random weights",
               "--config.start.transformer=", "--config.start.shared_ids=0",
-              f"--config.start.codebook={VISION}"),
+              f"--config.start.codebook={plan.vision_tokenizer}"),
     ]  # fmt: skip
 
 
@@ -202,14 +175,16 @@ def _drawing(plan: Plan) -> list[Stage]:
         ("-m", "emu3_jax.data.emoji_prompts", f"--corpus={plan.corpus}", f"--output={prompts}"),
         after=("corpus",), outputs=(prompts,),
     )  # fmt: skip
+    config = "post_training/data/preferences_nano"
     make = Stage(
         "preferences",
         "Draw candidates; keep best and worst by the model's own reading",
-        ("-m", "emu3_jax.preferences", "--config=post_training/data/preferences_nano",
+        ("-m", "emu3_jax.preferences", f"--config={config}",
          f"--config.output={pairs}", f"--config.prompts={prompts}",
          f"--config.limit={plan.prompts}", f"--config.candidates={plan.candidates}"),
-        after=("prompts",),
+        after=("tokens", "prompts"),
         inputs=assets(pathlib.Path(NANO)),
+        settings=resolved(config),
         outputs=(pairs,),
         resumable=True,
     )  # fmt: skip
@@ -234,24 +209,10 @@ def _answers(plan: Plan, name: str) -> Stage:
         f"Ask the held-out questions: {MODELS[name]}",
         ("-m", "emu3_jax.evaluate", "--evaluators=questions", f"--model={plan.model(name)}",
          f"--tokens={plan.questions_tokens}", f"--splits={','.join(QUESTION_SPLITS)}",
-         f"--vision_tokenizer={VISION}", f"--limit={plan.questions}",
+         f"--vision_tokenizer={plan.vision_tokenizer}", f"--limit={plan.questions}",
          f"--output={plan.answers(name)}"),
         after=("questions", *_after(name)),
         outputs=(plan.answers(name),),
-    )  # fmt: skip
-
-
-def _evaluation(plan: Plan, name: str) -> Stage:
-    return Stage(
-        f"evaluate_{name}",
-        f"Likelihood, captions, drawn images: {MODELS[name]}",
-        ("-m", "emu3_jax.evaluate", "--evaluators=likelihood,emoji_captions,emoji_retrieval",
-         f"--model={plan.model(name)}", f"--vision_tokenizer={VISION}", f"--data={plan.corpus}",
-         f"--tokens={plan.tokens}", f"--limit={plan.limit}",
-         *DRAWN.get(name, GUIDED),
-         f"--output={plan.evaluation(name)}"),
-        after=_after(name),
-        outputs=(plan.evaluation(name),),
     )  # fmt: skip
 
 
@@ -262,12 +223,13 @@ def sampling(plan: Plan, captions: Sequence[str]) -> list[Stage]:
             f"sample_{name}",
             f"Draw for held-out captions: {MODELS[name]}",
             ("-m", "emu3_jax.generate", f"--model={plan.model(name)}",
-             f"--vision_tokenizer={VISION}", "--task=text_to_image", "--size=8x8", *settings,
+             f"--vision_tokenizer={plan.vision_tokenizer}", "--task=text_to_image", "--size=8x8",
+             *DRAWING,
              f"--output={plan.samples(name)}", *(f"--prompt={c}" for c in captions)),
             after=_after(name),
             outputs=(plan.samples(name),),
         )
-        for name, settings in DRAWN.items()
+        for name in DRAWN
     ]  # fmt: skip
 
 

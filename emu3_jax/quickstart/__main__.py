@@ -31,11 +31,10 @@ def run(plan: Plan, say=print) -> pathlib.Path:
     config = load_config(f"{plan.config}:{plan.directory}")
     # A little before the middle, so that most of the curve comes after the resumption.
     interrupt_at = max(1, (plan.steps or config.run.steps) * 2 // 5)
-    resolved = config.to_json_best_effort(sort_keys=True)
     total = FIXED_STAGES + STAGES_PER_MODEL * len(plan.models())
     with locked(plan.directory) as lock:
         runner = Runner(plan.directory, lock, say)
-        first = stages.preparation(plan) + stages.training(plan, interrupt_at, resolved)
+        first = stages.preparation(plan) + stages.training(plan, interrupt_at)
         runner.run(first, 1, total)
         items = stages.choose_items(plan.corpus, plan)
         write_json(plan.items, items)

@@ -25,7 +25,8 @@ from emu3_jax.files import in_words
 from emu3_jax.interop.language import language_model
 from emu3_jax.models.language.transformer import TransformerConfig, count_parameters
 from emu3_jax.pipeline import runner
-from emu3_jax.quickstart.stages import CHOOSING, DRAWING, Plan
+from emu3_jax.pipeline.emoji_plan import DRAWING
+from emu3_jax.quickstart.stages import CHOOSING, Plan
 from emu3_jax.report.pretraining_page import (
     Curve,
     Drawn,

@@ -12,34 +12,30 @@ from collections.abc import Sequence
 from emu3_jax import shipped
 from emu3_jax.data.evenly import evenly_chosen
 from emu3_jax.data.fluent_emoji import HELD_OUT, read_split
-from emu3_jax.pipeline.stage import Stage, assets
+from emu3_jax.pipeline.emoji_plan import DRAWING, EmojiPlan
+from emu3_jax.pipeline.stage import Stage, assets, resolved
 
 # Latent frames, height and width of the corpus under the nano tokenizer: 64 px stills and clips of
 # eight frames, 8 x 8 pixels and 2 frames to a code.
 STILL_SIZE = "8x8"
 CLIP_SIZE = "4x8x8"
 CLIP_FRAMES = 8
-# How images and clips are drawn. A small model follows a caption weakly, so more guidance than the
-# released 3 helps; docs/measurements.md has the figures.
-DRAWING = ("--guidance=6", "--temperature=0.7", "--top_k=200")
 # Each image shown is the best of eight candidates: the one after which the model itself finds the
 # caption most likely. docs/measurements.md has the gain.
 CHOOSING = ("--candidates=8", "--batch_size=64")
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """Inputs and outputs of the quickstart; tests replace the paths.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan(EmojiPlan):
+    """Inputs and outputs of the quickstart.
 
     Attributes:
-      directory: folder for all output.
       config: training config; its argument is the directory.
       steps: training steps; 0 uses the config's.
       train_options: further options of the training command.
-      corpus_zip, text_tokenizer, vision_tokenizer: inputs shipped with the project.
+      text_tokenizer: shipped with the project.
       tokenize_config, tokenize_options: how the corpus is tokenized.
       shipped: directory of the shipped model; without it, its stages are left out.
-      limit: items of a validation split that the language models are evaluated on.
       images, clips, captions: number of samples of each model.
       devices: virtual CPU devices of the training mesh.
     """
@@ -48,13 +44,10 @@ class Plan:
     config: pathlib.Path = pathlib.Path("configs/quickstart.py")
     steps: int = 0
     train_options: tuple[str, ...] = ()
-    corpus_zip: pathlib.Path = pathlib.Path("assets/fluent_emoji.zip")
     text_tokenizer: pathlib.Path = pathlib.Path("assets/text_nano.model")
-    vision_tokenizer: pathlib.Path = pathlib.Path("assets/vision_tokenizer_nano")
     tokenize_config: pathlib.Path = pathlib.Path("configs/tokenize_nano.py")
     tokenize_options: tuple[str, ...] = ()
     shipped: pathlib.Path = pathlib.Path("assets/transformer_nano")
-    limit: int = 64
     images: int = 16
     clips: int = 4
     captions: int = 12
@@ -73,16 +66,6 @@ class Plan:
             )
 
     @property
-    def corpus(self) -> pathlib.Path:
-        """The unpacked corpus."""
-        return self.directory / "corpus"
-
-    @property
-    def tokens(self) -> pathlib.Path:
-        """The token datasets, one per split."""
-        return self.directory / "tokens"
-
-    @property
     def model(self) -> pathlib.Path:
         """The run directory of training."""
         return self.directory / "model"
@@ -91,15 +74,6 @@ class Plan:
     def items(self) -> pathlib.Path:
         """The held-out rows for sampling, chosen by `choose_items`."""
         return self.directory / "items.json"
-
-    @property
-    def report(self) -> pathlib.Path:
-        """The report."""
-        return self.directory / "report.html"
-
-    def evaluation(self, of: str) -> pathlib.Path:
-        """Results of "vision_tokenizer", "shipped" or "trained"."""
-        return self.directory / "evaluation" / of
 
     def samples(self, of: str, kind: str) -> pathlib.Path:
         """Samples of "shipped" or "trained": "images", "clips" or "captions"."""
@@ -119,38 +93,20 @@ class Plan:
 
 def preparation(plan: Plan) -> list[Stage]:
     """Corpus and shards, the inputs of the other stages."""
-    unpack = Stage(
-        "corpus",
-        "Unpack the corpus: images, clips, captions",
-        ("-m", "emu3_jax.data.fluent_emoji", f"--zip={plan.corpus_zip}", f"--output={plan.corpus}"),
-        inputs=assets(plan.corpus_zip),
-        outputs=(plan.corpus,),
+    tokenizing = plan.tokenizing(
+        str(plan.tokenize_config),
+        f"--config.text_tokenizer={plan.text_tokenizer}",
+        *plan.tokenize_options,
+        inputs=assets(plan.text_tokenizer),
     )
-    tokenize = Stage(
-        "tokens",
-        "Tokenize images, clips and captions into ArrayRecord shards",
-        ("-m", "emu3_jax.tokenize", f"--config={plan.tokenize_config}",
-         "--config.corpus_zip=", f"--config.corpus={plan.corpus}",
-         f"--config.output={plan.tokens}", f"--config.vision_tokenizer={plan.vision_tokenizer}",
-         f"--config.text_tokenizer={plan.text_tokenizer}", *plan.tokenize_options),
-        after=("corpus",),
-        inputs=(
-            shipped.config_file(plan.tokenize_config),
-            *assets(plan.vision_tokenizer, plan.text_tokenizer),
-        ),
-        outputs=(plan.tokens,),
-        resumable=True,
-    )  # fmt: skip
-    return [unpack, tokenize]
+    return [plan.unpacking(), tokenizing]
 
 
-def training(plan: Plan, interrupt_at: int, resolved: str = "") -> list[Stage]:
-    """The training in two parts: interrupted once, then resumed by the same command.
-
-    `resolved` is the config as text, so that a change in an imported file counts too.
-    """
+def training(plan: Plan, interrupt_at: int) -> list[Stage]:
+    """The training in two parts: interrupted once, then resumed by the same command."""
+    config = f"{plan.config}:{plan.directory}"
     command = (
-        "-m", "emu3_jax.train", f"--config={plan.config}:{plan.directory}",
+        "-m", "emu3_jax.train", f"--config={config}",
         f"--config.start.codebook={plan.vision_tokenizer}",
         f"--workdir={plan.model}", *plan.train_options,
     )  # fmt: skip
@@ -162,7 +118,7 @@ def training(plan: Plan, interrupt_at: int, resolved: str = "") -> list[Stage]:
         command,
         after=("tokens",),
         inputs=assets(plan.text_tokenizer),
-        settings=resolved,
+        settings=resolved(config),
         outputs=(plan.model,),
         resumable=True,
         interrupt_at=interrupt_at,
@@ -181,31 +137,20 @@ def training(plan: Plan, interrupt_at: int, resolved: str = "") -> list[Stage]:
 
 def evaluation(plan: Plan) -> list[Stage]:
     """The vision tokenizer once, then each language model."""
-    common = (f"--vision_tokenizer={plan.vision_tokenizer}", f"--data={plan.corpus}")
     stages = [
         Stage(
             "evaluate_vision_tokenizer",
             "Evaluate the vision tokenizer: reconstruction",
-            ("-m", "emu3_jax.evaluate", "--evaluators=reconstruction", *common, "--batch_size=16",
-             f"--output={plan.evaluation('vision_tokenizer')}"),
+            ("-m", "emu3_jax.evaluate", "--evaluators=reconstruction",
+             f"--vision_tokenizer={plan.vision_tokenizer}", f"--data={plan.corpus}",
+             "--batch_size=16", f"--output={plan.evaluation('vision_tokenizer')}"),
             after=("corpus",),
             inputs=assets(plan.vision_tokenizer),
             outputs=(plan.evaluation("vision_tokenizer"),),
         )
     ]  # fmt: skip
     for name, path in plan.models().items():
-        evaluators = "likelihood,emoji_captions,emoji_retrieval"
-        stages.append(
-            Stage(
-                f"evaluate_{name}",
-                f"Evaluate the {name} model: likelihood, captions, drawn images",
-                ("-m", "emu3_jax.evaluate", f"--evaluators={evaluators}", f"--model={path}",
-                 *common, f"--tokens={plan.tokens}", f"--limit={plan.limit}", *DRAWING,
-                 f"--output={plan.evaluation(name)}"),
-                outputs=(plan.evaluation(name),),
-                **_reads(plan, name, path),
-            )
-        )  # fmt: skip
+        stages.append(plan.measuring(name, path, **_reads(plan, name, path)))
     return stages
 
 

@@ -11,6 +11,7 @@ from emu3_jax.data import media
 from emu3_jax.files import write_json
 from emu3_jax.pipeline.stage import Stage
 from emu3_jax.post_training import post_training_report, stages
+from emu3_jax.post_training.__main__ import main
 from emu3_jax.post_training.stages import MODELS, Plan
 
 
@@ -103,3 +104,12 @@ def test_what_is_missing_is_named(finished):
     (finished.answers("chat") / "questions_test.csv").unlink()
     with pytest.raises(OSError, match="questions_test"):
         post_training_report.build(finished)
+
+
+def test_a_number_that_is_too_small_is_named_before_any_work(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    monkeypatch.setattr("sys.argv", ["post_training", f"--directory={folder}", "--dpo_steps=0"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2 and not folder.exists()
+    assert "dpo_steps must be at least 1, not 0" in capsys.readouterr().err
