@@ -2,13 +2,14 @@
 
 import jax
 import numpy as np
+import optax
 from flax import linen as nn
 from token_records import GRAMMAR
 
 from emu3_jax.interop import bundle as bundle_lib
 from emu3_jax.models.language.transformer import Transformer, TransformerConfig
 from emu3_jax.scorers.registry import FunctionScorer
-from emu3_jax.train.step import init_state
+from emu3_jax.train.step import init_state, make_train_step
 
 KEY = jax.random.key(0)
 MODEL = TransformerConfig(GRAMMAR.vocab.size, 16, 32, 2, 4, 2, 4, vocab_multiple=64)
@@ -31,6 +32,22 @@ def started(task, mesh, optimizer):
     begun = task.initial_weights()({"params": state.params, **state.model_state})
     params = begun.pop("params")
     return state.replace(params=params, model_state=begun)
+
+
+def steps_of(task, mesh, count=1, rate=0.5, accumulation=1):
+    """(the metrics of each step, the batches, the state after them), by SGD."""
+    optimizer = optax.sgd(rate)
+    with jax.set_mesh(mesh):
+        state = started(task, mesh, optimizer)
+        step = jax.jit(make_train_step(task, optimizer, key=KEY, accumulation=accumulation))
+        stream, metrics, drawn = task.batches(mesh), [], []
+        for _ in range(count):
+            stream.observe(state)
+            drawn.append(next(stream))
+            batch = jax.device_put(drawn[-1], task.batch_shardings(mesh))
+            state, found = step(state, batch)
+            metrics.append({k: float(a / b) for k, (a, b) in jax.device_get(found).items() if b})
+        return metrics, drawn, state
 
 
 class CodeJudge:

@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 from preference_records import write_pairs
 from shrunken_twins import twin
-from tiny_policy import KEY, MODEL, started, write_model
+from tiny_policy import KEY, MODEL, started, steps_of, write_model
 from token_records import GRAMMAR
 from toy_task import assert_same_trees, leaves, run_config
 
@@ -26,7 +26,6 @@ from emu3_jax.train.__main__ import train_config
 from emu3_jax.train.optimizer import OptimizerConfig
 from emu3_jax.train.run.metrics import read_metrics
 from emu3_jax.train.run_config import RunConfig
-from emu3_jax.train.step import make_train_step
 from emu3_jax.train.tasks import registry
 from emu3_jax.train.tasks.language.dpo import DpoConfig, DpoTask, PolicyStart
 from emu3_jax.train.tasks.language.preference_losses import PreferenceLoss
@@ -56,21 +55,8 @@ def dpo_task(files, beta=0.5, model=MODEL, start=None, run=None, **preference) -
 
 def one_step(task, mesh, accumulation=1, steps=1):
     """(metrics of the last step, params after it)."""
-    optimizer = optax.sgd(RATE)
-    with jax.set_mesh(mesh):
-        state = started(task, mesh, optimizer)
-        step = jax.jit(make_train_step(task, optimizer, key=KEY, accumulation=accumulation))
-        batches = task.batches(mesh)
-        for _ in range(steps):
-            batch = jax.device_put(next(batches), task.batch_shardings(mesh))
-            state, metrics = step(state, batch)
-        metrics = {k: float(a / b) for k, (a, b) in jax.device_get(metrics).items() if b}
-        return metrics, jax.device_get(state.params)
-
-
-@pytest.fixture(scope="module")
-def first_device():
-    return sharding.make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+    metrics, _, state = steps_of(task, mesh, steps, RATE, accumulation)
+    return metrics[-1], jax.device_get(state.params)
 
 
 @pytest.fixture(scope="module")

@@ -1,51 +1,35 @@
 """Adapters on a frozen base: any task, any mesh; checkpoints hold adapters alone."""
 
 import json
-import math
 import os
 import pickle
 import shutil
 import subprocess
 import sys
-from unittest import mock
 
 import jax
 import numpy as np
 import pytest
 from paths import ROOT
-from tiny_lora import MODEL, write_base, write_lora_run
+from tiny_lora import (
+    MODEL,
+    config_of,
+    losses_of,
+    train_lora,
+    write_base,
+    write_lora_run,
+)
 from token_records import GRAMMAR
 
-from emu3_jax import config as config_lib
 from emu3_jax.config import ConfigError
 from emu3_jax.evaluate import registry as evaluators
 from emu3_jax.evaluate.evaluator import Subject
 from emu3_jax.interop.exporting import PEFT, ExportOptions
 from emu3_jax.interop.language import language_model, peft
-from emu3_jax.train import __main__ as train_command
 from emu3_jax.train import weights
 from emu3_jax.train.run.metrics import read_metrics
 from emu3_jax.train.tasks import registry
 from emu3_jax.train.tasks.language.lora_task import FROZEN
-
-
-def _config(folder, **changes):
-    config = config_lib.load_config(str(folder / "config.py"))
-    config_lib.apply_overrides(config, {key: str(value) for key, value in changes.items()})
-    return config
-
-
-def _train(folder, name, allow_changes=False, **changes):
-    config = _config(folder, **changes)
-    count = math.prod(config.run.mesh.values())
-    devices = jax.devices()[:count]
-    with mock.patch.object(jax, "devices", lambda *_: devices):
-        train_command.train_config(config, str(folder / name), allow_changes=allow_changes)
-    return folder / name
-
-
-def _losses(run):
-    return {row["step"]: row["loss"] for row in read_metrics(run) if "loss" in row}
 
 
 def _without_padding(params):
@@ -63,14 +47,14 @@ def folder(tmp_path_factory):
     """base/, tokens/, config.py; whole/: six steps; parts/: the same, ended after two, resumed."""
     folder = tmp_path_factory.mktemp("lora")
     write_lora_run(folder)
-    _train(folder, "whole")
-    _train(folder, "parts", **{"run.steps": 2})
-    _train(folder, "parts", allow_changes=True)
+    train_lora(folder, "whole")
+    train_lora(folder, "parts", **{"run.steps": 2})
+    train_lora(folder, "parts", allow_changes=True)
     return folder
 
 
 def test_it_learns_and_goes_on_where_it_was(folder):
-    whole, parts = _losses(folder / "whole"), _losses(folder / "parts")
+    whole, parts = losses_of(folder / "whole"), losses_of(folder / "parts")
     assert whole == parts and len(whole) == 6
     assert whole[6] < whole[1]
 
@@ -98,7 +82,7 @@ def test_the_base_is_as_it_was_and_the_model_is_base_plus_adapters(folder):
 
 
 def test_evaluation_of_the_directory_is_that_of_the_training(folder):
-    (entry,) = _config(folder).evaluation
+    (entry,) = config_of(folder).evaluation
     (likelihood,) = evaluators.make((dict(entry),))
     bundle, label = weights.load_language_model(folder / "whole")
     found = likelihood.run(Subject(language_model=bundle, label=label)).metrics["nats_all"]
@@ -109,12 +93,12 @@ def test_evaluation_of_the_directory_is_that_of_the_training(folder):
 
 def test_a_task_of_a_user_takes_adapters(folder):
     changes = {"task": "tiny_lora:HalfTask", "run.steps": 1, "evaluation": ()}
-    losses = _losses(_train(folder, "half_task", **changes))
-    assert losses[1] == pytest.approx(_losses(folder / "whole")[1] / 2, rel=1e-6)
+    losses = losses_of(train_lora(folder, "half_task", **changes))
+    assert losses[1] == pytest.approx(losses_of(folder / "whole")[1] / 2, rel=1e-6)
 
 
 def test_the_base_may_be_stored_in_bfloat16(folder):
-    run = _train(folder, "half", **{"model.param_dtype": "bfloat16", "run.steps": 2})
+    run = train_lora(folder, "half", **{"model.param_dtype": "bfloat16", "run.steps": 2})
     stated = [(path / "lora_base.json").read_text() for path in (run, folder / "whole")]
     assert stated[0] == stated[1]  # the same base
     opened = weights.open_run(run)
@@ -122,23 +106,23 @@ def test_the_base_may_be_stored_in_bfloat16(folder):
     assert opened.variables["adapters"]["layers"]["gate"]["lora_a"].dtype == "float32"
     wide = weights.open_run(run, dtype="float32").variables["params"]["layers"]["gate"]["kernel"]
     assert wide.dtype == "float32"
-    whole = _losses(folder / "whole")
-    assert _losses(run)[1] == pytest.approx(whole[1], rel=1e-2)
+    whole = losses_of(folder / "whole")
+    assert losses_of(run)[1] == pytest.approx(whole[1], rel=1e-2)
 
 
 @pytest.mark.parametrize("mesh", ["fsdp", "tensor"])
 def test_eight_devices_train_as_one(folder, mesh):
     sizes = {"fsdp": dict(data=2, fsdp=4), "tensor": dict(fsdp=4, tensor=2)}[mesh]
     changes = {f"run.mesh.{axis}": size for axis, size in sizes.items()}
-    run = _train(folder, mesh, **changes, **{"run.steps": 3, "evaluation": ()})
-    whole = _losses(folder / "whole")
-    assert _losses(run) == pytest.approx({step: whole[step] for step in (1, 2, 3)}, rel=1e-4)
+    run = train_lora(folder, mesh, **changes, **{"run.steps": 3, "evaluation": ()})
+    whole = losses_of(folder / "whole")
+    assert losses_of(run) == pytest.approx({step: whole[step] for step in (1, 2, 3)}, rel=1e-4)
 
 
 def test_rows_of_the_vocabulary_are_trained_whole(folder):
     first = GRAMMAR.vocab.visual_start
     end = first + 20
-    run = _train(
+    run = train_lora(
         folder, "rows", **{"lora.rows": (first, end), "lora.targets": ("gate",),
                            "run.steps": 2},
     )  # fmt: skip
@@ -151,10 +135,10 @@ def test_rows_of_the_vocabulary_are_trained_whole(folder):
 
 def test_rows_go_to_peft_and_back(folder, tmp_path):
     rows = {"lora.rows": (3, 9), "lora.targets": ("gate",), "evaluation": ()}
-    opened = weights.open_run(_train(folder, "rows_out", **rows, **{"run.steps": 2}))
+    opened = weights.open_run(train_lora(folder, "rows_out", **rows, **{"run.steps": 2}))
     opened.task.export(tmp_path, opened.variables, ExportOptions(PEFT, "float32"))
     unchanged = {"lora.start": tmp_path, "run.steps": 1, "run.optimizer.learning_rate": 0.0}
-    begun = weights.open_run(_train(folder, "rows_in", **rows, **unchanged)).variables
+    begun = weights.open_run(train_lora(folder, "rows_in", **rows, **unchanged)).variables
     for name in ("adapters", "params"):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
                      begun[name], opened.variables[name])  # fmt: skip
@@ -208,7 +192,7 @@ def test_adapters_go_to_peft_and_back(folder, in_peft):
     trained = weights.open_run(folder / "whole").variables["adapters"]
     jax.tree.map(np.testing.assert_array_equal, stored, trained)
     changes = {"lora.start": in_peft, "run.steps": 1, "run.optimizer.learning_rate": 0.0}
-    begun = weights.open_run(_train(folder, "continued", **changes)).variables["adapters"]
+    begun = weights.open_run(train_lora(folder, "continued", **changes)).variables["adapters"]
     # The average over steps that change nothing rounds once.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), begun, trained)
 
@@ -222,7 +206,7 @@ def test_only_a_run_with_adapters_has_the_layout_of_peft(folder, tmp_path):
 
 def _refused(folder, message, **changes):
     with pytest.raises(ValueError, match=message) as raised:
-        _train(folder, "refused", **changes)
+        train_lora(folder, "refused", **changes)
     assert "\n" not in str(raised.value)
     assert not (folder / "refused").exists()
 
@@ -277,7 +261,7 @@ def test_a_base_that_is_another_by_now(folder, tmp_path):
 
 
 def test_tasks_and_configs_with_adapters_can_be_sent_to_another_process(folder):
-    config = registry.resolve(_config(folder).to_dict())
+    config = registry.resolve(config_of(folder).to_dict())
     assert pickle.loads(pickle.dumps(config)) == config
     task = pickle.loads(pickle.dumps(registry.make(config, read_data=False)))
     assert task.config == config and type(task) is registry.find_for(config)

@@ -2,24 +2,28 @@
 
 import dataclasses
 import json
-import math
 from unittest import mock
 
 import flax.traverse_util
 import jax
 import numpy as np
 import pytest
-from tiny_lora import MODEL, write_base, write_lora_run
+from tiny_lora import (
+    MODEL,
+    config_of,
+    losses_of,
+    run_config,
+    train_lora,
+    write_base,
+    write_lora_run,
+)
 
-from emu3_jax import config as config_lib
 from emu3_jax import sharding
 from emu3_jax.interop.language import language_model
 from emu3_jax.models.language import int8, lora
 from emu3_jax.sharding import MeshConfig
-from emu3_jax.train import __main__ as train_command
 from emu3_jax.train import weights
 from emu3_jax.train.initial_state import replaced
-from emu3_jax.train.run.metrics import read_metrics
 from emu3_jax.train.step import abstract_state, init_state
 from emu3_jax.train.tasks import registry
 from emu3_jax.train.tasks.language import frozen_base
@@ -29,44 +33,23 @@ from emu3_jax.train.tasks.language.pretrain import PretrainTask
 KEY = jax.random.key(0)
 
 
-def _config(folder, **changes):
-    config = config_lib.load_config(str(folder / "config.py"))
-    config_lib.apply_overrides(config, {key: str(value) for key, value in changes.items()})
-    return config
-
-
-def _train(folder, name, allow_changes=False, **changes):
-    return _run(_config(folder, **changes), folder / name, allow_changes)
-
-
-def _run(config, workdir, allow_changes=False):
-    devices = jax.devices()[: math.prod(config.run.mesh.values())]
-    with mock.patch.object(jax, "devices", lambda *_: devices):
-        train_command.train_config(config, str(workdir), allow_changes=allow_changes)
-    return workdir
-
-
-def _losses(run):
-    return {row["step"]: row["loss"] for row in read_metrics(run) if "loss" in row}
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """base/, tokens/, config.py; whole/: six steps; parts/: the same, ended after two, resumed."""
     folder = tmp_path_factory.mktemp("int8")
     write_lora_run(folder, **{"lora": dict(rank=2, alpha=4.0, base="int8")})
-    _train(folder, "whole")
-    _train(folder, "parts", **{"run.steps": 2})
-    _train(folder, "parts", allow_changes=True)
+    train_lora(folder, "whole")
+    train_lora(folder, "parts", **{"run.steps": 2})
+    train_lora(folder, "parts", allow_changes=True)
     return folder
 
 
 def test_it_learns_near_the_float_base_and_goes_on_where_it_was(folder):
-    whole, parts = _losses(folder / "whole"), _losses(folder / "parts")
+    whole, parts = losses_of(folder / "whole"), losses_of(folder / "parts")
     assert whole == parts and len(whole) == 6
     assert whole[6] < whole[1]
-    floats = _train(folder, "floats", **{"lora.base": "", "run.steps": 1, "evaluation": ()})
-    first = _losses(floats)[1]
+    floats = train_lora(folder, "floats", **{"lora.base": "", "run.steps": 1, "evaluation": ()})
+    first = losses_of(floats)[1]
     assert 0 < abs(whole[1] - first) < 0.02 * first
     stated = [(run / "lora_base.json").read_text() for run in (floats, folder / "whole")]
     assert stated[0] == stated[1]  # of the weights before they are rounded to int8
@@ -82,9 +65,9 @@ def test_checkpoints_hold_adapters_alone(folder):
 def test_eight_devices_train_as_one(folder, mesh):
     sizes = {"fsdp": dict(data=2, fsdp=4), "tensor": dict(fsdp=4, tensor=2)}[mesh]
     changes = {f"run.mesh.{axis}": size for axis, size in sizes.items()}
-    run = _train(folder, mesh, **changes, **{"run.steps": 3, "evaluation": ()})
-    whole = _losses(folder / "whole")
-    assert _losses(run) == pytest.approx({step: whole[step] for step in (1, 2, 3)}, rel=1e-4)
+    run = train_lora(folder, mesh, **changes, **{"run.steps": 3, "evaluation": ()})
+    whole = losses_of(folder / "whole")
+    assert losses_of(run) == pytest.approx({step: whole[step] for step in (1, 2, 3)}, rel=1e-4)
     stated = [(path / "lora_base.json").read_text() for path in (run, folder / "whole")]
     assert stated[0] == stated[1]
 
@@ -111,7 +94,7 @@ def _variables(task, mesh):
 
 @pytest.fixture(scope="module")
 def task(folder):
-    return registry.make(registry.resolve(_config(folder).to_dict()))
+    return registry.make(registry.resolve(config_of(folder).to_dict()))
 
 
 @pytest.fixture(scope="module")
@@ -178,14 +161,14 @@ class OwnStart(PretrainTask):
 
 
 def test_other_starts_give_the_same(folder, tmp_path, task, variables, one_device):
-    config = _config(folder, task=f"{__name__}:OwnStart")
+    config = config_of(folder, task=f"{__name__}:OwnStart")
     own = registry.make(registry.resolve(config.to_dict()))
-    plain = _config(folder, **{"run.steps": 1, "run.optimizer.learning_rate": 0.0,
+    plain = config_of(folder, **{"run.steps": 1, "run.optimizer.learning_rate": 0.0,
                                "evaluation": (), "run.ema_decay": 0.0})  # fmt: skip
     with plain.unlocked():
         del plain["lora"]
-    start = {"start.transformer": _run(plain, tmp_path / "run")}
-    config = _config(folder, **start)
+    start = {"start.transformer": run_config(plain, tmp_path / "run")}
+    config = config_of(folder, **start)
     of_run = registry.make(registry.resolve(config.to_dict()))
     with jax.set_mesh(one_device):
         for other in (own, of_run):
@@ -196,7 +179,7 @@ def test_other_starts_give_the_same(folder, tmp_path, task, variables, one_devic
 
 def test_rows_of_the_vocabulary_are_floats_and_can_be_trained(folder):
     rows = {"lora.rows": (1, 9), "run.steps": 2, "evaluation": ()}
-    run = weights.open_run(_train(folder, "rows", **rows)).variables["params"]
+    run = weights.open_run(train_lora(folder, "rows", **rows)).variables["params"]
     base, ids = language_model.load(folder / "base")[1], MODEL.vocab_size
     found, before = (x["lm_head"]["kernel"][:, :ids] for x in (run, base))
     moved = np.abs(found - before).max(axis=0)
@@ -227,7 +210,7 @@ def test_another_base_is_refused(folder, tmp_path):
 )
 def test_unknown_types_of_the_base(folder, base, message):
     with pytest.raises(ValueError, match=message) as raised:
-        _train(folder, "refused", **{"lora.base": base})
+        train_lora(folder, "refused", **{"lora.base": base})
     assert "\n" not in str(raised.value) and not (folder / "refused").exists()
 
 

@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 from shrunken_twins import twin
 from tiny_models import save_vision_tokenizer
-from tiny_policy import KEY, MODEL, started, write_model
+from tiny_policy import KEY, MODEL, started, steps_of, write_model
 from token_records import GRAMMAR
 from toy_task import assert_same_trees, leaves, run_config
 
@@ -28,7 +28,6 @@ from emu3_jax.train.__main__ import train_config
 from emu3_jax.train.optimizer import OptimizerConfig
 from emu3_jax.train.run.metrics import read_metrics
 from emu3_jax.train.run_config import RunConfig
-from emu3_jax.train.step import make_train_step
 from emu3_jax.train.tasks import registry
 from emu3_jax.train.tasks.language.grpo import GrpoConfig, GrpoTask, PolicyLoss
 from emu3_jax.train.tasks.language.pretrain import LossConfig
@@ -56,27 +55,6 @@ def grpo_config(files, start=None, run=None, beta=0.1, rollouts=None, **data) ->
     start = start or PolicyAndReference(str(files / "policy"))
     run = run or RunConfig(steps=1)
     return GrpoConfig(MODEL, data, rollouts, run, PolicyLoss(beta), LossConfig(16), start)
-
-
-def steps_of(task, mesh, count=1, rate=0.5, accumulation=1):
-    """(the metrics of each step, the batches, the state after them)."""
-    optimizer = optax.sgd(rate)
-    with jax.set_mesh(mesh):
-        state = started(task, mesh, optimizer)
-        step = jax.jit(make_train_step(task, optimizer, key=KEY, accumulation=accumulation))
-        stream, metrics, drawn = task.batches(mesh), [], []
-        for _ in range(count):
-            stream.observe(state)
-            drawn.append(next(stream))
-            batch = jax.device_put(drawn[-1], task.batch_shardings(mesh))
-            state, found = step(state, batch)
-            metrics.append({k: float(a / b) for k, (a, b) in jax.device_get(found).items() if b})
-        return metrics, drawn, state
-
-
-@pytest.fixture(scope="module")
-def first_device():
-    return sharding.make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
