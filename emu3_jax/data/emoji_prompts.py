@@ -3,8 +3,8 @@
   python -m emu3_jax.data.emoji_prompts --corpus=runs/emoji --output=runs/prompts.txt
 
 A training caption with another person ("woman singer" for "man singer") or another tone of skin.
-The images of training captions are known by heart, so candidates for them hardly differ; for these
-they do. No caption of any split is among them, above all none that is held out. The order is that
+A model that was trained on the corpus knows the images of its captions by heart; here it has to
+combine. No caption of any split is among them, above all none that is held out. The order is that
 of a seed, so that any number of the first lines is a fair sample.
 """
 
