@@ -32,6 +32,14 @@ GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
 @pytest.fixture(scope="session")
+def first_device():
+    """A mesh of one device."""
+    from emu3_jax import sharding
+
+    return sharding.make_mesh(sharding.MeshConfig(fsdp=1), jax.devices()[:1])
+
+
+@pytest.fixture(scope="session")
 def tiny_directories(tmp_path_factory):
     """A folder with language/ and vision/, tiny random models; to be read only."""
     from tiny_models import save_models

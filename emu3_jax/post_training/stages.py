@@ -37,7 +37,7 @@ class Plan(EmojiPlan):
 
     directory: pathlib.Path = pathlib.Path("runs/post_training")
     easy_vqa: str = ""
-    chat_steps: int = 450
+    chat_steps: int = 300
     qft_steps: int = 60
     dpo_steps: int = 80
     prompts: int = 160

@@ -8,13 +8,11 @@ import pytest
 from tiny_policy import MODEL, LowCodes, Picky, write_model
 from token_records import GRAMMAR
 
-from emu3_jax import sharding
 from emu3_jax.config import ConfigError, to_dataclass
 from emu3_jax.data.prompts import Prompt
 from emu3_jax.generate import modalities
 from emu3_jax.generate.decoding.sampling import Sampling
 from emu3_jax.sequence import Document, Image, Text
-from emu3_jax.sharding import MeshConfig
 from emu3_jax.train import weights
 from emu3_jax.train.tasks.language.rollouts import (
     RolloutBatches,
@@ -71,11 +69,6 @@ def test_an_image_without_a_score_is_not_compared():
 @pytest.fixture(scope="module")
 def policy(tmp_path_factory):
     return write_model(tmp_path_factory.mktemp("policy"))
-
-
-@pytest.fixture(scope="module")
-def first_device():
-    return sharding.make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
 
 
 def batches(bundle, rows=range(8), scorers=None, **changes):
