@@ -1,0 +1,1 @@
+"""Published benchmarks: questions about images, and prompts to draw. See `registry`."""

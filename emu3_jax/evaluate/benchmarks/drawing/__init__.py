@@ -1,0 +1,1 @@
+"""Benchmarks of prompts to draw images and clips for."""

@@ -1,0 +1,1 @@
+"""Benchmarks of questions that are answered in words."""
