@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
+from support.paths import GOLDEN
 
 from emu3_jax.evaluate.benchmarks.benchmark import Question, Scored
-from support.paths import GOLDEN
 
 FOLDER = pathlib.Path(os.environ.get("GOLDEN_BENCHMARKS", GOLDEN / "benchmarks"))
 # Some scorers multiply in float32 or print eight decimals.
