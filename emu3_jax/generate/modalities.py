@@ -258,11 +258,13 @@ def continue_texts(
     options: Options,
     may_be_empty: bool,
     labels: Sequence[str],
+    numbers: Sequence[int] | None = None,
 ) -> list[str]:
     """The text that the model generates after each prompt int32 [P], without EOS.
 
     An answer has at most `options.max_new` tokens, fewer if the model's context ends before.
-    `labels` are what messages call the prompts.
+    `labels` are what messages call the prompts. `numbers` select their draws (`Request.number`);
+    None counts from `options.first`.
     """
 
     def longest(prompt: np.ndarray) -> int:
@@ -271,9 +273,11 @@ def continue_texts(
         # The last new token is not read. A prompt longer than the context is refused by the engine.
         return min(options.max_new, max(1, bundle.max_context + 1 - len(prompt)))
 
+    if numbers is None:
+        numbers = range(options.first, options.first + len(prompts))
     requests = [
-        Request(prompt, max_new=longest(prompt), may_be_empty=may_be_empty, label=label)
-        for prompt, label in zip(prompts, labels, strict=True)
+        Request(p, max_new=longest(p), may_be_empty=may_be_empty, label=label, number=number)
+        for p, label, number in zip(prompts, labels, numbers, strict=True)
     ]
     tokenizer = bundle.grammar.tokenizer
     decoders = [StreamDecoder(tokenizer) for _ in prompts]
@@ -295,8 +299,12 @@ def _generate(
     bundle: Bundle, requests: list[Request], options: Options, stream=None
 ) -> list[np.ndarray]:
     if options.first:
-        numbered = enumerate(requests, options.first)
-        requests = [dataclasses.replace(request, number=n) for n, request in numbered]
+        requests = [
+            request
+            if request.number is not None
+            else dataclasses.replace(request, number=options.first + position)
+            for position, request in enumerate(requests)
+        ]
     return generate(
         bundle.model,
         bundle.variables["params"],
