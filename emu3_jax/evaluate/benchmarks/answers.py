@@ -16,13 +16,17 @@ from typing import Any
 import numpy as np
 from flax import linen as nn
 
-from emu3_jax import __version__
 from emu3_jax.config import named
 from emu3_jax.data import media
 from emu3_jax.data.codec import vision_codec
 from emu3_jax.evaluate import items
 from emu3_jax.evaluate.benchmarks import asking, registry
-from emu3_jax.evaluate.benchmarks.benchmark import Question, QuestionBenchmark, Scored
+from emu3_jax.evaluate.benchmarks.benchmark import (
+    RULES_VERSION,
+    Question,
+    QuestionBenchmark,
+    Scored,
+)
 from emu3_jax.evaluate.benchmarks.item_file import ItemFile
 from emu3_jax.evaluate.benchmarks.templates import TEMPLATES
 from emu3_jax.evaluate.evaluator import Result, Subject, Table
@@ -212,7 +216,7 @@ class Answers(CodesEvaluator):
             "vision_tokenizer": bundle.vision_fingerprint,
             "questions": len(questions),
             "data": _fingerprint(questions),
-            "package": __version__,
+            "rules": RULES_VERSION,
         }
 
     def _scored(self, chosen, total: int, file: ItemFile, problems, folder) -> Result:
