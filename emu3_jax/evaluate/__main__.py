@@ -13,6 +13,8 @@ Measures a language model or a vision tokenizer on held-out data. Evaluators:
                    needs --model --tokens
   answers          a benchmark of questions: POPE, MME, MMBench, …
                    needs --model --vision_tokenizer --benchmark --data
+  drawings         a benchmark of prompts: GenEval, DPG-Bench, VBench, …
+                   needs --model --vision_tokenizer --benchmark, and --data where not shipped
   emoji_captions   do captions name the right person and the right tone of skin
                    needs --model --vision_tokenizer --data
   emoji_retrieval  are drawn images nearest to the real ones
@@ -94,6 +96,9 @@ SETTINGS = (
     flags.DEFINE_string("template", None, "How a benchmark's questions are worded (llava)."),
     flags.DEFINE_string("choose", None, "How options are chosen: letter (default) or likelihood."),
     flags.DEFINE_string("judgements", None, "A judge's scores of a benchmark's answers."),
+    flags.DEFINE_list("size", None, "Height and width of drawn samples in pixels (720,720)."),
+    flags.DEFINE_string("results", None, "What a benchmark's own scorer wrote for the samples."),
+    flags.DEFINE_string("reference", None, "Folder of real images, for FID and CLIP-I."),
     flags.DEFINE_bool("allow_partial", None, "Print figures of a part of a benchmark."),
     flags.DEFINE_integer(
         "candidates", None, "Images drawn for each one that the model itself selects (1)."
@@ -197,6 +202,8 @@ def with_flags(evaluators: Sequence[Evaluator]) -> tuple[Evaluator, ...]:
     sampling = {flag.name: flag.value for flag in SAMPLING if flag.value is not None}
     if "splits" in settings:
         settings["splits"] = tuple(settings["splits"])
+    if "size" in settings:
+        settings["size"] = _whole_numbers("size", settings["size"])
     changed, taken = [], {_measured(one).name for one in evaluators}
     for one in evaluators:
         fields = {field.name for field in dataclasses.fields(one)}
@@ -215,6 +222,12 @@ def with_flags(evaluators: Sequence[Evaluator]) -> tuple[Evaluator, ...]:
             names = ", ".join(one.name for one in evaluators)
             raise ValueError(f"--{name} is a setting of none of the evaluators {names}")
     return tuple(changed)
+
+
+def _whole_numbers(name: str, texts: Sequence[str]) -> tuple[int, ...]:
+    if not all(text.strip().isdecimal() for text in texts):
+        raise ValueError(f"--{name} must be whole numbers, not {','.join(texts)!r}")
+    return tuple(map(int, texts))
 
 
 def load_subject(evaluators: Sequence[Evaluator]) -> Subject:

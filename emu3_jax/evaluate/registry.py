@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from emu3_jax.config import ConfigError, named, to_dataclass
+from emu3_jax.evaluate.benchmarks import registry as benchmarks
 from emu3_jax.evaluate.benchmarks.answers import Answers
+from emu3_jax.evaluate.benchmarks.drawings import Drawings
 from emu3_jax.evaluate.emoji.captions import EmojiCaptions
 from emu3_jax.evaluate.emoji.retrieval import EmojiRetrieval
 from emu3_jax.evaluate.evaluator import Evaluator
@@ -29,6 +31,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "likelihood": Likelihood,
     "questions": Questions,
     "answers": Answers,
+    "drawings": Drawings,
     "emoji_captions": EmojiCaptions,
     "emoji_retrieval": EmojiRetrieval,
 }
@@ -72,15 +75,18 @@ def make(
         return to_dataclass(cls, values, where)
 
     if not isinstance(entries, str) and isinstance(entries, Sequence):
-        entries = [_whole(entry) for entry in entries]
+        entries = [_whole(entry, where(index)) for index, entry in enumerate(entries)]
     return named.make_entries("evaluation", "evaluator", entries, EVALUATORS, make_one, where)
 
 
-def _whole(entry: Any) -> Any:
+def _whole(entry: Any, where: str) -> Any:
     """An entry with its `evaluator`, which a benchmark implies."""
-    if isinstance(entry, Mapping) and "benchmark" in entry and "evaluator" not in entry:
-        return {"evaluator": "answers", **entry}
-    return entry
+    if not isinstance(entry, Mapping) or "benchmark" not in entry or "evaluator" in entry:
+        return entry
+    try:
+        return {"evaluator": benchmarks.evaluator_of(entry), **entry}
+    except ConfigError as error:
+        raise ConfigError(f"{where}.benchmark: {error}") from error
 
 
 def resolved(evaluators: Sequence[Evaluator]) -> tuple[dict[str, Any], ...]:

@@ -123,8 +123,8 @@ def draw_clips(
 ) -> list[np.ndarray]:
     """As `text_to_video`, with a size (t, h, w) per clip: codes int32 [t, h, w] each.
 
-    `seconds[t]` is the duration of a clip of t latent frames; `numbers` as in `draw_images`. Instead of a caption there may be
-    segments, as in `draw_images`: the first image, or the clip to go on from.
+    `seconds[t]` is the duration of a clip of t latent frames. Instead of a caption there may be
+    segments, as in `draw_images`: the first image, or the clip to go on from. `numbers` as there.
     """
 
     def prompt(before: Prompt, size: tuple[int, int, int]) -> np.ndarray:
@@ -304,9 +304,7 @@ def continue_texts(
     return [decode(answer[bundle.vocab.is_text(answer)].tolist()) for answer in answers]
 
 
-def _numbers(
-    numbers: Sequence[int] | None, prompts: Sequence, options: Options
-) -> Sequence[int]:
+def _numbers(numbers: Sequence[int] | None, prompts: Sequence, options: Options) -> Sequence[int]:
     """The number of each request; they count from `options.first` if none are given."""
     return range(options.first, options.first + len(prompts)) if numbers is None else numbers
 
