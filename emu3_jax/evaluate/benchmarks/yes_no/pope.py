@@ -59,9 +59,10 @@ def official(questions: Sequence[Question], answers: Sequence[str]) -> Scored:
         counts = dict(zip(("TP", "FP", "TN", "FN"), _counts(pairs), strict=True))
         numbers = _figures(pairs) | {"yes_ratio": yes}
         figures |= {f"{split}/{name}": value for name, value in (numbers | counts).items()}
-    splits = [split for split in SPLITS if f"{split}/f1" in figures]
-    for name in ("accuracy", "precision", "recall", "f1", "yes_ratio"):
-        figures[f"mean_of_3/{name}"] = mean([figures[f"{split}/{name}"] for split in splits])
+    if all(f"{split}/f1" in figures for split in SPLITS):
+        for name in ("accuracy", "precision", "recall", "f1", "yes_ratio"):
+            values = [figures[f"{split}/{name}"] for split in SPLITS]
+            figures[f"mean_of_3/{name}"] = mean(values)
     return Scored(_scores(questions, parsed), figures)
 
 
