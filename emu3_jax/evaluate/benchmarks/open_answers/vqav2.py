@@ -26,7 +26,7 @@ from emu3_jax.evaluate.benchmarks.benchmark import (
 from emu3_jax.evaluate.benchmarks.open_answers import normalising
 
 VALIDATION = "val2014"
-TESTS = ("test2015", "test-dev2015")
+TEST, TEST_DEV = "test2015", "test-dev2015"
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
 LLAVA = "llava"
 
@@ -37,9 +37,12 @@ Forms = Callable[[str, Sequence[str]], tuple[str, list[str]]]
 def read(data: pathlib.Path, version: str = "") -> list[Question]:
     """The questions of val2014, or those of a test split, whose truth is None."""
     split = version or VALIDATION
-    path = data / f"v2_OpenEnded_mscoco_{split}_questions.json"
-    folder = VALIDATION if split == VALIDATION else "test2015"
+    path = data / _file(split)
+    folder = VALIDATION if split == VALIDATION else TEST
     annotations = _annotations(data / ANNOTATIONS) if split == VALIDATION else None
+    whole = data / _file(TEST)
+    if split == TEST_DEV and not whole.is_file():
+        raise ValueError(f"{whole} does not exist; what is uploaded has all its questions")
     (rows,) = reading.fields(str(path), reading.json_file(path), questions=list)
     questions = []
     for where, row in reading.objects(path, rows):
@@ -50,7 +53,7 @@ def read(data: pathlib.Path, version: str = "") -> list[Question]:
         if annotations is not None:
             truth, group = _annotated(annotations, number, image, where)
         file = reading.image_file(data / folder / f"COCO_{folder}_{image:012d}.jpg", where)
-        group = {"split": split, **group}
+        group = {"split": split, "whole": str(whole), **group}
         questions.append(Question(str(number), text, (file,), truth, "short", group=group))
     check_unique(questions, str(path))
     if annotations is not None and len(annotations) > len(questions):
@@ -60,6 +63,10 @@ def read(data: pathlib.Path, version: str = "") -> list[Question]:
             "two files are of different questions"
         )
     return questions
+
+
+def _file(split: str) -> str:
+    return f"v2_OpenEnded_mscoco_{split}_questions.json"
 
 
 def _annotations(path: pathlib.Path) -> dict[int, dict[str, Any]]:
@@ -139,12 +146,22 @@ def vlmevalkit(questions: Sequence[Question], answers: Sequence[str]) -> Scored:
 
 
 def submission(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, bytes]:
-    """The file that EvalAI takes; answers are normalised as LLaVA does."""
-    rows = [
-        {"question_id": int(question.id), "answer": normalising.m4c(answer)}
+    """The file that EvalAI takes; answers are normalised as LLaVA does.
+
+    A file of test-dev has all questions of the test split, with "" for those that were not asked.
+    """
+    given = {
+        int(question.id): normalising.m4c(answer)
         for question, answer in zip(questions, answers, strict=True)
-    ]
+    }
     split = questions[0].group["split"]
+    if split == TEST_DEV:
+        whole = pathlib.Path(questions[0].group["whole"])
+        numbers = [row["question_id"] for row in reading.json_file(whole)["questions"]]
+        if not given.keys() <= set(numbers):
+            raise ValueError(f"{whole} does not hold the questions of {TEST_DEV}")
+        given = dict.fromkeys(numbers, "") | given
+    rows = [{"question_id": number, "answer": answer} for number, answer in given.items()]
     return {f"v2_OpenEnded_mscoco_{split}_emu3_results.json": json.dumps(rows).encode()}
 
 
@@ -174,6 +191,6 @@ VQAV2 = QuestionBenchmark(
     read,
     {OFFICIAL: official, LLAVA: llava, LMMS_EVAL: lmms_eval, VLMEVALKIT: vlmevalkit},
     headline="official/overall",
-    versions=TESTS,
+    versions=(TEST, TEST_DEV),
     submission=submission,
 )

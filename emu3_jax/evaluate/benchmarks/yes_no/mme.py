@@ -193,7 +193,10 @@ def _start(text: str) -> str:
 def _scored(
     questions: Sequence[Question], parsed: Sequence[str], notes: Iterable[str] = ()
 ) -> Scored:
-    """A task's score is the percentage of right answers plus that of images with both right."""
+    """A task's score is the percentage of right answers plus that of images with both right.
+
+    Of a part of the questions, images with one of their two do not count in the second.
+    """
     scores = [Score(p, float(p == q.truth)) for q, p in zip(questions, parsed, strict=True)]
     tasks: dict[str, dict[str, list[float]]] = {}
     for question, score in zip(questions, scores, strict=True):

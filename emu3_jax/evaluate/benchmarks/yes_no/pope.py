@@ -25,6 +25,7 @@ from emu3_jax.evaluate.benchmarks.yes_no.words import whole_word
 
 SPLITS = ("random", "popular", "adversarial")
 IMAGES = "val2014"
+FIRST_RANDOM = 2910  # questions of the random split in the first release
 
 
 def read(data: pathlib.Path, version: str = "") -> list[Question]:
@@ -63,7 +64,9 @@ def official(questions: Sequence[Question], answers: Sequence[str]) -> Scored:
         for name in ("accuracy", "precision", "recall", "f1", "yes_ratio"):
             values = [figures[f"{split}/{name}"] for split in SPLITS]
             figures[f"mean_of_3/{name}"] = mean(values)
-    return Scored(_scores(questions, parsed), figures)
+    random = sum(question.group["split"] == "random" for question in questions)
+    note = "the random split is that of the first release, 2,910 questions; later it has 3,000"
+    return Scored(_scores(questions, parsed), figures, (note,) if random == FIRST_RANDOM else ())
 
 
 def lmms_eval(questions: Sequence[Question], answers: Sequence[str]) -> Scored:

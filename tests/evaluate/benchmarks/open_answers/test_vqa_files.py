@@ -103,24 +103,46 @@ def test_vqav2_refuses_answers_that_do_not_differ(data, answers):
         vqav2.read(folder)
 
 
-def test_vqav2_of_a_test_split_is_handed_in(data):
+@pytest.fixture
+def tests(data):
+    """The golden questions as those of the test split, and all but the last as test-dev."""
     folder = data("vqav2")
-    (folder / QUESTIONS).rename(folder / "v2_OpenEnded_mscoco_test-dev2015_questions.json")
+    shutil.copy(folder / QUESTIONS, folder / QUESTIONS.replace("val2014", "test2015"))
+    change(folder / QUESTIONS, lambda file: file["questions"].pop())
+    (folder / QUESTIONS).rename(folder / QUESTIONS.replace("val2014", "test-dev2015"))
     images = folder / "test2015"
     (folder / "val2014").rename(images)
     for image in list(images.iterdir()):
         image.rename(images / image.name.replace("val2014", "test2015"))
-    questions = vqav2.read(folder, "test-dev2015")
+    return folder
+
+
+@pytest.mark.parametrize("split", ["test2015", "test-dev2015"])
+def test_vqav2_of_a_test_split_is_handed_in(tests, split):
+    questions = vqav2.read(tests, split)
     answers = ["The dog."] * len(questions)
     for rule in vqav2.VQAV2.rules.values():
         scored = rule(questions, answers)
         assert scored.figures == {}
         assert {score.score for score in scored.scores} == {None}
     ((name, content),) = vqav2.submission(questions, answers).items()
-    assert name == "v2_OpenEnded_mscoco_test-dev2015_emu3_results.json"
+    assert name == f"v2_OpenEnded_mscoco_{split}_emu3_results.json"
     rows = json.loads(content)
     assert rows[0] == {"question_id": int(questions[0].id), "answer": "dog"}
-    assert len(rows) == len(questions)
+    whole = vqav2.read(tests, "test2015")
+    assert [row["question_id"] for row in rows] == [int(question.id) for question in whole]
+    assert rows[-1]["answer"] == ("dog" if split == "test2015" else "")
+
+
+def test_vqav2_test_dev_needs_the_test_split(tests):
+    questions = vqav2.read(tests, "test-dev2015")
+    path = tests / QUESTIONS.replace("val2014", "test2015")
+    change(path, lambda file: file["questions"].pop(0))
+    with pytest.raises(ValueError, match="does not hold the questions of test-dev2015"):
+        vqav2.submission(questions, [""] * len(questions))
+    path.unlink()
+    with pytest.raises(ValueError, match=r"test2015_questions.json does not exist"):
+        vqav2.read(tests, "test-dev2015")
 
 
 def test_gqa_refuses_a_duplicate(data):

@@ -6,6 +6,7 @@ import shutil
 import pytest
 from support import golden_benchmarks as golden
 
+from emu3_jax.evaluate.benchmarks.benchmark import Question
 from emu3_jax.evaluate.benchmarks.yes_no.pope import POPE, SPLITS, read
 from emu3_jax.evaluate.benchmarks.yes_no.words import whole_word
 
@@ -67,6 +68,14 @@ def test_pope_mean_is_of_three_splits(data):
     figures = POPE.rules["official"](questions, [q.truth for q in questions]).figures
     assert figures["random/f1"] == 1.0
     assert "mean_of_3/f1" not in figures
+
+
+def test_pope_notes_the_first_release():
+    group = {"split": "random"}
+    questions = [Question(str(at), "", (), "yes", "yes_no", group=group) for at in range(2910)]
+    official = POPE.rules["official"]
+    assert "first release" in official(questions, ["yes"] * 2910).notes[0]
+    assert official(questions[1:], ["yes"] * 2909).notes == ()
 
 
 @pytest.mark.parametrize(
