@@ -25,6 +25,8 @@ class Template:
       option: how an option is written, {letter} and {text}.
       of_benchmark: name of a benchmark → kind → text, where it differs.
       removed: name of a benchmark → an ending of its released questions that is taken away first.
+      capitalised: benchmarks whose question (its first line) begins with a capital and goes on in
+        small letters.
     """
 
     of_kind: Mapping[Kind, str]
@@ -32,6 +34,7 @@ class Template:
     option: str = "{letter}. {text}\n"
     of_benchmark: Mapping[str, Mapping[Kind, str]] = dataclasses.field(default_factory=dict)
     removed: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    capitalised: frozenset[str] = frozenset()
 
     def text(self, question: Question, benchmark: str, kind: Kind | None = None) -> str:
         """The text of a question of a benchmark; marks of images are left as they are.
@@ -39,6 +42,9 @@ class Template:
         `kind` asks for another kind of answer: "long" is the question without options.
         """
         asked = question.text.removesuffix(self.removed.get(benchmark, ""))
+        if benchmark in self.capitalised:
+            first, feed, rest = asked.partition("\n")
+            asked = first.capitalize() + feed + rest
         options = "".join(
             self.option.format(letter=letter, text=text)
             for letter, text in question.options.items()
@@ -85,6 +91,7 @@ TEMPLATES: dict[str, Template] = {
                 "answer to the following question: \n\n{question}"
             },
         },
+        capitalised=frozenset({"textvqa"}),
     ),
     "vlmevalkit": Template(
         {

@@ -1,12 +1,14 @@
 """What yes-or-no rules share."""
 
-import re
-
-_SEPARATED = re.compile(r"[^a-z0-9']+")
+from emu3_jax.evaluate.benchmarks.open_answers.normalising import vlmevalkit_punctuation
 
 
 def whole_word(answer: str) -> str:
-    """VLMEvalKit's reading: "yes", "no", or "unknown" for both words or neither."""
-    words = set(_SEPARATED.split(answer.lower()))
-    found = words & {"yes", "no"}
-    return found.pop() if len(found) == 1 else "unknown"
+    """VLMEvalKit's reading: "yes", "no", or "unknown" for both words or neither.
+
+    Words lie between blanks, after marks were replaced or deleted as in its rule for open answers:
+    "yes/no" has both words, "Yes.No" and "no:" have neither.
+    """
+    words = vlmevalkit_punctuation(answer.lower()).split()
+    found = [word for word in ("yes", "no") if word in words]
+    return found[0] if len(found) == 1 else "unknown"
