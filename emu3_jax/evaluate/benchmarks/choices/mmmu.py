@@ -140,7 +140,10 @@ def official(questions: Sequence[Question], answers: Sequence[str]) -> Scored:
 
 
 def lmms_eval(questions: Sequence[Question], answers: Sequence[str]) -> Scored:
-    """tasks/mmmu/utils.py (75571cf): letters alone, for it scores every open answer as wrong."""
+    """tasks/mmmu/utils.py (75571cf): letters alone, for it scores every open answer as wrong.
+
+    It too guesses at random; here from the same seed, there from what its process drew before.
+    """
     guesses = random.Random(SEED)
     scores = []
     for question, answer in zip(questions, answers, strict=True):

@@ -1,6 +1,7 @@
 """MMMU against the authors' scripts and the harnesses."""
 
 import json
+import re
 
 from support import golden_benchmarks as golden
 
@@ -68,5 +69,5 @@ def test_golden_benchmarks_mmmu_first_image():
     questions = read(golden.FOLDER / FOLDER, FIRST_IMAGE)
     for one, all_ in zip(questions, QUESTIONS, strict=True):
         assert one.images == all_.images[:1]
-        assert "<image 2>" not in one.text + "".join(one.options.values())
-        assert one.text == all_.text.replace("<image 2>", "image 2").replace("<image 3>", "image 3")
+        for found, text in ((one.text, all_.text), (one.options, all_.options)):
+            assert str(found) == re.sub(r"<image ([2-7])>", r"image \1", str(text))

@@ -6,12 +6,12 @@ import xml.etree.ElementTree as ElementTree
 import zipfile
 
 import pytest
-from support import golden_benchmarks as golden
+from support.paths import GOLDEN
 
 from emu3_jax.evaluate.benchmarks.choices import workbook
 from emu3_jax.evaluate.benchmarks.choices.mmbench import MMBENCH, TO_JUDGE, UPLOAD, read
 
-QUESTIONS = read(golden.FOLDER / "mmbench")
+QUESTIONS = read(GOLDEN / "benchmarks" / "mmbench")
 RIGHT = [question.truth for question in QUESTIONS]
 MAIN = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 
@@ -111,3 +111,22 @@ def test_without_released_answers_nothing_is_scored(tmp_path):
     header, row = cells(MMBENCH.submission(questions, ["A"])[UPLOAD])
     assert header == ["index", "question", "A", "B", "prediction", "split"]
     assert row == ["1", "What?", "x", "y", "A", "test"]
+
+
+def test_an_option_that_pandas_takes_for_missing(tmp_path):
+    """VLMEvalKit cannot read its letter; the figures "na_kept" are those with its text."""
+    rows = ["index\timage\tquestion\tA\tB\tanswer", f"1\t{'A' * 100}\tWhat?\tcat\tNone\tB"]
+    rows += ["1000001\t1\tWhat?\tNone\tcat\tA"]
+    (tmp_path / "MMBench_DEV_EN.tsv").write_text("\n".join(rows) + "\n")
+    questions = read(tmp_path)
+    assert questions[0].options == {"A": "cat", "B": "None"}
+    scored = MMBENCH.rules["vlmevalkit"](questions, ["B", "A"])
+    views = {view: scored.figures[f"{view}/Overall"] for view in ("circular", "circular_na_kept")}
+    assert views == {"circular": 0.0, "circular_na_kept": 1.0}
+    assert "VLMEvalKit takes an option of these questions for missing: 1" in scored.notes
+
+
+def test_copies_that_are_not_there_are_told_of():
+    first = [question for question in QUESTIONS if len(question.id) < 7]
+    notes = MMBENCH.rules["vlmevalkit"](first, [question.truth for question in first]).notes
+    assert f"{len(first)} questions, {first[0].id} the first, do not stand there" in notes[0]
