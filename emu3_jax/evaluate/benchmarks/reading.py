@@ -154,3 +154,21 @@ def check_object(where: str, row: Any) -> None:
     """ValueError if a value is not a JSON object."""
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected an object, found {type(row).__name__}")
+
+
+def tables(
+    data: pathlib.Path, tsv_name: str, parquet_names: str = "test-*.parquet"
+) -> list[pathlib.Path]:
+    """The files of a benchmark that is released as parquet files and as a TSV.
+
+    `data` may be such a file; in a folder the parquet files in it or in its folder "data" come
+    first, else the TSV of that name.
+    """
+    if data.is_file():
+        return [data]
+    for folder in (data, data / "data"):
+        if found := sorted(folder.glob(parquet_names)):
+            return found
+    if not (data / tsv_name).is_file():
+        raise ValueError(f"{data}: expected {tsv_name}, or data/{parquet_names}")
+    return [data / tsv_name]

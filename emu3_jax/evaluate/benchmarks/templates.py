@@ -22,8 +22,8 @@ class Template:
     Attributes:
       of_kind: kind of answer → the text.
       hint: how a hint is written; nothing without one.
-      option: how an option is written, {letter} and {text}.
-      of_benchmark: name of a benchmark → kind → text, where it differs.
+      option: how an option is written, {letter} and {text}; one a line.
+      of_benchmark: name of a benchmark → kind, "hint" or "option" → text, where it differs.
       removed: name of a benchmark → an ending of its released questions that is taken away first.
       capitalised: benchmarks whose question (its first line) begins with a capital and goes on in
         small letters.
@@ -31,8 +31,8 @@ class Template:
 
     of_kind: Mapping[Kind, str]
     hint: str = "{hint}\n"
-    option: str = "{letter}. {text}\n"
-    of_benchmark: Mapping[str, Mapping[Kind, str]] = dataclasses.field(default_factory=dict)
+    option: str = "{letter}. {text}"
+    of_benchmark: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
     removed: Mapping[str, str] = dataclasses.field(default_factory=dict)
     capitalised: frozenset[str] = frozenset()
 
@@ -45,12 +45,13 @@ class Template:
         if benchmark in self.capitalised:
             first, feed, rest = asked.partition("\n")
             asked = first.capitalize() + feed + rest
-        options = "".join(
-            self.option.format(letter=letter, text=text)
+        texts = {"hint": self.hint, "option": self.option, **self.of_kind}
+        texts |= self.of_benchmark.get(benchmark, {})
+        options = "\n".join(
+            texts["option"].format(letter=letter, text=text)
             for letter, text in question.options.items()
         )
-        hint = self.hint.format(hint=question.hint) if question.hint else ""
-        texts = self.of_kind | self.of_benchmark.get(benchmark, {})
+        hint = texts["hint"].format(hint=question.hint) if question.hint else ""
         return texts[kind or question.kind].format(hint=hint, question=asked, options=options)
 
 
@@ -58,17 +59,20 @@ _PLAIN = "{hint}{question}"
 _LLAVA = Template(
     {
         "yes_no": _PLAIN + SHORT,
-        "choice": _PLAIN + "\n{options}" + LETTER,
+        "choice": _PLAIN + "\n{options}\n" + LETTER,
         "short": _PLAIN + SHORT,
         "long": _PLAIN,
     },
     of_benchmark={
-        "scienceqa": {"choice": "{hint}{question}\n{options}" + LETTER},
+        "scienceqa": {"hint": "Context: {hint}\n"},
+        # The authors' own configuration for LLaVA (MMMU mmmu/configs/llava1.5.yaml, bb0b95a).
         "mmmu": {
-            "choice": "{question}\n\n{options}\n" + LETTER,
-            "short": "{question}\n\n" + SHORT.strip(),
+            "option": "({letter}) {text}",
+            "choice": "{question}\n{options}\n\n" + LETTER,
+            "short": "{question}" + SHORT,
         },
-        "realworldqa": {"choice": "{question}", "short": "{question}"},
+        # Its questions bring their options and instruction with them.
+        "realworldqa": {"short": "{question}"},
     },
     removed={"mme": " Please answer yes or no."},
 )
@@ -76,14 +80,21 @@ _LLAVA = Template(
 TEMPLATES: dict[str, Template] = {
     # The released chat form of Emu3 adds nothing but its own period behind the question.
     "emu3": Template(
-        dict.fromkeys(("yes_no", "short", "long"), _PLAIN)
-        | {"choice": _PLAIN + "\n{options}".rstrip("\n")}
+        dict.fromkeys(("yes_no", "short", "long"), _PLAIN) | {"choice": _PLAIN + "\n{options}"}
     ),
     "llava": _LLAVA,
     "lmms_eval": dataclasses.replace(
         _LLAVA,
         of_benchmark=_LLAVA.of_benchmark
         | {
+            "mmbench": {
+                "hint": "{hint} ",
+                "choice": "{hint}{question} There are several options:\n{options}\n\n" + LETTER,
+            },
+            "mmmu": {
+                "choice": "{question}\n{options}\n\n" + LETTER,
+                "short": "{question}\n" + SHORT,
+            },
             "ocrbench": {"short": "{question}"},
             "chartqa": {"short": "{question}\nAnswer the question with a single word."},
             "mmvet": {
@@ -96,13 +107,18 @@ TEMPLATES: dict[str, Template] = {
     "vlmevalkit": Template(
         {
             "yes_no": "{question} Please answer yes or no.",
-            "choice": "{hint}Question: {question}\nOptions:\n{options}"
+            "choice": "{hint}Question: {question}\nOptions:\n{options}\n"
             "Please select the correct answer from the options above. \n",
             "short": "{question}" + SHORT,
             "long": "{question}",
         },
         hint="Hint: {hint}\n",
-        of_benchmark={"ocrbench": {"short": "{question}"}},
+        of_benchmark={
+            "ocrbench": {"short": "{question}"},
+            # Questions of these without options in columns.
+            "mmmu": {"short": "Question: {question}\n"},
+            "realworldqa": {"short": "Question: {question}\n"},
+        },
         removed={"mme": " Please answer yes or no."},
     ),
 }
