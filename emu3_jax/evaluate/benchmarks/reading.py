@@ -15,7 +15,14 @@ from emu3_jax.data.sources.row_files import open_rows
 csv.field_size_limit(min(sys.maxsize, 1 << 30))
 PARQUET_ROWS = 256
 
-_KINDS = {str: "text", int: "a whole number", float: "a number", list: "a list", dict: "an object"}
+_KINDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
 
 
 def json_file(path: pathlib.Path, kind: type = dict) -> Any:
@@ -34,8 +41,7 @@ def json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if line.strip():
                 where = f"{path}:{number}"
                 row = _decoded(line, where)
-                if not isinstance(row, dict):
-                    raise ValueError(f"{where}: expected an object, found {type(row).__name__}")
+                check_object(where, row)
                 yield where, row
 
 
@@ -86,6 +92,14 @@ def fields(where: str, row: Mapping[str, Any], **kinds: type) -> tuple:
     return tuple(values)
 
 
+def texts(where: str, row: Mapping[str, Any], name: str) -> list[str]:
+    """The value of a field that is a list of texts; ValueError for another, or for no text."""
+    (values,) = fields(where, row, **{name: list})
+    if not values or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{where}: {name} is {values!r}, expected one text or more")
+    return values
+
+
 def base64_image(text: str, where: str) -> bytes:
     """The bytes of an image that a cell holds as base64."""
     try:
@@ -120,6 +134,31 @@ def _exists(path: pathlib.Path) -> bool:
 
 def _decoded(text: str, where: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not JSON ({error})") from error
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of pairs; json alone would keep the last of equal names without a word."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} occurs twice; names in an object must differ")
+    return content
+
+
+def objects(where: pathlib.Path | str, rows: list) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where, object) of each entry of a list in a file."""
+    for number, row in enumerate(rows, start=1):
+        check_object(f"{where}, entry {number}", row)
+        yield f"{where}, entry {number}", row
+
+
+def check_object(where: str, row: Any) -> None:
+    """ValueError if a value is not a JSON object."""
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: expected an object, found {type(row).__name__}")
