@@ -6,6 +6,7 @@ import shutil
 import pytest
 from support.paths import GOLDEN
 
+from emu3_jax.evaluate.benchmarks.benchmark import Question
 from emu3_jax.evaluate.benchmarks.open_answers import ocrbench
 from emu3_jax.evaluate.benchmarks.registry import QUESTIONS
 
@@ -139,8 +140,30 @@ def test_ids_of_data_sets(folder, name):
 
 def test_full_width_signs():
     group = {"type": ocrbench.OTHERS[0], "dataset": "ReCTS"}
-    question = ocrbench.Question("ReCTS/1", "?", (), ["ＡＢ　１"], "short", group=group)
+    question = Question("ReCTS/1", "?", (), ["ＡＢ　１"], "short", group=group)
     scores = {
         rule: f([question], ["ab 1"]).scores[0].score for rule, f in ocrbench.OCRBENCH.rules.items()
     }
     assert scores == {"official": 0.0, "lmms_eval": 1.0, "vlmevalkit": 0.0}
+
+
+@pytest.mark.parametrize(
+    "answer, truth, score, m4c",
+    [
+        ("abx   ", "abc", 1 - 1 / 6, 1 - 1 / 3),  # the raw length counts
+        ("a", "ß", 0.5, 0.0),  # the length is that of "SS"
+        ("new  york", "new york", 1.0, 1 - 1 / 9),  # blanks are collapsed
+        ("abxy", "abcd", 0.5, 0.5),
+        ("axyz", "abcd", 0.0, 0.0),
+        ("", "", 1.0, 1.0),
+    ],
+)
+def test_likeness(answer, truth, score, m4c):
+    question = Question("1", "?", (), [truth, "nothing like it"], "short")
+    scores = {
+        rule: f([question], [answer]).scores[0].score
+        for rule, f in QUESTIONS["docvqa"].rules.items()
+    }
+    assert scores == pytest.approx(
+        {"official": score, "lmms_eval": score, "vlmevalkit": score, "m4c": m4c}
+    )
