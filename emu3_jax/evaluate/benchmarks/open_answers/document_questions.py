@@ -116,15 +116,13 @@ def _rule(distance: Callable[[str, str], float], figures: Mapping[str, float]) -
     return rule
 
 
-def _submission(
-    questions: Sequence[Question], answers: Sequence[str], *, name: str
-) -> dict[str, bytes]:
+def _submission(questions: Sequence[Question], answers: Sequence[str]) -> dict[str, bytes]:
     """What the server of the competition takes: [{questionId, answer}] for all questions."""
     rows = [
         {"questionId": int(question.id), "answer": answer}
         for question, answer in zip(questions, answers, strict=True)
     ]
-    return {f"{name}_answers.json": json.dumps(rows).encode()}
+    return {"submission.json": json.dumps(rows).encode()}
 
 
 # lmms-eval (api/metrics.py) and VLMEvalKit (utils/vqa_eval.py) decide as the competition does.
@@ -136,24 +134,22 @@ _RULES = {
 }
 
 
-def _benchmark(name: str, **release) -> QuestionBenchmark:
+def _benchmark(**release) -> QuestionBenchmark:
     return QuestionBenchmark(
         functools.partial(_read, **release),
         _RULES,
         headline="official/ANLS",
         versions=(TEST,),
-        submission=functools.partial(_submission, name=name),
+        submission=_submission,
     )
 
 
 DOCVQA = _benchmark(
-    "docvqa",
     files={"": "spdocvqa_qas/val_v1.0_withQT.json", TEST: "spdocvqa_qas/test_v1.0.json"},
     images="spdocvqa_images",
     image_field="image",
 )
 INFOVQA = _benchmark(
-    "infovqa",
     files={
         "": "infographicsvqa_qas/infographicsVQA_val_v1.0_withQT.json",
         TEST: "infographicsvqa_qas/infographicsVQA_test_v1.0.json",

@@ -23,9 +23,9 @@ from emu3_jax.evaluate.benchmarks.benchmark import (
     check_unique,
 )
 
-# Of the authors; `mm-vet_evaluator.py --model mmvet_answers` reads results/mmvet_answers.json.
+# Of the authors; their evaluator takes NAME of a file results/NAME.json as --model=NAME.
 JUDGE = "gpt-4-0613"
-ANSWERS = "mmvet_answers.json"
+ANSWERS = "answers.json"
 # In the order of VLMEvalKit.
 CAPABILITIES = ("rec", "ocr", "know", "gen", "spat", "math")
 

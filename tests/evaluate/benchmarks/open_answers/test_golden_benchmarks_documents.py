@@ -43,7 +43,7 @@ def test_golden_benchmarks_documents_submission(name):
     """The server takes a list with all questions, ids as numbers."""
     questions, answers = asked(name)
     files = QUESTIONS[name].submission(questions, answers)
-    assert list(files) == [f"{name}_answers.json"]
-    rows = json.loads(files[f"{name}_answers.json"])
+    assert list(files) == ["submission.json"]
+    rows = json.loads(files["submission.json"])
     wanted = zip(questions, answers, strict=True)
     assert rows == [{"questionId": int(q.id), "answer": answer} for q, answer in wanted]
