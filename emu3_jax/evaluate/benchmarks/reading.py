@@ -92,6 +92,14 @@ def fields(where: str, row: Mapping[str, Any], **kinds: type) -> tuple:
     return tuple(values)
 
 
+def texts(where: str, row: Mapping[str, Any], name: str) -> list[str]:
+    """The value of a field that is a list of texts; ValueError for another, or for no text."""
+    (values,) = fields(where, row, **{name: list})
+    if not values or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{where}: {name} is {values!r}, expected one text or more")
+    return values
+
+
 def base64_image(text: str, where: str) -> bytes:
     """The bytes of an image that a cell holds as base64."""
     try:
