@@ -39,11 +39,20 @@ def json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield where, row
 
 
-def tsv(path: pathlib.Path, *needed: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """(where, column → cell) of each row of a TSV with a header that has the `needed` columns."""
+def tsv(
+    path: pathlib.Path, *needed: str, delimiter: str = "\t", quoting: int = csv.QUOTE_MINIMAL
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """(where, column → cell) of each row of a TSV with a header that has the `needed` columns.
+
+    Args:
+      path: the file.
+      *needed: columns.
+      delimiter: between cells; a csv has ",".
+      quoting: csv.QUOTE_NONE where quotes are part of the cells.
+    """
     _exists(path)
     with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t")
+        rows = csv.DictReader(file, delimiter=delimiter, quoting=quoting)
         missing = [name for name in needed if name not in (rows.fieldnames or ())]
         if missing:
             raise ValueError(
@@ -123,3 +132,8 @@ def _decoded(text: str, where: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not JSON ({error})") from error
+
+
+def json_text(text: str, where: str) -> Any:
+    """The content of a cell that holds JSON."""
+    return _decoded(text, where)
