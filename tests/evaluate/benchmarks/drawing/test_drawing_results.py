@@ -85,6 +85,8 @@ def test_geneval_directions():
     assert relations((0, 0, 2, 2), (10, 0, 12, 2)) == ["left of"]
     assert relations((10, 10, 12, 12), (0, 0, 2, 2)) == ["right of", "below"]
     assert relations((0, 0, 10, 10), (1, 0, 11, 10)) == []
+    # 1 pixel beyond a tenth of both sizes, but only a third of the distance.
+    assert relations((0, 0, 10, 10), (3, 0, 13, 10)) == []
 
 
 def test_geneval_reasons():

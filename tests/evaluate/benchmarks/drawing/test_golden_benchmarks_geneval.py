@@ -66,11 +66,10 @@ def test_golden_benchmarks_geneval_verdicts():
         for known in row["colors"]
     }
     wanted = {item["id"]: item for item in EXPECTED["per_item"]}
-    seen = 0
-    for row in lines("predictions.jsonl"):
-        name = row["id"]
+    boxes = {row["id"]: row["answer"] for row in lines("predictions.jsonl")}
+    for name in wanted:
         correct, reason = judge(
-            row["answer"],
+            boxes[name],
             metadata[name],
             lambda kind, boxes, name=name: [
                 colors.get((name, kind, tuple(box)), "red") for box in boxes
@@ -78,5 +77,3 @@ def test_golden_benchmarks_geneval_verdicts():
         )
         assert correct == bool(wanted[name]["score"]), name
         assert reasons(reason) == reasons(wanted[name]["reason"]), name
-        seen += 1
-    assert seen == len(wanted)

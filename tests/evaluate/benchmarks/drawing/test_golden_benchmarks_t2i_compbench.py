@@ -40,10 +40,10 @@ def color_prompts(folder):
 
 
 def test_golden_benchmarks_t2i_compbench_products():
-    found = {
-        f"color/{row['question_id']}": blip_vqa(row["noun_chunks"], row["p_yes"])
-        for row in lines("color/chunk_probabilities.jsonl")
-    }
+    found = {}
+    for row in lines("color/chunk_probabilities.jsonl"):
+        asked = row["noun_chunks"][: len(row["p_yes"])]
+        found[f"color/{row['question_id']}"] = blip_vqa(asked, row["p_yes"])
     assert found == pytest.approx(wanted("color"), abs=golden.TOLERANCE)
 
 
