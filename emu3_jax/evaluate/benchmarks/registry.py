@@ -1,5 +1,8 @@
 """Benchmarks by name. A new benchmark is a file and a line here."""
 
+from collections.abc import Mapping
+
+from emu3_jax.config import named
 from emu3_jax.evaluate.benchmarks.benchmark import QuestionBenchmark
 from emu3_jax.evaluate.benchmarks.drawing.coco30k import COCO30K
 from emu3_jax.evaluate.benchmarks.drawing.dpg_bench import DPG_BENCH
@@ -8,10 +11,12 @@ from emu3_jax.evaluate.benchmarks.drawing.geneval import GENEVAL
 from emu3_jax.evaluate.benchmarks.drawing.partiprompts import PARTIPROMPTS
 from emu3_jax.evaluate.benchmarks.drawing.t2i_compbench import T2I_COMPBENCH
 from emu3_jax.evaluate.benchmarks.drawing.vbench import VBENCH
+from emu3_jax.evaluate.benchmarks.open_answers.own_questions import OWN_QUESTIONS
 from emu3_jax.evaluate.benchmarks.yes_no.pope import POPE
 
 QUESTIONS: dict[str, QuestionBenchmark] = {
     "pope": POPE,
+    "own_questions": OWN_QUESTIONS,
 }
 
 DRAWINGS: dict[str, DrawingBenchmark] = {
@@ -22,3 +27,9 @@ DRAWINGS: dict[str, DrawingBenchmark] = {
     "t2i_compbench": T2I_COMPBENCH,
     "vbench": VBENCH,
 }
+
+
+def evaluator_of(entry: Mapping) -> str:
+    """The evaluator of an entry that names a benchmark; ConfigError for an unknown one."""
+    named.find("benchmark", entry["benchmark"], QUESTIONS | DRAWINGS)
+    return "answers" if entry["benchmark"] in QUESTIONS else "drawings"
