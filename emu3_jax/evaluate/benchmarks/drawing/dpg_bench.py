@@ -22,6 +22,7 @@ from emu3_jax.evaluate.benchmarks.drawing.drawing import (
     check_whole,
     compared,
     given,
+    media_in,
 )
 from emu3_jax.evaluate.benchmarks.drawing.proposition_scores import (
     Answers,
@@ -74,7 +75,12 @@ def grid(prompt: Prompt) -> str:
 
 def finish(folder: pathlib.Path, prompts: Sequence[Prompt]) -> None:
     """Checks the samples and writes the grids, samples 0 and 1 above 2 and 3."""
-    check_folder(folder, prompts, path, also=map(grid, prompts))
+    check_folder(folder, prompts, path)
+    others = set(media_in(folder / "grids")) - {f"{prompt.id}.png" for prompt in prompts}
+    if others:
+        raise ValueError(
+            f"{folder / 'grids' / min(others)} is of no prompt here, and the scorer would count it"
+        )
     for prompt in prompts:
         if prompt.samples != SAMPLES:
             raise ValueError(f"{prompt.id}: a grid has {SAMPLES} samples, not {prompt.samples}")
@@ -176,4 +182,4 @@ def _printed(file: pathlib.Path) -> dict[str, float]:
     return printed
 
 
-DPG_BENCH = DrawingBenchmark(read, path, finish, results, headline="dpg_score")
+DPG_BENCH = DrawingBenchmark(read, path, finish, results, headline="dpg_score", square=True)

@@ -56,7 +56,13 @@ def path(prompt: Prompt, sample: int) -> str:
 
 def finish(folder: pathlib.Path, prompts: Sequence[Prompt]) -> None:
     """Checks the samples and writes metadata.jsonl beside them."""
-    check_folder(folder, prompts, path, also=(f"{prompt.id}/grid.png" for prompt in prompts))
+    check_folder(folder, prompts, path)
+    ids = {prompt.id for prompt in prompts}
+    others = sorted(p.name for p in folder.iterdir() if p.name.isdigit() and p.name not in ids)
+    if others:
+        raise ValueError(
+            f"{folder / others[0]} is of no prompt here, and the scorer would count it"
+        )
     for prompt in prompts:
         line = json.dumps(prompt.attributes["metadata"])
         write_atomically(folder / prompt.id / "metadata.jsonl", line)

@@ -43,6 +43,9 @@ def test_geneval(tmp_path, geneval):
         benchmark.finish(tmp_path, prompts)
     (tmp_path / "00000/grid.png").write_bytes(b"an overview is allowed")
     benchmark.finish(tmp_path, prompts)
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels/depth.png").write_bytes(b"so is what scorers write")
+    benchmark.finish(tmp_path, prompts)
     found = json.loads((tmp_path / "00001/metadata.jsonl").read_text())
     assert found == prompts[1].attributes["metadata"]
     assert found["prompt"] == prompts[1].text == "a photo of a cow"
@@ -55,6 +58,13 @@ def test_a_jpg_that_geneval_would_pass_over(tmp_path, geneval):
     image.rename(image.with_suffix(".jpg"))
     with pytest.raises(ValueError, match=r"00001/samples/0002\.jpg is no sample .*0000\.png"):
         benchmark.finish(tmp_path, prompts)
+
+
+def test_folders_that_geneval_would_count(tmp_path, geneval):
+    benchmark, prompts = geneval
+    drawn(tmp_path, benchmark, prompts)
+    with pytest.raises(ValueError, match="00002 is of no prompt here, and the scorer would count"):
+        benchmark.finish(tmp_path, prompts[:2])
 
 
 def test_fewer_samples_than_stated(tmp_path, geneval):
@@ -88,6 +98,11 @@ def test_dpg_bench_grids(tmp_path):
     for sample, (top, left) in enumerate([(0, 0), (0, 8), (8, 0), (8, 8)]):
         expected = images[f"samples/12_{sample}.png"]
         assert np.array_equal(grid[top : top + 8, left : left + 8], expected)
+    (run / "grids/results.txt").write_text("the scorer writes here unless told otherwise")
+    benchmark.finish(run, prompts)
+    (run / "grids/13.png").write_bytes(b"of another run")
+    with pytest.raises(ValueError, match=r"13\.png is of no prompt here"):
+        benchmark.finish(run, prompts)
 
 
 def test_dpg_bench_cuts_squares(tmp_path):
