@@ -95,6 +95,8 @@ class Drawings(CodesEvaluator):
             )
         if len(self.size) != 2 or min(self.size) < 1:
             raise ValueError(f"size must be height and width in pixels, not {self.size}")
+        if self.of.square and self.size[0] != self.size[1]:
+            raise ValueError(f"size: the scorer of {self.benchmark} takes squares, not {self.size}")
         if not self.fps > 0:
             raise ValueError(f"fps must be above 0, not {self.fps}")
         if self.limit and not self.allow_partial:

@@ -45,11 +45,20 @@ def json_lines(path: pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 yield where, row
 
 
-def tsv(path: pathlib.Path, *needed: str) -> Iterator[tuple[str, dict[str, str]]]:
-    """(where, column → cell) of each row of a TSV with a header that has the `needed` columns."""
+def tsv(
+    path: pathlib.Path, *needed: str, delimiter: str = "\t", quoting: int = csv.QUOTE_MINIMAL
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """(where, column → cell) of each row of a TSV with a header that has the `needed` columns.
+
+    Args:
+      path: the file.
+      *needed: columns.
+      delimiter: between cells; a csv has ",".
+      quoting: csv.QUOTE_NONE where quotes are part of the cells.
+    """
     _exists(path)
     with path.open(encoding="utf-8", newline="") as file:
-        rows = csv.DictReader(file, delimiter="\t")
+        rows = csv.DictReader(file, delimiter=delimiter, quoting=quoting)
         missing = [name for name in needed if name not in (rows.fieldnames or ())]
         if missing:
             raise ValueError(
@@ -180,3 +189,8 @@ def tables(
     if not (data / tsv_name).is_file():
         raise ValueError(f"{data}: expected {tsv_name}, or data/{parquet_names}")
     return [data / tsv_name]
+
+
+def json_text(text: str, where: str) -> Any:
+    """The content of a cell that holds JSON."""
+    return _decoded(text, where)

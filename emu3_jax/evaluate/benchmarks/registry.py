@@ -10,7 +10,13 @@ from emu3_jax.evaluate.benchmarks.choices.mmmu import MMMU
 from emu3_jax.evaluate.benchmarks.choices.realworldqa import REALWORLDQA
 from emu3_jax.evaluate.benchmarks.choices.scienceqa import SCIENCEQA
 from emu3_jax.evaluate.benchmarks.choices.seedbench import SEEDBENCH
+from emu3_jax.evaluate.benchmarks.drawing.coco30k import COCO30K
+from emu3_jax.evaluate.benchmarks.drawing.dpg_bench import DPG_BENCH
 from emu3_jax.evaluate.benchmarks.drawing.drawing import DrawingBenchmark
+from emu3_jax.evaluate.benchmarks.drawing.geneval import GENEVAL
+from emu3_jax.evaluate.benchmarks.drawing.partiprompts import PARTIPROMPTS
+from emu3_jax.evaluate.benchmarks.drawing.t2i_compbench import T2I_COMPBENCH
+from emu3_jax.evaluate.benchmarks.drawing.vbench import VBENCH
 from emu3_jax.evaluate.benchmarks.open_answers.chartqa import CHARTQA
 from emu3_jax.evaluate.benchmarks.open_answers.document_questions import DOCVQA, INFOVQA
 from emu3_jax.evaluate.benchmarks.open_answers.gqa import GQA
@@ -42,7 +48,14 @@ QUESTIONS: dict[str, QuestionBenchmark] = {
     "own_questions": OWN_QUESTIONS,
 }
 
-DRAWINGS: dict[str, DrawingBenchmark] = {}
+DRAWINGS: dict[str, DrawingBenchmark] = {
+    "geneval": GENEVAL,
+    "dpg_bench": DPG_BENCH,
+    "t2i_compbench": T2I_COMPBENCH,
+    "partiprompts": PARTIPROMPTS,
+    "coco30k": COCO30K,
+    "vbench": VBENCH,
+}
 
 
 def evaluator_of(entry: Mapping) -> str:

@@ -183,6 +183,7 @@ def test_scorers_are_means_over_the_samples(folder, bundle, whole):
         ({"reference": "gone"}, "reference='gone' cannot be used .*holds no image"),
         ({"data": "gone"}, "data='gone' cannot be used"),
         ({"scorers": ({"scorer": "clap"},)}, "there is no scorer 'clap'"),
+        (dict(benchmark="dpg_bench"), r"scorer of dpg_bench takes squares, not \(8, 12\)"),
     ],
 )
 def test_wrong_settings_are_one_sentence(folder, bundle, settings, message):

@@ -7,7 +7,7 @@ files without a word, which raises a mean; here a set that is not whole is an er
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 # What a scorer could take for a sample, or pass over although it was meant as one.
@@ -67,6 +67,7 @@ class DrawingBenchmark:
         benchmark has no scorer of its own.
       headline: the figure that papers print; "" without `results`.
       versions: the others that `read` takes.
+      square: whether the scorer needs samples as high as they are wide.
     """
 
     read: Callable[[pathlib.Path | None, str], Sequence[Prompt]]
@@ -75,6 +76,7 @@ class DrawingBenchmark:
     results: Callable[[pathlib.Path, Sequence[Prompt], bool], Results] | None = None
     headline: str = ""
     versions: Sequence[str] = ()
+    square: bool = False
 
 
 def given(data: pathlib.Path | None, what: str) -> pathlib.Path:
@@ -120,26 +122,19 @@ def check_file_name(text: str, ending: str, where: str) -> None:
 
 
 def check_folder(
-    folder: pathlib.Path,
-    prompts: Sequence[Prompt],
-    path: Callable[[Prompt, int], str],
-    also: Iterable[str] = (),
+    folder: pathlib.Path, prompts: Sequence[Prompt], path: Callable[[Prompt, int], str]
 ) -> None:
-    """ValueError unless the images and clips below `folder` are just the samples of the prompts.
+    """ValueError unless the folders of samples hold all of them and no other image or clip.
 
     Args:
-      folder: of the run.
+      folder: of the run. What scorers write elsewhere in it is not looked at.
       prompts: all that were drawn.
       path: of the benchmark.
-      also: files that may be there too, such as grids.
     """
     expected = [path(prompt, sample) for prompt in prompts for sample in range(prompt.samples)]
-    found = {
-        file.relative_to(folder).as_posix()
-        for file in folder.rglob("*")
-        if file.suffix.lower() in MEDIA and file.is_file()
-    }
-    stray = sorted(found - set(expected) - set(also))
+    places = {pathlib.PurePosixPath(name).parent for name in expected}
+    found = {(place / name).as_posix() for place in places for name in media_in(folder / place)}
+    stray = sorted(found - set(expected))
     if stray:
         raise ValueError(
             f"{folder / stray[0]} is no sample of this benchmark, and its scorer would pass over "
@@ -151,6 +146,13 @@ def check_folder(
             f"{folder}: {len(missing)} of {len(expected)} samples are missing, the first is "
             f"{missing[0]!r}; scorers leave out what is missing, which raises a mean"
         )
+
+
+def media_in(folder: pathlib.Path) -> list[str]:
+    """Names of the images and clips in a folder, in order; none if it does not exist."""
+    if not folder.is_dir():
+        return []
+    return sorted(file.name for file in folder.iterdir() if file.suffix.lower() in MEDIA)
 
 
 def check_whole(found: int, all_of: int, what: str, where: object, partial: bool) -> list[str]:
