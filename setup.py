@@ -7,7 +7,18 @@ from setuptools import find_namespace_packages, find_packages, setup
 ROOT = pathlib.Path(__file__).parent
 # Each from requirements-NAME.txt. Not among them: packages that are only read
 # (requirements-photographs.txt), which are installed into a folder of their own.
-EXTRAS = ("gpu", "tpu", "aot", "ray", "tfds", "test", "perceptual", "scorers", "parquet", "questions")
+EXTRAS = (
+    "gpu",
+    "tpu",
+    "aot",
+    "ray",
+    "tfds",
+    "test",
+    "perceptual",
+    "scorers",
+    "parquet",
+    "questions",
+)
 # Installed inside the package: as top-level packages they could clash with others of that name.
 SHIPPED = {
     f"emu3_jax._shipped.{name}": name.replace(".", "/")
@@ -32,7 +43,8 @@ BASE = set(requirements("requirements.txt"))
 setup(
     packages=[*find_packages(str(ROOT), include=["emu3_jax*"]), *SHIPPED],
     package_dir=SHIPPED,
-    package_data={name: ["*"] for name in SHIPPED},
+    package_data={name: ["*"] for name in SHIPPED}
+    | {"emu3_jax.evaluate.tables": ["published/*.json"]},
     extras_require={
         extra: [r for r in requirements(f"requirements-{extra}.txt") if r not in BASE]
         for extra in EXTRAS
