@@ -11,13 +11,18 @@ Measures a language model or a vision tokenizer on held-out data. Evaluators:
                    needs --model --tokens
   questions        answers to questions of chats, beside chance, majority and nearest image
                    needs --model --tokens
+  answers          a benchmark of questions: POPE, MME, MMBench, …
+                   needs --model --vision_tokenizer --benchmark --data
+  drawings         a benchmark of prompts: GenEval, DPG-Bench, VBench, …
+                   needs --model --vision_tokenizer --benchmark, and --data where not shipped
   emoji_captions   do captions name the right person and the right tone of skin
                    needs --model --vision_tokenizer --data
   emoji_retrieval  are drawn images nearest to the real ones
                    needs --model --vision_tokenizer --data
 
-There are three ways to choose the evaluators:
+There are four ways to choose the evaluators:
   --evaluators=NAME,...   evaluators with their defaults
+  --benchmark=NAME        a published benchmark; docs/evaluation.md lists them
   --config=FILE.py        the entries of the config's `evaluation`; override any key with
                           --config.evaluation.0.KEY=VALUE, which `python -m emu3_jax.train --help`
                           lists
@@ -36,6 +41,8 @@ Examples:
   python -m emu3_jax.evaluate --evaluators=reconstruction,emoji_captions \\
     --model=runs/nano --vision_tokenizer=nano \\
     --data=runs/emoji --output=runs/nano/evaluation
+  python -m emu3_jax.evaluate --benchmark=pope --data=data/POPE --template=llava \\
+    --model=runs/chat --vision_tokenizer=nano --output=runs/chat/pope
   python -m emu3_jax.evaluate --model=runs/nano --output=runs/nano/evaluation
 """
 
@@ -69,6 +76,7 @@ VISION = command_line.define_path(
     "Vision tokenizer: run directory, weights, nano or photo.",
 )
 EVALUATORS = flags.DEFINE_list("evaluators", None, "Names, separated by commas; see above.")
+BENCHMARK = flags.DEFINE_string("benchmark", None, "Name of a published benchmark.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder for results.json, tables and images.")
 
 # Each flag sets the field of its name; without it, the evaluator's or the entry's value stays.
@@ -84,6 +92,14 @@ SETTINGS = (
         "min_pixels", None, "With --max_pixels: resize images and clips as tokenizing does."
     ),
     flags.DEFINE_integer("max_pixels", None, "Largest area of an image or a frame in pixels."),
+    flags.DEFINE_string("version", None, "Of a benchmark, such as a split."),
+    flags.DEFINE_string("template", None, "How a benchmark's questions are worded (llava)."),
+    flags.DEFINE_string("choose", None, "How options are chosen: letter (default) or likelihood."),
+    flags.DEFINE_string("judgements", None, "A judge's scores of a benchmark's answers."),
+    flags.DEFINE_list("size", None, "Height and width of drawn samples in pixels (720,720)."),
+    flags.DEFINE_string("results", None, "What a benchmark's own scorer wrote for the samples."),
+    flags.DEFINE_string("reference", None, "Folder of real images, for FID and CLIP-I."),
+    flags.DEFINE_bool("allow_partial", None, "Print figures of a part of a benchmark."),
     flags.DEFINE_integer(
         "candidates", None, "Images drawn for each one that the model itself selects (1)."
     ),
@@ -146,9 +162,14 @@ def main() -> None:
 
 def chosen_evaluators() -> tuple[tuple[Evaluator, ...], Callable[[int], str]]:
     """Returns (evaluators before flags, function: index → prefix of its keys in messages)."""
-    names, config = EVALUATORS.value, flags.FLAGS.config
-    if names and config is not None:
-        raise ValueError("--evaluators and --config both choose the evaluators; give one of them")
+    names, config, benchmark = EVALUATORS.value, flags.FLAGS.config, BENCHMARK.value
+    given = {"--evaluators": names, "--benchmark": benchmark, "--config": config}
+    chosen = [flag for flag, value in given.items() if value]
+    if len(chosen) > 1:
+        raise ValueError(f"{' and '.join(chosen)} both choose the evaluators; give one of them")
+    if benchmark:
+        entries = [{"benchmark": benchmark}]
+        return registry.make(entries, lambda _: f"--benchmark={benchmark}"), lambda _: "--"
     if names:
         for name in names:
             registry.evaluator_class(name)
@@ -181,6 +202,8 @@ def with_flags(evaluators: Sequence[Evaluator]) -> tuple[Evaluator, ...]:
     sampling = {flag.name: flag.value for flag in SAMPLING if flag.value is not None}
     if "splits" in settings:
         settings["splits"] = tuple(settings["splits"])
+    if "size" in settings:
+        settings["size"] = _whole_numbers("size", settings["size"])
     changed, taken = [], {_measured(one).name for one in evaluators}
     for one in evaluators:
         fields = {field.name for field in dataclasses.fields(one)}
@@ -201,6 +224,12 @@ def with_flags(evaluators: Sequence[Evaluator]) -> tuple[Evaluator, ...]:
     return tuple(changed)
 
 
+def _whole_numbers(name: str, texts: Sequence[str]) -> tuple[int, ...]:
+    if not all(text.strip().isdecimal() for text in texts):
+        raise ValueError(f"--{name} must be whole numbers, not {','.join(texts)!r}")
+    return tuple(map(int, texts))
+
+
 def load_subject(evaluators: Sequence[Evaluator]) -> Subject:
     """Loads the models that the evaluators measure from the paths of the flags."""
     models, label = {}, str(VISION.value)
@@ -213,7 +242,7 @@ def load_subject(evaluators: Sequence[Evaluator]) -> Subject:
         else:
             run = weights.open_run(MODEL.value, STEP.value)
             models[kind], label = run.trained_model(kind), run.label
-    return Subject(label, Progress(distributed.say), **models)
+    return Subject(label, Progress(distributed.say), OUTPUT.value, **models)
 
 
 def _measured(one: Evaluator) -> flags.FlagHolder:

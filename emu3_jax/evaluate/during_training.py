@@ -1,7 +1,8 @@
 """Evaluation at intervals during training: the evaluators of the command, on the current state.
 
 Numbers go to the run's metrics under `validation/`, images to WORKDIR/images/step_N/ and to
-TensorBoard. Missing data of an evaluator is an error before the first step.
+TensorBoard, what evaluators keep of each item to WORKDIR/evaluation/step_N/. Missing data of an
+evaluator is an error before the first step.
 """
 
 import os
@@ -21,6 +22,7 @@ from emu3_jax.train.run.metrics import MetricsWriter, read_metrics
 from emu3_jax.train.task import TrainState
 
 IMAGES_FOLDER = "images"
+EVALUATION_FOLDER = "evaluation"
 METRICS_PREFIX = "validation/"
 
 
@@ -59,8 +61,10 @@ class EvaluationCallback(Callback):
     def __call__(self, step: int, state: TrainState, writer: MetricsWriter) -> dict[str, float]:
         """Writes images and returns the metrics under METRICS_PREFIX."""
         subject = self._subject_of(state, f"{self._workdir} at step {step}")
+        of_step = f"step_{step:06d}"
+        subject.folder = self._workdir / EVALUATION_FOLDER / of_step
         results = run_all(subject, [self.evaluator])
-        folder = self._workdir / IMAGES_FOLDER / f"step_{step:06d}"
+        folder = self._workdir / IMAGES_FOLDER / of_step
         for name, result in results.items():
             for image, pixels in result.images.items():
                 if jax.process_index() == 0:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
+from etils import epath
 
 from emu3_jax.config import ConfigError
 from emu3_jax.data import media
@@ -40,10 +41,19 @@ class Subject:
       models: kind of model (`Task.kind`) → the model, as `Task.trained_model` returns it.
       label: where the weights came from; written into the results.
       progress: receives the progress of long work.
+      folder: of the results; evaluators whose work is long keep it there as they go. None if
+        nothing is kept.
     """
 
-    def __init__(self, label: str = "", progress: Progress | None = None, **models: Any):
+    def __init__(
+        self,
+        label: str = "",
+        progress: Progress | None = None,
+        folder: str | os.PathLike | None = None,
+        **models: Any,
+    ):
         self.label, self.progress = label, progress or Progress()
+        self.folder = None if folder is None else epath.Path(folder)
         self.models = {kind: model for kind, model in models.items() if model is not None}
 
     @property

@@ -1,8 +1,9 @@
 """Evaluators by name, and evaluators from entries. A new evaluator is a file and a line here.
 
 An entry is a mapping. Its key `evaluator` is a name below, or the import path of your own class,
-"module:Class". The other keys are fields of the class; missing ones keep their defaults.
-`config.evaluation` is a tuple of entries; the command takes the same entries.
+"module:Class"; an entry that names a `benchmark` may leave it out. The other keys are fields of the
+class; missing ones keep their defaults. `config.evaluation` is a tuple of entries; the command
+takes the same entries.
 """
 
 import dataclasses
@@ -10,6 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from emu3_jax.config import ConfigError, named, to_dataclass
+from emu3_jax.evaluate.benchmarks import registry as benchmarks
+from emu3_jax.evaluate.benchmarks.answers import Answers
+from emu3_jax.evaluate.benchmarks.drawings import Drawings
 from emu3_jax.evaluate.emoji.captions import EmojiCaptions
 from emu3_jax.evaluate.emoji.retrieval import EmojiRetrieval
 from emu3_jax.evaluate.evaluator import Evaluator
@@ -26,6 +30,8 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "frechet": FrechetDistance,
     "likelihood": Likelihood,
     "questions": Questions,
+    "answers": Answers,
+    "drawings": Drawings,
     "emoji_captions": EmojiCaptions,
     "emoji_retrieval": EmojiRetrieval,
 }
@@ -68,7 +74,19 @@ def make(
             raise ConfigError(f"{where}.evaluator: {error}") from error
         return to_dataclass(cls, values, where)
 
+    if not isinstance(entries, str) and isinstance(entries, Sequence):
+        entries = [_whole(entry, where(index)) for index, entry in enumerate(entries)]
     return named.make_entries("evaluation", "evaluator", entries, EVALUATORS, make_one, where)
+
+
+def _whole(entry: Any, where: str) -> Any:
+    """An entry with its `evaluator`, which a benchmark implies."""
+    if not isinstance(entry, Mapping) or "benchmark" not in entry or "evaluator" in entry:
+        return entry
+    try:
+        return {"evaluator": benchmarks.evaluator_of(entry), **entry}
+    except ConfigError as error:
+        raise ConfigError(f"{where}.benchmark: {error}") from error
 
 
 def resolved(evaluators: Sequence[Evaluator]) -> tuple[dict[str, Any], ...]:

@@ -75,11 +75,13 @@ def draw_images(
     captions: Sequence[Prompt],
     sizes: Sequence[tuple[int, int]],
     options: Options = Options(),
+    numbers: Sequence[int] | None = None,
 ) -> list[np.ndarray]:
     """As `text_to_image`, with a size (h, w) per image: codes int32 [h, w] each.
 
     Instead of a caption there may be segments, such as images to be edited and an instruction.
     Their unconditional branch has the images and clips, and the negative prompt for all texts.
+    `numbers` select the draws of each, whatever the list; None counts from `options.first`.
     """
 
     def prompt(before: Prompt, size: tuple[int, int]) -> np.ndarray:
@@ -88,7 +90,7 @@ def draw_images(
     def layout(size: tuple[int, int]) -> np.ndarray:
         return bundle.grammar.visual_layout("image", 1, *size)
 
-    return _visual(bundle, captions, sizes, prompt, layout, Image, options)
+    return _visual(bundle, captions, sizes, prompt, layout, Image, options, numbers)
 
 
 def text_to_video(
@@ -117,11 +119,12 @@ def draw_clips(
     fps: float,
     seconds: Mapping[int, float],
     options: Options = Options(),
+    numbers: Sequence[int] | None = None,
 ) -> list[np.ndarray]:
     """As `text_to_video`, with a size (t, h, w) per clip: codes int32 [t, h, w] each.
 
     `seconds[t]` is the duration of a clip of t latent frames. Instead of a caption there may be
-    segments, as in `draw_images`: the first image, or the clip to go on from.
+    segments, as in `draw_images`: the first image, or the clip to go on from. `numbers` as there.
     """
 
     def prompt(before: Prompt, size: tuple[int, int, int]) -> np.ndarray:
@@ -133,7 +136,7 @@ def draw_clips(
     def block(codes: np.ndarray) -> Video:
         return Video(codes, fps, seconds[len(codes)])
 
-    return _visual(bundle, captions, sizes, prompt, layout, block, options)
+    return _visual(bundle, captions, sizes, prompt, layout, block, options, numbers)
 
 
 def caption_images(
@@ -172,7 +175,7 @@ def caption_videos(
 
 
 def _visual(
-    bundle: Bundle, captions, sizes, prompt, layout, block, options: Options
+    bundle: Bundle, captions, sizes, prompt, layout, block, options: Options, numbers
 ) -> list[np.ndarray]:
     """Codes of each size, drawn after prompt(caption, size) under the constraints of layout(size).
 
@@ -191,12 +194,19 @@ def _visual(
     n = options.candidates
     if n > 1 and not all(isinstance(caption, str) for caption in captions):
         raise ValueError("Candidates are compared by captions; draw one after other segments.")
+    numbers = _numbers(numbers, captions, options)
     drawings = [pair for pair in zip(captions, sizes, strict=True) for _ in range(n)]
     requests = [
-        Request(prompt(c, size), negative(_media(c), size), layout(size), label=_named(c, size))
-        for c, size in drawings
+        Request(
+            prompt(c, size),
+            negative(_media(c), size),
+            layout(size),
+            number=numbers[at // n] * n + at % n,
+            label=_named(c, size),
+        )
+        for at, (c, size) in enumerate(drawings)
     ]
-    answers = _generate(bundle, requests, dataclasses.replace(options, first=options.first * n))
+    answers = _generate(bundle, requests, options)
     codes = [
         bundle.vocab.codes(answer[layout(size) < 0]).reshape(size)
         for answer, (_, size) in zip(answers, drawings, strict=True)
@@ -258,11 +268,13 @@ def continue_texts(
     options: Options,
     may_be_empty: bool,
     labels: Sequence[str],
+    numbers: Sequence[int] | None = None,
 ) -> list[str]:
     """The text that the model generates after each prompt int32 [P], without EOS.
 
     An answer has at most `options.max_new` tokens, fewer if the model's context ends before.
-    `labels` are what messages call the prompts.
+    `labels` are what messages call the prompts. `numbers` select their draws (`Request.number`);
+    None counts from `options.first`.
     """
 
     def longest(prompt: np.ndarray) -> int:
@@ -271,9 +283,10 @@ def continue_texts(
         # The last new token is not read. A prompt longer than the context is refused by the engine.
         return min(options.max_new, max(1, bundle.max_context + 1 - len(prompt)))
 
+    numbers = _numbers(numbers, prompts, options)
     requests = [
-        Request(prompt, max_new=longest(prompt), may_be_empty=may_be_empty, label=label)
-        for prompt, label in zip(prompts, labels, strict=True)
+        Request(p, max_new=longest(p), may_be_empty=may_be_empty, label=label, number=number)
+        for p, label, number in zip(prompts, labels, numbers, strict=True)
     ]
     tokenizer = bundle.grammar.tokenizer
     decoders = [StreamDecoder(tokenizer) for _ in prompts]
@@ -291,12 +304,14 @@ def continue_texts(
     return [decode(answer[bundle.vocab.is_text(answer)].tolist()) for answer in answers]
 
 
+def _numbers(numbers: Sequence[int] | None, prompts: Sequence, options: Options) -> Sequence[int]:
+    """The number of each request; they count from `options.first` if none are given."""
+    return range(options.first, options.first + len(prompts)) if numbers is None else numbers
+
+
 def _generate(
     bundle: Bundle, requests: list[Request], options: Options, stream=None
 ) -> list[np.ndarray]:
-    if options.first:
-        numbered = enumerate(requests, options.first)
-        requests = [dataclasses.replace(request, number=n) for n, request in numbered]
     return generate(
         bundle.model,
         bundle.variables["params"],

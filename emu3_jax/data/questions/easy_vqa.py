@@ -6,7 +6,8 @@
 4,000 images and 38,575 questions to train on, 1,000 and 9,673 to test; 64 x 64 pixels, 13 answers
 (github.com/vzhou842/easy-VQA, MIT licence). Writes train.jsonl (chats of one to eight turns),
 train_captions.jsonl ("red circle", for the training images whose answers tell both), test.jsonl
-(one question a row, with its kind) and the images.
+(one question a row, with its kind), test_questions.jsonl (the same as a question file in LLaVA's
+form, with answers: the benchmark `own_questions`) and the images.
 """
 
 import importlib.util
@@ -69,7 +70,7 @@ def write_questions(data: str | os.PathLike, output: str | os.PathLike) -> dict[
                     f"{data} is not the data of easy-vqa: it has no {split}/{file.name}"
                 )
             listed = json.loads(file.read_text(encoding="utf-8"))
-            rows, captions = [], []
+            rows, captions, questions = [], [], []
             for number, group in itertools.groupby(listed, key=lambda row: row[2]):
                 image = f"{split}/{number}.png"
                 write_atomically(
@@ -81,7 +82,9 @@ def write_questions(data: str | os.PathLike, output: str | os.PathLike) -> dict[
                     rows += chats(f"{split}-{number}", image, asked, random.Random(number), TURNS)
                 else:
                     rows += single(f"{split}-{number}", image, asked)
-            for name, lines in ((split, rows), (f"{split}_captions", captions)):
+                    questions += _question_file(f"{split}-{number}", image, asked)
+            files = {split: rows, f"{split}_captions": captions, f"{split}_questions": questions}
+            for name, lines in files.items():
                 if lines:
                     write_rows(building / f"{name}.jsonl", lines)
                     counts[name] = len(lines)
@@ -94,6 +97,14 @@ def _caption(key: str, image: str, asked: Sequence[Asked]) -> list[dict]:
     if not {"colour", "shape"} <= said.keys():
         return []
     return [{"id": key, "image": image, "text": f"{said['colour']} {said['shape']}"}]
+
+
+def _question_file(key: str, image: str, asked: Sequence[Asked]) -> list[dict]:
+    return [
+        {"question_id": f"{key}-{i}", "image": image, "text": one.question, "answer": one.answer,
+         "category": one.kind}
+        for i, one in enumerate(asked)
+    ]  # fmt: skip
 
 
 def _main() -> None:

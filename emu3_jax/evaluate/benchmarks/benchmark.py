@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 from emu3_jax.data.media import MediaSource
 
+# Raised when a rule or a template changes: answers and figures of both are not to be mixed.
+RULES_VERSION = 1
 # The names of rules: that of the benchmark's authors, and those of the two harnesses.
 OFFICIAL, LMMS_EVAL, VLMEVALKIT = "official", "lmms_eval", "vlmevalkit"
 

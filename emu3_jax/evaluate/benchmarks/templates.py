@@ -33,8 +33,11 @@ class Template:
     of_benchmark: Mapping[str, Mapping[Kind, str]] = dataclasses.field(default_factory=dict)
     removed: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
-    def text(self, question: Question, benchmark: str) -> str:
-        """The text of a question of a benchmark; marks of images are left as they are."""
+    def text(self, question: Question, benchmark: str, kind: Kind | None = None) -> str:
+        """The text of a question of a benchmark; marks of images are left as they are.
+
+        `kind` asks for another kind of answer: "long" is the question without options.
+        """
         asked = question.text.removesuffix(self.removed.get(benchmark, ""))
         options = "".join(
             self.option.format(letter=letter, text=text)
@@ -42,7 +45,7 @@ class Template:
         )
         hint = self.hint.format(hint=question.hint) if question.hint else ""
         texts = self.of_kind | self.of_benchmark.get(benchmark, {})
-        return texts[question.kind].format(hint=hint, question=asked, options=options)
+        return texts[kind or question.kind].format(hint=hint, question=asked, options=options)
 
 
 _PLAIN = "{hint}{question}"

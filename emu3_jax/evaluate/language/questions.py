@@ -187,8 +187,11 @@ class Known:
 
     def __init__(self, turns, tokenizer: tuple[Any, Any] | None, batch_size: int):
         self._tokenizer, self._batch_size = tokenizer, batch_size
-        self._by_question: dict[str, list[tuple[str, bytes | None]]] = collections.defaultdict(list)
-        self._images: dict[bytes, np.ndarray] = {}
+        self._by_question: dict[str, list[tuple[str, int | None]]] = collections.defaultdict(list)
+        # Number of each different image; codes of those not decoded yet, features of the others.
+        self._images: dict[bytes, int] = {}
+        self._codes: list[np.ndarray] = []
+        self._space: list[np.ndarray] = []
         for question, answer, codes in turns:
             self._by_question[question].append((_plain(answer), self._remember(codes)))
         self._all = [one for group in self._by_question.values() for one in group]
@@ -206,7 +209,7 @@ class Known:
             columns["nearest"] = self._nearest(cases, groups)
         return columns
 
-    def _groups(self, cases: Sequence[Case]) -> list[list[tuple[str, bytes | None]]]:
+    def _groups(self, cases: Sequence[Case]) -> list[list[tuple[str, int | None]]]:
         """Training answers to the same question, else to questions of the kind, else to all."""
         questions = collections.defaultdict(set)
         for case in cases:
@@ -219,25 +222,30 @@ class Known:
 
     def _nearest(self, cases, groups) -> list[float]:
         asked = [self._remember(case.codes) for case in cases]
-        order = {key: i for i, key in enumerate(self._images)}
-        pixels = vision_codec.decode(self._tokenizer, list(self._images.values()), self._batch_size)
-        space = features(pixels) if pixels else np.zeros((0, 1))
+        if self._codes:
+            pixels = vision_codec.decode(self._tokenizer, self._codes, self._batch_size)
+            self._space += list(features(pixels))
+            self._codes = []
         right = []
-        for case, key, group in zip(cases, asked, groups, strict=True):
-            shown = [(answer, order[k]) for answer, k in group if k is not None]
-            if key is None or not shown:
+        for case, image, group in zip(cases, asked, groups, strict=True):
+            shown = [(answer, other) for answer, other in group if other is not None]
+            if image is None or not shown:
                 right.append(False)
                 continue
-            distance = np.sum((space[[i for _, i in shown]] - space[order[key]]) ** 2, axis=1)
+            others = np.stack([self._space[other] for _, other in shown])
+            distance = np.sum((others - self._space[image]) ** 2, axis=1)
             right.append(shown[int(np.argmin(distance))][0] == _plain(case.truth))
         return right
 
-    def _remember(self, codes: np.ndarray | None) -> bytes | None:
+    def _remember(self, codes: np.ndarray | None) -> int | None:
+        """The number of an image."""
         if codes is None:
             return None
         key = repr(codes.shape).encode() + codes.tobytes()
-        self._images.setdefault(key, codes)
-        return key
+        if key not in self._images:
+            self._images[key] = len(self._images)
+            self._codes.append(codes)
+        return self._images[key]
 
 
 def _plain(text: str) -> str:

@@ -155,7 +155,7 @@ class FrechetDistance(SplitEvaluator, VisionEvaluator):
                     sides = self._statistics(network, originals, rebuilt, subject.progress)
                     metrics[metric] = frechet.distance(*sides)
                     metrics[f"{metric}_count"] = sides[0].count
-                    notes += _doubts(metric, sides[0])
+                    notes += doubts(metric, sides[0])
         if clips[0] and self.i3d and min(map(len, clips[0])) < FVD_FRAMES:
             notes.append(
                 f"rfvd: clips below {FVD_FRAMES} frames were played forwards and backwards"
@@ -175,7 +175,7 @@ class FrechetDistance(SplitEvaluator, VisionEvaluator):
 
         def statistics(images):
             done = progress.counter(f"features for {network.metric}", len(images))
-            return Statistics.streamed(_features(network, images, self.batch_size, done))
+            return Statistics.streamed(features_of(network, images, self.batch_size, done))
 
         if not self.cache:
             return statistics(originals), statistics(rebuilt)
@@ -191,7 +191,7 @@ class FrechetDistance(SplitEvaluator, VisionEvaluator):
         return known, statistics(rebuilt)
 
 
-def _features(
+def features_of(
     network: Network, images: Sequence[np.ndarray], rows: int, done: Callable[[int], None]
 ) -> Iterator[np.ndarray]:
     """Yields float [n, D], the features of some images or clips, in any order, up to the last."""
@@ -247,7 +247,8 @@ def _long_enough(clips: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [clip if len(clip) >= FVD_FRAMES else of_length(clip, FVD_FRAMES) for clip in clips]
 
 
-def _doubts(metric: str, side: Statistics) -> list[str]:
+def doubts(metric: str, side: Statistics) -> list[str]:
+    """A note if there are too few samples for the distance's size to mean something."""
     if side.enough:
         return []
     return [

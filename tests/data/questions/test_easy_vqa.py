@@ -26,7 +26,7 @@ def test_train_becomes_chats_and_test_single_questions(tmp_path):
     write_package(tmp_path / "data")
     counts = easy_vqa.write_questions(tmp_path / "data", tmp_path / "out")
     train, test = (rows_of(tmp_path / "out" / f"{split}.jsonl") for split in ("train", "test"))
-    assert counts == {"train": len(train), "train_captions": 1, "test": 4}
+    assert counts == {"train": len(train), "train_captions": 1, "test": 4, "test_questions": 4}
     # Only the first image's answers tell both its colour and its shape.
     assert rows_of(tmp_path / "out/train_captions.jsonl") == [
         {"id": "train-0", "image": "train/0.png", "text": "red circle"}

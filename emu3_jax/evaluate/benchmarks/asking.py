@@ -1,0 +1,122 @@
+"""From a question to what the model reads, and from there to its answers.
+
+Prompts follow the released chat form (`sequence.chat`): "{system} USER: {images}{text}.
+ASSISTANT:", with the template's own period, so a period at the end of the text is taken away.
+"""
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from emu3_jax.evaluate.benchmarks.benchmark import Question
+from emu3_jax.evaluate.progress import Progress
+from emu3_jax.generate import modalities, scoring
+from emu3_jax.interop.bundle import Bundle
+from emu3_jax.sequence import Document, Image, Segment, Text, Turn
+from emu3_jax.sequence.chat import prompt_segments
+
+# Where an image belongs in a text; numbers begin with 1, as MMMU has them.
+MARK = re.compile(r"<image (\d+)>")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Asked:
+    """A question as the model reads it.
+
+    Attributes:
+      segments: the prompt up to the answer.
+      shown: the same as text, an image as <image 32x48> with its size in codes.
+      ids: int32 [P], its tokens.
+    """
+
+    segments: tuple[Segment, ...]
+    shown: str
+    ids: np.ndarray
+
+
+def ask(bundle: Bundle, text: str, codes: Sequence[np.ndarray]) -> Asked:
+    """Makes the prompt of one question.
+
+    Args:
+      bundle: the model.
+      text: what a template made; "<image 2>" stands where the second image belongs, and images
+        without a mark come before the text.
+      codes: of each image, int32 [h, w].
+
+    Raises:
+      ValueError: a mark of an image that there is not.
+    """
+    blocks = [Image(one) for one in codes]
+    pieces = MARK.split(text.removesuffix("."))  # text, number, text, number, …, text
+    parts: list[str | Image] = []
+    used = set()
+    for at, piece in enumerate(pieces):
+        if at % 2 == 0:
+            parts.append(piece)
+            continue
+        if not 1 <= int(piece) <= len(blocks):
+            raise ValueError(f"the text names <image {piece}>, and there are {len(blocks)} images")
+        used.add(int(piece) - 1)
+        parts.append(blocks[int(piece) - 1])
+    before = [block for at, block in enumerate(blocks) if at not in used]
+    segments = tuple(prompt_segments([Turn((*before, *parts))]))
+    return Asked(segments, "".join(map(_shown, segments)), bundle.grammar.prompt(segments))
+
+
+def answer(
+    bundle: Bundle,
+    asked: Sequence[Asked],
+    options: modalities.Options,
+    labels: Sequence[str],
+    numbers: Sequence[int],
+) -> list[str]:
+    """The text that the model generates after each prompt; `numbers` select the draws."""
+    prompts = [one.ids for one in asked]
+    return modalities.continue_texts(bundle, prompts, options, True, labels, numbers)
+
+
+def option_likelihoods(
+    bundle: Bundle,
+    asked: Sequence[Asked],
+    questions: Sequence[Question],
+    batch_size: int,
+    progress: Progress,
+) -> list[dict[str, float]]:
+    """Log-likelihood per token of each option's text, with EOS, as the answer to each prompt.
+
+    Raises:
+      ValueError: a question has no options, or a prompt does not fit into the model's context.
+    """
+    documents: dict[tuple[int, str], list] = {}
+    for index, (prompt, question) in enumerate(zip(asked, questions, strict=True)):
+        if not question.options:
+            raise ValueError(f"question {question.id} has no options to choose from by likelihood")
+        for letter, text in question.options.items():
+            whole = bundle.grammar.build(Document((*prompt.segments, Text(text))))
+            if bundle.max_context is not None and len(whole) - 1 > bundle.max_context:
+                raise ValueError(
+                    f"question {question.id} has {len(whole)} tokens with option {letter}, more "
+                    f"than the context of {bundle.max_context}"
+                )
+            documents[index, letter] = [whole]
+    fitted = scoring.fit(documents, bundle.max_context)
+    counter = progress.counter("tokens of options", fitted.targets)
+    tally = scoring.score(bundle, fitted, batch_size, counter)
+    means = -tally.nll.sum(axis=1) / tally.count.sum(axis=1)
+    likelihoods: list[dict[str, float]] = [{} for _ in asked]
+    for (index, letter), mean in zip(tally.tasks, means, strict=True):
+        likelihoods[index][letter] = float(mean)
+    return likelihoods
+
+
+def likeliest(likelihoods: Mapping[str, float]) -> str:
+    """The letter of the largest likelihood; the first of equal ones."""
+    return max(likelihoods, key=lambda letter: likelihoods[letter])
+
+
+def _shown(segment: Segment) -> str:
+    if isinstance(segment, Text):
+        return segment.text
+    return f"<image {'x'.join(map(str, segment.codes.shape))}>"
