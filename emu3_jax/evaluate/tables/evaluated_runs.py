@@ -11,10 +11,9 @@ from emu3_jax.evaluate.benchmarks import reading
 from emu3_jax.evaluate.evaluator import RESULTS_FILE, read_document
 from emu3_jax.files import read_json
 
-# Fields of an entry that say nothing of how a model was asked.
-PLUMBING = ("evaluator", "name", "benchmark", "every", "limit", "batch_size", "data")
-# Fields of a run's settings that are printed in other words.
-COUNTS = ("questions", "answered")
+# Conditions of a run that are printed in other words, or that tell a reader nothing.
+UNPRINTED = ("benchmark", "questions", "data")
+DRAWINGS = "drawings"  # the evaluator that makes images and clips
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +40,9 @@ class Scored:
       benchmark: name of the benchmark.
       metrics: name → number, None for one that is not finite.
       settings: how the model was asked: template, version, sampling and so on.
-      questions, answered: their numbers; None if images or clips were made.
-      items: None if images or clips were made.
+      unit: "questions", or "prompts" if images or clips were made.
+      total, done: numbers of questions or prompts.
+      items: scores of the questions; None if images or clips were made.
       notes: sentences about the metrics.
     """
 
@@ -50,8 +50,9 @@ class Scored:
     benchmark: str
     metrics: Mapping[str, float | None]
     settings: Mapping[str, Any]
-    questions: int | None
-    answered: int | None
+    unit: str
+    total: int
+    done: int
     items: Items | None
     notes: Sequence[str]
 
@@ -61,8 +62,8 @@ class Scored:
 
     @property
     def partial(self) -> bool:
-        """Whether questions are missing."""
-        return self.answered != self.questions
+        """Whether questions or prompts are missing."""
+        return self.done != self.total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,23 +125,26 @@ def _rows(folder: pathlib.Path) -> list[Row]:
 
 
 def _scored(folder: pathlib.Path, entry: Mapping[str, Any], result: Mapping[str, Any]) -> Scored:
-    name, benchmark = entry["name"], entry["benchmark"]
+    name, benchmark, metrics = entry["name"], entry["benchmark"], result["metrics"]
     path = folder / f"{name}_run.json"
-    settings = read_json(path) if entry["evaluator"] == "answers" or path.is_file() else entry
-    if settings.get("benchmark") != benchmark:
+    conditions = read_json(path)
+    if conditions.get("benchmark") != benchmark:
         raise ValueError(
-            f"{path} is of the benchmark {settings.get('benchmark')!r}, but {RESULTS_FILE} "
+            f"{path} is of the benchmark {conditions.get('benchmark')!r}, but {RESULTS_FILE} "
             f"says that {name} is of {benchmark!r}"
         )
-    questions = answered = items = None
-    if entry["evaluator"] == "answers":
-        questions, answered = reading.fields(str(path), settings, questions=int, answered=int)
-        items = _items(folder / f"{name}_items.jsonl", answered)
-    kept = {key: value for key, value in settings.items() if key not in (*PLUMBING, *COUNTS)}
-    return Scored(
-        name, benchmark, result["metrics"], kept, questions, answered, items,
-        result.get("notes", ()),
-    )  # fmt: skip
+    settings = {key: value for key, value in conditions.items() if key not in UNPRINTED}
+    where, path = f"{folder / RESULTS_FILE}, {name}", folder / f"{name}_items.jsonl"
+    if entry["evaluator"] == DRAWINGS:
+        (total,) = reading.fields(where, metrics, prompts=float)
+        lines = reading.json_lines(path)
+        drawn = {reading.fields(at, line, prompt_id=str)[0] for at, line in lines}
+        counts, items = ("prompts", int(total), len(drawn)), None
+    else:
+        total, done = reading.fields(where, metrics, questions=float, answered=float)
+        counts, items = ("questions", int(total), int(done)), _items(path, int(done))
+    notes = result.get("notes", ())
+    return Scored(name, benchmark, metrics, settings, *counts, items, notes)
 
 
 def _items(path: pathlib.Path, answered: int) -> Items:

@@ -141,20 +141,29 @@ def protocol(row: Row, columns: Sequence[Column]) -> str:
         if scored is None:
             continue
         figures = [column.figure for column in columns if column.benchmark == name]
-        rules = dict.fromkeys(map(rule_of, figures))
-        rule = f"rule {', '.join(rules)}; " if scored.items else ""
-        count = "" if scored.questions is None else f" ({scored.questions:,} questions)"
-        by_settings.setdefault(rule + _settings(scored.settings), []).append(name + count)
+        rules = tuple(dict.fromkeys(map(rule_of, figures))) if scored.items else ()
+        settings = "".join(f"rule {rule}; " for rule in rules) + _settings(scored.settings)
+        by_settings.setdefault(settings, []).append(f"{name} ({scored.total:,} {scored.unit})")
         if scored.partial:
             sentences.append(
-                f"{name} is not whole: {scored.answered:,} of {scored.questions:,} questions."
+                f"{name} is not whole: {scored.done:,} of {scored.total:,} {scored.unit}."
             )
         lacking = [figure for figure in figures if scored.value(figure) is None]
         if lacking:
             sentences.append(f"{name}: results.json has no {', '.join(lacking)}.")
-        sentences += [f"{name}: {note}." for note in (n.rstrip(".") for n in scored.notes)]
+        sentences += [f"{name}: {note}." for note in _notes(scored, rules)]
     how = [f"{', '.join(names)}: {settings}." for settings, names in by_settings.items()]
     return " ".join([f"{row.label}, weights of {row.subject}.", *how, *sentences])
+
+
+def _notes(scored: Scored, rules: Sequence[str]) -> list[str]:
+    """Notes on the figures; of a benchmark of questions those of these rules alone."""
+    notes = [note.rstrip(".") for note in scored.notes]
+    if not scored.items:
+        return notes
+    return [
+        note.removeprefix(f"{r}: ") for r in rules for note in notes if note.startswith(f"{r}: ")
+    ]
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
@@ -183,7 +192,7 @@ def _cell(scored: Scored | None, column: Column) -> Cell:
     found = interval(scored, column.figure)
     details = [f"[{text(found.low)}, {text(found.high)}]"] if found else []
     if scored.partial:
-        details.append(f"of {scored.answered:,} items")
+        details.append(f"of {scored.done:,} {scored.unit}")
     return Cell(text(value), detail=" ".join(details), strong=True)
 
 

@@ -21,28 +21,33 @@ def items_of(scores):
     ]  # fmt: skip
 
 
-def write_run(folder, benchmarks, drawings=None, **settings):
+def write_run(folder, benchmarks, drawings=None, total=None, **settings):
     """A folder as the evaluate command writes it.
 
     Args:
       folder: the folder.
       benchmarks: name of an entry → (benchmark, metrics, items).
       drawings: benchmark → metrics.
-      **settings: of every benchmark of questions.
+      total: number of questions or prompts, if some are missing.
+      **settings: conditions of every benchmark.
     """
     folder.mkdir(parents=True)
     entries, results = [], {}
-    for name, (benchmark, metrics, items) in benchmarks.items():
-        entries.append({"evaluator": "answers", "benchmark": benchmark, "name": name})
-        results[name] = {"metrics": metrics, "notes": []}
-        run = {"benchmark": benchmark, "version": "", "template": "llava", "sampling": SAMPLING,
-               "weights": "ab12", "questions": len(items), "answered": len(items)}  # fmt: skip
-        (folder / f"{name}_run.json").write_text(json.dumps(run | settings))
+
+    def add(evaluator, name, benchmark, metrics, items):
+        entries.append({"evaluator": evaluator, "benchmark": benchmark, "name": name})
+        results[name] = {"metrics": metrics, "notes": ["official: to the letter.", "other: no."]}
+        run = {"benchmark": benchmark, "version": "", "template": "llava", "sampling": SAMPLING}
+        (folder / f"{name}_run.json").write_text(json.dumps(run | {"data": "cd34"} | settings))
         lines = [json.dumps(item) + "\n" for item in items]
         (folder / f"{name}_items.jsonl").write_text("".join(lines))
+
+    for name, (benchmark, metrics, items) in benchmarks.items():
+        counts = {"questions": float(total or len(items)), "answered": float(len(items))}
+        add("answers", name, benchmark, metrics | counts, items)
     for benchmark, metrics in (drawings or {}).items():
-        entries.append({"evaluator": "drawings", "benchmark": benchmark, "name": benchmark})
-        results[benchmark] = {"metrics": metrics, "notes": ["scored by its own program."]}
+        samples = [{"id": str(number), "prompt_id": str(number // 4)} for number in range(8)]
+        add("drawings", benchmark, benchmark, metrics | {"prompts": float(total or 2)}, samples)
     document = {"subject": {"label": "nano, step 7"}, "evaluation": entries, "results": results}
     (folder / "results.json").write_text(json.dumps(document))
     return folder
@@ -82,13 +87,14 @@ def test_markdown_has_all_systems_and_a_row_for_each_run(runs, tmp_path):
             assert f"| {row.system} | " in text
     understanding = section(text, "Understanding")
     assert "78.5<sup>\\*</sup>" in understanding and "first\\_run" in understanding
-    assert re.search(r"second\*\* \| – .*\*\*75.0\*\* \\\[6\d.\d, 8\d.\d\]", understanding)
+    assert re.search(r"second\*\* \| – .*\*\*75.0\*\* \\\[6\d.\d, 8\d.\d\\\]", understanding)
     assert "gqa (40 questions): rule official; template llava; sampling (temperature 0.0, max " in (
         understanding
     )
     drawing = section(text, "Drawing: GenEval by task")
     assert "**0.44** | – | –" in drawing and "first" not in drawing
-    assert "geneval: scored by its own program." in drawing
+    assert "geneval: official: to the letter. geneval: other: no." in drawing
+    assert "gqa: to the letter." in understanding and "no." not in understanding
 
 
 def test_runs_are_compared_item_by_item(runs, tmp_path):
@@ -157,10 +163,10 @@ def test_latex_is_escaped_and_balanced(runs, tmp_path):
 def test_an_incomplete_set_says_so(tmp_path):
     items = items_of([1.0, 0.0, 1.0, 1.0])
     run = write_run(
-        tmp_path / "run", {"gqa": ("gqa", {"official/accuracy": 75.0}, items)}, questions=12578
+        tmp_path / "run", {"gqa": ("gqa", {"official/accuracy": 75.0}, items)}, total=12578
     )
     text = build([run], tmp_path / "tables.md")
-    assert "**75.0** \\[25.0, 100.0\\] of 4 items" in text
+    assert "**75.0** \\[25.0, 100.0\\] of 4 questions" in text
     assert "gqa is not whole: 4 of 12,578 questions." in text
 
 
@@ -205,6 +211,12 @@ def refused(capsys, runs, output):
     assert stop.value.code == 2 and not output.exists()
     (line,) = capsys.readouterr().err.strip().split("\n")
     return line
+
+
+def state_answered(run, number):
+    document = json.loads((run / "results.json").read_text())
+    document["results"]["gqa"]["metrics"]["answered"] = number and float(number)
+    (run / "results.json").write_text(json.dumps(document))
 
 
 @pytest.mark.parametrize("name", ["tables.pdf", "tables"])
@@ -252,20 +264,24 @@ def test_items_that_differ(runs, tmp_path, capsys, change, message):
     path = runs[1] / "gqa_items.jsonl"
     items = change([json.loads(line) for line in path.read_text().splitlines()])
     path.write_text("".join(json.dumps(item) + "\n" for item in items))
-    run = json.loads((runs[1] / "gqa_run.json").read_text()) | {"answered": len(items)}
-    (runs[1] / "gqa_run.json").write_text(json.dumps(run))
+    state_answered(runs[1], len(items))
     assert message in refused(capsys, runs, tmp_path / "t.md")
 
 
 def test_files_that_do_not_belong_together(runs, tmp_path, capsys):
-    path = runs[0] / "gqa_run.json"
-    run = json.loads(path.read_text())
-    for changed, message in (
-        (run | {"answered": 39}, "gqa_items.jsonl has 40 items, expected the 39 answered ones"),
-        (run | {"benchmark": "pope"}, "gqa_run.json is of the benchmark 'pope', but"),
-        ({"benchmark": "gqa"}, "gqa_run.json: the field 'questions' is missing"),
-    ):
-        path.write_text(json.dumps(changed))
-        assert message in refused(capsys, runs, tmp_path / "t.md")
-    path.unlink()
+    state_answered(runs[0], 39)
+    message = "gqa_items.jsonl has 40 items, expected the 39 answered ones"
+    assert message in refused(capsys, runs, tmp_path / "t.md")
+    state_answered(runs[0], None)
+    message = "results.json, gqa: answered is None, expected a number"
+    assert message in refused(capsys, runs, tmp_path / "t.md")
+    (runs[0] / "gqa_run.json").write_text('{"benchmark": "pope"}')
+    message = "gqa_run.json is of the benchmark 'pope', but"
+    assert message in refused(capsys, runs, tmp_path / "t.md")
+    (runs[0] / "gqa_run.json").unlink()
     assert "gqa_run.json cannot be read" in refused(capsys, runs, tmp_path / "t.md")
+
+
+def test_a_missing_file_of_items(runs, tmp_path, capsys):
+    (runs[0] / "gqa_items.jsonl").unlink()
+    assert "gqa_items.jsonl does not exist" in refused(capsys, runs, tmp_path / "t.md")
