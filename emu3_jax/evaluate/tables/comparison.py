@@ -101,6 +101,6 @@ def _numbers(found: tuple[float, float, Difference] | None) -> list[Cell]:
         Cell(f"{difference.items:,}"),
         Cell(f"{100 * first:.1f}"),
         Cell(f"{100 * second:.1f}"),
-        Cell(f"{100 * difference.mean:+.1f}", detail=bounds, strong=True),
+        Cell(f"{100 * difference.mean:+.1f}", details=(bounds,), strong=True),
         Cell(f"{difference.p:.4f}" if difference.p >= 0.0001 else "< 0.0001"),
     ]

@@ -12,12 +12,14 @@ SUMMARY = (
     "The tables of the Emu3 paper (arXiv 2409.18869v1) with rows of our own runs. Every row states "
     "its source; figures are comparable only where prompts, rules and sampling are the same."
 )
+# In braces, [ is not read as the argument of the line break before it.
 LATEX_SPECIAL = {
     "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
-    "<": "$<$", ">": "$>$", "→": r"$\rightarrow$", "α": r"$\alpha$", "Σ": r"$\Sigma$",
+    "[": "{[}", "<": "$<$", ">": "$>$", "→": r"$\rightarrow$", "α": r"$\alpha$", "Σ": r"$\Sigma$",
     "†": r"\dag{}", "‡": r"\ddag{}", "§": r"\S{}", "¶": r"\P{}", "–": "--",
 }  # fmt: skip
+ROOMY = 10  # columns of a page without small print
 LATEX_HEAD = "% Needs \\usepackage{booktabs,graphicx}.\n"
 
 
@@ -30,11 +32,12 @@ def as_html(sheets: Sequence[Sheet]) -> str:
             rows += [[html.escape(heading)]] * bool(heading)
             rows += [[_html_cell(cell) for cell in line] for line in lines]
         notes = "".join(
-            f'<p class="soft">{f"<sup>{html.escape(mark)}</sup> " * bool(mark)}'
-            f"{html.escape(text)}</p>"
+            f"<p>{f'<sup>{html.escape(mark)}</sup>' * bool(mark)}{html.escape(text)}</p>"
             for mark, text in sheet.notes
         )
-        table = f'<div class="wrapped">{page.table(sheet.columns, rows)}</div>' if rows else ""
+        style = "wrapped dense" if len(sheet.columns) > ROOMY else "wrapped"
+        table = f'<div class="{style}">{page.table(sheet.columns, rows)}</div>' if rows else ""
+        notes = f'<div class="notes">{notes}</div>'
         sections.append(page.section(sheet.anchor, sheet.title, sheet.lead, table, notes))
     links = [(sheet.anchor, sheet.title) for sheet in sheets]
     top = page.head(TITLE, SUMMARY, links)
@@ -45,9 +48,7 @@ def _html_cell(cell: Cell) -> str:
     text = html.escape(cell.text)
     text = f"<b>{text}</b>" if cell.strong else text
     text += f"<sup>{html.escape(cell.marks)}</sup>" if cell.marks else ""
-    return (
-        f'{text}<br><small class="soft">{html.escape(cell.detail)}</small>' if cell.detail else text
-    )
+    return text + "".join(f"<br><small>{html.escape(detail)}</small>" for detail in cell.details)
 
 
 def as_markdown(sheets: Sequence[Sheet]) -> str:
@@ -71,7 +72,7 @@ def _markdown_cell(cell: Cell) -> str:
     text = markdown_tables.escaped(cell.text)
     text = f"**{text}**" if cell.strong else text
     text += f"<sup>{markdown_tables.escaped(cell.marks)}</sup>" if cell.marks else ""
-    return f"{text} {markdown_tables.escaped(cell.detail)}" if cell.detail else text
+    return " ".join([text, *map(markdown_tables.escaped, cell.details)])
 
 
 def as_latex(sheets: Sequence[Sheet]) -> str:
@@ -111,8 +112,7 @@ def _latex_row(cells) -> str:
 def _latex_cell(cell: Cell) -> str:
     text = f"\\textbf{{{_tex(cell.text)}}}" if cell.strong else _tex(cell.text)
     text += f"\\textsuperscript{{{_tex(cell.marks)}}}" if cell.marks else ""
-    # Braces: a row that begins with [ would be read as the length after the line break before it.
-    return f"{text} {{\\scriptsize {_tex(cell.detail)}}}" if cell.detail else f"{{}}{text}"
+    return " ".join([text, *(f"{{\\scriptsize {_tex(one)}}}" for one in cell.details)])
 
 
 def _tex(text: str) -> str:

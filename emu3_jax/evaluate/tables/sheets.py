@@ -27,13 +27,13 @@ class Cell:
     Attributes:
       text: plain text.
       marks: of footnotes.
-      detail: less important text after it.
+      details: less important texts after it.
       strong: stands out.
     """
 
     text: str
     marks: str = ""
-    detail: str = ""
+    details: tuple[str, ...] = ()
     strong: bool = False
 
 
@@ -71,7 +71,7 @@ def paper_sheet(table: PaperTable, rows: Sequence[Row]) -> Sheet:
         cells = [_cell(row.scored.get(column.benchmark), column) for column in columns]
         ours.append([Cell(row.label, strong=True), *cells, Cell(letter)])
         notes.append((letter, protocol(row, columns)))
-    if any(cell.detail.startswith("[") for cells in ours for cell in cells):
+    if any(text.startswith("[") for line in ours for cell in line for text in cell.details):
         notes.append(("", INTERVAL_NOTE))
     groups = [("Published", published)] + ([("These runs", ours)] if ours else [])
     notes = [*table.sources.items(), *table.marks.items(), *notes]
@@ -193,7 +193,7 @@ def _cell(scored: Scored | None, column: Column) -> Cell:
     details = [f"[{text(found.low)}, {text(found.high)}]"] if found else []
     if scored.partial:
         details.append(f"of {scored.done:,} {scored.unit}")
-    return Cell(text(value), detail=" ".join(details), strong=True)
+    return Cell(text(value), details=tuple(details), strong=True)
 
 
 def _letters() -> Iterator[str]:

@@ -151,6 +151,7 @@ def test_latex_is_escaped_and_balanced(runs, tmp_path):
     assert (
         text.count(r"\begin{tabular}") == text.count(r"\toprule") == text.count(r"\bottomrule") == 7
     )
+    assert r"\textbf{75.0} {\scriptsize {[}6" in text
     plain = re.sub(r"\\[{}]", "", text)
     assert plain.count("{") == plain.count("}")
     assert text.isascii()
