@@ -167,12 +167,16 @@ def _notes(scored: Scored, rules: Sequence[str]) -> list[str]:
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
+    """The settings in words, without those that are off or empty."""
     texts = []
     for key, value in settings.items():
-        if isinstance(value, Mapping):
-            texts.append(f"{key} ({_settings(value).replace('; ', ', ')})")
-        elif value not in ("", None, [], ()):
-            texts.append(f"{key.replace('_', ' ')} {value}")
+        words = key.replace("_", " ")
+        if value is True or value is False:
+            texts += [words] * value
+        elif isinstance(value, Mapping) and value:
+            texts.append(f"{words} ({_settings(value).replace('; ', ', ')})")
+        elif value not in ("", None, [], {}):
+            texts.append(f"{words} {value}")
     return "; ".join(texts)
 
 

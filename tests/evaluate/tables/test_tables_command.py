@@ -5,11 +5,14 @@ import json
 import re
 
 import pytest
+from etils import epath
 
+from emu3_jax.evaluate import evaluator
+from emu3_jax.evaluate.benchmarks.item_file import ItemFile
 from emu3_jax.evaluate.tables import __main__ as command
 from emu3_jax.evaluate.tables import paper_tables
 
-SAMPLING = {"temperature": 0.0, "max_new": 32}
+SAMPLING = {"temperature": 0.0, "whole_vocabulary": False, "max_new": 32}
 
 
 def items_of(scores):
@@ -31,34 +34,29 @@ def write_run(folder, benchmarks, drawings=None, total=None, **settings):
       total: number of questions or prompts, if some are missing.
       **settings: conditions of every benchmark.
     """
-    folder.mkdir(parents=True)
     entries, results = [], {}
 
-    def add(evaluator, name, benchmark, metrics, items):
-        entries.append({"evaluator": evaluator, "benchmark": benchmark, "name": name})
-        results[name] = {"metrics": metrics, "notes": ["official: to the letter.", "other: no."]}
+    def add(kind, name, benchmark, metrics, items):
+        entries.append({"evaluator": kind, "benchmark": benchmark, "name": name})
+        results[name] = evaluator.Result(metrics, notes=["official: to the letter.", "other: no."])
         run = {"benchmark": benchmark, "version": "", "template": "llava", "sampling": SAMPLING}
-        (folder / f"{name}_run.json").write_text(json.dumps(run | {"data": "cd34"} | settings))
-        lines = [json.dumps(item) + "\n" for item in items]
-        (folder / f"{name}_items.jsonl").write_text("".join(lines))
+        file = ItemFile(epath.Path(folder), name, run | {"data": "cd34", "media": {}} | settings)
+        file.add(items)
+        file.finish(items)
 
+    folder.mkdir(parents=True)
     for name, (benchmark, metrics, items) in benchmarks.items():
-        counts = {"questions": float(total or len(items)), "answered": float(len(items))}
+        counts = {"questions": total or len(items), "answered": len(items)}
         add("answers", name, benchmark, metrics | counts, items)
     for benchmark, metrics in (drawings or {}).items():
         samples = [{"id": str(number), "prompt_id": str(number // 4)} for number in range(8)]
-        add("drawings", benchmark, benchmark, metrics | {"prompts": float(total or 2)}, samples)
-    document = {"subject": {"label": "nano, step 7"}, "evaluation": entries, "results": results}
-    (folder / "results.json").write_text(json.dumps(document))
+        add("drawings", benchmark, benchmark, metrics | {"prompts": total or 2}, samples)
+    evaluator.write_results(results, folder, "nano, step 7", entries)
     return folder
 
 
-def gqa(scores, **metrics):
-    return (
-        "gqa",
-        {"official/accuracy": 100 * sum(scores) / len(scores)} | metrics,
-        items_of(scores),
-    )
+def gqa(scores):
+    return "gqa", {"official/accuracy": 100 * sum(scores) / len(scores)}, items_of(scores)
 
 
 @pytest.fixture
@@ -182,6 +180,13 @@ def test_a_figure_that_is_no_mean_of_items_has_no_interval(tmp_path):
     assert "| **72.7** |" in text
     assert "| **3** \\[1, 4\\] |" in text
     assert "mmvet: results.json has no judged/total." in text
+
+
+def test_an_incomplete_set_of_drawings_says_so(tmp_path):
+    run = write_run(tmp_path / "run", {}, {"geneval": {"overall": 0.5}}, total=553)
+    text = build([run], tmp_path / "tables.md")
+    assert "| **0.50** of 2 prompts |" in text
+    assert "geneval is not whole: 2 of 553 prompts." in text
 
 
 def test_benchmarks_of_no_table_have_one_of_their_own(tmp_path):
