@@ -32,7 +32,8 @@ BASE = set(requirements("requirements.txt"))
 setup(
     packages=[*find_packages(str(ROOT), include=["emu3_jax*"]), *SHIPPED],
     package_dir=SHIPPED,
-    package_data={name: ["*"] for name in SHIPPED},
+    package_data={name: ["*"] for name in SHIPPED}
+    | {"emu3_jax.evaluate.tables": ["published/*.json"]},
     extras_require={
         extra: [r for r in requirements(f"requirements-{extra}.txt") if r not in BASE]
         for extra in EXTRAS

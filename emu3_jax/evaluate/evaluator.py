@@ -8,7 +8,6 @@ import csv
 import dataclasses
 import io
 import itertools
-import json
 import math
 import os
 import pathlib
@@ -23,7 +22,7 @@ from etils import epath
 from emu3_jax.config import ConfigError
 from emu3_jax.data import media
 from emu3_jax.evaluate.progress import Progress
-from emu3_jax.files import in_words, write_atomically, write_json
+from emu3_jax.files import in_words, read_json, write_atomically, write_json
 from emu3_jax.interop.bundle import Bundle, Language
 from emu3_jax.models.vision.tokenizer import VisionTokenizer
 from emu3_jax.train.run import readable
@@ -265,13 +264,25 @@ def write_results(
     return output / RESULTS_FILE
 
 
-def read_results(path: str | os.PathLike) -> dict[str, dict[str, float]]:
-    """Returns {evaluator: {metric: value}} of a results.json or of the folder that holds one."""
+def read_document(path: str | os.PathLike) -> dict[str, Any]:
+    """Returns what `write_results` wrote into a results.json, or into that of a folder.
+
+    Raises:
+      ValueError: there is no such file, or it is not one of `write_results`.
+    """
     path = pathlib.Path(path)
     path = path / RESULTS_FILE if path.is_dir() else path
     if not path.is_file():
         raise ValueError(f"{path} does not exist: run `python -m emu3_jax.evaluate` first")
-    entries = json.loads(path.read_text(encoding="utf-8"))["results"]
+    document = read_json(path)
+    if not isinstance(document.get("results"), dict):
+        raise ValueError(f"{path} has no results; expected what python -m emu3_jax.evaluate writes")
+    return document
+
+
+def read_results(path: str | os.PathLike) -> dict[str, dict[str, float]]:
+    """Returns {evaluator: {metric: value}} of a results.json or of the folder that holds one."""
+    entries = read_document(path)["results"]
     return {name: entry["metrics"] for name, entry in entries.items()}
 
 

@@ -60,6 +60,11 @@ p.lead, .soft { color:var(--soft) } a { color:var(--accent) }
   white-space:nowrap } .yes { color:var(--good); background:color-mix(in srgb,var(--good) 14%,
   transparent) } .no { color:var(--bad); background:color-mix(in srgb,var(--bad) 14%,transparent) }
 .wrapped table { min-width:900px } .wrapped th, .wrapped td { white-space:normal }
+.dense { width:min(1320px,100vw - 48px); margin-left:50%; transform:translateX(-50%) }
+.dense th, .dense td { padding:6px 5px; font-size:.78rem } .dense th { font-size:.68rem }
+td sup { line-height:0 } td small { white-space:nowrap }
+.notes { color:var(--soft); font-size:.84rem; line-height:1.5; margin-top:12px }
+.notes p { margin:.3em 0; overflow-wrap:anywhere } .notes sup { margin-right:3px }
 .charts.images { align-items:start }
 .mark.unknown { color:var(--soft); background:var(--line) }
 .verdicts ul { list-style:none; margin:0; padding:0 4px } .verdicts li { display:grid;

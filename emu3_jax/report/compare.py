@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from emu3_jax.figures import chart
+from emu3_jax.figures import chart, markdown_tables
 from emu3_jax.files import write_atomically
 from emu3_jax.report import tables
 from emu3_jax.report.runs import Run, command, differences, points, read_run
@@ -55,11 +55,11 @@ def markdown(runs: Sequence[Run]) -> str:
     changed = differences(runs)
     if changed:
         rows = [[f"`{key}`", *map(_setting, values)] for key, values in changed.items()]
-        parts.append(_table(["key", *names], rows))
+        parts.append(markdown_tables.table(["key", *names], rows))
     else:
         parts.append("The configs are the same.\n")
     rows = [[label, *map(_number, row)] for label, row in figures(runs).items()]
-    parts += ["\n## Last figures\n", _table(["", *names], rows)]
+    parts += ["\n## Last figures\n", markdown_tables.table(["", *names], rows)]
     return "\n".join(parts)
 
 
@@ -102,11 +102,6 @@ def compare(paths: Sequence[pathlib.Path], output: pathlib.Path) -> str:
     return text
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    rules = ["---"] + ["---:"] * (len(head) - 1)
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, rules, *rows]) + "\n"
-
-
 def _mean_of_last(run: Run, key: str) -> float | None:
     values = run.values(key)[-LAST_LINES:]
     return statistics.fmean(values) if values else None
@@ -124,7 +119,7 @@ def _number(value: float | None) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    with command("compare", __doc__, "folder to write into", arguments) as given:
+    with command("report.compare", __doc__, "folder to write into", arguments) as given:
         print(compare(given.runs, given.output))
         print(f"written: {given.output}/comparison.md, {given.output}/comparison.svg")
 

@@ -72,18 +72,18 @@ def read_run(path: pathlib.Path) -> Run:
 def command(
     module: str, description: str | None, output: str, arguments: Sequence[str] | None
 ) -> Iterator[argparse.Namespace]:
-    """`runs` and `output` of the command python -m emu3_jax.report.MODULE RUN … --output=PATH.
+    """`runs` and `output` of the command python -m emu3_jax.MODULE RUN … --output=PATH.
 
     What a user's input or the storage makes fail inside ends the process with one sentence.
 
     Args:
-      module: the module.
+      module: the module, after "emu3_jax.".
       description: for --help.
       output: for --help, what --output names.
       arguments: those of the command; None for sys.argv.
     """
     parser = argparse.ArgumentParser(
-        prog=f"python -m emu3_jax.report.{module}",
+        prog=f"python -m emu3_jax.{module}",
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -259,7 +259,7 @@ def _commands(tokenizers: Sequence[TokenizerRun]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    with command("tokenizer_report", __doc__, "file to write", arguments) as given:
+    with command("report.tokenizer_report", __doc__, "file to write", arguments) as given:
         build(given.runs, given.output)
         print(f"written: {given.output}")
 

@@ -86,7 +86,7 @@ def test_every_module_config_and_asset_is_in_it(built):
     found = files(built / "emu3_jax")
     inside = {f"_shipped/configs/{file}" for file in files(ROOT / "configs", "*.py")}
     inside |= {f"_shipped/assets/{file}" for file in files(ROOT / "assets")}
-    assert found == files(PACKAGE, "*.py") | inside
+    assert found == files(PACKAGE, "*.py") | files(PACKAGE, "*.json") | inside
 
 
 def test_it_is_small_enough_to_install():
