@@ -22,7 +22,7 @@ from etils import epath
 from emu3_jax import vocab as vocab_lib
 from emu3_jax.data.codec.fingerprint import check_same, vision_fingerprint
 from emu3_jax.files import read_json, write_atomically, write_json
-from emu3_jax.interop.formats.safetensors_io import replacing_model
+from emu3_jax.interop.formats.safetensors_io import CONFIG_FILE, replacing_model
 from emu3_jax.interop.language import language_config, language_model
 from emu3_jax.interop.vision import tokenizer_files
 from emu3_jax.models.language.transformer import Transformer
@@ -55,8 +55,8 @@ class Language:
       vocab: the token space.
       grammar: order of tokens in documents, with the text tokenizer.
       vision_fingerprint: of the vision tokenizer whose codes the model was trained on, if known.
-      max_context: the most tokens that the model may read at once, the length of its training rows
-        (data.tokens.cutting); None without a limit.
+      max_context: the most tokens that the model may read at once: the length of its training rows
+        (data.tokens.cutting), or of longer ones before it was tuned; None without a limit.
       media: how images and clips became codes ("min_pixels", "max_pixels", "fps", "max_frames"), as
         far as it is known.
       learnt: the tasks that it was trained on (of `data.tokens.mixture.DOCUMENT_TASKS`), sorted;
@@ -171,6 +171,16 @@ def read_learnt(path: str | os.PathLike) -> tuple[str, ...] | None:
     """`Language.learnt` of a directory; None for weights without a bundle.json."""
     file = epath.Path(path) / BUNDLE_FILE
     return _learnt(read_json(file)) if file.exists() else None
+
+
+def read_max_context(path: str | os.PathLike) -> int | None:
+    """`Language.max_context` of a directory; None for one that does not state it."""
+    path = epath.Path(path)
+    if (path / BUNDLE_FILE).exists():
+        return read_json(path / BUNDLE_FILE)["max_context"]
+    if (path / CONFIG_FILE).exists():
+        return language_config.read_further(path).get("max_position_embeddings")
+    return None
 
 
 def _learnt(stored: Mapping[str, Any]) -> tuple[str, ...] | None:

@@ -199,7 +199,7 @@ def test_every_flag_sets_a_field_that_some_evaluator_has():
     source = (ROOT / "emu3_jax/evaluate/__main__.py").read_text()
     settings = source[source.index("SETTINGS = ") : source.index("DTYPE = ")]
     names = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', settings))
-    needed = {"answers": {"benchmark": "pope"}}
+    needed = {"answers": {"benchmark": "pope"}, "drawings": {"benchmark": "geneval"}}
     entries = registry.resolved(
         registry.make(
             [dict(evaluator=name, **needed.get(name, {})) for name in registry.EVALUATORS]

@@ -69,8 +69,12 @@ def test_a_missing_model_is_an_error_before_the_first_evaluator_runs():
 
 
 def test_every_registered_evaluator_goes_by_its_name():
-    made = registry.make([dict(evaluator=name) for name in registry.EVALUATORS])
-    assert [one.name for one in made] == list(registry.EVALUATORS)
+    needed = {"answers": {"benchmark": "pope"}, "drawings": {"benchmark": "geneval"}}
+    made = registry.make(
+        [dict(evaluator=name, **needed.get(name, {})) for name in registry.EVALUATORS]
+    )
+    own = [needed.get(name, {}).get("benchmark", name) for name in registry.EVALUATORS]
+    assert [one.name for one in made] == own
     assert [registry.evaluator_name(one) for one in made] == list(registry.EVALUATORS)
     assert {one.measures for one in made} == {"language_model", "vision_tokenizer"}
 

@@ -16,13 +16,14 @@ from emu3_jax.data.codec.fingerprint import vision_fingerprint
 from emu3_jax.data.pixels.pixel_batches import PixelConfig, PixelGroup
 from emu3_jax.data.tokens.mixture import MixtureEntry
 from emu3_jax.data.tokens.records import Record
-from emu3_jax.interop.bundle import Language, read_learnt, save_language
+from emu3_jax.interop.bundle import Language, read_learnt, read_max_context, save_language
 from emu3_jax.interop.vision import tokenizer_files
 from emu3_jax.models.vision import quantizers
 from emu3_jax.models.vision.tokenizer import VisionTokenizerConfig
 from emu3_jax.sequence import Grammar
 from emu3_jax.sharding import MeshConfig
 from emu3_jax.text import ByteTokenizer
+from emu3_jax.train.tasks.language.pretrain import PretrainTask
 from emu3_jax.train.tasks.language.transformer_start import TransformerStart
 from emu3_jax.train.tasks.vision.vision_start import VisionTokenizerStart
 
@@ -137,6 +138,24 @@ def test_vision_tokens_begin_from_the_codebook_of_a_run(vision_run, tmp_path):
     # Random projections: equal distances between entries stay alike, unequal ones differ.
     distances = [np.linalg.norm(x[:, None] - x[None], axis=-1).ravel() for x in (entries, rows)]
     assert np.corrcoef(distances)[0, 1] > 0.5
+
+
+def test_a_model_that_is_tuned_on_shorter_rows_still_reads_longer_ones(tmp_path):
+    record = Record("t", "s", "text", (text("a"),))
+    tokens = write_dataset(tmp_path / "tokens", [record], GRAMMAR)
+
+    def context(path, length, **start):
+        mixture = (MixtureEntry(str(tokens), "text"),)
+        data = dataclasses.replace(DATA, mixture=mixture, sequence_length=length)
+        task = pretrain_task(MODEL, data, start=TransformerStart(**start))
+        task.language = PretrainTask.language_of(task.config)
+        task.save_beside(tmp_path / path)
+        return read_max_context(tmp_path / path)
+
+    assert context("first", 64) == 64
+    started = {"transformer": str(tmp_path / "first")}
+    assert context("second", 32, **started) == 64
+    assert context("third", 128, **started) == 128
 
 
 def test_what_a_model_learnt_is_recorded_with_what_it_learnt_before(language_run, tmp_path):

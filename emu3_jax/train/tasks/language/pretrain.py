@@ -23,6 +23,7 @@ from emu3_jax.interop.bundle import (
     check_same_language,
     load_language,
     read_learnt,
+    read_max_context,
     read_vocab,
     save_language,
 )
@@ -142,11 +143,14 @@ class PretrainTask(Task):
         info = open_dataset(config.data.mixture[0].dataset).info
         tokenizer = load_text_tokenizer(config.text_tokenizer)
         grammar = Grammar(info.vocabulary, tokenizer, info.video_format)
+        context, start = config.data.sequence_length, config.start.transformer
+        if start:  # a model that is tuned on shorter rows still reads the longer ones
+            context = max(context, read_max_context(shipped.language_model(start)) or 0)
         return Language(
             info.vocabulary,
             grammar,
             vision_tokenizer_of(config.data.mixture) or None,
-            config.data.sequence_length,
+            context,
             media_rules(config.data.mixture),
         )
 
@@ -248,16 +252,19 @@ class PretrainTask(Task):
     def save_beside(self, run_directory: os.PathLike) -> None:
         """Writes vocabulary, text tokenizer and limits, which generation from a run needs.
 
-        What the model learnt includes what it learnt before: in earlier starts of the run, from
-        whatever mixture, or as the model of `start.transformer`.
+        What the model learnt and how much it reads include what was so before: in earlier starts of
+        the run, from whatever mixture, or as the model of `start.transformer`.
         """
         before: tuple[str, ...] | None = ()
+        context = self.language.max_context
         if has_checkpoints(run_directory):
             before = read_learnt(run_directory)
+            context = max(context, read_max_context(run_directory) or 0)
         elif start := self.config.start.transformer:
             before = read_learnt(shipped.language_model(start))
         learnt = None if before is None else tuple(sorted(self.learns().union(before)))
-        save_language(run_directory, dataclasses.replace(self.language, learnt=learnt))
+        language = dataclasses.replace(self.language, learnt=learnt, max_context=context)
+        save_language(run_directory, language)
 
     def check_beside(self, run_directory: os.PathLike) -> None:
         """The ids of the data must mean what they meant when the run began."""
