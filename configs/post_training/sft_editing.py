@@ -14,7 +14,8 @@ Data: document records (source images, instruction, target; or any documents tha
 to be learnt) and captioned images in the folder that is the argument, train/ and validation/.
 Images in the middle of a document are learnt where a config of your own states
 train_condition=True. `nano`, or `nano:FOLDER`: the twin of the shipped nano model; three 64-pixel
-images fit a row of 352. It starts from any run directory or released weights:
+images fit a row of 352. configs/post_training/data/tokenize_editing.py makes its data of
+the emoji. It starts from any run directory or released weights:
 --config.start.transformer=PATH.
 
 What goes wrong: the size of the answer is forced after the *last* BOI and IMG; the official helper

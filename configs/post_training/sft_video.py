@@ -11,7 +11,8 @@ zero), steps, batch (16 rows), 0.1 empty captions, half weight on visual tokens 
 
 Data: document records that end with a clip (caption, image, clip; or caption, first part, rest) and
 captioned clips in the folder that is the argument, train/ and validation/. `nano`, or
-`nano:FOLDER`: the twin of the shipped nano model, with rows of 528 tokens for an image and a clip.
+`nano:FOLDER`: the twin of the shipped nano model, with rows of 528 tokens for an image and a clip;
+configs/post_training/data/tokenize_video.py makes its data of the emoji.
 It starts from any run directory or released weights: --config.start.transformer=PATH; the released
 ones never saw a clip.
 

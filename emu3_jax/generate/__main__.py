@@ -4,6 +4,9 @@ python -m emu3_jax.generate --model=DIR --vision_tokenizer=DIR --task=TASK --out
 
   --task=text_to_image  --prompt="a red fox" --size=8x8 [--samples=4]
   --task=text_to_video  --prompt="a waving hand" --size=4x8x8 --fps=8
+  --task=edit           --image=photo.png --prompt="make it red"
+  --task=image_to_video --image=first.png [--prompt="a waving hand"] --size=4 --fps=8
+  --task=video_to_video --video=clip.mp4 [--prompt="a waving hand"] [--size=4]
   --task=image_to_text  --image=photo.png [--prompt="What is this?"]
   --task=video_to_text  --video=clip.mp4 [--prompt="What happens?"] [--start=2 --end=4.5]
 
@@ -11,7 +14,9 @@ DIR of --model is a run directory of `python -m emu3_jax.train`, a directory tha
 `python -m emu3_jax.convert export` wrote, released weights with emu3.tiktoken beside them, or the
 name of shipped weights (nano). The same holds for --vision_tokenizer (nano, photo). --prompt,
 --image and --video may be repeated. So may --size or --ratio: one for all prompts, several for one
-prompt, or one per prompt. They share batches.
+prompt, or one per prompt. They share batches. An edit of several images names them in one --image,
+separated by commas. What is drawn after an image or a clip has its size unless --size says more;
+of a clip T alone says how long it is, in tokens.
 
 Every PNG holds its settings and its number in a text chunk named "emu3_jax". Clips have them in a
 .json file beside them, texts in their line of captions.jsonl. The same options with --first set to
@@ -49,11 +54,17 @@ VISION = command_line.define_path(
 )
 TASK = flags.DEFINE_string("task", None, f"One of {', '.join(GENERATION_TASKS)}.")
 OUTPUT = flags.DEFINE_string("output", None, "Directory for the results.")
-PROMPT = flags.DEFINE_multi_string("prompt", [], "Caption to draw, or question to answer.")
+PROMPT = flags.DEFINE_multi_string(
+    "prompt", [], "Caption to draw, instruction of an edit, or question to answer."
+)
 PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "Text file with one prompt per line.")
-IMAGE = flags.DEFINE_multi_string("image", [], "Image to read.")
-VIDEO = flags.DEFINE_multi_string("video", [], "Clip to read.")
-SIZE = flags.DEFINE_multi_string("size", [], "Tokens to draw: HxW, or TxHxW for a clip.")
+IMAGE = flags.DEFINE_multi_string(
+    "image", [], "Image to read; of an edit several, separated by commas."
+)
+VIDEO = flags.DEFINE_multi_string("video", [], "Clip to read, or to go on from.")
+SIZE = flags.DEFINE_multi_string(
+    "size", [], "Tokens to draw: HxW, or TxHxW for a clip; default: as what is read."
+)
 RATIO = flags.DEFINE_multi_string("ratio", [], "Instead of --size: width to height, like 4:3.")
 AREA = flags.DEFINE_integer(
     "area", 0, "With --ratio: pixels of the image; default: image_area of the model, or 518400."
@@ -159,27 +170,35 @@ def check_flags() -> None:
             raise JobError(f"--{flag.name} is needed; see --help.")
     if TASK.value not in GENERATION_TASKS:
         raise JobError(f"task must be one of {', '.join(GENERATION_TASKS)}, not {TASK.value!r}.")
-    if IMAGE.value and "video" in TASK.value:
-        raise JobError(f"{TASK.value} takes --video, not --image.")
-    if VIDEO.value and "image" in TASK.value:
-        raise JobError(f"{TASK.value} takes --image, not --video.")
-    if OFFICIAL.value and not TASK.value.startswith("text_to"):
-        raise JobError("--official_prompts are for drawing.")
-    if STREAM.value and (
-        TASK.value.startswith("text_to") or len(IMAGE.value + VIDEO.value) * SAMPLES.value != 1
-    ):
+    reads, makes = GENERATION_TASKS[TASK.value]
+    for flag in (IMAGE, VIDEO):
+        if flag.value and reads != flag.name:
+            raise JobError(_not_read(flag.name))
+    if OFFICIAL.value and (reads or makes == "text"):
+        raise JobError("--official_prompts are for drawing from captions.")
+    if STREAM.value and (makes != "text" or len(IMAGE.value + VIDEO.value) * SAMPLES.value != 1):
         raise JobError("--stream shows one text: give one --image or --video and one sample.")
-    if (VIDEO_FORMAT.value or CLIPS.value != vision_codec.CAUSAL) and "video" not in TASK.value:
+    if (VIDEO_FORMAT.value or CLIPS.value != vision_codec.CAUSAL) and (
+        "video" not in (reads, makes)
+    ):
         raise JobError(f"--video_format and --clips are for clips, not for {TASK.value}.")
-    if WHOLE_VOCABULARY.value and TASK.value.startswith("text_to"):
+    if WHOLE_VOCABULARY.value and makes != "text":
         raise JobError(f"--whole_vocabulary is for texts, not for {TASK.value}.")
     if OFFICIAL.value and NEGATIVE.value:
         raise JobError("Give either --official_prompts or --negative_prompt, not both.")
 
 
+def _not_read(kind: str) -> str:
+    """What to say of an image or a clip that the task does not read."""
+    reads, makes = GENERATION_TASKS[TASK.value]
+    other = [task for task, what in GENERATION_TASKS.items() if what == (kind, makes)]
+    hint = f"; {other[0]} does" if other else ""
+    return f"{TASK.value} takes --{reads or 'prompt'}, not --{kind}{hint}."
+
+
 def job_of_flags(spatial_factor: int) -> Job:
     """The job that the flags describe."""
-    chosen = sampling(TASK.value.startswith("text_to"))
+    chosen = sampling(GENERATION_TASKS[TASK.value][1] != "text")
     negative = NEGATIVE.value
     if OFFICIAL.value and chosen.guided:
         negative = presets.NEGATIVE_PROMPT
@@ -255,7 +274,7 @@ def main() -> None:
     )
     with jax.set_mesh(mesh):
         files = runner.run(job, print_line, shown)
-    if job.task == "text_to_image" and len(files) > 1:
+    if job.makes == "image" and len(files) > 1:
         print_line(f"{write_sheet(files, job.samples)}  all of these")
 
 

@@ -6,17 +6,41 @@ A `Job` holds everything that decides the result; `job_runner` runs it.
 import dataclasses
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from emu3_jax.data.codec import vision_codec
 from emu3_jax.generate import modalities, presets
 from emu3_jax.generate.decoding.sampling import Sampling
 from emu3_jax.sequence import Turn, image_size
 
-GENERATION_TASKS = ("text_to_image", "image_to_text", "text_to_video", "video_to_text")
+# Task → what it reads beside prompts ("" for nothing), and what it makes.
+GENERATION_TASKS = {
+    "text_to_image": ("", "image"),
+    "image_to_text": ("image", "text"),
+    "text_to_video": ("", "video"),
+    "video_to_text": ("video", "text"),
+    "edit": ("image", "image"),
+    "image_to_video": ("image", "video"),
+    "video_to_video": ("video", "video"),
+}
 
 
 class JobError(ValueError):
     """Options that do not go together; the message names them and what to do."""
+
+
+class Drawing(NamedTuple):
+    """One image or clip to draw.
+
+    Attributes:
+      prompt: a caption, an instruction, or "".
+      size: as in `Job.sizes`; () if none is given.
+      source: the place in `Job.media` of what it is drawn after; None if there is nothing.
+    """
+
+    prompt: str
+    size: tuple[int, ...]
+    source: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,10 +49,13 @@ class Job:
 
     Attributes:
       task: one of GENERATION_TASKS.
-      prompts: captions to draw, or questions: none, one for all media, or one per file.
-      media: files to read, for the tasks that end in text.
+      prompts: captions to draw, instructions, or questions: none, one for all media, or one each.
+      media: files to read: what a text is about, or what is drawn after it. For edits an entry may
+        be several files, separated by commas.
       sizes: tokens (h, w) of images or (t, h, w) of clips, for the tasks that draw: one for all
-        prompts, several for one prompt, or one per prompt.
+        prompts, several for one prompt, or one per prompt. Where files are read, height and width
+        may be left out, which are then those of the last file of the entry, and after a clip
+        the length too.
       fps: frames per second of a clip: the prompt states it when drawing; when reading, files are
         sampled at it (0: all frames).
       start, end: the part of each clip that is read, in seconds; end None: to its end.
@@ -75,6 +102,11 @@ class Job:
         for text in (*self.prompts, self.negative_prompt):
             if any("\ud800" <= character <= "\udfff" for character in text):
                 raise JobError(f"The prompt {text!r} is not valid UTF-8.")
+        if self.reads and not self.media:
+            raise JobError(f"{self.task} needs at least one {self.reads} file.")
+        for entry, files in zip(self.media, self.sources, strict=True):
+            if not all(files):
+                raise JobError(f"The name of a file is missing in {entry!r}.")
         self._check_part()
         if self.draws:
             self._check_drawing()
@@ -82,29 +114,42 @@ class Job:
             self._check_reading()
 
     @property
+    def reads(self) -> str:
+        """The kind of the files that the task reads: "image", "video", or "" for none."""
+        return GENERATION_TASKS[self.task][0]
+
+    @property
+    def makes(self) -> str:
+        """What the task makes: "text", "image" or "video"."""
+        return GENERATION_TASKS[self.task][1]
+
+    @property
     def draws(self) -> bool:
         """True for the tasks that end in images or clips."""
-        return self.task.startswith("text_to")
+        return self.makes != "text"
 
     @property
-    def is_video(self) -> bool:
-        """True for the tasks about clips."""
-        return "video" in self.task
+    def has_clips(self) -> bool:
+        """True for the tasks that read clips or make them."""
+        return "video" in (self.reads, self.makes)
 
     @property
-    def drawings(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Caption and size of every answer to draw, in order."""
-        count = max(len(self.prompts), len(self.sizes))
-        prompts, sizes = (
-            column * count if len(column) == 1 else column for column in (self.prompts, self.sizes)
-        )
-        pairs = zip(prompts, sizes, strict=True)
-        return [pair for pair in pairs for _ in range(self.samples)]
+    def sources(self) -> list[list[str]]:
+        """The files of each entry of `media`."""
+        return [entry.split(",") if self.task == "edit" else [entry] for entry in self.media]
+
+    @property
+    def drawings(self) -> list[Drawing]:
+        """Every answer to draw, in order."""
+        columns = (self.prompts or ("",), self.sizes or ((),), range(len(self.media)) or (None,))
+        count = max(map(len, columns))
+        rows = zip(*(tuple(c) * (count if len(c) == 1 else 1) for c in columns), strict=True)
+        return [Drawing(*row) for row in rows for _ in range(self.samples)]
 
     def _check_part(self):
         if (self.start, self.end, self.max_frames) == (0.0, None, None):
             return
-        if self.task != "video_to_text":
+        if self.reads != "video":
             raise JobError(f"start, end and max_frames are for reading clips, not for {self.task}.")
         if not 0 <= self.start < float("inf"):
             raise JobError(f"start must be at least 0 seconds, not {self.start:g}.")
@@ -114,34 +159,44 @@ class Job:
             raise JobError(f"max_frames must be at least 1, not {self.max_frames}.")
 
     def _check_drawing(self):
-        if not self.prompts:
+        if not self.prompts and not self.reads:
             raise JobError(f"{self.task} needs a prompt.")
-        if self.media:
+        if self.task == "edit" and not (self.prompts and all(map(str.strip, self.prompts))):
+            raise JobError("edit needs a prompt: the instruction.")
+        if self.media and not self.reads:
             raise JobError(f"{self.task} reads no files, but {self.media[0]} is given.")
         if self.chat:
             raise JobError(f"The chat template is for questions, not for {self.task}.")
-        dims, form = (3, "TxHxW") if self.is_video else (2, "HxW")
-        if not self.sizes or any(len(size) != dims for size in self.sizes):
-            raise JobError(f"{self.task} needs a size in tokens, {form}.")
-        if len(self.prompts) != len(self.sizes) and 1 not in (len(self.prompts), len(self.sizes)):
-            raise JobError(
-                f"There are {len(self.sizes)} sizes for {len(self.prompts)} prompts; give one for "
-                "all, or one each."
-            )
-        for size in self.sizes:
-            if min(size) < 1:
-                raise JobError(f"The size {size} has a side below 1 token.")
-        if self.is_video and self.fps <= 0:
-            raise JobError("text_to_video needs the frames per second, which the prompt states.")
+        self._check_sizes()
+        if self.makes == "video" and self.reads != "video" and self.fps <= 0:
+            raise JobError(f"{self.task} needs the frames per second, which the prompt states.")
+        if self.candidates > 1 and self.reads:
+            raise JobError(f"Candidates are judged by a caption, but {self.task} has none.")
         if self.candidates > 1 and not all(self.prompts):
             raise JobError("Candidates are judged by their prompt, but one prompt is empty.")
         if self.negative_prompt and not self.sampling.guided:
             raise JobError("A negative prompt does nothing at guidance 1; set guidance above 1.")
 
+    def _check_sizes(self):
+        form = size_form(self.task)
+        numbers = {1 + part.count("x") for part in form.split(" or ")}
+        needed = not self.reads or (self.reads, self.makes) == ("image", "video")
+        if (needed and not self.sizes) or any(len(size) not in numbers for size in self.sizes):
+            raise JobError(f"{self.task} needs a size in tokens, {form}.")
+        for size in self.sizes:
+            if min(size) < 1:
+                raise JobError(f"The size {size} has a side below 1 token.")
+        counts = {"prompts": self.prompts, "sizes": self.sizes, "files": self.media}
+        counts = {name: len(column) for name, column in counts.items()}
+        longest = max(counts, key=counts.get)
+        for name, count in counts.items():
+            if count not in (0, 1, counts[longest]):
+                raise JobError(
+                    f"There are {counts[longest]} {longest} for {count} {name}; give one for all, "
+                    "or one each."
+                )
+
     def _check_reading(self):
-        kind = "video" if self.is_video else "image"
-        if not self.media:
-            raise JobError(f"{self.task} needs at least one {kind} file.")
         if len(self.prompts) not in (0, 1, len(self.media)):
             raise JobError(
                 f"There are {len(self.prompts)} questions for {len(self.media)} files; give none, "
@@ -162,11 +217,18 @@ class Job:
             raise JobError(f"A negative prompt is for drawing, not for {self.task}.")
 
 
+def size_form(task: str) -> str:
+    """How the size of what a task draws is written, in tokens."""
+    reads, makes = GENERATION_TASKS[task]
+    if makes == "image":
+        return "HxW"
+    return "T or TxHxW" if reads else "TxHxW"
+
+
 def parse_size(text: str, task: str) -> tuple[int, ...]:
-    """Tokens of "8x8" (h, w) or "2x8x8" (t, h, w)."""
-    form = "TxHxW, like 2x8x8" if task == "text_to_video" else "HxW, like 8x8"
-    if not re.fullmatch(r"\d+x\d+(x\d+)?", text):
-        raise JobError(f"size must be {form}, in tokens, not {text!r}.")
+    """Tokens of "8x8" (h, w), "2x8x8" (t, h, w) or "2" (t)."""
+    if not re.fullmatch(r"\d+(x\d+){0,2}", text):
+        raise JobError(f"size must be {size_form(task)}, in tokens, not {text!r}.")
     return tuple(int(part) for part in text.split("x"))
 
 
@@ -188,7 +250,8 @@ def sizes_of(
 
     `default_area`: pixels of the images when the ratios have no area.
     """
-    if not task.startswith("text_to") and (sizes or ratios or area):
+    makes = GENERATION_TASKS[task][1]
+    if makes == "text" and (sizes or ratios or area):
         raise JobError(f"{task} takes the size from the file; leave size, ratio and area out.")
     if sizes:
         if ratios or area:
@@ -196,8 +259,10 @@ def sizes_of(
         return tuple(parse_size(size, task) for size in sizes)
     if not (ratios or area):
         return ()
-    if task == "text_to_video":
-        raise JobError("text_to_video takes its size as TxHxW; ratio and area are for images.")
+    if makes == "video":
+        raise JobError(
+            f"{task} takes its size as {size_form(task)}; ratio and area are for images."
+        )
     return tuple(
         image_size(ratio, area or default_area, spatial_factor) for ratio in ratios or ("1:1",)
     )

@@ -6,6 +6,7 @@ so that any answer can be generated again.
 
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 import re
@@ -21,14 +22,14 @@ from emu3_jax.generate import codec, modalities
 from emu3_jax.generate.job import Job, spelled
 from emu3_jax.interop.bundle import Bundle
 from emu3_jax.models.vision.tokenizer import VisionTokenizerConfig
-from emu3_jax.sequence import Image, Turn, Video
+from emu3_jax.sequence import Image, Text, Turn, Video
 
 # Key of the PNG text chunk that holds the settings as JSON.
 METADATA_KEY = "emu3_jax"
 
 
 class Shown(NamedTuple):
-    """An image or a clip that a question is about.
+    """An image or a clip that is asked about, or that something is drawn after.
 
     Attributes:
       file: where it is from.
@@ -45,17 +46,18 @@ def read_media(job: Job, limits: media.PixelLimits, config: VisionTokenizerConfi
     """The files of a job; needs no weights, so that a bad file is named before any are loaded.
 
     Args:
-      job: nothing is read if it draws.
+      job: of a task that reads nothing there are none.
       limits: images and clips are resized to these, clips frame by frame.
       config: of the vision tokenizer.
 
     Raises:
-      MediaError: names the file that cannot be used.
+      MediaError: names the file that cannot be used, and clips of different rates where one rate
+        is that of all that is drawn.
     """
     fit = functools.partial(media.smart_resize, limits=limits)
     shown = []
-    for file in job.media:
-        if job.is_video:
+    for file in itertools.chain.from_iterable(job.sources):
+        if job.reads == "video":
             part = (job.start, job.end)
             pixels, fps, _ = media.read_video(
                 file, job.fps or None, job.max_frames, fit=fit, part=part
@@ -66,7 +68,19 @@ def read_media(job: Job, limits: media.PixelLimits, config: VisionTokenizerConfi
             shown.append(Shown(file, vision_codec.whole_tokens(config, pixels), fps))
         except ValueError as error:
             raise media.MediaError(f"{file}: {error}") from error
+    if job.draws:
+        _check_rates(shown)
     return shown
+
+
+def _check_rates(shown: Sequence[Shown]) -> None:
+    """MediaError unless all have one frame rate, to three decimals, as sequences state it."""
+    for one in shown:
+        if round(one.fps, 3) != round(shown[0].fps, 3):
+            raise media.MediaError(
+                f"{shown[0].file} has {shown[0].fps:g} frames per second, but {one.file} has "
+                f"{one.fps:g}; set fps, at which both are read."
+            )
 
 
 def unlearnt(job: Job, learnt: Sequence[str] | None) -> str:
@@ -75,11 +89,34 @@ def unlearnt(job: Job, learnt: Sequence[str] | None) -> str:
     `learnt` is `Language.learnt`. Nothing is said if it is not known, nor if the model was trained
     on documents of any form (the task "document"), which may have been of this one.
     """
-    asked = "chat" if job.chat else job.task
+    asked = "chat" if job.chat else "document" if job.draws and job.reads else job.task
     if learnt is None or {asked, "document"} & set(learnt):
         return ""
-    what = "chats, whose template --chat uses" if job.chat else f"{asked}, as is asked of it"
+    if job.chat:
+        what = "chats, whose template --chat uses"
+    elif asked == "document":
+        what = f"documents with images or clips before what is drawn, as {job.task} needs"
+    else:
+        what = f"{job.task}, as is asked of it"
     return f"the model was never trained on {what}; it was trained on {', '.join(learnt)}"
+
+
+def drawn_after(job: Job, prompt: str, before: Sequence[Image | Video]) -> modalities.Prompt:
+    """What the model reads before it draws, in the order of documents in training.
+
+    An instruction follows the images to be edited (`data.sources.layouts.edit`). A caption comes
+    before the first image of a clip, or the clip to go on from (`data.sources.continuation`).
+    """
+    if not before:
+        return prompt
+    text = (Text(prompt),) if prompt else ()
+    return (*before, *text) if job.task == "edit" else (*text, *before)
+
+
+def completed(job: Job, size: tuple[int, ...], before: Sequence[Image | Video]) -> tuple[int, ...]:
+    """A size of `Job.sizes` with what it leaves out, which is as in the last of `before`."""
+    missing = (3 if job.makes == "video" else 2) - len(size)
+    return size + before[-1].codes.shape[-missing:] if missing else size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,71 +164,67 @@ class Runner:
             first=job.first,
         )
         self.output.mkdir(parents=True, exist_ok=True)
-        if not job.draws:
-            return self._texts(job, shown, options, report)
-        return (
-            self._clips(job, options, report)
-            if job.is_video
-            else self._images(job, options, report)
-        )
+        make = self._drawings if job.draws else self._texts
+        return make(job, shown, options, report)
 
-    def _settings(self, job: Job, number: int, **rest) -> dict:
-        """Everything needed to generate answer `number` again, as one flat JSON object."""
+    def _settings(self, job: Job, number: int, source: int | None, **rest) -> dict:
+        """Everything needed to generate answer `number` again, as one flat JSON object.
+
+        `source` is the place in `job.media` of what it was made from, None if there is nothing.
+        """
         sampling = dataclasses.asdict(job.sampling)
         model = {
             "special_names": self.bundle.grammar.special_names,
             "dtype": self.bundle.model.config.dtype,
         }
-        if job.is_video:
+        if job.has_clips:
             video_format = self.bundle.grammar.video_format
             model |= {"fps": job.fps, "clips": job.clips, "video_format": video_format}
+        if source is not None:
+            rest["source"] = job.media[source]
+            rest |= {"min_pixels": self.limits.min_pixels, "max_pixels": self.limits.max_pixels}
+        if job.reads == "video":
+            rest |= {"start": job.start, "end": job.end, "max_frames": job.max_frames}
         number += job.first
         return {"task": job.task, **rest, **sampling, "first": number, **model, **self.about}
 
-    def _images(self, job: Job, options: modalities.Options, report) -> list[pathlib.Path]:
-        captions, sizes = zip(*job.drawings, strict=True)
-        codes = modalities.draw_images(self.bundle, captions, sizes, options)
-        begin, files = self._free_number("image", job.first), []
-        for i, image in enumerate(codec.decode(self.bundle, codes)):
+    def _drawings(
+        self, job: Job, shown: Sequence[Shown], options: modalities.Options, report
+    ) -> list[pathlib.Path]:
+        blocks = iter(self._blocks(job, shown))
+        sources = [tuple(itertools.islice(blocks, len(files))) for files in job.sources]
+        prompts, sizes = [], []
+        for one in job.drawings:
+            before = () if one.source is None else sources[one.source]
+            prompts.append(drawn_after(job, one.prompt, before))
+            sizes.append(completed(job, one.size, before))
+        if job.makes == "image":
+            codes = modalities.draw_images(self.bundle, prompts, sizes, options)
+        else:
+            fps = shown[0].fps if job.reads == "video" else job.fps
+            factor = self.bundle.vision.config.temporal_downsample_factor
+            seconds = {size[0]: size[0] * factor / fps for size in sizes}
+            codes = modalities.draw_clips(self.bundle, prompts, sizes, fps, seconds, options)
+        begin, files = self._free_number(job.makes, job.first), []
+        for i, pixels in enumerate(codec.decode(self.bundle, codes, job.clips)):
+            prompt, _, source = job.drawings[i]
             settings = self._settings(
                 job,
                 i,
-                prompt=captions[i],
+                source,
+                prompt=prompt,
                 candidates=job.candidates,
                 negative_prompt=job.negative_prompt,
                 size=spelled(sizes[i]),
-                height=image.shape[0],
-                width=image.shape[1],
             )
-            file = self.output / f"image_{begin + i:05d}.png"
-            media.write_png(file, image, {METADATA_KEY: json.dumps(settings, ensure_ascii=False)})
-            report(f"{file}  {captions[i]}")
-            files.append(file)
-        return files
-
-    def _clips(self, job: Job, options: modalities.Options, report) -> list[pathlib.Path]:
-        captions, sizes = zip(*job.drawings, strict=True)
-        factor = self.bundle.vision.config.temporal_downsample_factor
-        seconds = {size[0]: size[0] * factor / job.fps for size in sizes}
-        codes = modalities.draw_clips(self.bundle, captions, sizes, job.fps, seconds, options)
-        begin, files = self._free_number("video", job.first), []
-        for i, frames in enumerate(codec.decode(self.bundle, codes, job.clips)):
-            settings = self._settings(
-                job,
-                i,
-                prompt=captions[i],
-                candidates=job.candidates,
-                negative_prompt=job.negative_prompt,
-                size=spelled(sizes[i]),
-                seconds=seconds[sizes[i][0]],
-            )
-            stem = self.output / f"video_{begin + i:05d}"
-            media.write_webp(stem.with_suffix(".webp"), frames, job.fps)
-            media.write_mp4(stem.with_suffix(".mp4"), frames, job.fps)
-            text = json.dumps(settings, ensure_ascii=False, indent=1) + "\n"
-            write_atomically(stem.with_suffix(".json"), text.encode())
-            report(f"{stem}.webp  {captions[i]}")
-            files += [stem.with_suffix(s) for s in (".webp", ".mp4", ".json")]
+            stem = self.output / f"{job.makes}_{begin + i:05d}"
+            if job.makes == "image":
+                written = _write_image(stem, pixels, settings)
+            else:
+                settings["seconds"] = seconds[sizes[i][0]]
+                written = _write_clip(stem, pixels, fps, settings)
+            report(f"{written[0]}  {prompt}")
+            files += written
         return files
 
     def _texts(
@@ -213,23 +246,17 @@ class Runner:
         lines = []
         for i, answer in enumerate(answers):
             position = i // job.samples
-            question = questions[position] if questions else None
-            source = job.media[position]
             settings = self._settings(
                 job,
                 i,
-                source=source,
-                question=question,
+                position,
+                question=questions[position] if questions else None,
                 chat=job.chat,
                 size=spelled(blocks[position].codes.shape),
                 max_new=job.max_new,
-                min_pixels=self.limits.min_pixels,
-                max_pixels=self.limits.max_pixels,
             )
-            if job.is_video:
-                settings |= {"start": job.start, "end": job.end, "max_frames": job.max_frames}
             lines.append(json.dumps({"text": answer, **settings}, ensure_ascii=False))
-            report(f"{source}  {answer}")
+            report(f"{job.media[position]}  {answer}")
         file = self.output / "captions.jsonl"
         earlier = file.read_bytes() if file.exists() else b""
         write_atomically(file, earlier + ("\n".join(lines) + "\n").encode())
@@ -243,12 +270,33 @@ class Runner:
     def _blocks(self, job: Job, shown: Sequence[Shown]) -> list[Image] | list[Video]:
         """The codes of images or clips; of clips, one at a time is in memory."""
         tokenizer = (self.bundle.vision, self.bundle.vision_variables)
-        rows = 1 if job.is_video else codec.BATCH_SIZE
+        clips = job.reads == "video"
+        rows = 1 if clips else codec.BATCH_SIZE
         codes = vision_codec.encode(tokenizer, [one.pixels for one in shown], rows, job.clips)
-        if not job.is_video:
+        if not clips:
             return list(map(Image, codes))
         factor = self.bundle.vision.config.temporal_downsample_factor
         return [
             Video(code, one.fps, len(code) * factor / one.fps)
             for code, one in zip(codes, shown, strict=True)
         ]
+
+
+def _write_image(stem: pathlib.Path, pixels: np.ndarray, settings: dict) -> list[pathlib.Path]:
+    """uint8 [H, W, 3] as PNG with its settings in it; returns the file."""
+    settings = settings | {"height": pixels.shape[0], "width": pixels.shape[1]}
+    file = stem.with_suffix(".png")
+    media.write_png(file, pixels, {METADATA_KEY: json.dumps(settings, ensure_ascii=False)})
+    return [file]
+
+
+def _write_clip(
+    stem: pathlib.Path, frames: np.ndarray, fps: float, settings: dict
+) -> list[pathlib.Path]:
+    """uint8 [T, H, W, 3] as WebP and MP4 with their settings beside them; returns the files."""
+    files = [stem.with_suffix(ending) for ending in (".webp", ".mp4", ".json")]
+    media.write_webp(files[0], frames, fps)
+    media.write_mp4(files[1], frames, fps)
+    text = json.dumps(settings, ensure_ascii=False, indent=1) + "\n"
+    write_atomically(files[2], text.encode())
+    return files

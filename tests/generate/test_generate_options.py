@@ -73,15 +73,15 @@ def test_attended_padding_reaches_the_shorter_of_two_sizes(tiny_bundle):
 
 def test_one_prompt_takes_all_sizes_and_each_is_written_down(tiny_runner):
     job = Job("text_to_image", ("a",), sizes=((1, 2), (3, 1)), samples=2)
-    assert job.drawings == [("a", (1, 2))] * 2 + [("a", (3, 1))] * 2
+    assert job.drawings == [("a", (1, 2), None)] * 2 + [("a", (3, 1), None)] * 2
     files = tiny_runner.run(job, quiet)
     stored = [json.loads(PILImage.open(file).text[METADATA_KEY]) for file in files]
     assert [s["size"] for s in stored] == ["1x2", "1x2", "3x1", "3x1"]
     assert [PILImage.open(file).size for file in files] == [(4, 2)] * 2 + [(2, 6)] * 2
     each = Job("text_to_image", ("a", "b"), sizes=((1, 2), (3, 1)))
-    assert each.drawings == [("a", (1, 2)), ("b", (3, 1))]
+    assert each.drawings == [("a", (1, 2), None), ("b", (3, 1), None)]
     one = Job("text_to_image", ("a", "b"), sizes=((1, 2),))
-    assert one.drawings == [("a", (1, 2)), ("b", (1, 2))]
+    assert one.drawings == [("a", (1, 2), None), ("b", (1, 2), None)]
 
 
 def test_what_decides_an_answer_is_written_beside_it(tiny_runner, tiny_bundle, tmp_path):
