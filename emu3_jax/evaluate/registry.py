@@ -11,6 +11,7 @@ from typing import Any
 
 from emu3_jax.config import ConfigError, named, to_dataclass
 from emu3_jax.evaluate.emoji.captions import EmojiCaptions
+from emu3_jax.evaluate.emoji.compositions import EmojiCompositions
 from emu3_jax.evaluate.emoji.retrieval import EmojiRetrieval
 from emu3_jax.evaluate.evaluator import Evaluator
 from emu3_jax.evaluate.language.likelihood import Likelihood
@@ -28,6 +29,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "questions": Questions,
     "emoji_captions": EmojiCaptions,
     "emoji_retrieval": EmojiRetrieval,
+    "emoji_compositions": EmojiCompositions,
 }
 
 
