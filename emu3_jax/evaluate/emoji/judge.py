@@ -4,9 +4,9 @@ Kernel ridge regression, one head per part, on fixed features that suit the part
 tone, outlines for the activity, both and pixels for the person. It learns from real images alone.
 The features and the width of the kernel were chosen on the real held-out images of the emoji
 corpus, before any drawn image was judged. What is left is calibrated at each learning, for each
-part, on a fifth of the training images, of bases (captions without tone) that the others do not
-show: the strength of the ridge by the share read right, then the temperature of the probabilities
-by their likelihood. The heads then learn from all images.
+part, on the images of a fifth of the bases (captions without their tone) of the training images,
+which the others do not show: the strength of the ridge and the temperature of the probabilities, by
+their likelihood. The heads then learn from all images.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ HELD_OUT_SHARE = 0.2
 # Of the Gaussian kernel: the mean squared distance of two images is 2 for each block of features.
 WIDTH = 0.3
 STRENGTHS = (1e-4, 1e-2, 1e-1, 1.0)
-TEMPERATURES = tuple(np.geomspace(0.02, 2.0, 41))
+TEMPERATURES = tuple(np.geomspace(0.02, 2.0, 41).tolist())
 LEVELS, CELL, DIRECTIONS = 8, 8, 8
 
 
@@ -72,11 +72,7 @@ FEATURES = {
 
 
 class Judge:
-    """Reads images.
-
-    Attributes:
-      temperatures: part that it reads → calibrated temperature.
-    """
+    """Reads images."""
 
     def __init__(
         self,
@@ -115,7 +111,6 @@ class Judge:
                 )
             y_M = np.array([classes.index(value) for value in values if value is not None])
             self._heads[part] = _Head(x[part][known], y_M, classes, held_out[known])
-        self.temperatures = {part: head.temperature for part, head in self._heads.items()}
 
     def read(self, images: Sequence[np.ndarray]) -> dict[str, Reading]:
         """Reads images, uint8 [H, W, 3] each → {part: reading}."""
@@ -142,19 +137,18 @@ class _Head:
         fit_M = ~held_out_M
         # What only the held-out bases show cannot be learned from the others, nor calibrate.
         judged_M = held_out_M & np.isin(y_M, y_M[fit_M])
-        best = (-1.0, STRENGTHS[-1], 1.0)
+        best = (np.inf, STRENGTHS[-1], 1.0)
         for strength in STRENGTHS if judged_M.any() else ():
             weights, mean = _fit(kernel_MM[np.ix_(fit_M, fit_M)], y_M[fit_M], classes, strength)
             scores = kernel_MM[np.ix_(judged_M, fit_M)] @ weights + mean
-            right = float(np.mean(np.argmax(scores, axis=1) == y_M[judged_M]))
-            losses = [_loss(scores / t, y_M[judged_M]) for t in TEMPERATURES]
-            best = max(best, (right, strength, TEMPERATURES[int(np.argmin(losses))]))
-        _, strength, self.temperature = best
+            losses = [(_loss(scores / t, y_M[judged_M]), strength, t) for t in TEMPERATURES]
+            best = min(best, *losses)
+        _, strength, self._temperature = best
         self._weights, self._mean = _fit(kernel_MM, y_M, classes, strength)
 
     def read(self, x_ND: np.ndarray) -> Reading:
         scores_NC = _kernel(x_ND, self._x_MD) @ self._weights + self._mean
-        p_NC = _softmax(scores_NC / self.temperature)
+        p_NC = _softmax(scores_NC / self._temperature)
         values = tuple(self.classes[i] for i in np.argmax(p_NC, axis=1))
         return Reading(values, np.max(p_NC, axis=1))
 

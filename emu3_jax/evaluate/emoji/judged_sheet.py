@@ -52,7 +52,7 @@ def _tile(real, drawn, stated: Mapping[str, str], read: Mapping[str, str]) -> np
         )
         image = Image.fromarray(image).resize(size, Image.Resampling.NEAREST)
         tile.paste(image, (column * (SIDE + GAP), 0))
-    draw, font = ImageDraw.Draw(tile), ImageFont.load_default(11)
+    draw, font = ImageDraw.Draw(tile), ImageFont.load_default(10)
     for row, (part, value) in enumerate(read.items()):
         text, color = value or f"no {part}", UNASKED
         if part in stated:
