@@ -30,6 +30,8 @@ from emu3_jax.interop.bundle import Language
 
 TRAIN = "train"
 KINDS = ("tone_only", "person_only", "activity_only", "two", "three")
+# Fewer tasks of a kind are worth a note: their share has a standard error of about 11 points.
+FEW = 20
 # Part → the value that a judge reads where a caption states none; no tone is the yellow of emoji.
 UNSTATED = {"tone": ""}
 
@@ -217,12 +219,14 @@ def shares(
 
 
 def doubts(stated: Sequence[Stated], real: Mapping[str, Reading]) -> list[str]:
-    """Returns a sentence for each part that the judge cannot read, or that no caption states.
+    """Returns a sentence about kinds of few tasks and each part that was not or cannot be judged.
 
-    It can read a part if it is right on real held-out images more often than the best constant
-    answer, by more than two standard errors.
+    The judge can read a part if on real held-out images it is right more often than the best
+    constant answer, by more than two standard errors.
     """
-    notes = []
+    counts = {name: [kind(one) for one in stated].count(name) for name in KINDS}
+    few = [f"{name} {count}" for name, count in counts.items() if count < FEW]
+    notes = [f"few captions of a kind, so overall is uncertain: {', '.join(few)}"] if few else []
     for part in PARTS:
         truths = [one[part] for one in stated if part in one]
         if not truths:

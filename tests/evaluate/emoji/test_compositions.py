@@ -114,6 +114,8 @@ def test_a_perfect_artist_is_as_right_as_the_real_images(folder):
     assert 0 < metrics["overall_ceiling"] <= 100
     assert metrics["overall_chance"] < 50
     assert not [note for note in result.notes if "cannot read" in note]
+    few = "tone_only 1, person_only 1, activity_only 1, two 1, three 7"
+    assert f"few captions of a kind, so overall is uncertain: {few}" in result.notes
     assert list(metrics)[:4] == [f"overall_{n}" for n in ("right", "ceiling", "real", "chance")]
 
 
