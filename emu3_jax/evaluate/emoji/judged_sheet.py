@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from emu3_jax.evaluate.emoji.judge import Reading
 from emu3_jax.figures.contact_sheet import contact_sheet
 
-SIDE, GAP, LINE, COLUMNS = 96, 4, 14, 6
+SIDE, GAP, LINE, COLUMNS = 116, 4, 14, 5
 RIGHT, WRONG, UNASKED = "#117733", "#cc3311", "#999999"
 
 
