@@ -19,6 +19,9 @@ Measures a language model or a vision tokenizer on held-out data. Evaluators:
                    needs --model --vision_tokenizer --data
   emoji_retrieval  are drawn images nearest to the real ones
                    needs --model --vision_tokenizer --data
+  emoji_compositions
+                   do drawn images show tone, person and activity of their caption, for a judge
+                   needs --model --vision_tokenizer --data
 
 There are four ways to choose the evaluators:
   --evaluators=NAME,...   evaluators with their defaults

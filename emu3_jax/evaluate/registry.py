@@ -15,6 +15,7 @@ from emu3_jax.evaluate.benchmarks import registry as benchmarks
 from emu3_jax.evaluate.benchmarks.answers import Answers
 from emu3_jax.evaluate.benchmarks.drawings import Drawings
 from emu3_jax.evaluate.emoji.captions import EmojiCaptions
+from emu3_jax.evaluate.emoji.compositions import EmojiCompositions
 from emu3_jax.evaluate.emoji.retrieval import EmojiRetrieval
 from emu3_jax.evaluate.evaluator import Evaluator
 from emu3_jax.evaluate.language.likelihood import Likelihood
@@ -34,6 +35,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "drawings": Drawings,
     "emoji_captions": EmojiCaptions,
     "emoji_retrieval": EmojiRetrieval,
+    "emoji_compositions": EmojiCompositions,
 }
 
 

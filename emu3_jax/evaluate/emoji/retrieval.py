@@ -98,7 +98,7 @@ class EmojiRetrieval(language_use.ImageEvaluator):
 
 def features(images: Sequence[np.ndarray]) -> np.ndarray:
     """Maps uint8 [H, W, 3] each → float64 [N, 768], values in [0, 1]; see the module docstring."""
-    stack = np.stack([_to_side(image) for image in images]).astype(np.float64) / 255.0
+    stack = np.stack([to_side(image) for image in images]).astype(np.float64) / 255.0
     shrink = _shrink_matrix()
     cells = np.einsum("yh,nhwc,xw->nyxc", shrink, stack, shrink, optimize=True)
     return cells.reshape(len(images), -1)
@@ -121,7 +121,8 @@ def recall_metrics(ranks: np.ndarray, suffix: str = "") -> dict[str, float]:
     return recalls | {f"median_rank{suffix}": float(np.median(ranks))}
 
 
-def _to_side(image: np.ndarray) -> np.ndarray:
+def to_side(image: np.ndarray) -> np.ndarray:
+    """Resizes uint8 [H, W, 3] → uint8 [SIDE, SIDE, 3]."""
     if image.shape[:2] == (SIDE, SIDE):
         return image
     return np.asarray(Image.fromarray(image).resize((SIDE, SIDE), Image.Resampling.BOX))

@@ -12,7 +12,7 @@ _QUANTITIES = {
     r"psnr|(^|_)db(_|$)": (1, 2, " dB"),
     r"ssim|perceptual": (1, 4, ""),
     r"(^|_)(used|effective|overlap|kept|recall|exact)(_|$)": (1, 1, " %"),
-    r"^(tone|person|both)_": (1, 1, " %"),
+    r"^(tone|person|both|activity|overall|whole|two|three)_": (1, 1, " %"),
     r"^codebook/(dead|shared)": (100, 1, " %"),
     r"^seconds$": (1, 1, " s"),
 }
