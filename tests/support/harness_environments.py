@@ -52,7 +52,7 @@ def _install(python: pathlib.Path, *words: str) -> None:
 
 
 def run(python: pathlib.Path, where: pathlib.Path, paths: list, *words: str) -> str:
-    """What a command prints; it sees `paths` and the project, and no network."""
+    """What a command prints, errors last; it sees `paths` and the project, and no network."""
     env = os.environ | {
         "PYTHONPATH": os.pathsep.join(map(str, (*paths, ROOT))),
         "HF_HUB_OFFLINE": "1",
@@ -63,5 +63,6 @@ def run(python: pathlib.Path, where: pathlib.Path, paths: list, *words: str) -> 
         [str(python), *words],
         cwd=where, env=env, capture_output=True, text=True, check=False, timeout=1800,
     )  # fmt: skip
-    assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-3000:]
-    return ended.stdout
+    said = ended.stdout + ended.stderr
+    assert ended.returncode == 0, said[-5000:]
+    return said

@@ -45,11 +45,11 @@ def fed(message):
 model = Emu3Jax("nano", "nano", max_new_tokens=12)
 assert isinstance(model, BaseModel)
 dataset = build_dataset("MadeUp")
+messages = [dataset.build_prompt(row) for row in dataset.data.to_dict("records")]
 infer_data_job(model, str(FOLDER), "mine", dataset)
 (file,) = FOLDER.glob("mine_MadeUp.*")
 said = []
-for row, answer in zip(dataset.data.to_dict("records"), load(str(file))["prediction"], strict=True):
-    message = dataset.build_prompt(row)
+for message, answer in zip(messages, load(str(file))["prediction"], strict=True):
     text, size = fed(message)
     said.append({"message": message, "answer": answer, "text": text, "size": size})
 (FOLDER / "said.json").write_text(json.dumps(said))

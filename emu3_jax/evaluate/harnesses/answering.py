@@ -20,6 +20,7 @@ from PIL import Image as PillowImage
 
 from emu3_jax import sharding, shipped
 from emu3_jax.data import media
+from emu3_jax.data.codec import vision_codec
 from emu3_jax.data.media.images import to_rgb
 from emu3_jax.data.media.sizes import MAX_ASPECT
 from emu3_jax.generate import codec, modalities, scoring
@@ -146,13 +147,17 @@ class Answerer:
         images = {
             _key(part): part for parts in pixels for part in parts if isinstance(part, np.ndarray)
         }
-        codes = codec.encode(self.bundle, list(images.values()), self.limits) if images else []
-        image_of = {key: Image(c) for key, c in zip(images, codes, strict=True)}
+        image_of = dict(zip(images, map(Image, self._codes(images.values())), strict=True))
         turns = [
             tuple(p if isinstance(p, str) else image_of[_key(p)] for p in parts) for parts in pixels
         ]
         ending = (lambda parts: parts) if self.verbatim else without_period
         return [self.bundle.grammar.chat_prompt([Turn(ending(parts))]) for parts in turns]
+
+    def _codes(self, images: Iterable[np.ndarray]) -> list[np.ndarray]:
+        sized = [media.resize(i, *media.smart_resize(*i.shape[:2], self.limits)) for i in images]
+        tokenizer = (self.bundle.vision, self.bundle.vision_variables)
+        return vision_codec.encode(tokenizer, sized, self.batch_size, one_size=False)
 
     def _pixels(self, part: Part) -> str | np.ndarray:
         if isinstance(part, str):

@@ -32,7 +32,8 @@ doc_to_text: question
 ANSWERS = """
 doc_to_target: "no answer is this one"
 generation_kwargs: {max_new_tokens: 12, temperature: 0, do_sample: false, until: ["r"]}
-metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+process_results: !function made_up.scores
+metric_list: [{metric: length, aggregation: mean, higher_is_better: true}]
 """
 OPTIONS = """
 doc_to_choice: options
@@ -45,6 +46,10 @@ from PIL import Image
 
 def visuals(document):
     return [Image.open(document["image"])]
+
+
+def scores(document, answers):
+    return {"length": len(answers[0])}
 """
 
 
@@ -75,19 +80,20 @@ def samples(harness, tmp_path_factory):
         [sys.executable, "setup.py", "-q", "egg_info", f"--egg-base={folder}"],
         cwd=ROOT, check=True, capture_output=True,
     )  # fmt: skip
-    harness_environments.run(
+    said = harness_environments.run(
         harness, folder, [folder],
         "-m", "lmms_eval", "--model", "emu3_jax",
         "--model_args", "pretrained=nano,vision_tokenizer=nano",
         "--tasks", "answers,options", "--include_path", str(folder), "--batch_size", "3",
         "--log_samples", "--output_path", str(folder / "out"),
     )  # fmt: skip
-    (file,) = (folder / "out").rglob("*_results.json")
+    written = list((folder / "out").rglob("*_results.json"))
+    assert written, said[-5000:]  # the harness ends with 0 also after an error
     found = {}
     for name in ("answers", "options"):
         (lines,) = (folder / "out").rglob(f"*_samples_{name}.jsonl")
         found[name] = [json.loads(line) for line in lines.read_text().splitlines()]
-    return rows, found, json.loads(file.read_text())["results"]
+    return rows, found, json.loads(written[0].read_text())["results"]
 
 
 def test_answers_are_those_of_our_own_path(samples, answerer):
