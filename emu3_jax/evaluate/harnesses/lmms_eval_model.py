@@ -12,7 +12,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from lmms_eval.api.instance import Instance
+from lmms_eval.api.instance import GenerationResult, Instance
 from lmms_eval.api.model import lmms
 from lmms_eval.api.registry import register_model
 from lmms_eval.models.registry_v2 import ModelManifest
@@ -97,13 +97,17 @@ class Emu3Jax(lmms):
                 answers[index] = cut(answer, until)
         return answers
 
-    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+    def loglikelihood(self, requests: list[Instance]) -> list[GenerationResult]:
         """The summed log-probability of each continuation, and whether it is the greedy one.
 
         A task of type `multiple_choice` hands over its options as text, and takes the one with the
         smallest number, as it expects losses (`process_results` in lmms_eval/api/task.py). Texts
         therefore get the negative log-probability. A task of type `loglikelihood` hands over a
         function, and gets the log-probability itself.
+
+        Each pair is wrapped: `evaluate` makes a text of anything else that is not one, and then
+        fails (`unwrap_generation_output` in lmms_eval/api/instance.py). Its cache of responses
+        refuses such a pair: run these tasks without --use_cache.
         """
         asked = (
             (self._question(request), self._continuation(request))
@@ -112,7 +116,7 @@ class Emu3Jax(lmms):
         found = self._answerer.likelihoods(asked)
         signs = [-1.0 if isinstance(request.args[1], str) else 1.0 for request in requests]
         pairs = zip(signs, found, strict=True)
-        return [(sign * one.log_probability, one.greedy) for sign, one in pairs]
+        return [GenerationResult((sign * one.log_probability, one.greedy)) for sign, one in pairs]
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         """Not there: the released chat form has one turn."""

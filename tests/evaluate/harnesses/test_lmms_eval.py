@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from paths import ROOT
 
-from emu3_jax.data import media
 from emu3_jax.evaluate.harnesses.answering import Answerer
 from emu3_jax.generate import modalities
 from emu3_jax.generate.decoding.sampling import Sampling
@@ -102,8 +101,8 @@ def test_answers_are_those_of_our_own_path(samples, answerer):
     for row, sample in zip(rows, found["answers"], strict=True):
         asked = [pathlib.Path(row["image"]), row["question"]]
         (answer,) = answerer.answers([asked], options)
-        assert sample["filtered_resps"] == [answer.split("r")[0].strip()], sample
-    assert len({str(sample["filtered_resps"]) for sample in found["answers"]}) > 1
+        assert sample["filtered_resps"] == answer.split("r")[0].strip()
+    assert len({sample["filtered_resps"] for sample in found["answers"]}) > 1
 
 
 def test_the_likeliest_option_is_taken(samples, answerer):
@@ -112,15 +111,10 @@ def test_the_likeliest_option_is_taken(samples, answerer):
     for row, sample in zip(rows, found["options"], strict=True):
         asked = [pathlib.Path(row["image"]), row["question"]]
         ours = answerer.likelihoods([(asked, " " + option) for option in row["options"]])
-        theirs = [pair for pair in sample["filtered_resps"]]
         log_p = [one.log_probability for one in ours]
-        np.testing.assert_allclose([-float(p[0]) for p in theirs], log_p, rtol=1e-4)
+        np.testing.assert_allclose(
+            [-float(p[0]) for p in sample["filtered_resps"]], log_p, rtol=1e-4
+        )
         assert sample["acc"] == (np.argmax(log_p) == row["answer"])
         right.append(sample["acc"])
     assert results["options"]["acc,none"] == pytest.approx(np.mean(right))
-
-
-def test_long_images_are_padded_as_documented(samples):
-    rows, _, _ = samples
-    shapes = [media.read_image(row["image"]).shape for row in rows]
-    assert any(max(shape[:2]) > 5 * min(shape[:2]) for shape in shapes)
