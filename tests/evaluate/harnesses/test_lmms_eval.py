@@ -1,4 +1,7 @@
-"""The shipped model in the real lmms-eval, started by its own command."""
+"""The shipped model in the real lmms-eval, started by its own command.
+
+The first run installs it (`harness_environments`): bash launch/test.sh --slow FILE.
+"""
 
 import json
 import pathlib
@@ -118,3 +121,35 @@ def test_the_likeliest_option_is_taken(samples, answerer):
         assert sample["acc"] == (np.argmax(log_p) == row["answer"])
         right.append(sample["acc"])
     assert results["options"]["acc,none"] == pytest.approx(np.mean(right))
+
+
+PARTS = """
+from PIL import Image
+from emu3_jax.evaluate.harnesses.lmms_eval_model import cut, generation, parts
+
+image = Image.new("RGB", (2, 2))
+assert parts("What?", [image], "here") == [image, "What?"]
+assert parts("Is <image> like <image>?", [image, image], "") == ["Is ", image, " like ", image, "?"]
+assert parts("Is <image> red?", [image, image], "") == [image, image, "Is <image> red?"]
+assert parts("What?", [], "") == ["What?"]
+options, until = generation({"until": "x", "temperature": 0.5, "top_p": None, "num_beams": 1})
+assert (options.sampling.temperature, options.sampling.top_p, options.max_new) == (0.5, 1.0, 1024)
+assert until == ("x",)
+options, _ = generation({"do_sample": False, "temperature": 0.5, "max_new_tokens": 7})
+assert options.sampling.greedy and options.max_new == 7
+assert cut("a cat. A dog", ["\\n", " A", "."]) == "a cat"
+for bad, call in (
+    ("task, 3: expected images, found str", lambda: parts("", ["film.mp4"], "task, 3")),
+    ("num_beams is 5, expected 1", lambda: generation({"num_beams": 5})),
+):
+    try:
+        call()
+    except ValueError as error:
+        assert str(error).startswith(bad), error
+    else:
+        raise AssertionError(bad)
+"""
+
+
+def test_questions_and_settings_of_tasks(harness, tmp_path):
+    harness_environments.run(harness, tmp_path, [], "-c", PARTS)
