@@ -1,7 +1,7 @@
 """The shipped model in the real VLMEvalKit, and what its own class for Emu3 feeds beside it.
 
 VLMEvalKit is not on PyPI: the environment variable VLMEVALKIT names a checkout of its commit
-e8e78f0. What it imports is installed at the first run: VLMEVALKIT=… bash launch/test.sh --slow FILE.
+e8e78f0. The first run installs what it imports: VLMEVALKIT=… bash launch/test.sh --slow FILE.
 """
 
 import base64
