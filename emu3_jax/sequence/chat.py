@@ -81,6 +81,11 @@ def _plain(parts: tuple[Part, ...]) -> str | tuple[Part, ...]:
     return "".join(parts) if all(isinstance(part, str) for part in parts) else parts
 
 
+def without_period(text: str) -> str:
+    """A question without blanks and one period at its end, where the template puts its own."""
+    return text.rstrip().removesuffix(".")
+
+
 def segments_of(parts: Iterable[Part], loss: bool) -> list[Segment]:
     """Texts and media as segments with this loss flag; adjacent texts become one."""
     return [

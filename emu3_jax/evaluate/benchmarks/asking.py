@@ -1,7 +1,7 @@
 """From a question to what the model reads, and from there to its answers.
 
 Prompts follow the released chat form (`sequence.chat`): "{system} USER: {images}{text}.
-ASSISTANT:", with the template's own period, so a period at the end of the text is taken away.
+ASSISTANT:", with the template's own period, so one at the end of the text is taken away.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from emu3_jax.evaluate.progress import Progress
 from emu3_jax.generate import modalities, scoring
 from emu3_jax.interop.bundle import Bundle
 from emu3_jax.sequence import Document, Image, Segment, Text, Turn
-from emu3_jax.sequence.chat import prompt_segments
+from emu3_jax.sequence.chat import prompt_segments, without_period
 
 # Where an image belongs in a text; numbers begin with 1, as MMMU has them.
 MARK = re.compile(r"<image (\d+)>")
@@ -49,7 +49,7 @@ def ask(bundle: Bundle, text: str, codes: Sequence[np.ndarray]) -> Asked:
       ValueError: a mark of an image that there is not.
     """
     blocks = [Image(one) for one in codes]
-    pieces = MARK.split(text.removesuffix("."))  # text, number, text, number, …, text
+    pieces = MARK.split(without_period(text))  # text, number, text, number, …, text
     parts: list[str | Image] = []
     used = set()
     for at, piece in enumerate(pieces):

@@ -26,7 +26,7 @@ from emu3_jax.data.media.sizes import MAX_ASPECT
 from emu3_jax.generate import codec, modalities, scoring
 from emu3_jax.interop.bundle import Bundle, with_vision
 from emu3_jax.models.language.layers import precision
-from emu3_jax.sequence import Image, Turn
+from emu3_jax.sequence import Image, Turn, chat
 from emu3_jax.train import weights
 
 # A text, or an image: uint8 [H, W, 3], Pillow's, or a file.
@@ -221,7 +221,7 @@ def without_period(parts: tuple) -> tuple:
     """The parts without blanks and one period at the end of the last, if that is a text."""
     if not parts or not isinstance(parts[-1], str):
         return parts
-    return (*parts[:-1], parts[-1].rstrip().removesuffix("."))
+    return (*parts[:-1], chat.without_period(parts[-1]))
 
 
 def padded(pixels: np.ndarray) -> np.ndarray:
