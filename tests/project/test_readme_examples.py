@@ -46,16 +46,14 @@ def commands():
 
 
 def source_of(module):
-    """The text of a command: its module with those of its folder that it imports, or its folder."""
+    """The text of a command: its module or folder, and the modules that it imports from."""
     spec = importlib.util.find_spec(module)
     assert spec is not None, f"{module} does not exist"
     path = pathlib.Path(spec.origin)
-    if path.name == "__init__.py":
-        paths = [*path.parent.rglob("*.py")]
-    else:
-        folder = module.rpartition(".")[0]
-        names = re.findall(rf"^from {re.escape(folder)}\.(\w+) import", path.read_text(), re.M)
-        paths = [path, *(path.with_name(f"{name}.py") for name in names)]
+    paths = [*path.parent.rglob("*.py")] if path.name == "__init__.py" else [path]
+    text = "\n".join(path.read_text() for path in paths)
+    imported = re.findall(r"^from (emu3_jax[\w.]*) import", text, re.M)
+    paths += [ROOT / f"{name.replace('.', '/')}.py" for name in set(imported)]
     return "\n".join(path.read_text() for path in paths if path.is_file())
 
 
