@@ -14,7 +14,7 @@ from emu3_jax.aot import hlo
 from emu3_jax.aot.hlo import UnreadableError
 from emu3_jax.aot.report import Estimate, too_large
 from emu3_jax.aot.topology import Machine
-from emu3_jax.train.program import Program
+from emu3_jax.train.program import TrainProgram
 
 FEW, MORE = 2, 4
 
@@ -34,7 +34,7 @@ class NoEstimateError(ValueError):
     """The compiler gives no time for this program; the message says why."""
 
 
-def estimate(program: Program, machine: Machine) -> Estimate | None:
+def estimate(program: TrainProgram, machine: Machine) -> Estimate | None:
     """Returns the estimate; None without a TPU compiler or without a stack of layers.
 
     Raises:
@@ -43,7 +43,7 @@ def estimate(program: Program, machine: Machine) -> Estimate | None:
     """
     if not machine.is_tpu or not program.stacked:
         return None
-    layers, times = program.task.config.model.num_layers, program.repeats
+    layers, times = program.task.config.model.num_layers, program.task.config.run.accumulation
 
     def at_all_layers(few, more):
         return times * (few + (more - few) / (MORE - FEW) * (layers - FEW))

@@ -132,11 +132,8 @@ def rows_of_batch(mesh, batch_size: int) -> int:
 
 
 @functools.lru_cache(maxsize=2)
-def scorer(model: nn.Module, unroll: bool = False):
-    """Jitted (variables, inputs, targets, positions, segment_ids) → float32 [B, S].
-
-    `unroll` writes the chunks of the loss out, for estimates that count a loop's body once.
-    """
+def scorer(model: nn.Module):
+    """Jitted (variables, inputs, targets, positions, segment_ids) → float32 [B, S]."""
 
     def nll(variables, inputs_BS, targets_BS, positions_BS, segment_ids_BS):
         hidden_BSD = model.apply(
@@ -148,7 +145,6 @@ def scorer(model: nn.Module, unroll: bool = False):
             targets_BS,
             jnp.ones(targets_BS.shape),
             vocab_size=model.config.vocab_size,
-            unroll=unroll,
         ).nll
         return sharding.gathered(nll_BS)
 
@@ -156,12 +152,7 @@ def scorer(model: nn.Module, unroll: bool = False):
 
 
 def lower(
-    config: TransformerConfig,
-    mesh: jax.sharding.Mesh,
-    *,
-    batch_size: int,
-    row_length: int,
-    unroll: bool = False,
+    config: TransformerConfig, mesh: jax.sharding.Mesh, *, batch_size: int, row_length: int
 ) -> jax.stages.Lowered:
     """Ahead-of-time lowering of what `score` runs for one batch; needs no weights.
 
@@ -170,7 +161,6 @@ def lower(
       mesh: the mesh that is set when documents are scored.
       batch_size: as in `score`.
       row_length: as in `fit`.
-      unroll: as in `scorer`.
 
     Raises:
       ValueError: the model or the rows do not fit the mesh.
@@ -182,7 +172,7 @@ def lower(
     model = Transformer(config)
     with jax.set_mesh(mesh):
         variables = {"params": autoregressive.abstract_params(model, mesh)}
-        return scorer(model, unroll).lower(variables, *[rows] * len(SCORED))
+        return scorer(model).lower(variables, *[rows] * len(SCORED))
 
 
 def packed_batches(fitted: Fitted, batch_size: int) -> Iterator[dict[str, np.ndarray]]:

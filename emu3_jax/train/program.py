@@ -3,7 +3,7 @@
 import abc
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +20,10 @@ class Program(abc.ABC):
 
     Attributes:
       task: the task, made with read_data=False.
-      stacked: whether the program runs a stack of equal layers (`Task.with_layers`).
-      repeats: how often one call runs what `with_layers` has once.
+      stacked: whether the program trains a stack of equal layers (`Task.with_layers`).
     """
 
     stacked = False
-    repeats = 1
 
     def __init__(self, task: Task):
         self.task = task
@@ -43,14 +41,6 @@ class Program(abc.ABC):
         """Returns the model FLOPs of one call over all devices; 0 if not counted."""
 
 
-    def with_layers(self, num_layers: int) -> Self:
-        """Returns the program of `Task.with_layers`; only if `stacked`."""
-        return self._of(self.task.with_layers(num_layers))
-
-    def _of(self, config: Any) -> Self:
-        return type(self)(type(self.task)(config, read_data=False))
-
-
 class TrainProgram(Program):
     """The training step, as `emu3_jax.train` runs it."""
 
@@ -58,11 +48,6 @@ class TrainProgram(Program):
     def stacked(self) -> bool:
         """Whether `Task.with_layers` can change the number of layers."""
         return self.task.with_layers(1) is not None
-
-    @property
-    def repeats(self) -> int:
-        """Micro-batches of an update."""
-        return self.task.config.run.accumulation
 
     def lower(self, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
         """Lowers the jitted step; with limits of a loss spike if `run.divergence` is on."""
@@ -91,9 +76,15 @@ class TrainProgram(Program):
         """Returns the model FLOPs of one update over all devices."""
         return self.task.units_per_batch() * self.task.flops_per_unit()
 
-    def changed(self, **sections: dict[str, Any]) -> Self:
+    def changed(self, **sections: dict[str, Any]) -> "TrainProgram":
         """Returns the program with fields replaced: changed(data=dict(batch_size=8))."""
         config = self.task.config
         new = {n: dataclasses.replace(getattr(config, n), **f) for n, f in sections.items()}
         return self._of(dataclasses.replace(config, **new))
 
+    def with_layers(self, num_layers: int) -> "TrainProgram":
+        """Returns the program of `Task.with_layers`; only if `stacked`."""
+        return self._of(self.task.with_layers(num_layers))
+
+    def _of(self, config: Any) -> "TrainProgram":
+        return TrainProgram(type(self.task)(config, read_data=False))

@@ -48,18 +48,12 @@ class EvaluateProgram(Program):
     """
 
     BATCH = 32
-    stacked = True
 
     def lower(self, devices: Sequence[jax.Device]) -> jax.stages.Lowered:
         """Lowers the scoring of one batch; ValueError if model and rows do not fit the mesh."""
         config = self.task.config
-        return scoring.lower(
-            config.model,
-            self.mesh(devices),
-            batch_size=self.BATCH,
-            row_length=config.data.sequence_length,
-            unroll=config.loss.unroll,
-        )
+        sizes = {"batch_size": self.BATCH, "row_length": config.data.sequence_length}
+        return scoring.lower(config.model, self.mesh(devices), **sizes)
 
     def model_flops(self) -> float:
         """Returns 0: not counted, since documents fill rows to different lengths."""
