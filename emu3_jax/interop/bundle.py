@@ -342,12 +342,5 @@ def save_bundle(path: str | os.PathLike, bundle: Bundle, dtype: str = "float32")
     with replacing_model(path) as folder:
         params = bundle.variables["params"]
         language_model.save(folder, bundle.model.config, params, dtype, extra)
-        language = Language(
-            vocab,
-            bundle.grammar,
-            bundle.vision_fingerprint,
-            bundle.max_context,
-            bundle.media,
-            bundle.learnt,
-        )
-        save_language(folder, language)
+        names = [field.name for field in dataclasses.fields(Language)]
+        save_language(folder, Language(**{name: getattr(bundle, name) for name in names}))
