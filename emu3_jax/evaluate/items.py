@@ -64,7 +64,11 @@ class Reader:
           limits: images and clips are resized within its "min_pixels" and "max_pixels", as in
             tokenizing; such as `Language.media` of a language model. Without, they stay as stored.
         """
-        self._config, self._fit = config, fit_within(limits, config)
+        self._config, self._fit = config, None
+        if limits and {"min_pixels", "max_pixels"} <= limits.keys():
+            sizes = limits["min_pixels"], limits["max_pixels"]
+            sizes = media.PixelLimits(*sizes, config.spatial_factor)
+            self._fit = functools.partial(media.smart_resize, limits=sizes)
         self.rows, self.skipped = 0, []
 
     def read_split(self, data: pathlib.Path, split: str, limit: int = 0) -> list[Item]:
@@ -147,19 +151,6 @@ class Reader:
         except ValueError as error:
             return None, str(error)
         return pixels, ""
-
-
-def fit_within(limits: Mapping[str, float] | None, config: Any):
-    """How images are resized as in tokenizing, for `media.read_image`; None: they stay as stored.
-
-    Args:
-      limits: "min_pixels" and "max_pixels", such as `Language.media` of a language model.
-      config: of the vision tokenizer.
-    """
-    if not limits or not {"min_pixels", "max_pixels"} <= limits.keys():
-        return None
-    sizes = media.PixelLimits(limits["min_pixels"], limits["max_pixels"], config.spatial_factor)
-    return functools.partial(media.smart_resize, limits=sizes)
 
 
 def split_names(data: pathlib.Path) -> list[str]:

@@ -9,6 +9,7 @@ from etils import epath
 
 from emu3_jax.data import media
 from emu3_jax.data.codec import vision_codec
+from emu3_jax.data.media.sizes import MAX_ASPECT
 from emu3_jax.interop.bundle import Bundle
 from emu3_jax.interop.relayout import PREPROCESSOR_FILE
 
@@ -43,6 +44,25 @@ def pixel_limits(
     least = min_pixels if min_pixels is not None else stored.get("min_pixels", default.min_pixels)
     most = max_pixels if max_pixels is not None else stored.get("max_pixels", default.max_pixels)
     return media.PixelLimits(least, most, spatial_factor)
+
+
+def padded(pixels: np.ndarray) -> np.ndarray:
+    """An image with black borders, if it is longer than the released image processor takes.
+
+    VLMEvalKit's class for Emu3 does this; the image processor alone refuses such an image.
+    """
+    height, width = pixels.shape[:2]
+    least = int(max(height, width) / MAX_ASPECT + 1)
+    if max(height, width) <= MAX_ASPECT * min(height, width):
+        return pixels
+    missing = [max(0, least - side) for side in (height, width)]
+    return np.pad(pixels, [*((m // 2, m - m // 2) for m in missing), (0, 0)])
+
+
+def fitted(pixels: np.ndarray, limits: media.PixelLimits) -> np.ndarray:
+    """An image, padded if it is too long, and resized within the limits."""
+    pixels = padded(pixels)
+    return media.resize(pixels, *media.smart_resize(*pixels.shape[:2], limits))
 
 
 def encode(

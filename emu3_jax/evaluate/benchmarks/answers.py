@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from flax import linen as nn
 
+from emu3_jax import shipped
 from emu3_jax.config import named
 from emu3_jax.data import media
 from emu3_jax.data.codec import vision_codec
@@ -32,7 +33,7 @@ from emu3_jax.evaluate.benchmarks.templates import TEMPLATES
 from emu3_jax.evaluate.evaluator import Result, Subject, Table
 from emu3_jax.evaluate.language_use import CodesEvaluator
 from emu3_jax.files import write_atomically
-from emu3_jax.generate import modalities
+from emu3_jax.generate import codec, modalities
 from emu3_jax.generate.decoding.sampling import Sampling
 from emu3_jax.interop.bundle import Bundle, Language
 from emu3_jax.interop.language.weights_fingerprint import weights_fingerprint
@@ -55,6 +56,8 @@ class Answers(CodesEvaluator):
       template: name in `benchmarks.templates.TEMPLATES`: how questions are worded.
       choose: how an option is chosen: "letter", the model writes one; "likelihood", the option's
         text that it finds likeliest, per token, after the question without options.
+      min_pixels, max_pixels: limits of an image's area; 0: as the model was trained, else as the
+        tokenizer's preprocessor_config.json states, else the released ones.
       judgements: file of a judge's scores of these answers, for benchmarks that need a judge.
       sampling: how answers are drawn; greedy by default.
       max_new: the longest answer in tokens; 0 for the benchmark's own.
@@ -67,6 +70,8 @@ class Answers(CodesEvaluator):
     version: str = ""
     template: str = "llava"
     choose: str = LETTER
+    min_pixels: int = 0
+    max_pixels: int = 0
     judgements: str = ""
     sampling: Sampling = Sampling(temperature=0.0)
     max_new: int = 0
@@ -76,7 +81,7 @@ class Answers(CodesEvaluator):
         named.find("benchmark", self.benchmark, registry.QUESTIONS)
         object.__setattr__(self, "name", self.name or self.benchmark)
         super().__post_init__()
-        self.at_least(max_new=0)
+        self.at_least(max_new=0, min_pixels=0, max_pixels=0)
         for key, value, known in (
             ("template", self.template, TEMPLATES),
             ("choose", self.choose, CHOICES),
@@ -180,12 +185,11 @@ class Answers(CodesEvaluator):
     def _images(self, questions: Sequence[Question], bundle: Bundle):
         """Image source → (codes, [height, width]); id of a question → why one cannot be used."""
         sources = list(dict.fromkeys(source for q in questions for source in q.images))
-        config = self.tokenizer[0].config
-        fit = items.fit_within(bundle.media, config)
+        limits = self._limits(bundle)
 
         def read(source) -> tuple[np.ndarray | None, str]:
             try:
-                return vision_codec.whole_tokens(config, media.read_image(source, fit=fit)), ""
+                return codec.fitted(media.read_image(source), limits), ""
             except ValueError as error:
                 return None, str(error)
 
@@ -202,6 +206,15 @@ class Answers(CodesEvaluator):
         }
         return images, failed
 
+    def _limits(self, bundle: Bundle) -> media.PixelLimits:
+        return codec.pixel_limits(
+            shipped.vision_tokenizer(self.vision_tokenizer),
+            self.tokenizer[0].config.spatial_factor,
+            self.min_pixels or None,
+            self.max_pixels or None,
+            bundle.media,
+        )
+
     def _conditions(self, bundle: Bundle, questions: Sequence[Question]) -> dict[str, Any]:
         params = nn.meta.unbox(bundle.variables["params"])
         return {
@@ -211,7 +224,7 @@ class Answers(CodesEvaluator):
             "choose": self.choose,
             "sampling": dataclasses.asdict(self.sampling),
             "max_new": self.max_new or self.of.max_new,
-            "media": dict(bundle.media),
+            "pixels": dataclasses.asdict(self._limits(bundle)),
             "weights": weights_fingerprint(params, bundle.vocab.size, "float32"),
             "vision_tokenizer": bundle.vision_fingerprint,
             "questions": len(questions),

@@ -22,7 +22,6 @@ from emu3_jax import sharding, shipped
 from emu3_jax.data import media
 from emu3_jax.data.codec import vision_codec
 from emu3_jax.data.media.images import to_rgb
-from emu3_jax.data.media.sizes import MAX_ASPECT
 from emu3_jax.generate import codec, modalities, scoring
 from emu3_jax.interop.bundle import Bundle, with_vision
 from emu3_jax.models.language.layers import precision
@@ -155,7 +154,7 @@ class Answerer:
         return [self.bundle.grammar.chat_prompt([Turn(ending(parts))]) for parts in turns]
 
     def _codes(self, images: Iterable[np.ndarray]) -> list[np.ndarray]:
-        sized = [media.resize(i, *media.smart_resize(*i.shape[:2], self.limits)) for i in images]
+        sized = [codec.fitted(image, self.limits) for image in images]
         tokenizer = (self.bundle.vision, self.bundle.vision_variables)
         return vision_codec.encode(tokenizer, sized, self.batch_size, one_size=False)
 
@@ -166,7 +165,7 @@ class Answerer:
             part = to_rgb(part)
         elif not isinstance(part, np.ndarray):
             part = media.read_image(part)
-        return padded(part)
+        return part
 
     def _held(self, questions: Iterable[Any]) -> Iterator[list[Any]]:
         questions = iter(questions)
@@ -222,19 +221,6 @@ def without_period(parts: tuple) -> tuple:
     if not parts or not isinstance(parts[-1], str):
         return parts
     return (*parts[:-1], chat.without_period(parts[-1]))
-
-
-def padded(pixels: np.ndarray) -> np.ndarray:
-    """An image with black borders, if it is longer than the released image processor takes.
-
-    VLMEvalKit's class for Emu3 does this; the image processor alone refuses such an image.
-    """
-    height, width = pixels.shape[:2]
-    least = int(max(height, width) / MAX_ASPECT + 1)
-    if max(height, width) <= MAX_ASPECT * min(height, width):
-        return pixels
-    missing = [max(0, least - side) for side in (height, width)]
-    return np.pad(pixels, [*((m // 2, m - m // 2) for m in missing), (0, 0)])
 
 
 def _key(pixels: np.ndarray) -> tuple:

@@ -49,7 +49,7 @@ def bundle(folder):
 
 def entry(folder, **settings):
     given = dict(benchmark="pope", data=str(folder / "pope"), max_new=4, batch_size=4)
-    given["vision_tokenizer"] = str(folder / "vision")
+    given |= dict(vision_tokenizer=str(folder / "vision"), min_pixels=16, max_pixels=400)
     (made,) = registry.make([given | settings])
     return made
 
@@ -207,6 +207,18 @@ def test_a_question_that_failed_is_asked_again(folder, bundle, whole, tmp_path):
     image.write_bytes(content)
     run(folder, bundle, tmp_path)
     assert lines(tmp_path) == lines(whole[0])
+
+
+def test_images_are_resized_within_the_limits_and_padded_if_they_are_too_long(folder, bundle):
+    image = folder / "pope" / "val2014" / "0.png"
+    content = image.read_bytes()
+    media.write_png(image, np.full((4, 24, 3), 200, np.uint8))  # six times as wide as high
+    made = entry(folder, max_pixels=100, allow_partial=True, limit=1)
+    images, failed = made._images(made.questions()[:1], bundle)
+    image.write_bytes(content)
+    ((codes, (height, width)),) = images.values()
+    assert not failed and height * width <= 100
+    assert codes.shape == (height // 2, width // 2)
 
 
 def test_a_limit_is_a_part(folder, bundle, tmp_path):

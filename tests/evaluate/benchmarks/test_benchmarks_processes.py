@@ -72,7 +72,13 @@ def run(folder, output, processes, *options):
 @pytest.mark.parametrize(
     "options",
     [
-        ("--benchmark=own_questions", "--data={}/questions.jsonl", "--batch_size=4"),
+        (
+            "--benchmark=own_questions",
+            "--data={}/questions.jsonl",
+            "--batch_size=4",
+            "--min_pixels=16",
+            "--max_pixels=400",
+        ),
         ("--benchmark=coco30k", "--data={}/prompts.csv", "--size=8,8", "--batch_size=2"),
     ],
 )

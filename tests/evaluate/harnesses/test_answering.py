@@ -75,7 +75,7 @@ def test_an_image_may_be_an_array_an_image_of_pillow_or_a_file(answerer, tmp_pat
 
 @pytest.mark.parametrize("height, width", [(4, 40), (40, 4), (7, 36), (4, 20), (20, 20)])
 def test_long_images_get_black_borders(height, width):
-    found = answering.padded(np.full((height, width, 3), 9, np.uint8))
+    found = codec.padded(np.full((height, width, 3), 9, np.uint8))
     if max(height, width) <= 5 * min(height, width):
         assert found.shape == (height, width, 3)
         return

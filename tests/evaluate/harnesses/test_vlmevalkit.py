@@ -17,7 +17,6 @@ import pytest
 from paths import ROOT
 
 from emu3_jax.data import media
-from emu3_jax.evaluate.harnesses import answering
 from emu3_jax.evaluate.harnesses.answering import Answerer
 from emu3_jax.generate import codec, modalities, presets
 from emu3_jax.sequence import Image, Text
@@ -69,7 +68,7 @@ def test_with_verbatim_the_prompt_is_that_of_its_own_class(said, answerer):
     verbatim = Answerer(answerer.bundle, answerer.mesh, answerer.limits, verbatim=True)
     for one in said:
         file, text = asked(one)
-        pixels = answering.padded(media.read_image(file))
+        pixels = codec.padded(media.read_image(file))
         assert [*pixels.shape[1::-1]] == one["size"]
         (codes,) = codec.encode(answerer.bundle, [pixels], answerer.limits)
         template = (Text(BEFORE), Image(codes), Text(one["text"] + AFTER))
