@@ -11,32 +11,25 @@ import hashlib
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-from flax import linen as nn
 
 from emu3_jax import shipped
-from emu3_jax.config import named
+from emu3_jax.config import ConfigError
 from emu3_jax.data import media
 from emu3_jax.data.codec import vision_codec
 from emu3_jax.evaluate import items
 from emu3_jax.evaluate.benchmarks import asking, registry
-from emu3_jax.evaluate.benchmarks.benchmark import (
-    RULES_VERSION,
-    Question,
-    QuestionBenchmark,
-    Scored,
-)
+from emu3_jax.evaluate.benchmarks.benchmark import Question, QuestionBenchmark, Scored
+from emu3_jax.evaluate.benchmarks.benchmark_evaluator import BenchmarkEvaluator
 from emu3_jax.evaluate.benchmarks.item_file import ItemFile
 from emu3_jax.evaluate.benchmarks.templates import TEMPLATES
 from emu3_jax.evaluate.evaluator import Result, Subject, Table
-from emu3_jax.evaluate.language_use import CodesEvaluator
 from emu3_jax.files import write_atomically
 from emu3_jax.generate import codec, modalities
 from emu3_jax.generate.decoding.sampling import Sampling
 from emu3_jax.interop.bundle import Bundle, Language
-from emu3_jax.interop.language.weights_fingerprint import weights_fingerprint
 from emu3_jax.train.run import distributed
 
 LETTER, LIKELIHOOD = CHOICES = ("letter", "likelihood")
@@ -45,14 +38,10 @@ BATCHES_AT_ONCE = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Answers(CodesEvaluator):
+class Answers(BenchmarkEvaluator):
     """Answers to the questions of a benchmark, scored by the rules of its authors and of harnesses.
 
     Attributes:
-      name: of the benchmark, if it is not set.
-      benchmark: name in `benchmarks.registry.QUESTIONS`.
-      data: folder or file of the released data.
-      version: of the benchmark, such as a split; "" for the usual one.
       template: name in `benchmarks.templates.TEMPLATES`: how questions are worded.
       choose: how an option is chosen: "letter", the model writes one; "likelihood", the option's
         text that it finds likeliest, per token, after the question without options.
@@ -61,13 +50,10 @@ class Answers(CodesEvaluator):
       judgements: file of a judge's scores of these answers, for benchmarks that need a judge.
       sampling: how answers are drawn; greedy by default.
       max_new: the longest answer in tokens; 0 for the benchmark's own.
-      allow_partial: print figures although answers are missing, and say of how many they are.
     """
 
-    name: str = ""
-    benchmark: str = ""
-    data: str = ""
-    version: str = ""
+    known: ClassVar[Mapping[str, QuestionBenchmark]] = registry.QUESTIONS
+
     template: str = "llava"
     choose: str = LETTER
     min_pixels: int = 0
@@ -75,36 +61,14 @@ class Answers(CodesEvaluator):
     judgements: str = ""
     sampling: Sampling = Sampling(temperature=0.0)
     max_new: int = 0
-    allow_partial: bool = False
 
     def __post_init__(self):
-        named.find("benchmark", self.benchmark, registry.QUESTIONS)
-        object.__setattr__(self, "name", self.name or self.benchmark)
         super().__post_init__()
         self.at_least(max_new=0, min_pixels=0, max_pixels=0)
-        for key, value, known in (
-            ("template", self.template, TEMPLATES),
-            ("choose", self.choose, CHOICES),
-            ("version", self.version, ("", *self.of.versions)),
-        ):
-            if value not in known:
-                raise ValueError(
-                    f"{key} must be one of {', '.join(map(repr, known))}, not {value!r}"
-                )
-        if self.limit and not self.allow_partial:
-            raise ValueError("limit takes a part of the benchmark; set allow_partial as well")
+        self.one_of("template", tuple(TEMPLATES))
+        self.one_of("choose", CHOICES)
         if self.judgements and self.of.judging is None:
             raise ValueError(f"judgements: {self.benchmark} needs no judge")
-
-    @property
-    def of(self) -> QuestionBenchmark:
-        """The benchmark."""
-        return named.find("benchmark", self.benchmark, registry.QUESTIONS)
-
-    @property
-    def headline(self) -> tuple[str, ...]:
-        """The figure that papers print."""
-        return (self.of.headline,)
 
     def questions(self) -> list[Question]:
         """The questions, read from the released files."""
@@ -112,7 +76,7 @@ class Answers(CodesEvaluator):
         if self.choose == LIKELIHOOD:
             without = next((q for q in found if not q.options), None)
             if without is not None:
-                raise ValueError(f"choose=likelihood: question {without.id} has no options")
+                raise ConfigError(f"choose=likelihood: question {without.id} has no options")
         return list(found)
 
     def check(self, language: Language) -> None:
@@ -216,20 +180,14 @@ class Answers(CodesEvaluator):
         )
 
     def _conditions(self, bundle: Bundle, questions: Sequence[Question]) -> dict[str, Any]:
-        params = nn.meta.unbox(bundle.variables["params"])
-        return {
-            "benchmark": self.benchmark,
-            "version": self.version,
+        return self.conditions(bundle) | {
             "template": self.template,
             "choose": self.choose,
             "sampling": dataclasses.asdict(self.sampling),
             "max_new": self.max_new or self.of.max_new,
             "pixels": dataclasses.asdict(self._limits(bundle)),
-            "weights": weights_fingerprint(params, bundle.vocab.size, "float32"),
-            "vision_tokenizer": bundle.vision_fingerprint,
             "questions": len(questions),
             "data": _fingerprint(questions),
-            "rules": RULES_VERSION,
         }
 
     def _scored(self, chosen, total: int, file: ItemFile, problems, folder) -> Result:

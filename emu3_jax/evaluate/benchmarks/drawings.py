@@ -10,25 +10,23 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from etils import epath
-from flax import linen as nn
 
-from emu3_jax.config import named
+from emu3_jax.config import ConfigError
 from emu3_jax.data import media
 from emu3_jax.data.codec import vision_codec
 from emu3_jax.evaluate.benchmarks import registry
-from emu3_jax.evaluate.benchmarks.benchmark import RULES_VERSION
+from emu3_jax.evaluate.benchmarks.benchmark_evaluator import BenchmarkEvaluator
 from emu3_jax.evaluate.benchmarks.drawing.drawing import DrawingBenchmark, Prompt
 from emu3_jax.evaluate.benchmarks.drawn_images import DrawnImages, real_images
 from emu3_jax.evaluate.benchmarks.item_file import ItemFile
 from emu3_jax.evaluate.evaluator import Result, Subject
-from emu3_jax.evaluate.language_use import CodesEvaluator, DrawingSampling
+from emu3_jax.evaluate.language_use import DrawingSampling
 from emu3_jax.generate import modalities
 from emu3_jax.interop.bundle import Bundle, Language
-from emu3_jax.interop.language.weights_fingerprint import weights_fingerprint
 from emu3_jax.interop.vision.feature_networks import load_inception
 from emu3_jax.scorers import registry as scorer_registry
 from emu3_jax.train.run import distributed
@@ -39,7 +37,7 @@ BATCHES_AT_ONCE = 4
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Sample:
-    """One image or clip to draw: of which prompt, the how manieth, its number and its file."""
+    """One image or clip to draw: its prompt, its index there, its number in all, and its file."""
 
     prompt: Prompt
     index: int
@@ -48,14 +46,11 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Drawings(CodesEvaluator):
+class Drawings(BenchmarkEvaluator):
     """Samples of the prompts of a benchmark, and the figures of its scorer.
 
     Attributes:
-      name: of the benchmark, if it is not set.
-      benchmark: name in `benchmarks.registry.DRAWINGS`.
-      data: folder or file of the released prompts; "" where the list is shipped.
-      version: of the benchmark; "" for the usual one.
+      data: may be "" where the list of prompts is shipped.
       size: (height, width) of a sample in pixels.
       frames: of a clip, in pixels' frames.
       fps: of a clip.
@@ -65,14 +60,10 @@ class Drawings(CodesEvaluator):
       scorers: entries of `scorers.registry`: means over the samples, where weights are at hand.
       reference: folder of real images for FID, and for CLIP-I where a file is named as the prompt.
       inception: Inception v3 of FID, a torch file; "" for none.
-      limit: the first this many prompts.
-      allow_partial: print figures of a part, and say of how many they are.
     """
 
-    name: str = ""
-    benchmark: str = ""
-    data: str = ""
-    version: str = ""
+    known: ClassVar[Mapping[str, DrawingBenchmark]] = registry.DRAWINGS
+
     size: tuple[int, int] = (720, 720)
     frames: int = 16
     fps: float = 8.0
@@ -82,39 +73,20 @@ class Drawings(CodesEvaluator):
     scorers: tuple[Mapping[str, Any], ...] = ()
     reference: str = ""
     inception: str = ""
-    allow_partial: bool = False
 
     def __post_init__(self):
-        known = ("", *self.of.versions)
-        object.__setattr__(self, "name", self.name or self.benchmark)
         super().__post_init__()
         self.at_least(frames=1)
-        if self.version not in known:
-            raise ValueError(
-                f"version must be one of {', '.join(map(repr, known))}, not {self.version!r}"
-            )
         if len(self.size) != 2 or min(self.size) < 1:
             raise ValueError(f"size must be height and width in pixels, not {self.size}")
         if self.of.square and self.size[0] != self.size[1]:
             raise ValueError(f"size: the scorer of {self.benchmark} takes squares, not {self.size}")
         if not self.fps > 0:
             raise ValueError(f"fps must be above 0, not {self.fps}")
-        if self.limit and not self.allow_partial:
-            raise ValueError("limit takes a part of the benchmark; set allow_partial as well")
         if self.results and self.of.results is None:
             raise ValueError(f"results: {self.benchmark} has no scorer whose results could be read")
         if self.inception and not self.reference:
             raise ValueError("inception: FID needs real images; set reference to their folder")
-
-    @property
-    def of(self) -> DrawingBenchmark:
-        """The benchmark."""
-        return named.find("benchmark", self.benchmark, registry.DRAWINGS)
-
-    @property
-    def headline(self) -> tuple[str, ...]:
-        """The figure that papers print."""
-        return (self.of.headline,)
 
     def prompts(self) -> list[Prompt]:
         """The prompts, read from the released files."""
@@ -130,18 +102,18 @@ class Drawings(CodesEvaluator):
         prompts = self._chosen(self.prompts())
         config = self.tokenizer[0].config
         if any(side % config.spatial_factor for side in self.size):
-            raise ValueError(
+            raise ConfigError(
                 f"size={self.size} must be multiples of {config.spatial_factor}, the pixels of a "
                 "code"
             )
         is_filmed = any(prompt.kind == "video" for prompt in prompts)
         if is_filmed and self.frames % config.temporal_downsample_factor:
-            raise ValueError(
+            raise ConfigError(
                 f"frames={self.frames} must be a multiple of {config.temporal_downsample_factor}, "
                 "the frames of a latent frame"
             )
         if is_filmed and (self.scorers or self.reference):
-            raise ValueError("scorers and reference are for images; this benchmark has clips")
+            raise ConfigError("scorers and reference are for images; this benchmark has clips")
         self._measures()
 
     def run(self, subject: Subject) -> Result:
@@ -226,18 +198,12 @@ class Drawings(CodesEvaluator):
         }
 
     def _conditions(self, bundle: Bundle) -> dict[str, Any]:
-        params = nn.meta.unbox(bundle.variables["params"])
-        return {
-            "benchmark": self.benchmark,
-            "version": self.version,
+        return self.conditions(bundle) | {
             "size": self.size,
             "frames": self.frames,
             "fps": self.fps,
             "sampling": dataclasses.asdict(self.sampling),
             "negative_prompt": self.negative_prompt,
-            "weights": weights_fingerprint(params, bundle.vocab.size, "float32"),
-            "vision_tokenizer": bundle.vision_fingerprint,
-            "rules": RULES_VERSION,
         }
 
     def _measures(self) -> DrawnImages:
