@@ -62,7 +62,7 @@ class EvaluationCallback(Callback):
         """Writes images and returns the metrics under METRICS_PREFIX."""
         subject = self._subject_of(state, f"{self._workdir} at step {step}")
         of_step = f"step_{step:06d}"
-        subject.folder = self._workdir / EVALUATION_FOLDER / of_step
+        subject.folder, subject.replaces = self._workdir / EVALUATION_FOLDER / of_step, True
         results = run_all(subject, [self.evaluator])
         folder = self._workdir / IMAGES_FOLDER / of_step
         for name, result in results.items():

@@ -43,6 +43,7 @@ class Subject:
       progress: receives the progress of long work.
       folder: of the results; evaluators whose work is long keep it there as they go. None if
         nothing is kept.
+      replaces: whether what was kept there under other conditions is replaced, not refused.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Subject:
     ):
         self.label, self.progress = label, progress or Progress()
         self.folder = None if folder is None else epath.Path(folder)
+        self.replaces = False
         self.models = {kind: model for kind, model in models.items() if model is not None}
 
     @property

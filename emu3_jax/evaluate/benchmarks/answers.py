@@ -91,7 +91,8 @@ class Answers(BenchmarkEvaluator):
         bundle, whole = subject.language_model, self.questions()
         chosen = whole[: self.limit or len(whole)]
         folder = subject.folder if distributed.is_first() else None
-        file = ItemFile(folder, self.name, self._conditions(bundle, whole))
+        conditions = self._conditions(bundle, whole)
+        file = ItemFile(folder, self.name, conditions, subject.replaces)
         file.items = distributed.gather(file.items)[0]
         waiting = [(n, q) for n, q in enumerate(chosen) if q.id not in file.items]
         count = subject.progress.counter("questions", len(waiting))

@@ -123,10 +123,11 @@ class Drawings(BenchmarkEvaluator):
         bundle, whole = subject.language_model, self.prompts()
         prompts = self._chosen(whole)
         folder = subject.folder / self.name
-        conditions = self._conditions(bundle)
-        file = ItemFile(subject.folder if distributed.is_first() else None, self.name, conditions)
+        here = subject.folder if distributed.is_first() else None
+        file = ItemFile(here, self.name, self._conditions(bundle), subject.replaces)
         samples = list(self._samples(prompts))
-        missing = [s for s in samples if not (folder / s.file).exists()]
+        missing = [s for s in samples if s.file not in file.items or not (folder / s.file).exists()]
+        missing = distributed.gather(missing)[0]
         count = subject.progress.counter("samples", len(missing))
         step = self.batch_size * BATCHES_AT_ONCE
         for start in range(0, len(missing), step):

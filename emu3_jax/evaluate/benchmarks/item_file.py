@@ -1,7 +1,8 @@
 """One line per item: what was asked and answered, kept while a benchmark runs.
 
 `<name>_run.json` states what the answers depend on. A run that finds one continues after the
-answers that are there, or refuses if it would answer under other conditions.
+answers that are there, or refuses if it would answer under other conditions. An evaluation during
+training, whose folder is its own, then begins anew.
 """
 
 import json
@@ -20,13 +21,20 @@ class ItemFile:
       items: id → line, of this run and of those before.
     """
 
-    def __init__(self, folder: epath.Path | None, name: str, conditions: Mapping[str, Any]):
+    def __init__(
+        self,
+        folder: epath.Path | None,
+        name: str,
+        conditions: Mapping[str, Any],
+        replaces: bool = False,
+    ):
         """Reads what is there.
 
         Args:
           folder: of the results.
           name: of the evaluator.
           conditions: what the answers depend on; JSON.
+          replaces: answers under other conditions are thrown away, not refused.
 
         Raises:
           ValueError: the folder has answers that were given under other conditions.
@@ -37,19 +45,24 @@ class ItemFile:
         self._lines: AppendedLines | None = None
         if folder is None or not (folder / self._conditions_name).exists():
             return
-        self._refuse_others(read_json(folder / self._conditions_name))
-        if (folder / self._items_name).exists():
+        other = self._other(read_json(folder / self._conditions_name))
+        if other and not replaces:
+            raise ValueError(
+                f"{folder / self._items_name} has answers given with {other}; choose another "
+                "folder, or delete that file"
+            )
+        if other:
+            (folder / self._items_name).unlink(missing_ok=True)
+        elif (folder / self._items_name).exists():
             self.items = {line["id"]: line for line in read_lines(folder, self._items_name)}
 
-    def _refuse_others(self, stored: Mapping[str, Any]) -> None:
+    def _other(self, stored: Mapping[str, Any]) -> str:
+        """The first condition that is not as stored, in words; "" if there is none."""
         plain = json.loads(json.dumps(self._conditions))
         for key in dict.fromkeys((*plain, *stored)):
             if plain.get(key) != stored.get(key):
-                raise ValueError(
-                    f"{self._folder / self._items_name} has answers given with {key} "
-                    f"{stored.get(key)!r}, not {plain.get(key)!r}; choose another folder, or "
-                    "delete that file"
-                )
+                return f"{key} {stored.get(key)!r}, not {plain.get(key)!r}"
+        return ""
 
     def add(self, lines: Iterable[dict[str, Any]]) -> None:
         """Keeps lines {"id": …}; they are on the disk when this returns."""

@@ -12,6 +12,7 @@ from emu3_jax.data import media
 from emu3_jax.evaluate import evaluator, registry
 from emu3_jax.evaluate.benchmarks import answers as answers_lib
 from emu3_jax.evaluate.benchmarks.answers import Answers
+from emu3_jax.evaluate.during_training import EvaluationCallback
 from emu3_jax.evaluate.evaluator import Subject
 from emu3_jax.train import weights
 
@@ -179,6 +180,24 @@ def test_answers_under_other_conditions_are_refused(folder, bundle, whole, setti
     with pytest.raises(ValueError, match=f"has answers given with .*{key}|{key}"):
         run(folder, bundle, whole[0], **settings)
     assert (whole[0] / "pope_items.jsonl").read_bytes() == before
+
+
+def test_an_evaluation_during_training_replaces_answers_of_other_weights(folder, bundle, tmp_path):
+    made = entry(folder, limit=2, allow_partial=True)
+    callback = EvaluationCallback(
+        made, lambda state, label: Subject(label, language_model=state), tmp_path
+    )
+    output = tmp_path / "evaluation" / "step_000007"
+    assert callback(7, bundle, NoWriter())["validation/pope/answered"] == 2
+    (output / "pope_run.json").write_text(json.dumps({"weights": "others"}))
+    (output / "pope_items.jsonl").write_text(json.dumps({"id": "random/0", "answer": "?"}) + "\n")
+    callback(7, bundle, NoWriter())
+    assert len(lines(output)) == 2 and all(item["answer"] != "?" for item in lines(output))
+
+
+class NoWriter:
+    def write_image(self, *arguments):
+        """Nothing is drawn here."""
 
 
 @pytest.fixture
