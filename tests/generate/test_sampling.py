@@ -39,6 +39,19 @@ def test_top_k_keeps_ties_and_top_p_cuts_them():
     assert np.isfinite(sampling.keep_top_p(scores, 1.0)).all()
 
 
+@pytest.mark.parametrize("k", [1, 2, 7, 50, 299, 300])
+def test_the_kth_best_is_that_of_a_sort(k):
+    rng = np.random.default_rng(k)
+    scores = (rng.normal(size=(7, 300)) * 10.0 ** rng.integers(-40, 38)).astype(np.float32)
+    scores[1] = np.round(scores[1])  # many ties
+    scores[2, rng.integers(0, 300, 200)] = -np.inf
+    scores[3] = -np.inf
+    scores[4, :3] = np.inf
+    scores[5] = rng.choice(np.array([0.0, -0.0, 1e-45, -1e-45], np.float32), 300)  # denormal
+    found = sampling.kth_best(jnp.asarray(scores), k)
+    np.testing.assert_array_equal(found[:, 0], np.sort(scores, axis=-1)[:, -k])
+
+
 def test_greedy_takes_the_best_and_needs_no_temperature():
     scores = jnp.array([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
     keys = jax.random.split(jax.random.key(0), 2)
