@@ -28,6 +28,7 @@ ARGUMENTS = {
 TWINS = ("half_codebook", "ibq", "images_only", "no_gan", "no_lpips")
 ARGUMENTS |= {f"tokenizer_{name}": ("", "twin") for name in TWINS}
 ARGUMENTS |= {pathlib.Path(f).stem: ("", "nano") for f in FILES if "/post_training/sft_" in f}
+ARGUMENTS["sft_easy_vqa"] = ("",)  # there is no large one
 SPECS = [f"{f}:{a}".rstrip(":") for f in FILES for a in ARGUMENTS.get(pathlib.Path(f).stem, ("",))]
 
 
