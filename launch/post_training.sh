@@ -4,7 +4,7 @@
 #
 #   bash launch/post_training.sh [--help] [--directory=runs/post_training] [--fresh] [--chat_steps=N] ...
 #
-# About half an hour on two idle cores after the install. Ctrl-C at any point: the same command continues.
+# About 20 minutes on two idle cores after the install. Ctrl-C at any point: the same command continues.
 
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
