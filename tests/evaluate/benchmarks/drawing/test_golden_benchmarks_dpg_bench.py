@@ -66,9 +66,11 @@ def written(folder, first, printed):
                 if question.row or first
             ]
     (folder / "run_detail.txt").write_text("\n".join(lines) + "\n")
+    item = EXPECTED["per_item"][0]
+    crops = ", ".join(map(str, item["crops"]))
     l1, l2 = ("".join(f"\t{k}: {v}\n" for k, v in printed[level].items()) for level in ("l1", "l2"))
     (folder / "run.txt").write_text(
-        f"out, of/12.png, 1.0, 0.5, 1.0, 0.75, 0.8125\nModel: out\nL1 category scores:\n{l1}"
+        f"out, of/{item['id']}.png, {crops}, {item['score']}\nModel: out\nL1 category scores:\n{l1}"
         f"L2 category scores:\n{l2}Image path: out\nDPG-Bench score: {printed['dpg_score']}\n"
     )
     return folder / "run.txt"
