@@ -30,4 +30,4 @@ def test_golden_benchmarks_gqa_harnesses(rule):
 @pytest.mark.parametrize("rule", GQA.rules)
 def test_golden_benchmarks_gqa_scores_balanced_questions_alone(rule):
     counted = [score for score in scored(rule).scores if score.score is not None]
-    assert len(counted) == EXPECTED["figures"]["n_scored"] < len(QUESTIONS)
+    assert len(counted) == EXPECTED["figures"]["n_scored"] <= len(QUESTIONS)
