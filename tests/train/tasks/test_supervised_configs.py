@@ -39,6 +39,7 @@ LEARNT = {
     "sft_editing": {TEXT, IMAGE, MARKS},
     "sft_video": {TEXT, VIDEO, MARKS},
     "sft_qft": {TEXT, IMAGE, MARKS},  # of the 8B the codes alone
+    "sft_easy_vqa": {TEXT, IMAGE},
 }
 
 
@@ -108,7 +109,8 @@ def starts(tmp_path_factory):
 
 def _tiny(name, folders, start):
     folder = folders["clips" if name == "sft_video" else "images"]
-    config = load_config(f"{ROOT}/configs/post_training/{name}.py:nano:{folder}")
+    argument = folder if name == "sft_easy_vqa" else f"nano:{folder}"  # there is no large one
+    config = load_config(f"{ROOT}/configs/post_training/{name}.py:{argument}")
     with config.unlocked():
         config.model.update(SIZES)
         config.text_tokenizer = "bytes"

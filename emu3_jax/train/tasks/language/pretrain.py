@@ -259,7 +259,8 @@ class PretrainTask(Task):
         context = self.language.max_context
         if has_checkpoints(run_directory):
             before = read_learnt(run_directory)
-            context = max(context, read_max_context(run_directory) or 0)
+            if context is not None:
+                context = max(context, read_max_context(run_directory) or 0)
         elif start := self.config.start.transformer:
             before = read_learnt(shipped.language_model(start))
         learnt = None if before is None else tuple(sorted(self.learns().union(before)))
