@@ -37,8 +37,15 @@ def _pixels(size, frames=()):
     return rng.uniform(-1, 1, (*frames, *size * FACTOR, 3)).astype(np.float32)
 
 
-@pytest.mark.parametrize("frames", [(), (8,)], ids=["images", "clips"])
-@pytest.mark.parametrize("large", [False, True], ids=["whole", "strips"])
+@pytest.mark.parametrize(
+    "frames, large",
+    [
+        pytest.param((), True, id="images in strips"),
+        pytest.param((8,), False, id="whole clips"),
+        pytest.param((), False, id="whole images", marks=pytest.mark.slow),
+        pytest.param((8,), True, id="clips in strips", marks=pytest.mark.slow),
+    ],
+)
 def test_results_are_those_of_the_image_alone(tokenizer, frames, large, monkeypatch):
     if large:  # frames in strips, attention in blocks
         monkeypatch.setattr(strips, "LARGE_FRAME", 500)

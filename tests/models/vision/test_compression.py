@@ -23,7 +23,13 @@ def _config(space, time, codes):
 
 
 @pytest.mark.parametrize(
-    "space, time, codes", [(8, 1, 1024), (16, 2, 131072), (8, 4, 131072), (16, 8, 1024)]
+    "space, time, codes",
+    [
+        (8, 1, 1024),
+        pytest.param(16, 2, 131072, marks=pytest.mark.slow),
+        pytest.param(8, 4, 131072, marks=pytest.mark.slow),
+        (16, 8, 1024),
+    ],
 )
 def test_grids_of_codes_and_the_loss(space, time, codes):
     """Traced, not compiled."""

@@ -36,7 +36,13 @@ def _gradient(config, batch_stats):
     return jax.grad(loss)
 
 
-@pytest.mark.parametrize("large", [strips.LARGE_FRAME, 500], ids=["whole frames", "strips"])
+@pytest.mark.parametrize(
+    "large",
+    [
+        pytest.param(strips.LARGE_FRAME, id="whole frames"),
+        pytest.param(500, id="strips", marks=pytest.mark.slow),
+    ],
+)
 def test_the_gradient_is_the_same(large, monkeypatch):
     """In strips: encoder and decoder where they have 8 x 8 positions of 8 channels."""
     monkeypatch.setattr(strips, "LARGE_FRAME", large)
