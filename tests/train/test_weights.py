@@ -124,6 +124,7 @@ def test_a_device_never_holds_more_than_its_shards_of_a_language_model(
     assert np.isfinite(logits).all()
 
 
+@pytest.mark.slow
 def test_a_device_never_holds_more_than_its_shards_of_a_vision_tokenizer(vision_run, monkeypatch):
     path, expected = vision_run
     mesh = sharding.make_mesh(MeshConfig(fsdp=4, tensor=2))

@@ -110,7 +110,7 @@ def test_the_base_may_be_stored_in_bfloat16(folder):
     assert losses_of(run)[1] == pytest.approx(whole[1], rel=1e-2)
 
 
-@pytest.mark.parametrize("mesh", ["fsdp", "tensor"])
+@pytest.mark.parametrize("mesh", ["fsdp", pytest.param("tensor", marks=pytest.mark.slow)])
 def test_eight_devices_train_as_one(folder, mesh):
     sizes = {"fsdp": dict(data=2, fsdp=4), "tensor": dict(fsdp=4, tensor=2)}[mesh]
     changes = {f"run.mesh.{axis}": size for axis, size in sizes.items()}

@@ -237,7 +237,10 @@ def _train(config, path, steps=4):
     return train_config(values, str(path), allow_changes=True)
 
 
-@pytest.mark.parametrize("adapted", [False, True], ids=["whole", "lora"])
+@pytest.mark.parametrize(
+    "adapted",
+    [pytest.param(False, id="whole"), pytest.param(True, id="lora", marks=pytest.mark.slow)],
+)
 def test_a_resumed_run_ends_as_a_whole_one(files, tmp_path, adapted, capsys):
     config = grpo_config(files, null_prompt=0.3)
     if adapted:
