@@ -9,7 +9,7 @@ random here), all losses of configs/vision_tokenizer_nano_decoder.py with the en
 and the discriminator there from the first step; the VGG16 of the perceptual loss has its full width
 and random weights. One step is all three networks forward and back, clipping, Adam, moving average
 of the weights. This package trains as `python -m emu3_jax.train` does, and also counts codes and
-checks for steps to reject; torch's side is `torch_training.py`, timed in several ways.
+checks for steps to reject; torch's side is in `torch_peer`, timed in several ways.
 
 Both begin from the same weights, and the losses and gradient norms of their first steps must agree.
 Each side is a process on the same two cores; they alternate, one step each, while the others wait.
@@ -327,7 +327,7 @@ def run_side(side: str, folder: pathlib.Path) -> None:
     if side == "ours":
         serve(Ours(folder), sys.stdout)
     else:
-        from benchmarks.torch_training import Theirs
+        from benchmarks.torch_peer.torch_training import Theirs
 
         serve(Theirs(folder, CORES), sys.stdout)
 

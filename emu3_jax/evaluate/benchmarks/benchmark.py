@@ -14,9 +14,6 @@ from emu3_jax.data.media import MediaSource
 
 # Raised when a rule or a template changes: answers and figures of both are not to be mixed.
 RULES_VERSION = 1
-# The names of rules: that of the benchmark's authors, and those of the two harnesses.
-OFFICIAL, LMMS_EVAL, VLMEVALKIT = "official", "lmms_eval", "vlmevalkit"
-
 Kind = Literal["yes_no", "choice", "short", "long"]
 
 
@@ -102,7 +99,8 @@ class QuestionBenchmark:
       read: (folder or file of the released data, version) → questions in the released order;
         ValueError with one sentence that names file and row for data that is not as released. It
         reads no image, but a missing image file is an error. Version "" is the usual one.
-      rules: name → rule, the authors' first.
+      rules: name → rule, the authors' ("official") first; "lmms_eval" and "vlmevalkit" are those of
+        the two harnesses.
       headline: the figure that papers print: "<rule>/<figure>".
       max_new: the longest answer in tokens.
       versions: the others that `read` takes, such as splits.
@@ -117,19 +115,3 @@ class QuestionBenchmark:
     versions: Sequence[str] = ()
     submission: Callable[[Sequence[Question], Sequence[str]], Mapping[str, bytes]] | None = None
     judging: Judging | None = None
-
-
-def check_unique(questions: Sequence[Question], where: str) -> None:
-    """ValueError for no question, or for the first id that occurs twice."""
-    if not questions:
-        raise ValueError(f"{where} holds no question")
-    seen = set()
-    for question in questions:
-        if question.id in seen:
-            raise ValueError(f"{where}: the id {question.id!r} occurs twice; ids must differ")
-        seen.add(question.id)
-
-
-def mean(scores: Sequence[float]) -> float:
-    """The mean; NaN of nothing."""
-    return sum(scores) / len(scores) if scores else float("nan")

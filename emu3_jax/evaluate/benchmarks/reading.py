@@ -6,10 +6,11 @@ import csv
 import json
 import pathlib
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from emu3_jax.data.sources.row_files import open_rows
+from emu3_jax.evaluate.benchmarks.benchmark import Question
 
 # A TSV holds images as base64: a cell may be as long as the largest image file.
 csv.field_size_limit(min(sys.maxsize, 1 << 30))
@@ -194,3 +195,14 @@ def tables(
 def json_text(text: str, where: str) -> Any:
     """The content of a cell that holds JSON."""
     return _decoded(text, where)
+
+
+def check_unique(questions: Sequence[Question], where: str) -> None:
+    """ValueError for no question, or for the first id that occurs twice."""
+    if not questions:
+        raise ValueError(f"{where} holds no question")
+    seen = set()
+    for question in questions:
+        if question.id in seen:
+            raise ValueError(f"{where}: the id {question.id!r} occurs twice; ids must differ")
+        seen.add(question.id)

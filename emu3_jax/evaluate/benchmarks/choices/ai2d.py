@@ -13,15 +13,8 @@ import string
 from collections.abc import Sequence
 
 from emu3_jax.evaluate.benchmarks import reading
-from emu3_jax.evaluate.benchmarks.benchmark import (
-    LMMS_EVAL,
-    VLMEVALKIT,
-    Question,
-    QuestionBenchmark,
-    Scored,
-    check_unique,
-    mean,
-)
+from emu3_jax.evaluate.benchmarks.averages import mean
+from emu3_jax.evaluate.benchmarks.benchmark import Question, QuestionBenchmark, Scored
 from emu3_jax.evaluate.benchmarks.choices import letters, option_tables
 
 TABLE = "AI2D_TEST.tsv"
@@ -55,7 +48,7 @@ def read(data: pathlib.Path, version: str = "") -> list[Question]:
             questions.append(
                 Question(str(len(questions)), text, (image,), truth, "choice", options)
             )
-    check_unique(questions, str(data))
+    reading.check_unique(questions, str(data))
     return questions
 
 
@@ -76,6 +69,6 @@ def lmms_eval(questions: Sequence[Question], answers: Sequence[str]) -> Scored:
 
 AI2D = QuestionBenchmark(
     read,
-    {LMMS_EVAL: lmms_eval, VLMEVALKIT: letters.vlmevalkit_rule},
+    dict(lmms_eval=lmms_eval, vlmevalkit=letters.vlmevalkit_rule),
     headline="lmms_eval/accuracy",
 )

@@ -7,7 +7,8 @@ lmms-eval lmms_eval/tasks/_task_utils/mcq_extract.py (75571cf).
 import re
 from collections.abc import Mapping, Sequence
 
-from emu3_jax.evaluate.benchmarks.benchmark import Question, Score, Scored, mean
+from emu3_jax.evaluate.benchmarks.averages import mean
+from emu3_jax.evaluate.benchmarks.benchmark import Question, Score, Scored
 
 # What VLMEvalKit parses an answer as that chooses no option.
 NO_OPTION = "Z"

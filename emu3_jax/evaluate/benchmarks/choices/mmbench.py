@@ -13,16 +13,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from emu3_jax.evaluate.benchmarks import reading
+from emu3_jax.evaluate.benchmarks.averages import mean
 from emu3_jax.evaluate.benchmarks.benchmark import (
-    LMMS_EVAL,
-    VLMEVALKIT,
     Judging,
     Question,
     QuestionBenchmark,
     Score,
     Scored,
-    check_unique,
-    mean,
 )
 from emu3_jax.evaluate.benchmarks.choices import letters, option_tables, workbook
 
@@ -56,7 +53,7 @@ def read(data: pathlib.Path, version: str = "") -> list[Question]:
                      row.options, row.hint, row.group)
         )  # fmt: skip
         wheres.append(row.where)
-    check_unique(questions, str(path))
+    reading.check_unique(questions, str(path))
     ids = {question.id for question in questions}
     labelled = questions[0].truth is not None
     for where, question in zip(wheres, questions, strict=True):
@@ -280,7 +277,7 @@ def _only_text(answer: str, options: Mapping[str, str]) -> str | None:
 
 MMBENCH = QuestionBenchmark(
     read,
-    {VLMEVALKIT: vlmevalkit, LMMS_EVAL: lmms_eval},
+    dict(vlmevalkit=vlmevalkit, lmms_eval=lmms_eval),
     headline="vlmevalkit/circular/Overall",
     versions=VERSIONS,
     submission=upload,

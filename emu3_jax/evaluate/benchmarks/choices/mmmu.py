@@ -14,17 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from emu3_jax.evaluate.benchmarks import reading
-from emu3_jax.evaluate.benchmarks.benchmark import (
-    LMMS_EVAL,
-    OFFICIAL,
-    VLMEVALKIT,
-    Question,
-    QuestionBenchmark,
-    Score,
-    Scored,
-    check_unique,
-    mean,
-)
+from emu3_jax.evaluate.benchmarks.averages import mean
+from emu3_jax.evaluate.benchmarks.benchmark import Question, QuestionBenchmark, Score, Scored
 from emu3_jax.evaluate.benchmarks.choices import letters, mmmu_answers, option_tables
 
 FIRST_IMAGE = "first_image"
@@ -71,7 +62,7 @@ def read(data: pathlib.Path, version: str = "") -> list[Question]:
         for path in sorted((data / subject).glob("validation-*.parquet")):
             for where, row in reading.parquet(path):
                 questions.append(_question(where, row, subject, version == FIRST_IMAGE))
-    check_unique(questions, f"{data}: <Subject>/validation-*.parquet")
+    reading.check_unique(questions, f"{data}: <Subject>/validation-*.parquet")
     return questions
 
 
@@ -206,7 +197,7 @@ def _missing(questions: Sequence[Question]) -> tuple[str, ...]:
 
 MMMU = QuestionBenchmark(
     read,
-    {OFFICIAL: official, LMMS_EVAL: lmms_eval, VLMEVALKIT: vlmevalkit},
+    dict(official=official, lmms_eval=lmms_eval, vlmevalkit=vlmevalkit),
     headline="official/overall",
     max_new=128,
     versions=(FIRST_IMAGE,),

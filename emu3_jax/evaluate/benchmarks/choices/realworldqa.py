@@ -10,16 +10,8 @@ import re
 from collections.abc import Sequence
 
 from emu3_jax.evaluate.benchmarks import reading
-from emu3_jax.evaluate.benchmarks.benchmark import (
-    LMMS_EVAL,
-    VLMEVALKIT,
-    Question,
-    QuestionBenchmark,
-    Score,
-    Scored,
-    check_unique,
-    mean,
-)
+from emu3_jax.evaluate.benchmarks.averages import mean
+from emu3_jax.evaluate.benchmarks.benchmark import Question, QuestionBenchmark, Score, Scored
 from emu3_jax.evaluate.benchmarks.choices import letters, option_tables
 
 TABLE = "RealWorldQA.tsv"
@@ -57,7 +49,7 @@ def read(data: pathlib.Path, version: str = "") -> list[Question]:
             questions.append(
                 Question(str(len(questions)), text.strip(), (image,), answer, "short", options)
             )
-    check_unique(questions, str(data))
+    reading.check_unique(questions, str(data))
     return questions
 
 
@@ -96,6 +88,6 @@ def vlmevalkit(questions: Sequence[Question], answers: Sequence[str]) -> Scored:
 
 REALWORLDQA = QuestionBenchmark(
     read,
-    {LMMS_EVAL: lmms_eval, VLMEVALKIT: vlmevalkit},
+    dict(lmms_eval=lmms_eval, vlmevalkit=vlmevalkit),
     headline="lmms_eval/accuracy",
 )

@@ -11,17 +11,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from emu3_jax.evaluate.benchmarks import reading
-from emu3_jax.evaluate.benchmarks.benchmark import (
-    LMMS_EVAL,
-    OFFICIAL,
-    VLMEVALKIT,
-    Question,
-    QuestionBenchmark,
-    Score,
-    Scored,
-    check_unique,
-    mean,
-)
+from emu3_jax.evaluate.benchmarks.averages import mean
+from emu3_jax.evaluate.benchmarks.benchmark import Question, QuestionBenchmark, Score, Scored
 from emu3_jax.evaluate.benchmarks.choices import letters, option_tables
 
 ALL = "all"
@@ -46,7 +37,7 @@ def read(data: pathlib.Path, version: str = "") -> list[Question]:
         question = _question(data, where, str(key), of_key[key])
         if version == ALL or question.images:
             questions.append(question)
-    check_unique(questions, str(splits))
+    reading.check_unique(questions, str(splits))
     return questions
 
 
@@ -117,7 +108,7 @@ def _over_images(
 
 SCIENCEQA = QuestionBenchmark(
     read,
-    {OFFICIAL: official, LMMS_EVAL: lmms_eval, VLMEVALKIT: vlmevalkit},
+    dict(official=official, lmms_eval=lmms_eval, vlmevalkit=vlmevalkit),
     headline="official/img_accuracy",
     versions=(ALL,),
 )

@@ -10,16 +10,8 @@ import pathlib
 from collections.abc import Sequence
 
 from emu3_jax.evaluate.benchmarks import reading
-from emu3_jax.evaluate.benchmarks.benchmark import (
-    LMMS_EVAL,
-    OFFICIAL,
-    VLMEVALKIT,
-    Question,
-    QuestionBenchmark,
-    Scored,
-    check_unique,
-    mean,
-)
+from emu3_jax.evaluate.benchmarks.averages import mean
+from emu3_jax.evaluate.benchmarks.benchmark import Question, QuestionBenchmark, Scored
 from emu3_jax.evaluate.benchmarks.choices import letters, option_tables
 
 FILE = "SEED-Bench.json"
@@ -59,7 +51,7 @@ def read(data: pathlib.Path, version: str = "") -> list[Question]:
         file = reading.image_file(data / IMAGES / image, where)
         group = {"category": names[task]}
         questions.append(Question(key, text, (file,), answer, "choice", options, group=group))
-    check_unique(questions, str(path))
+    reading.check_unique(questions, str(path))
     return questions
 
 
@@ -85,6 +77,6 @@ def lmms_eval(questions: Sequence[Question], answers: Sequence[str]) -> Scored:
 
 SEEDBENCH = QuestionBenchmark(
     read,
-    {OFFICIAL: official, LMMS_EVAL: lmms_eval, VLMEVALKIT: letters.vlmevalkit_rule},
+    dict(official=official, lmms_eval=lmms_eval, vlmevalkit=letters.vlmevalkit_rule),
     headline="official/image_accuracy",
 )

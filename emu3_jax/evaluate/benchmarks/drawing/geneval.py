@@ -13,7 +13,7 @@ from typing import Any
 
 from emu3_jax import shipped
 from emu3_jax.evaluate.benchmarks import reading
-from emu3_jax.evaluate.benchmarks.benchmark import mean
+from emu3_jax.evaluate.benchmarks.averages import mean
 from emu3_jax.evaluate.benchmarks.drawing.drawing import (
     DrawingBenchmark,
     Prompt,

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from emu3_jax.evaluate.benchmarks import reading
-from emu3_jax.evaluate.benchmarks.benchmark import mean
+from emu3_jax.evaluate.benchmarks.averages import mean
 from emu3_jax.evaluate.benchmarks.drawing.drawing import Results
 
 CROPS = 4

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from emu3_jax.evaluate.benchmarks import reading
-from emu3_jax.evaluate.benchmarks.benchmark import mean
+from emu3_jax.evaluate.benchmarks.averages import mean
 from emu3_jax.evaluate.benchmarks.drawing.drawing import (
     DrawingBenchmark,
     Prompt,

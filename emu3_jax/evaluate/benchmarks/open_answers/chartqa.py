@@ -10,17 +10,8 @@ import pathlib
 from collections.abc import Sequence
 
 from emu3_jax.evaluate.benchmarks import reading
-from emu3_jax.evaluate.benchmarks.benchmark import (
-    LMMS_EVAL,
-    OFFICIAL,
-    VLMEVALKIT,
-    Question,
-    QuestionBenchmark,
-    Score,
-    Scored,
-    check_unique,
-    mean,
-)
+from emu3_jax.evaluate.benchmarks.averages import mean
+from emu3_jax.evaluate.benchmarks.benchmark import Question, QuestionBenchmark, Score, Scored
 
 HALVES = ("human", "augmented")
 # The share of the truth by which a number may be wrong; of the paper, section 5.1.
@@ -39,7 +30,7 @@ def read(data: pathlib.Path, version: str = "") -> list[Question]:
             questions.append(
                 Question(f"{half}/{number}", text, (file,), label, "short", group=group)
             )
-    check_unique(questions, str(data))
+    reading.check_unique(questions, str(data))
     return questions
 
 
@@ -121,7 +112,7 @@ def _scores(answers: Sequence[str], right: Sequence[bool]) -> list[Score]:
 
 CHARTQA = QuestionBenchmark(
     read,
-    {OFFICIAL: official, LMMS_EVAL: lmms_eval, VLMEVALKIT: vlmevalkit},
+    dict(official=official, lmms_eval=lmms_eval, vlmevalkit=vlmevalkit),
     headline="official/mean_of_halves",
     max_new=16,  # of lmms-eval
     versions=HALVES,

@@ -12,18 +12,8 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 
 from emu3_jax.evaluate.benchmarks import reading
-from emu3_jax.evaluate.benchmarks.benchmark import (
-    LMMS_EVAL,
-    OFFICIAL,
-    VLMEVALKIT,
-    Question,
-    QuestionBenchmark,
-    Rule,
-    Score,
-    Scored,
-    check_unique,
-    mean,
-)
+from emu3_jax.evaluate.benchmarks.averages import mean
+from emu3_jax.evaluate.benchmarks.benchmark import Question, QuestionBenchmark, Rule, Score, Scored
 
 TEST = "test"
 # Answers less alike than this score nothing; of the competition.
@@ -58,7 +48,7 @@ def _read(
         truth = None if version == TEST else reading.texts(where, row, "answers")
         file = reading.image_file(data / images / pathlib.PurePosixPath(image).name, where)
         questions.append(Question(str(number), text, (file,), truth, "short"))
-    check_unique(questions, str(path))
+    reading.check_unique(questions, str(path))
     return questions
 
 
@@ -127,9 +117,9 @@ def _submission(questions: Sequence[Question], answers: Sequence[str]) -> dict[s
 
 # lmms-eval (api/metrics.py) and VLMEvalKit (utils/vqa_eval.py) decide as the competition does.
 _RULES = {
-    OFFICIAL: _rule(_competition, {"ANLS": 1.0, "ANLS_percent": 100.0}),
-    LMMS_EVAL: _rule(_competition, {"anls": 1.0}),
-    VLMEVALKIT: _rule(_competition, {"Overall": 100.0}),
+    "official": _rule(_competition, {"ANLS": 1.0, "ANLS_percent": 100.0}),
+    "lmms_eval": _rule(_competition, {"anls": 1.0}),
+    "vlmevalkit": _rule(_competition, {"Overall": 100.0}),
     "m4c": _rule(_m4c, {"ANLS": 1.0}),
 }
 

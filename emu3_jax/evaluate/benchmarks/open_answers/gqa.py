@@ -11,17 +11,8 @@ import string
 from collections.abc import Callable, Sequence
 
 from emu3_jax.evaluate.benchmarks import reading
-from emu3_jax.evaluate.benchmarks.benchmark import (
-    LMMS_EVAL,
-    OFFICIAL,
-    VLMEVALKIT,
-    Question,
-    QuestionBenchmark,
-    Score,
-    Scored,
-    check_unique,
-    mean,
-)
+from emu3_jax.evaluate.benchmarks.averages import mean
+from emu3_jax.evaluate.benchmarks.benchmark import Question, QuestionBenchmark, Score, Scored
 
 QUESTIONS = "testdev_balanced_questions.json"
 PREDICTIONS = "testdev_balanced_predictions.json"
@@ -45,7 +36,7 @@ def read(data: pathlib.Path, version: str = "") -> list[Question]:
         file = reading.image_file(data / IMAGES / f"{image}.jpg", where)
         group = {"type": "open" if structural == "query" else "binary", "balanced": balanced}
         questions.append(Question(number, text, (file,), answer, "short", group=group))
-    check_unique(questions, str(path))
+    reading.check_unique(questions, str(path))
     return questions
 
 
@@ -118,7 +109,7 @@ def _percent(scores: Sequence[Score]) -> float:
 
 GQA = QuestionBenchmark(
     read,
-    {OFFICIAL: official, LMMS_EVAL: lmms_eval, VLMEVALKIT: vlmevalkit},
+    dict(official=official, lmms_eval=lmms_eval, vlmevalkit=vlmevalkit),
     headline="official/accuracy",
     submission=submission,
 )

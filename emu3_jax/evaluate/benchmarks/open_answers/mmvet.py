@@ -20,7 +20,6 @@ from emu3_jax.evaluate.benchmarks.benchmark import (
     QuestionBenchmark,
     Score,
     Scored,
-    check_unique,
 )
 
 # Of the authors; their evaluator takes NAME of a file results/NAME.json as --model=NAME.
@@ -58,7 +57,7 @@ def read(data: pathlib.Path, version: str = "") -> list[Question]:
         file = reading.image_file(data / "images" / image, where)
         group = {"capability": capabilities}
         questions.append(Question(key, text, (file,), truth, "long", group=group))
-    check_unique(questions, str(path))
+    reading.check_unique(questions, str(path))
     return questions
 
 

@@ -9,16 +9,7 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from emu3_jax.evaluate.benchmarks import reading
-from emu3_jax.evaluate.benchmarks.benchmark import (
-    LMMS_EVAL,
-    OFFICIAL,
-    VLMEVALKIT,
-    Question,
-    QuestionBenchmark,
-    Score,
-    Scored,
-    check_unique,
-)
+from emu3_jax.evaluate.benchmarks.benchmark import Question, QuestionBenchmark, Score, Scored
 
 FORMULAS = "Handwritten Mathematical Expression Recognition"
 RECOGNITION = (
@@ -59,7 +50,7 @@ def read(data: pathlib.Path, version: str = "") -> list[Question]:
         questions.append(
             Question(f"{dataset}/{number}", text, (file,), truth, "short", group=group)
         )
-    check_unique(questions, str(path))
+    reading.check_unique(questions, str(path))
     return questions
 
 
@@ -137,7 +128,7 @@ def _half_width(text: str) -> str:
 
 OCRBENCH = QuestionBenchmark(
     read,
-    {OFFICIAL: official, LMMS_EVAL: lmms_eval, VLMEVALKIT: vlmevalkit},
+    dict(official=official, lmms_eval=lmms_eval, vlmevalkit=vlmevalkit),
     headline="official/final_score",
     max_new=128,  # of lmms-eval; the authors' example has 100
 )

@@ -11,15 +11,8 @@ import string
 from collections.abc import Sequence
 
 from emu3_jax.evaluate.benchmarks import reading
-from emu3_jax.evaluate.benchmarks.benchmark import (
-    OFFICIAL,
-    Question,
-    QuestionBenchmark,
-    Score,
-    Scored,
-    check_unique,
-    mean,
-)
+from emu3_jax.evaluate.benchmarks.averages import mean
+from emu3_jax.evaluate.benchmarks.benchmark import Question, QuestionBenchmark, Score, Scored
 
 
 def read(data: pathlib.Path, version: str = "") -> list[Question]:
@@ -39,7 +32,7 @@ def read(data: pathlib.Path, version: str = "") -> list[Question]:
         kind = "choice" if options else "short"
         group = {"category": str(row.get("category", ""))}
         questions.append(Question(str(key), text, paths, answer, kind, options, group=group))
-    check_unique(questions, str(data))
+    reading.check_unique(questions, str(data))
     return questions
 
 
@@ -72,4 +65,4 @@ def _plain(text: str) -> str:
     return text.strip().removesuffix(".").strip().casefold()
 
 
-OWN_QUESTIONS = QuestionBenchmark(read, {OFFICIAL: exact}, headline=f"{OFFICIAL}/accuracy")
+OWN_QUESTIONS = QuestionBenchmark(read, dict(official=exact), headline="official/accuracy")

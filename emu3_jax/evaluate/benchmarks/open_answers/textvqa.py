@@ -9,17 +9,8 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from emu3_jax.evaluate.benchmarks import reading
-from emu3_jax.evaluate.benchmarks.benchmark import (
-    LMMS_EVAL,
-    OFFICIAL,
-    VLMEVALKIT,
-    Question,
-    QuestionBenchmark,
-    Score,
-    Scored,
-    check_unique,
-    mean,
-)
+from emu3_jax.evaluate.benchmarks.averages import mean
+from emu3_jax.evaluate.benchmarks.benchmark import Question, QuestionBenchmark, Score, Scored
 from emu3_jax.evaluate.benchmarks.open_answers import normalising
 
 QUESTIONS = "TextVQA_0.5.1_val.json"
@@ -43,7 +34,7 @@ def read(data: pathlib.Path, version: str = "") -> list[Question]:
         file = reading.image_file(data / IMAGES / f"{image}.jpg", where)
         group = {"image": image, "question": asked}
         questions.append(Question(str(number), text, (file,), given, "short", group=group))
-    check_unique(questions, str(path))
+    reading.check_unique(questions, str(path))
     return questions
 
 
@@ -96,7 +87,7 @@ def _scored(
 
 TEXTVQA = QuestionBenchmark(
     read,
-    {OFFICIAL: official, LMMS_EVAL: lmms_eval, VLMEVALKIT: vlmevalkit},
+    dict(official=official, lmms_eval=lmms_eval, vlmevalkit=vlmevalkit),
     headline="official/accuracy",
     versions=(OCR,),
 )

@@ -12,23 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from emu3_jax.evaluate.benchmarks import reading
-from emu3_jax.evaluate.benchmarks.benchmark import (
-    LMMS_EVAL,
-    OFFICIAL,
-    VLMEVALKIT,
-    Question,
-    QuestionBenchmark,
-    Score,
-    Scored,
-    check_unique,
-    mean,
-)
+from emu3_jax.evaluate.benchmarks.averages import mean
+from emu3_jax.evaluate.benchmarks.benchmark import Question, QuestionBenchmark, Score, Scored
 from emu3_jax.evaluate.benchmarks.open_answers import normalising
 
 VALIDATION = "val2014"
 TEST, TEST_DEV = "test2015", "test-dev2015"
 ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
-LLAVA = "llava"
 
 # (answer, those given by people) → both in the form in which they are compared.
 Forms = Callable[[str, Sequence[str]], tuple[str, list[str]]]
@@ -55,7 +45,7 @@ def read(data: pathlib.Path, version: str = "") -> list[Question]:
         file = reading.image_file(data / folder / f"COCO_{folder}_{image:012d}.jpg", where)
         group = {"split": split, "whole": str(whole), **group}
         questions.append(Question(str(number), text, (file,), truth, "short", group=group))
-    check_unique(questions, str(path))
+    reading.check_unique(questions, str(path))
     if annotations is not None and len(annotations) > len(questions):
         extra = next(iter(annotations.keys() - {int(question.id) for question in questions}))
         raise ValueError(
@@ -189,7 +179,7 @@ def _mean(
 
 VQAV2 = QuestionBenchmark(
     read,
-    {OFFICIAL: official, LLAVA: llava, LMMS_EVAL: lmms_eval, VLMEVALKIT: vlmevalkit},
+    dict(official=official, llava=llava, lmms_eval=lmms_eval, vlmevalkit=vlmevalkit),
     headline="official/overall",
     versions=(TEST, TEST_DEV),
     submission=submission,

@@ -14,17 +14,8 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from emu3_jax.evaluate.benchmarks import reading
-from emu3_jax.evaluate.benchmarks.benchmark import (
-    LMMS_EVAL,
-    OFFICIAL,
-    VLMEVALKIT,
-    Question,
-    QuestionBenchmark,
-    Score,
-    Scored,
-    check_unique,
-    mean,
-)
+from emu3_jax.evaluate.benchmarks.averages import mean
+from emu3_jax.evaluate.benchmarks.benchmark import Question, QuestionBenchmark, Score, Scored
 from emu3_jax.evaluate.benchmarks.yes_no.words import whole_word
 
 TASKS = {
@@ -86,7 +77,7 @@ def read(data: pathlib.Path, version: str = "") -> list[Question]:
             key = f"{task}/{line.image}/{number}"
             group = {"task": task, "image": line.image}
             questions.append(Question(key, line.text, (file,), line.truth, "yes_no", group=group))
-    check_unique(questions, str(data))
+    reading.check_unique(questions, str(data))
     return questions
 
 
@@ -219,7 +210,7 @@ def _scored(
 
 MME = QuestionBenchmark(
     read,
-    {OFFICIAL: official, LMMS_EVAL: lmms_eval, VLMEVALKIT: vlmevalkit},
+    dict(official=official, lmms_eval=lmms_eval, vlmevalkit=vlmevalkit),
     headline="official/perception",
     versions=(EVAL_TOOL,),
     submission=submission,

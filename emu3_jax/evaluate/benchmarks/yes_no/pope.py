@@ -10,17 +10,8 @@ import pathlib
 from collections.abc import Callable, Sequence
 
 from emu3_jax.evaluate.benchmarks import reading
-from emu3_jax.evaluate.benchmarks.benchmark import (
-    LMMS_EVAL,
-    OFFICIAL,
-    VLMEVALKIT,
-    Question,
-    QuestionBenchmark,
-    Score,
-    Scored,
-    check_unique,
-    mean,
-)
+from emu3_jax.evaluate.benchmarks.averages import mean
+from emu3_jax.evaluate.benchmarks.benchmark import Question, QuestionBenchmark, Score, Scored
 from emu3_jax.evaluate.benchmarks.yes_no.words import whole_word
 
 SPLITS = ("random", "popular", "adversarial")
@@ -42,7 +33,7 @@ def read(data: pathlib.Path, version: str = "") -> list[Question]:
             group = {"split": split}
             key = f"{split}/{number}"
             questions.append(Question(key, text, (path,), label, "yes_no", group=group))
-    check_unique(questions, str(data))
+    reading.check_unique(questions, str(data))
     return questions
 
 
@@ -143,7 +134,7 @@ def _figures(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
 
 POPE = QuestionBenchmark(
     read,
-    {OFFICIAL: official, LMMS_EVAL: lmms_eval, VLMEVALKIT: vlmevalkit},
+    dict(official=official, lmms_eval=lmms_eval, vlmevalkit=vlmevalkit),
     headline="official/mean_of_3/f1",
     versions=SPLITS,
 )

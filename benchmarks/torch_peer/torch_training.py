@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from benchmarks.torch_tokenizer import Discriminator, Tokenizer
+from benchmarks.torch_peer.torch_tokenizer import Discriminator, Tokenizer
 
 ADAPTIVE_EPSILON = 1e-4  # that of emu3_jax.train.tasks.vision.adversarial
 
