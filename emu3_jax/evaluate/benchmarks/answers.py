@@ -7,6 +7,7 @@ whole are an error unless `allow_partial` is set: a missing image must not raise
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -70,8 +71,9 @@ class Answers(BenchmarkEvaluator):
         if self.judgements and self.of.judging is None:
             raise ValueError(f"judgements: {self.benchmark} needs no judge")
 
+    @functools.cached_property
     def questions(self) -> list[Question]:
-        """The questions, read from the released files."""
+        """The questions, read once from the released files."""
         found = self.use("data", lambda data: self.of.read(pathlib.Path(data), self.version))
         if self.choose == LIKELIHOOD:
             without = next((q for q in found if not q.options), None)
@@ -82,19 +84,21 @@ class Answers(BenchmarkEvaluator):
     def check(self, language: Language) -> None:
         """Reads all questions, and the judgements."""
         super().check(language)
-        questions = self.questions()
+        questions = self.questions
         if self.judgements:
             self.use("judgements", lambda file: self.of.judging.read(pathlib.Path(file), questions))
 
     def run(self, subject: Subject) -> Result:
         """Asks every question that has no answer yet, and scores."""
-        bundle, whole = subject.language_model, self.questions()
+        bundle, whole = subject.language_model, self.questions
         chosen = whole[: self.limit or len(whole)]
         folder = subject.folder if distributed.is_first() else None
         conditions = self._conditions(bundle, whole)
         file = ItemFile(folder, self.name, conditions, subject.replaces)
         file.items = distributed.gather(file.items)[0]
-        waiting = [(n, q) for n, q in enumerate(chosen) if q.id not in file.items]
+        # An image that was exchanged since is looked at again.
+        known = {key: line["image_bytes"] for key, line in file.items.items()}
+        waiting = [(n, q) for n, q in enumerate(chosen) if known.get(q.id) != _image_bytes(q)]
         count = subject.progress.counter("questions", len(waiting))
         problems = []
         for part in _parts(waiting, self.batch_size * BATCHES_AT_ONCE):
@@ -106,22 +110,21 @@ class Answers(BenchmarkEvaluator):
 
     def _asked(self, bundle: Bundle, part, subject: Subject) -> tuple[list[dict], list[str]]:
         """Lines of the items of (number, question), and what was wrong with the others."""
-        kind = "long" if self.choose == LIKELIHOOD else None
-        template = TEMPLATES[self.template]
         images, failed = self._images([q for _, q in part], bundle)
-        part = [(n, q) for n, q in part if q.id not in failed]
-        asked = [
-            asking.ask(
-                bundle,
-                template.text(q, self.benchmark, kind),
-                [images[source][0] for source in q.images],
-            )
-            for _, q in part
-        ]
+        asked: dict[str, asking.Asked] = {}
+        for _, q in part:
+            if q.id not in failed:
+                try:
+                    codes = [images[source][0] for source in q.images]
+                    asked[q.id] = self._prompt(bundle, q, codes)
+                except ValueError as error:
+                    failed[q.id] = str(error)
+        part = [(n, q) for n, q in part if q.id in asked]
         questions, numbers = [q for _, q in part], [n for n, _ in part]
         further: list[dict] = [{} for _ in part]
         if self.choose == LIKELIHOOD:
-            args = (bundle, asked, questions, self.batch_size, subject.progress)
+            prompts = list(asked.values())
+            args = (bundle, prompts, questions, self.batch_size, subject.progress)
             likelihoods = asking.option_likelihoods(*args)
             answers = [asking.likeliest(one) for one in likelihoods]
             further = [{"likelihoods": one} for one in likelihoods]
@@ -133,19 +136,33 @@ class Answers(BenchmarkEvaluator):
                 progress=subject.progress.line,
             )
             labels = [f"question {q.id}" for q in questions]
-            answers = asking.answer(bundle, asked, options, labels, numbers)
+            answers = asking.answer(bundle, list(asked.values()), options, labels, numbers)
         lines = [
             {
                 "id": q.id,
                 "prompt": prompt.shown,
                 "prompt_tokens": len(prompt.ids),
                 "image_sizes": [images[source][1] for source in q.images],
+                "image_bytes": _image_bytes(q),
                 "answer": text,
             }
             | more
-            for q, prompt, text, more in zip(questions, asked, answers, further, strict=True)
+            for q, prompt, text, more in zip(
+                questions, asked.values(), answers, further, strict=True
+            )
         ]
         return lines, [f"question {key}: {reason}" for key, reason in failed.items()]
+
+    def _prompt(
+        self, bundle: Bundle, question: Question, codes: Sequence[np.ndarray]
+    ) -> asking.Asked:
+        """What the model reads; ValueError if it cannot be asked, such as for its length."""
+        by_likelihood = self.choose == LIKELIHOOD
+        kind = "long" if by_likelihood else None
+        text = TEMPLATES[self.template].text(question, self.benchmark, kind)
+        asked = asking.ask(bundle, text, codes)
+        asking.check_length(bundle, asked, question.options.values() if by_likelihood else ())
+        return asked
 
     def _images(self, questions: Sequence[Question], bundle: Bundle):
         """Image source → (codes, [height, width]); id of a question → why one cannot be used."""
@@ -258,6 +275,14 @@ def _fingerprint(questions: Sequence[Question]) -> str:
         plain = [q.id, q.text, q.hint, dict(q.options), q.truth]
         digest.update(json.dumps(plain, sort_keys=True).encode())
     return digest.hexdigest()[:12]
+
+
+def _image_bytes(question: Question) -> list[int]:
+    """The sizes of its image files, which tell other images of the same names."""
+    return [
+        len(image) if isinstance(image, bytes) else pathlib.Path(image).stat().st_size
+        for image in question.images
+    ]
 
 
 def _differences(

@@ -6,10 +6,11 @@ ASSISTANT:", with the template's own period, so one at the end of the text is ta
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from emu3_jax import sequence
 from emu3_jax.evaluate.benchmarks.benchmark import Question
 from emu3_jax.evaluate.progress import Progress
 from emu3_jax.generate import modalities, scoring
@@ -65,6 +66,20 @@ def ask(bundle: Bundle, text: str, codes: Sequence[np.ndarray]) -> Asked:
     return Asked(segments, "".join(map(_shown, segments)), bundle.grammar.prompt(segments))
 
 
+def answered(bundle: Bundle, asked: Asked, text: str) -> sequence.Sequence:
+    """The document of a prompt and its answer, which alone is scored."""
+    return bundle.grammar.build(Document((*asked.segments, Text(text))))
+
+
+def check_length(bundle: Bundle, asked: Asked, answers: Iterable[str] = ()) -> None:
+    """ValueError if the model cannot read a prompt, or one of these answers behind it."""
+    lengths = [len(answered(bundle, asked, text)) - 1 for text in answers]
+    longest = max([len(asked.ids), *lengths])
+    if bundle.max_context is not None and longest > bundle.max_context:
+        what = "the prompt and an option have" if lengths else "the prompt has"
+        raise ValueError(f"{what} {longest} tokens, more than the context of {bundle.max_context}")
+
+
 def answer(
     bundle: Bundle,
     asked: Sequence[Asked],
@@ -86,21 +101,13 @@ def option_likelihoods(
 ) -> list[dict[str, float]]:
     """Log-likelihood per token of each option's text, with EOS, as the answer to each prompt.
 
-    Raises:
-      ValueError: a question has no options, or a prompt does not fit into the model's context.
+    Prompts with their options must fit into the model's context (`check_length`).
     """
-    documents: dict[tuple[int, str], list] = {}
-    for index, (prompt, question) in enumerate(zip(asked, questions, strict=True)):
-        if not question.options:
-            raise ValueError(f"question {question.id} has no options to choose from by likelihood")
-        for letter, text in question.options.items():
-            whole = bundle.grammar.build(Document((*prompt.segments, Text(text))))
-            if bundle.max_context is not None and len(whole) - 1 > bundle.max_context:
-                raise ValueError(
-                    f"question {question.id} has {len(whole)} tokens with option {letter}, more "
-                    f"than the context of {bundle.max_context}"
-                )
-            documents[index, letter] = [whole]
+    documents = {
+        (index, letter): [answered(bundle, prompt, text)]
+        for index, (prompt, question) in enumerate(zip(asked, questions, strict=True))
+        for letter, text in question.options.items()
+    }
     fitted = scoring.fit(documents, bundle.max_context)
     counter = progress.counter("tokens of options", fitted.targets)
     tally = scoring.score(bundle, fitted, batch_size, counter)

@@ -147,11 +147,7 @@ def test_a_stopped_run_goes_on_and_ends_as_a_whole_one(
     text = (tmp_path / "pope_items.jsonl").read_text()
     assert text.count("\n") == 12
     (tmp_path / "pope_items.jsonl").write_text(text[:-9])  # a kill cuts the last line
-    asked = []
-    answer = answers_lib.asking.answer
-    monkeypatch.setattr(
-        answers_lib.asking, "answer", lambda *args: asked.extend(args[1]) or answer(*args)
-    )
+    asked = record_asked(monkeypatch)
     result = run(folder, bundle, tmp_path)
     assert len(asked) == 3 * ROWS - 11
     assert lines(tmp_path) == lines(whole[0])
@@ -218,6 +214,60 @@ def test_figures_of_a_part_are_refused_unless_asked_for(folder, bundle, broken, 
     assert any(note.startswith("left out: question random/2: ") for note in result.notes)
 
 
+def test_a_question_that_is_too_long_is_a_problem_of_its_own(folder, bundle, tmp_path):
+    file = folder / "pope" / "coco_pope_popular.json"
+    content = file.read_text()
+    file.write_text(content.replace("Is 1?", f"Is {'very ' * 40}1?"))
+    with pytest.raises(
+        ValueError, match="1 of 18 questions .*popular/1: the prompt has [0-9]+ tok"
+    ):
+        run(folder, bundle, tmp_path)
+    result = run(folder, bundle, tmp_path, allow_partial=True)
+    file.write_text(content)
+    assert result.metrics["answered"] == 17
+
+
+def test_an_image_that_was_exchanged_is_looked_at_again(
+    folder, bundle, whole, tmp_path, monkeypatch
+):
+    run(folder, bundle, tmp_path)
+    image = folder / "pope" / "val2014" / "3.png"
+    content = image.read_bytes()
+    media.write_png(image, np.zeros((6, 6, 3), np.uint8))
+    asked = record_asked(monkeypatch)
+    run(folder, bundle, tmp_path)
+    assert len(asked) == 3 and lines(tmp_path) != lines(whole[0])
+    image.write_bytes(content)
+    run(folder, bundle, tmp_path)
+    assert lines(tmp_path) == lines(whole[0])
+
+
+def record_asked(monkeypatch):
+    """A list that receives the prompts that are asked."""
+    asked, answer = [], answers_lib.asking.answer
+    monkeypatch.setattr(
+        answers_lib.asking, "answer", lambda *args: asked.extend(args[1]) or answer(*args)
+    )
+    return asked
+
+
+def test_options_are_chosen_by_likelihood_where_there_are_options(folder, bundle, tmp_path):
+    file = tmp_path / "questions.jsonl"
+    rows = [{"question_id": i, "text": f"Which {i}?", "answer": "B", "options": ["a", "bc"]}
+            for i in range(3)]  # fmt: skip
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = dict(benchmark="own_questions", name="pope", data=str(file), choose="likelihood")
+    run(folder, bundle, tmp_path / "out", **settings)
+    for item in lines(tmp_path / "out"):
+        likelihoods = item["likelihoods"]
+        assert likelihoods.keys() == {"A", "B"}
+        assert item["answer"] == max(likelihoods, key=likelihoods.get)
+        assert "bc" not in item["prompt"]  # asked without options
+    file.write_text(json.dumps({"question_id": 9, "text": "Why?", "answer": "x"}) + "\n")
+    with pytest.raises(ValueError, match="choose=likelihood: question 9 has no options"):
+        run(folder, bundle, tmp_path / "out", **settings)
+
+
 def test_a_question_that_failed_is_asked_again(folder, bundle, whole, tmp_path):
     image = folder / "pope" / "val2014" / "2.png"
     content = image.read_bytes()
@@ -233,7 +283,7 @@ def test_images_are_resized_within_the_limits_and_padded_if_they_are_too_long(fo
     content = image.read_bytes()
     media.write_png(image, np.full((4, 24, 3), 200, np.uint8))  # six times as wide as high
     made = entry(folder, max_pixels=100, allow_partial=True, limit=1)
-    images, failed = made._images(made.questions()[:1], bundle)
+    images, failed = made._images(made.questions[:1], bundle)
     image.write_bytes(content)
     ((codes, (height, width)),) = images.values()
     assert not failed and height * width <= 100

@@ -1,5 +1,7 @@
 """From a question to a prompt, and the likelihood of options."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -57,8 +59,16 @@ def test_likelihoods_of_options_are_means_over_the_tokens_of_the_answer(bundle):
     assert asking.likeliest(found) == max(found, key=found.get)
 
 
-def test_a_question_without_options_cannot_be_chosen_by_likelihood(bundle):
-    question = Question("q7", "Which?", (), "B", "choice")
-    asked = asking.ask(bundle, question.text, ())
-    with pytest.raises(ValueError, match="question q7 has no options"):
-        asking.option_likelihoods(bundle, [asked], [question], 2, Progress())
+def test_what_does_not_fit_is_an_error(bundle):
+    short = dataclasses.replace(bundle, max_context=70)
+    asked = asking.ask(short, "Which?", ())
+    asking.check_length(short, asked)
+    asking.check_length(short, asked, ["a"])
+    with pytest.raises(
+        ValueError, match="the prompt has 9[0-9] tokens, more than the context of 70"
+    ):
+        asking.check_length(
+            short, asking.ask(short, "Which of these is it, do you think, or not?", ())
+        )
+    with pytest.raises(ValueError, match="the prompt and an option have [78][0-9] tokens"):
+        asking.check_length(short, asked, ["a", "an option that is too long"])
