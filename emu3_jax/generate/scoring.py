@@ -21,7 +21,7 @@ from flax import linen as nn
 from emu3_jax import sequence, sharding
 from emu3_jax.data.tokens import packing
 from emu3_jax.data.tokens.cutting import Piece, Tokens, ends_of, is_cut, pieces
-from emu3_jax.generate.decoding import autoregressive
+from emu3_jax.generate.decoding.lowering import abstract_params
 from emu3_jax.interop.bundle import Bundle
 from emu3_jax.models.language.cross_entropy import chunked_cross_entropy
 from emu3_jax.models.language.transformer import Transformer, TransformerConfig, check_mesh
@@ -171,7 +171,7 @@ def lower(
     rows = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding.batch_sharding(mesh))
     model = Transformer(config)
     with jax.set_mesh(mesh):
-        variables = {"params": autoregressive.abstract_params(model, mesh)}
+        variables = {"params": abstract_params(model, mesh)}
         return scorer(model).lower(variables, *[rows] * len(SCORED))
 
 

@@ -1,4 +1,4 @@
-"""Constraint masks: which tokens each row may generate next. Decoding reads one column per step.
+"""Constraint masks: which tokens each row may generate next.
 
 `mask[b, t]` constrains the t-th new token of row b: an id (exactly that one), VISUAL (any visual
 token), TEXT (any text token, or EOS) or WORD (any text token, not EOS). The constraints come from
@@ -25,36 +25,22 @@ def free_text(max_new: int, may_be_empty: bool = True) -> np.ndarray:
     return row
 
 
-def mask(rows: list[np.ndarray], batch: int, columns: int, pad: int) -> np.ndarray:
-    """Stacks the masks of rows into int32 [batch, columns]; PAD is forced after a row's end."""
-    mask_BN = np.full((batch, columns), pad, np.int32)
-    for b, row in enumerate(rows):
-        mask_BN[b, : len(row)] = row
-    return mask_BN
-
-
-def visual_scores(scores_BV: jax.Array, vocab: Vocab) -> jax.Array:
-    """The scores of the visual tokens, [B, codebook size]; index k is code k."""
-    start = vocab.visual_start
-    return scores_BV[:, start : start + vocab.codebook_size]
-
-
 def text_scores(
     scores_BV: jax.Array, mask_B: jax.Array, vocab: Vocab, whole_vocabulary: bool = False
 ) -> jax.Array:
-    """The scores of the text tokens and, last, of EOS: [B, text size + 1].
+    """The scores of the text tokens and, last, of EOS: [..., text size + 1].
 
-    With `whole_vocabulary` all scores, [B, V]. Where the mask is WORD the score of EOS is -inf.
+    With `whole_vocabulary` all scores, [..., V]. Where the mask is WORD the score of EOS is -inf.
     """
-    eos_B1 = scores_BV[:, vocab.eos : vocab.eos + 1]
-    eos_B1 = jnp.where(mask_B[:, None] == WORD, -jnp.inf, eos_B1)
+    eos_B1 = scores_BV[..., vocab.eos : vocab.eos + 1]
+    eos_B1 = jnp.where(mask_B[..., None] == WORD, -jnp.inf, eos_B1)
     if whole_vocabulary:
-        return scores_BV.at[:, vocab.eos].set(eos_B1[:, 0])
-    return jnp.concatenate([scores_BV[:, : vocab.text_size], eos_B1], axis=-1)
+        return scores_BV.at[..., vocab.eos].set(eos_B1[..., 0])
+    return jnp.concatenate([scores_BV[..., : vocab.text_size], eos_B1], axis=-1)
 
 
 def text_tokens(index_B: jax.Array, vocab: Vocab, whole_vocabulary: bool = False) -> jax.Array:
-    """The token ids of indices into `text_scores`, int32 [B]."""
+    """The token ids of indices into `text_scores`, int32 [...]."""
     if whole_vocabulary:
         return index_B
     return jnp.where(index_B == vocab.text_size, vocab.eos, index_B)
@@ -63,12 +49,12 @@ def text_tokens(index_B: jax.Array, vocab: Vocab, whole_vocabulary: bool = False
 def choose(
     mask_B: jax.Array, code_B: jax.Array | None, text_B: jax.Array | None, vocab: Vocab
 ) -> jax.Array:
-    """The next token ids, int32 [B], from one column of the mask and the draws.
+    """The next token ids, int32 [...], from entries of the mask and the draws.
 
     Args:
-      mask_B: int32 [B], the column.
-      code_B: int32 [B], indices into `visual_scores`, or None if no row of the batch needs them.
-      text_B: int32 [B], ids from `text_tokens`, or None likewise.
+      mask_B: int32 [...], the entries.
+      code_B: int32, codes, or None if no row of the batch needs them.
+      text_B: int32, ids from `text_tokens`, or None likewise.
       vocab: the token space.
     """
     token_B = mask_B

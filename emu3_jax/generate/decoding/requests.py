@@ -1,9 +1,4 @@
-"""Requests to the engine: prompts with constraints on the answer, and the shapes of their batches.
-
-Every shape is compiled once, so lengths and batch sizes are rounded up to few buckets: prompts to
-powers of two, new tokens to quarters of an octave (at most a quarter is wasted), batches to powers
-of two, then to a multiple of the devices.
-"""
+"""Requests to the engine: prompts with constraints on the answer."""
 
 import dataclasses
 
@@ -11,9 +6,6 @@ import numpy as np
 
 from emu3_jax.generate.decoding import constraints
 from emu3_jax.vocab import Vocab
-
-MIN_PREFILL = 32
-MIN_NEW = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -61,28 +53,14 @@ class Request:
         return self.longest_prompt + self.new - 1
 
     @property
+    def is_text(self) -> bool:
+        """Whether the answer is a text."""
+        return self.forced is None
+
+    @property
     def longest_prompt(self) -> int:
         """Tokens of the longer of prompt and negative prompt."""
         return max(len(self.prompt), 0 if self.negative is None else len(self.negative))
-
-
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """Requests that run together, by their positions in the list, and the shape of their padding.
-
-    `prefill` counts the tokens read before the loop: all of the longest prompt but its last, which
-    is the first one that the decoding loop reads.
-    """
-
-    members: tuple[int, ...]
-    rows: int
-    prefill: int
-    new: int
-
-    @property
-    def capacity(self) -> int:
-        """Slots of the cache. The last token of the prompt needs one, the last new token none."""
-        return self.prefill + self.new
 
 
 def check(requests: list[Request], vocab: Vocab, max_context: int | None) -> None:
@@ -109,43 +87,3 @@ def check(requests: list[Request], vocab: Vocab, max_context: int | None) -> Non
                 f"and {request.new} new, the last of which is not read), more than the context of "
                 f"{max_context}."
             )
-
-
-def bucket_power(n: int, least: int = 1) -> int:
-    """The smallest power of two that is at least `n` and `least`."""
-    return max(least, 1 << max(n - 1, 0).bit_length())
-
-
-def bucket_quarter(n: int, least: int = MIN_NEW) -> int:
-    """`n` rounded up to a multiple of a quarter of the power of two below it."""
-    n = max(n, least)
-    step = max(1, (1 << (n.bit_length() - 1)) // 4)
-    return -(-n // step) * step
-
-
-def plan(requests: list[Request], batch_size: int, devices: int = 1) -> list[Batch]:
-    """Splits the requests into even batches of at most `batch_size`, similar ones together.
-
-    `devices` is the number of shards of the rows; the rows of a batch are a multiple of it.
-    """
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}.")
-
-    def length(i: int) -> tuple:
-        return requests[i].forced is None, requests[i].new, requests[i].longest_prompt
-
-    order = sorted(range(len(requests)), key=length)
-    count = -(-len(order) // batch_size)
-    batches = []
-    for members in np.array_split(np.array(order, int), count) if count else []:
-        chosen = [requests[i] for i in members]
-        rows = min(bucket_power(len(members)), batch_size)
-        batches.append(
-            Batch(
-                members=tuple(int(i) for i in members),
-                rows=-(-rows // devices) * devices,
-                prefill=bucket_power(max(r.longest_prompt for r in chosen) - 1, MIN_PREFILL),
-                new=bucket_quarter(max(r.new for r in chosen)),
-            )
-        )
-    return batches

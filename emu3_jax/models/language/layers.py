@@ -31,6 +31,18 @@ def weight_init(*logical: str):
     return nn.with_logical_partitioning(nn.initializers.normal(INIT_STDDEV), logical)
 
 
+def product(x: jax.Array, kernel: jax.Array, num_in: int, dtype, out_dtype) -> jax.Array:
+    """The last `num_in` dimensions of x times the first ones of the kernel; see `Linear`."""
+    last = tuple(range(x.ndim - num_in, x.ndim))
+    return jax.lax.dot_general(
+        x.astype(dtype),
+        kernel.astype(dtype),
+        ((last, tuple(range(num_in))), ((), ())),
+        precision=precision(dtype),
+        preferred_element_type=jnp.dtype(out_dtype),
+    )
+
+
 class Linear(nn.Module):
     """Matmul of the last dimensions of x with a kernel of the given shape; no bias.
 
@@ -54,15 +66,7 @@ class Linear(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., in dimensions] -> [..., out dimensions]."""
         kernel = self.param("kernel", weight_init(*self.logical), self.shape, self.param_dtype)
-        last = tuple(range(x.ndim - self.num_in, x.ndim))
-        contract = ((last, tuple(range(self.num_in))), ((), ()))
-        return jax.lax.dot_general(
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            contract,
-            precision=precision(self.dtype),
-            preferred_element_type=jnp.dtype(self.out_dtype or self.dtype),
-        )
+        return product(x, kernel, self.num_in, self.dtype, self.out_dtype or self.dtype)
 
 
 class Embedding(nn.Module):

@@ -5,6 +5,7 @@ and a gated MLP, untied embeddings, no biases. All layers share one traced body 
 compile time does not grow with depth.
 """
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -12,8 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from emu3_jax.models.language import rope, zigzag
-from emu3_jax.models.language.attention import Attention, Context, KVCache
+from emu3_jax.models.language.attention import Attention, Context
 from emu3_jax.models.language.attention_kernels import choice
+from emu3_jax.models.language.kv_cache import KVCache
 from emu3_jax.models.language.layers import Dropout, Embedding, Linear, RMSNorm
 from emu3_jax.models.language.transformer_config import REMAT, TransformerConfig
 from emu3_jax.sharding import check_divides, constrain
@@ -131,7 +133,7 @@ class Transformer(nn.Module):
         Returns:
             float32 [B, S, vocab_size].
         """
-        return self._logits(self.hidden(tokens, positions, segment_ids, deterministic))
+        return self.logits(self.hidden(tokens, positions, segment_ids, deterministic))
 
     def hidden(self, tokens, positions=None, segment_ids=None, deterministic=True):
         """As `__call__` up to the final norm: [B, S, D] in the compute type.
@@ -160,41 +162,35 @@ class Transformer(nn.Module):
         x_BSD = self.final_norm(x_BSD)
         return zigzag.leave(x_BSD) if devices > 1 else x_BSD
 
-    def decode(self, tokens, positions, cache: KVCache, last_only: bool = False):
-        """Reads tokens after those in the cache: a whole prompt, or one token per step.
+    def read(self, tokens_RS, positions_RS, cache: KVCache, written_RC):
+        """Reads tokens after those in the cache: a piece of a prompt, or what a decoder drew.
+
+        A token attends to the slots of its row that are named and lie before its position, and to
+        those of the new tokens that do not lie behind it.
 
         Args:
-            tokens: int [B, S]; rows of a batch of prompts are padded on the left.
-            positions: int [B, S], cumsum(real) - 1 of the whole row; padding before the prompt
-                has -1 and is never attended to.
-            cache: with at least S slots left from `index` on (not checked: index is traced).
-            last_only: logits of the last position alone, [B, 1, vocab_size].
+            tokens_RS: int [R, S].
+            positions_RS: int [R, S], in the row's own order; -1 marks padding, which nothing
+                attends to.
+            cache: the KVCache. It is not written: see `KVCache.write`.
+            written_RC: bool [R, C], which of the first C slots hold tokens. No other is read.
 
         Returns:
-            float32 logits [B, S, vocab_size] and the cache with S more slots written.
+            [R, S, D] after the final norm (`logits` goes on from there), and a KVCache of the S
+            tokens.
         """
-        length, slots = tokens.shape[1], cache.valid.shape[1]
-        if length > slots:
-            raise ValueError(f"{length} tokens do not fit a cache of {slots} slots")
-        real_BS = positions >= 0
-        causal_ST = jnp.tril(jnp.ones((length, length), bool))
+        slots = written_RC.shape[1]
+        if slots > cache.slots:
+            raise ValueError(f"{slots} slots of a cache of {cache.slots} cannot be read")
+        before_RSC = jnp.arange(slots) < positions_RS[:, :, None]
+        not_after_RST = positions_RS[:, None, :] <= positions_RS[:, :, None]
         context = Context(
-            *self._rotation(positions),
-            old_mask=real_BS[:, :, None]
-            & (cache.valid & (jnp.arange(slots) < cache.index))[:, None, :],
-            new_mask=real_BS[:, :, None] & real_BS[:, None, :] & causal_ST,
+            *self._rotation(positions_RS),
+            old_mask=written_RC[:, None, :] & before_RSC,
+            new_mask=not_after_RST & (positions_RS >= 0)[:, None, :],
         )
-        x_BSD = self._embed(tokens, True)
-        x_BSD, (k_new, v_new) = self._layers(x_BSD, (cache.k, cache.v), context, True)
-        x_BSD = self.final_norm(x_BSD[:, -1:] if last_only else x_BSD)
-        start = (0, 0, cache.index, 0, 0)
-        cache = KVCache(
-            k=constrain(jax.lax.dynamic_update_slice(cache.k, k_new, start), *KVCache.LOGICAL),
-            v=constrain(jax.lax.dynamic_update_slice(cache.v, v_new, start), *KVCache.LOGICAL),
-            valid=jax.lax.dynamic_update_slice(cache.valid, real_BS, (0, cache.index)),
-            index=cache.index + length,
-        )
-        return self._logits(x_BSD), cache
+        x_RSD, new = self._layers(self._embed(tokens_RS, True), cache, context, True)
+        return self.final_norm(x_RSD), new
 
     def _rotation(self, positions):
         c = self.config
@@ -205,17 +201,18 @@ class Transformer(nn.Module):
         return constrain(x_BSD, "batch", "sequence", "embed")
 
     def _layers(self, x_BSD, cache, context, deterministic):
-        """All layers; cache is None or (k, v) [L, B, C, K, H], the result likewise (new slots)."""
+        """All layers; cache is None or a KVCache of all layers, the result likewise (new slots)."""
         if self.config.scan_layers:
             return self.layers(x_BSD, cache, context, deterministic)
         news = []
         for i, layer in enumerate(self.layers):
-            layer_cache = jax.tree.map(lambda a, i=i: a[i], cache)
-            x_BSD, new = layer(x_BSD, layer_cache, context, deterministic)
+            of_layer = None if cache is None else KVCache(*(x and x[i] for x in cache))
+            x_BSD, new = layer(x_BSD, of_layer, context, deterministic)
             news.append(new)
-        return x_BSD, jax.tree.map(lambda *a: jnp.stack(a), *news)
+        return x_BSD, jax.tree.map(lambda *of_layers: of_layers, *news)
 
-    def _logits(self, x_BSD):
+    def logits(self, x_BSD):
+        """Float32 logits [B, S, vocab_size] of [B, S, D] from `hidden` or `read`."""
         logits_BSV = constrain(self.lm_head(x_BSD), "batch", "sequence", "vocab")
         return logits_BSV[..., : self.config.vocab_size]
 
@@ -235,3 +232,11 @@ def unstack_layers(params: dict) -> dict:
     for i in range(count):
         rest[f"layers_{i}"] = jax.tree.map(lambda a, i=i: a[i], params["layers"])
     return rest
+
+
+def unscanned(model: Transformer, params: dict) -> tuple[Transformer, dict]:
+    """The same model with a list of layers (scan_layers=False), and its weights, copied to it."""
+    if not model.config.scan_layers:
+        return model, params
+    config = dataclasses.replace(model.config, scan_layers=False)
+    return type(model)(config), unstack_layers(params)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from emu3_jax.models.language.attention import KVCache
+from emu3_jax.models.language.kv_cache import KVCache
 from emu3_jax.models.language.transformer import Transformer, TransformerConfig
 from emu3_jax.models.vision.tokenizer import VisionTokenizer, VisionTokenizerConfig
 
@@ -48,8 +48,9 @@ def test_products_of_decoding(dtype):
     module, variables, tokens = transformer(dtype)
 
     def decode(variables, tokens):
-        cache = KVCache.zeros(2, 2, 8, 1, 8, dtype)
-        return module.apply(variables, tokens, tokens, cache, method="decode")
+        cache, written = KVCache.zeros(module.config, rows=2, slots=8), jnp.ones((2, 8), bool)
+        x, _ = module.apply(variables, tokens, tokens, cache, written, method="read")
+        return module.apply(variables, x, method="logits")
 
     check(products(decode, variables, tokens), dtype)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from emu3_jax.models.language import rope
-from emu3_jax.models.language.attention import KVCache
+from emu3_jax.models.language.kv_cache import KVCache
 from emu3_jax.models.language.transformer import Transformer, TransformerConfig
 
 THETA = 1e6
@@ -67,9 +67,9 @@ def test_the_model_turns_its_keys_by_the_base_of_its_config(theta):
     config = TransformerConfig(64, 16, 32, 1, 2, 1, 8, vocab_multiple=64, **base)
     model, tokens = Transformer(config), jnp.full((1, 3), 7)
     variables = model.init(jax.random.key(0), tokens)
-    cache = KVCache.zeros(1, 1, 3, 1, 8, jnp.float32)
-    positions = jnp.array([[0, 1, 50]])
-    keys = model.apply(variables, tokens, positions, cache, method="decode")[1].k[0, 0, :, 0]
+    positions, written = jnp.array([[0, 1, 50]]), jnp.zeros((1, 1), bool)
+    cache = KVCache.zeros(config, rows=1, slots=3)
+    keys = model.apply(variables, tokens, positions, cache, written, method="read")[1].k[0, 0, 0]
     pairs = np.asarray(keys, np.float64)[:, :4] + 1j * np.asarray(keys, np.float64)[:, 4:]
     expected = np.exp(1j * positions[0, :, None] * (theta or THETA) ** (-np.arange(4) / 4.0))
     np.testing.assert_allclose(pairs / pairs[0], expected, atol=1e-4)

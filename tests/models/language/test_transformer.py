@@ -12,8 +12,8 @@ from paths import GOLDEN
 from tiny_models import TWO_LAYERS
 
 from emu3_jax.interop.language import language_model
-from emu3_jax.models.language.attention import KVCache
 from emu3_jax.models.language.cross_entropy import chunked_cross_entropy
+from emu3_jax.models.language.kv_cache import KVCache
 from emu3_jax.models.language.transformer import (
     REMAT,
     Transformer,
@@ -69,61 +69,73 @@ def test_left_padding_of_the_official_code(golden):
     np.testing.assert_allclose(logits[mask == 1], figures["padded_logits"][mask == 1], atol=2e-4)
 
 
+def through_cache(model, variables):
+    """A function that reads tokens [R, S] at their positions, and gives logits and the cache."""
+
+    def read(tokens, positions, cache, count):
+        written = jnp.broadcast_to(jnp.arange(cache.slots), (len(tokens), cache.slots))
+        written = written < jnp.asarray(count).reshape(-1, 1)
+        x, new = model.apply(variables, tokens, positions, cache, written, method="read")
+        logits = model.apply(variables, x, method="logits")
+        return logits, cache.write_run(new, positions)
+
+    return read
+
+
 def test_greedy_tokens_of_the_official_code_through_the_cache(golden):
     """A prompt in one call, then one token a step inside a jitted loop."""
     model, variables, figures = golden
-    config, expected = model.config, figures["greedy"].astype(np.int32)
+    expected = figures["greedy"].astype(np.int32)
     rows, total = expected.shape
-    prompt = 16
-
-    def decode(tokens, positions, cache):
-        return model.apply(variables, tokens, positions, cache, last_only=True, method="decode")
+    prompt, read = 16, through_cache(model, variables)
 
     @jax.jit
     def greedy(prompt_BS):
-        heads = (config.num_kv_heads, config.head_dim)
-        cache = KVCache.zeros(config.num_layers, rows, total, *heads, jnp.float32)
+        cache = KVCache.zeros(model.config, rows, total)
         start = jnp.broadcast_to(jnp.arange(prompt), (rows, prompt))
-        logits, cache = decode(prompt_BS, start, cache)
+        logits, cache = read(prompt_BS, start, cache, 0)
         out = jnp.zeros((rows, total), jnp.int32).at[:, :prompt].set(prompt_BS)
 
         def step(state):
             i, logits, cache, out = state
             token = jnp.argmax(logits[:, -1:], axis=-1).astype(jnp.int32)
             out = jax.lax.dynamic_update_slice(out, token, (0, i))
-            return i + 1, *decode(token, jnp.full((rows, 1), i), cache), out
+            logits, cache = read(token, jnp.full((rows, 1), i), cache, i)
+            return i + 1, logits, cache, out
 
-        state = jax.lax.while_loop(lambda s: s[0] < total, step, (prompt, logits, cache, out))
-        return state[-1]
+        state = (prompt, logits[:, -1:], cache, out)
+        return jax.lax.while_loop(lambda s: s[0] < total, step, state)[-1]
 
     np.testing.assert_array_equal(greedy(expected[:, :prompt]), expected)
 
 
-def test_left_padded_prompts_through_the_cache_equal_whole_rows(golden):
+def test_prompts_of_the_official_code_in_pieces_equal_whole_rows(golden):
+    """Rows of different lengths, each from position 0 on; theirs are padded on the left."""
     model, variables, figures = golden
-    config = model.config
     ids, mask = (figures[k].astype(np.int32) for k in ("padded_ids", "padded_mask"))
-    positions = mask.cumsum(1) - 1
-    assert positions.min() == -1
-    heads = (config.num_kv_heads, config.head_dim)
-    cache = KVCache.zeros(config.num_layers, len(ids), 32, *heads, jnp.float32)
-    decode = jax.jit(lambda *a: model.apply(variables, *a, method="decode"), donate_argnums=2)
+    lengths = mask.sum(1)
+    assert len(set(lengths)) > 1
+    tokens = np.stack([np.roll(row, n - len(row)) for row, n in zip(ids, lengths, strict=True)])
+    positions = np.where(np.arange(ids.shape[1]) < lengths[:, None], np.arange(ids.shape[1]), -1)
+    cache = KVCache.zeros(model.config, len(ids), 32)
+    read = jax.jit(through_cache(model, variables), donate_argnums=2)
     parts = []
     for start, stop in ((0, 16), (16, 20), (20, 21), (21, 22), (22, 23), (23, 24)):
-        logits, cache = decode(ids[:, start:stop], positions[:, start:stop], cache)
+        count = np.minimum(start, lengths)
+        logits, cache = read(tokens[:, start:stop], positions[:, start:stop], cache, count)
         parts.append(logits)
-    assert int(cache.index) == 24
-    np.testing.assert_array_equal(cache.valid[:, :24], mask == 1)
     found = np.concatenate(parts, axis=1)
     assert np.isfinite(found).all()
-    np.testing.assert_allclose(found[mask == 1], figures["padded_logits"][mask == 1], atol=2e-4)
+    right = [np.roll(row, n - len(row), 0) for row, n in zip(figures["padded_logits"], lengths)]
+    real = positions >= 0
+    np.testing.assert_allclose(found[real], np.stack(right)[real], atol=2e-4)
 
 
-def test_a_prompt_longer_than_the_cache_is_an_error(tiny):
+def test_more_slots_than_the_cache_has_are_an_error(tiny):
     variables, tokens = tiny
-    cache = KVCache.zeros(2, 2, 8, 2, 8, jnp.float32)
-    with pytest.raises(ValueError, match="16 tokens do not fit a cache of 8 slots"):
-        Transformer(TINY).apply(variables, tokens, tokens, cache, method="decode")
+    cache, written = KVCache.zeros(TINY, rows=2, slots=8), jnp.ones((2, 16), bool)
+    with pytest.raises(ValueError, match="16 slots of a cache of 8"):
+        Transformer(TINY).apply(variables, tokens, tokens, cache, written, method="read")
 
 
 def test_released_sizes():
@@ -151,12 +163,14 @@ def test_scanned_and_unscanned_agree(tiny):
     np.testing.assert_allclose(unscanned.apply({"params": params}, tokens), expected, atol=1e-6)
     jax.tree.map(np.testing.assert_array_equal, stack_layers(params), variables["params"])
 
-    # The cache of stacked layers serves both.
-    positions = jnp.broadcast_to(jnp.arange(16), (2, 16))
-    cache = KVCache.zeros(2, 2, 16, 2, 8, jnp.float32)
-    logits, cache = unscanned.apply({"params": params}, tokens, positions, cache, method="decode")
-    np.testing.assert_allclose(logits, expected, atol=1e-6)
-    assert cache.k.shape == (2, 2, 16, 2, 8)
+    positions, written = jnp.broadcast_to(jnp.arange(16), (2, 16)), jnp.zeros((2, 1), bool)
+    cache = KVCache.zeros(unscanned.config, rows=2, slots=16)
+    inputs = ({"params": params}, tokens, positions, cache, written)
+    x, new = unscanned.apply(*inputs, method="read")
+    np.testing.assert_allclose(
+        unscanned.apply({"params": params}, x, method="logits"), expected, atol=1e-6
+    )
+    assert [k.shape for k in new.k] == [(2, 2, 16, 8)] * 2
 
 
 @pytest.mark.parametrize("remat", [name for name in REMAT if name != "none"])

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from emu3_jax import sharding
-from emu3_jax.models.language.attention import KVCache
 from emu3_jax.models.language.cross_entropy import chunked_cross_entropy
+from emu3_jax.models.language.kv_cache import KVCache
 from emu3_jax.models.language.transformer import Transformer, TransformerConfig
 from emu3_jax.sharding import MeshConfig
 
@@ -117,16 +117,17 @@ def test_decoding_on_a_mesh_equals_one_device():
     prompt = 20
 
     def decode(params, batch):
-        tokens, real = batch["tokens"], batch["segments"][:, ::-1] > 0
-        positions = jnp.cumsum(real, axis=1) - 1
-        cache = KVCache.zeros(2, B, S, CONFIG.num_kv_heads, CONFIG.head_dim, jnp.float32)
+        tokens = batch["tokens"]
+        positions = jnp.broadcast_to(jnp.arange(S), tokens.shape)
+        written = jnp.arange(S) < jnp.full((B, 1), prompt)
 
         def step(cache, part):
-            return model.apply(
-                {"params": params}, tokens[:, part], positions[:, part], cache, method="decode"
-            )
+            inputs = (tokens[:, part], positions[:, part], cache, written)
+            x, new = model.apply({"params": params}, *inputs, method="read")
+            cache = cache.write_run(new, positions[:, part])
+            return model.apply({"params": params}, x, method="logits"), cache
 
-        _, cache = step(cache, slice(0, prompt))
+        _, cache = step(KVCache.zeros(CONFIG, B, S), slice(0, prompt))
         return step(cache, slice(prompt, prompt + 1))[0]
 
     expected = jax.jit(decode)(nn.unbox(_init(jax.random.key(0))), _batch())

@@ -8,7 +8,9 @@ import jax
 from emu3_jax import sharding, vocab
 from emu3_jax.config import ConfigError
 from emu3_jax.generate import scoring
-from emu3_jax.generate.decoding import autoregressive
+from emu3_jax.generate.decoding import lowering
+from emu3_jax.generate.decoding.decoders import registry
+from emu3_jax.sequence import allowed_after_img
 from emu3_jax.train.program import Program
 
 
@@ -30,10 +32,9 @@ class SampleProgram(Program):
             )
         mesh = self.mesh(devices)
         requests = math.prod(mesh.shape[axis] for axis in sharding.mesh_axes("batch"))
-        # Rows of codes with their EOL, then EOF, EOI and EOS.
-        new = self.SIDE * (self.SIDE + 1) + 3
-        sizes = {"requests": requests, "prompt": self.PROMPT, "new": new}
-        return autoregressive.lower(model, released, mesh, **sizes)
+        mask = allowed_after_img(released, "image", 1, self.SIDE, self.SIDE)
+        sizes = {"requests": requests, "prompt": self.PROMPT, "mask": mask}
+        return lowering.lower(model, released, mesh, registry.make("sequential"), **sizes)
 
     def model_flops(self) -> float:
         """Returns 0: not counted, since decoding is bound by memory, not by arithmetic."""

@@ -1,5 +1,6 @@
 """The engine against whole forward passes, in any batch, on any mesh."""
 
+import dataclasses
 import json
 
 import conftest
@@ -13,7 +14,9 @@ from tiny_models import TWO_LAYERS
 from emu3_jax import compiling, sharding
 from emu3_jax import vocab as vocab_lib
 from emu3_jax.generate import Request, Sampling, generate
-from emu3_jax.generate.decoding import autoregressive, engine, requests
+from emu3_jax.generate.decoding import scheduling, session
+from emu3_jax.generate.decoding.engine import answers
+from emu3_jax.models.language.kv_cache import KVCache, cache_bytes
 from emu3_jax.models.language.transformer import Transformer, TransformerConfig
 from emu3_jax.sequence import allowed_after_img
 
@@ -46,6 +49,16 @@ def some_requests():
         Request(np.array([VOCAB.bos, 3, 4, 5, 6]), np.array([VOCAB.bos]), max_new=9),
         Request(image_prompt(5), image_prompt(*range(12)), image_mask(2, 2)),
     ]
+
+
+class Blind(Transformer):
+    """Hidden states of ones, whatever is read: the head alone decides."""
+
+    def read(self, tokens, positions, cache, written):
+        config = self.config
+        del positions, cache, written
+        new = KVCache.zeros(config, *tokens.shape)
+        return jnp.ones((*tokens.shape, config.hidden_size)), new
 
 
 @jax.jit
@@ -142,7 +155,7 @@ def test_streamed_pieces_together_are_the_answers(params):
 
     def stream(position, tokens):
         calls.append(position)
-        assert 0 < len(tokens) <= engine.STREAM_EVERY
+        assert 0 < len(tokens) <= session.STREAM_EVERY
         pieces[position] += tokens.tolist()
 
     found = generate(MODEL, params, some_requests(), settings, VOCAB, batch_size=4, stream=stream)
@@ -173,19 +186,14 @@ def test_answers_that_may_not_be_empty_are_not(params, may_be_empty):
 def test_golden_masks_hold_at_every_offset_and_nothing_follows_eos():
     vocab = vocab_lib.released()
 
-    class Uniform(Transformer):
-        """Equal logits, so only the mask shapes the answer."""
-
-        def decode(self, tokens, positions, cache, last_only=False):
-            return jnp.zeros((*tokens.shape, self.config.vocab_size)), cache
-
-    config = TransformerConfig(vocab.size, 8, 8, 1, 1, 1, 2)
+    config = TransformerConfig(vocab.size, 8, 8, 1, 1, 1, 2, scan_layers=False)
     cases = json.loads((conftest.GOLDEN / "processing.json").read_text())["constraints"]
     asked = [
         Request(image_prompt(vocab=vocab), None, image_mask(case["h"], case["w"], vocab))
         for case in cases
     ]
-    answers = generate(Uniform(config), {}, asked, Sampling(), vocab)
+    zeros = {"lm_head": {"kernel": jnp.zeros((8, config.padded_vocab_size))}}
+    answers = generate(Blind(config), zeros, asked, Sampling(), vocab)
     for case, answer in zip(cases, answers, strict=True):
         end = case["allowed"].index(vocab.eos) + 1
         assert len(answer) == end
@@ -258,20 +266,12 @@ def test_the_mesh_as_an_argument_is_the_mesh_that_is_set(params):
 
 
 def test_the_loop_stops_when_every_row_is_finished():
-    calls = []
-
-    class Ends(Transformer):
-        """Generates EOS at once."""
-
-        def decode(self, tokens, positions, cache, last_only=False):
-            jax.debug.callback(lambda: calls.append(tokens.shape[1]))
-            logits = jax.nn.one_hot(jnp.full(tokens.shape, VOCAB.eos), VOCAB.size) * 100
-            return logits, cache
-
+    config = dataclasses.replace(MODEL.config, scan_layers=False)
+    head = jnp.zeros((32, MODEL.config.padded_vocab_size)).at[:, VOCAB.eos].set(9)
     asked = [Request(np.array([VOCAB.bos]), max_new=500)] * 3
-    answers = generate(Ends(MODEL.config), {}, asked, Sampling(), VOCAB)
-    assert [a.tolist() for a in answers] == [[VOCAB.eos]] * 3
-    assert calls.count(1) == 1
+    found = answers(Blind(config), {"lm_head": {"kernel": head}}, asked, Sampling(), VOCAB)
+    assert [answer.tokens.tolist() for answer in found] == [[VOCAB.eos]] * 3
+    assert [answer.passes for answer in found] == [1] * 3
 
 
 @pytest.mark.parametrize(
@@ -289,30 +289,45 @@ def test_bad_requests_are_refused_before_any_work(request_, words):
         generate(MODEL, None, [request_], Sampling(), VOCAB, max_context=100)
 
 
-def test_plan_uses_few_shapes_and_loses_nobody():
+def test_plans_use_few_shapes_and_lose_nobody():
     asked = [
         Request(np.zeros(3 + i % 40, np.int32), None, np.zeros(20 + i % 9, np.int32))
         for i in range(101)
     ]
-    batches = requests.plan(asked, batch_size=16, devices=4)
-    assert sorted(i for b in batches for i in b.members) == list(range(101))
-    assert len({(b.rows, b.prefill, b.new) for b in batches}) <= 6
-    for batch in batches:
-        assert len(batch.members) <= 16 and batch.rows % 4 == 0
-        assert max(asked[i].longest_prompt for i in batch.members) <= batch.prefill + 1
-        assert max(asked[i].new for i in batch.members) <= batch.new
+    asked += [Request(np.zeros(3 + 9 * i, np.int32), max_new=10) for i in range(3)]
+    asked += [Request(np.zeros(3, np.int32), np.zeros(2, np.int32), np.zeros(700, np.int32))] * 2
+    plans = scheduling.plans(asked, guided=True, batch_size=16, shards=4)
+    assert sorted(i for plan in plans for i in plan.members) == list(range(len(asked)))
+    assert [(plan.guided, plan.size) for plan in plans] == [(False, 16), (True, 4), (False, 4)]
+    for plan in plans:
+        assert max(asked[i].read for i in plan.members) <= plan.slots
+        assert max(asked[i].new for i in plan.members) <= plan.columns
 
 
-def test_buckets():
-    assert [requests.bucket_quarter(n) for n in (1, 16, 17, 75, 100, 8193)] == [
-        16, 16, 20, 80, 112, 10240,
-    ]  # fmt: skip
-    assert [requests.bucket_power(n, 32) for n in (0, 32, 33)] == [32, 32, 64]
+def test_those_that_share_a_beginning_are_neighbours_and_long_ones_are_first():
+    rng = np.random.default_rng(0)
+    media = [rng.integers(0, 9, 40) for _ in range(3)]
+    prompts = [np.append(media[i % 3], rng.integers(0, 9, 5)) for i in range(9)]
+    asked = [Request(prompt, max_new=4 + 3 * (i == 4)) for i, prompt in enumerate(prompts)]
+    order = scheduling.in_order(asked, range(9))
+    assert order[0] == 4 and sorted(order) == list(range(9))
+    assert [i % 3 for i in order] == [i for i in (1, *(j % 3 for j in order[3::3])) for _ in "abc"]
+
+
+def test_sizes_are_rounded_up_to_few():
+    sizes = [scheduling.bucket_quarter(n, 16) for n in (1, 16, 17, 75, 100, 8193)]
+    assert sizes == [16, 16, 20, 80, 112, 10240]
+    assert [scheduling.bucket_power(n, 32) for n in (0, 32, 33)] == [32, 32, 64]
+    assert [scheduling.live_slots(n, 300) for n in (0, 128, 129, 290)] == [128, 128, 256, 300]
+    assert len({scheduling.live_slots(n, 8300) for n in range(8301)}) == 4
+    assert [scheduling.piece(n) for n in (1, 31, 33, 200, 9000)] == [32, 32, 32, 128, 512]
 
 
 def test_cache_size_and_progress(params):
-    shapes = autoregressive.allocate_cache(MODEL.config, 6, 10)
-    assert autoregressive.cache_bytes(MODEL.config, 6, 10) == shapes.k.nbytes + shapes.v.nbytes
+    for quantized in (False, True):
+        cache = KVCache.zeros(MODEL.config, 6, 10, quantized)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(cache))
+        assert cache_bytes(MODEL.config, 6, 10, quantized) == size
     lines = []
     generate(MODEL, params, some_requests(), Sampling(), VOCAB, progress=lines.append)
     assert "cache" in lines[0] and "MiB" in lines[0] and "tokens per second" in lines[1]
@@ -323,5 +338,6 @@ def test_a_program_is_announced_once_and_its_speed_says_so(params, monkeypatch, 
     lines = []
     for _ in range(2):
         generate(MODEL, params, some_requests()[:1], Sampling(), VOCAB, progress=lines.append)
-    assert [line.endswith("with compiling") for line in lines] == [False, True, False, False]
-    assert [record.message.partition(", ")[2][:8] for record in caplog.records] == ["sampling"]
+    assert ["beside compiling" in line for line in lines] == [False, True, False, False]
+    found = [record.message.partition(", ")[2][:8] for record in caplog.records]
+    assert found == ["reading ", "decoding"]

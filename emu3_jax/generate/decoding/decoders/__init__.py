@@ -1,0 +1,1 @@
+"""How many tokens a forward pass commits: one decoder per file, and their registry."""

@@ -1,0 +1,132 @@
+"""Ahead-of-time lowering of the decoding loop; needs neither weights nor prompts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from emu3_jax import sharding
+from emu3_jax.generate.decoding import constraints, programs
+from emu3_jax.generate.decoding.decoders.decoder import Decoder
+from emu3_jax.generate.decoding.laws import Filters
+from emu3_jax.generate.decoding.reader import Kind, Numbers
+from emu3_jax.generate.decoding.rows import Rows
+from emu3_jax.models.language import int8
+from emu3_jax.models.language.kv_cache import KVCache
+from emu3_jax.models.language.transformer import Transformer, TransformerConfig, check_mesh
+from emu3_jax.vocab import Vocab
+
+TOP_K = 2048  # image_generation.py of the released code
+
+
+def lower(
+    config: TransformerConfig,
+    vocab: Vocab,
+    mesh: jax.sharding.Mesh,
+    decoder: Decoder,
+    *,
+    requests: int,
+    prompt: int,
+    mask: np.ndarray,
+    live: int | None = None,
+    guided: bool = True,
+    quantized: tuple[str, ...] = (),
+) -> jax.stages.Lowered:
+    """The loop that `engine.generate` runs for a batch of images or clips.
+
+    Args:
+      config: of the model; weights are in its compute type.
+      vocab: the token space.
+      mesh: as in `engine.generate`.
+      decoder: how tokens are decoded.
+      requests: number in the batch; the mesh axes of "batch" must divide it.
+      prompt: tokens of the longest prompt.
+      mask: int32 [N], the constraint mask of each answer.
+      live: slots of the cache that a pass reads; None: all that there are tokens for.
+      guided: with classifier-free guidance: two rows per request.
+      quantized: what is int8: "weights", "cache".
+
+    Raises:
+      ValueError: the model or the batch does not fit the mesh.
+    """
+    check_mesh(config, mesh)
+    sharding.check_divides(mesh, "batch", "requests", requests)
+    model, decoder = Transformer(config), decoder.fitted([mask])
+    rows, columns = requests * (2 if guided else 1), len(mask)
+    slots = prompt + columns - 1
+    kind = Kind(guided, constraints.VISUAL in mask, False, False, Filters(False, TOP_K, False))
+
+    def array(shape, dtype, *logical):
+        layout = jax.NamedSharding(mesh, sharding.partition_spec(*logical))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=layout)
+
+    def rows_of(*shape, dtype=jnp.int32):
+        return array(shape, dtype, "batch")
+
+    state = Rows(
+        prompt_R=rows_of(rows),
+        mask_BN=rows_of(requests, columns),
+        length_B=rows_of(requests),
+        guided_B=rows_of(requests, dtype=bool),
+        number_B=rows_of(requests),
+        last_R=rows_of(rows),
+        step_B=rows_of(requests),
+        new_BN=rows_of(requests, columns),
+        finished_B=rows_of(requests, dtype=bool),
+        forwards_B=rows_of(requests),
+        commits_BW=rows_of(requests, decoder.width),
+        schedule=jax.tree.map(
+            lambda x: rows_of(requests, *x.shape), decoder.schedule(mask, columns)
+        ),
+    )
+    numbers = Numbers(*(array((), dtype) for dtype in (jnp.uint32, *(jnp.float32,) * 3)))
+    with jax.set_mesh(mesh):
+        params = abstract_params(model, mesh, "weights" in quantized)
+        return programs.advance.lower(
+            params,
+            abstract_cache(config, mesh, rows, slots + decoder.width, "cache" in quantized),
+            None,
+            state,
+            rows_of(requests, dtype=bool),
+            numbers,
+            array((), jnp.int32),
+            array((), jnp.int32),
+            model=model,
+            vocab=vocab,
+            decoder=decoder,
+            kind=kind,
+            live=slots if live is None else live,
+        )
+
+
+def abstract_cache(config, mesh, rows: int, slots: int, quantized: bool) -> KVCache:
+    """The cache's shapes, sharded over the mesh."""
+    cache = jax.eval_shape(lambda: KVCache.zeros(config, rows, slots, quantized))
+
+    def layout(x):
+        names = ("layers", "batch", "kv_heads", None, "head_dim")
+        names = names[0 if config.scan_layers else 1 :][: x.ndim]
+        return jax.NamedSharding(mesh, sharding.partition_spec(*names))
+
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=layout(x)), cache)
+
+
+def abstract_params(model: Transformer, mesh: jax.sharding.Mesh, quantized: bool = False):
+    """Abstract parameters, sharded over `mesh`, which must be set.
+
+    They have the model's compute type; kernels of the layers are int8 if `quantized`.
+    """
+    one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    init = lambda: model.init(jax.random.key(0), jnp.zeros(one.shape, one.dtype))  # noqa: E731
+    boxed = jax.eval_shape(init)["params"]
+    if not quantized:
+        return sharding.abstract_arrays(boxed, mesh, model.config.dtype)
+    layers = int8.linear_layers(init)
+    boxed = jax.eval_shape(lambda: int8.zeros(init()["params"], layers))
+    abstract = sharding.abstract_arrays(boxed, mesh)
+
+    def compute_type(path, x):
+        kept = x.dtype == jnp.int8 or path[-1].key == int8.SCALE
+        dtype = x.dtype if kept else jnp.dtype(model.config.dtype)
+        return jax.ShapeDtypeStruct(x.shape, dtype, sharding=x.sharding)
+
+    return jax.tree_util.tree_map_with_path(compute_type, abstract)
