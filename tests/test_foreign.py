@@ -105,7 +105,7 @@ def test_no_other_package_is_imported_late():
     ("benchmark", "package", "install"),
     [
         ("against_transformers", "torch", "torch transformers"),
-        ("tokenize_throughput", "skimage", "-r requirements-test.txt"),
+        ("data/tokenize_throughput", "skimage", "-r requirements-test.txt"),
     ],
 )
 def test_a_benchmark_names_what_it_compares_with(benchmark, package, install):

@@ -117,6 +117,10 @@ OFFICIAL = flags.DEFINE_bool(
 )
 CHAT = flags.DEFINE_bool("chat", False, "Put the question in the released chat template.")
 STREAM = flags.DEFINE_bool("stream", False, "Print one text answer while it is generated.")
+DECODER = flags.DEFINE_string(
+    "decoder", None, "sequential, jacobi (fewer passes, same law) or zipar (approximate)."
+)
+WINDOW = flags.DEFINE_integer("window", None, "Of the decoder; see docs/decoding.md.")
 MAX_NEW = flags.DEFINE_integer("max_new", 128, "Longest text in tokens (released: 1024).")
 MIN_PIXELS = flags.DEFINE_integer("min_pixels", None, "Enlarge smaller images to this.")
 MAX_PIXELS = flags.DEFINE_integer("max_pixels", None, "Reduce larger images to this.")
@@ -144,6 +148,8 @@ def sampling(draws: bool) -> Sampling:
         "guidance": GUIDANCE.value,
         "attend_negative_padding": ATTEND_PADDING.value,
         "whole_vocabulary": WHOLE_VOCABULARY.value,
+        "decoder": DECODER.value,
+        "window": WINDOW.value,
     }
     changes = {key: value for key, value in given.items() if value is not None}
     fields = {key: getattr(chosen, key) for key in given} | changes

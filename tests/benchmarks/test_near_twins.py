@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from benchmarks.near_twins import nearest_psnr
+from benchmarks.data.near_twins import nearest_psnr
 from emu3_jax.evaluate.vision.psnr_ssim import psnr
 
 

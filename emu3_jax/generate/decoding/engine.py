@@ -119,7 +119,7 @@ def answers(
         raise ValueError(
             f"The model has {model.config.vocab_size} token ids, the vocabulary {vocab.size}."
         )
-    check(requests, vocab, max_context)
+    check(requests, vocab, max_context, settings.window)
     requests = _prepared(requests, settings, vocab)
     decoder = registry.make(settings.decoder, settings.window)
     found: list = [None] * len(requests)

@@ -83,7 +83,7 @@ def advance(
     kind: Kind,
     live: int,
 ) -> tuple[KVCache, Any, Rows]:
-    """The decoding loop, until `enough` rows are finished or the slots that are read do not suffice.
+    """The decoding loop, until `enough` rows are finished or a row needs more slots.
 
     Args:
       params: of the model.

@@ -63,8 +63,13 @@ class Request:
         return max(len(self.prompt), 0 if self.negative is None else len(self.negative))
 
 
-def check(requests: list[Request], vocab: Vocab, max_context: int | None) -> None:
-    """Raises a ValueError that names the first request that cannot be run, and why."""
+def check(
+    requests: list[Request], vocab: Vocab, max_context: int | None, window: int | None = None
+) -> None:
+    """Raises a ValueError that names the first request that cannot be run, and why.
+
+    Also if the window of a decoder is longer than every image and clip.
+    """
     for i, request in enumerate(requests):
         label = request.label or f"Request {i}"
         if request.forced is None and request.max_new is None:
@@ -87,3 +92,6 @@ def check(requests: list[Request], vocab: Vocab, max_context: int | None) -> Non
                 f"and {request.new} new, the last of which is not read), more than the context of "
                 f"{max_context}."
             )
+    longest = max((request.new for request in requests if not request.is_text), default=None)
+    if window is not None and longest is not None and window > longest:
+        raise ValueError(f"window={window} is longer than the longest answer, {longest} tokens.")

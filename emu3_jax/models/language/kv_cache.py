@@ -38,7 +38,7 @@ class KVCache(NamedTuple):
     def zeros(
         cls, config: TransformerConfig, rows: int, slots: int, quantized: bool = False
     ) -> "KVCache":
-        """An empty cache, sharded over the mesh that is set: rows over `batch`, heads over `tensor`.
+        """An empty cache on the mesh that is set, with rows over `batch`, heads over `tensor`.
 
         Numbers have the type of the activations, or int8 if `quantized`.
         """

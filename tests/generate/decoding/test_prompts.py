@@ -1,4 +1,4 @@
-"""Reading prompts: in pieces as at once, once for all that share them, and whatever ids they hold."""
+"""Reading prompts: in pieces as at once, once for all that share them, with any ids."""
 
 import dataclasses
 

@@ -126,7 +126,8 @@ def test_prompts_of_the_official_code_in_pieces_equal_whole_rows(golden):
         parts.append(logits)
     found = np.concatenate(parts, axis=1)
     assert np.isfinite(found).all()
-    right = [np.roll(row, n - len(row), 0) for row, n in zip(figures["padded_logits"], lengths)]
+    padded = figures["padded_logits"]
+    right = [np.roll(row, n - len(row), 0) for row, n in zip(padded, lengths, strict=True)]
     real = positions >= 0
     np.testing.assert_allclose(found[real], np.stack(right)[real], atol=2e-4)
 

@@ -49,9 +49,8 @@ class Jacobi:
             raise ValueError(f"window={self.width} of jacobi must be at least 1 token.")
 
     def fitted(self, masks) -> "Jacobi":
-        """Itself: it needs to know nothing of them."""
-        del masks
-        return self
+        """This decoder with a window that is not longer than the longest answer."""
+        return dataclasses.replace(self, width=min(self.width, max(map(len, masks))))
 
     def schedule(self, mask, columns) -> tuple:
         """Nothing."""
@@ -118,7 +117,7 @@ class Jacobi:
         return State(cache, rows, self._moved(reader, rows, Drafts(token_BW, law_BWV), count_B))
 
     def _couple(self, reader: Reader, drafts: Drafts, scores, uniforms_BW4):
-        """Returns the new laws, whether each draft is kept, and the tokens: draws from these laws."""
+        """Returns the new laws, whether each draft is kept, and tokens that are draws from them."""
         visual_start = reader.vocab.visual_start
         code_BW = jnp.clip(drafts.token_BW - visual_start, 0, reader.vocab.codebook_size - 1)
         if drafts.law_BWV is None:

@@ -1,7 +1,7 @@
 """Decoding and resizing in `tokenize`, per core, compared with Pillow alone.
 
   pip install -r requirements-test.txt            # photographs come from scikit-image
-  PYTHONPATH=. python benchmarks/tokenize_throughput.py
+  PYTHONPATH=. python benchmarks/data/tokenize_throughput.py
 
 Both sides read the same files (JPEG of three sizes, PNG, WebP), decode them and resize them by the
 released rule; equality of the pixels is checked first. "prepare" is the work of one decoding thread

@@ -1,6 +1,6 @@
 """Tokens per second that one host reads from local shards, and the need of one v5p-512 host.
 
-  PYTHONPATH=. python benchmarks/reading_throughput.py [--workers=2]
+  PYTHONPATH=. python benchmarks/data/reading_throughput.py [--workers=2]
 
 Synthetic records of the released sizes (images of 64 x 64 codes, as from 512 x 512 pixels, with
 captions, and texts) are packed into rows of stage 1's 5,120 tokens, in its mixture, as a host of

@@ -1,6 +1,6 @@
 """How many held-out images of a corpus have a near twin among its training images.
 
-  PYTHONPATH=. python benchmarks/near_twins.py --data=runs/emoji [--decibel=30]
+  PYTHONPATH=. python benchmarks/data/near_twins.py --data=runs/emoji [--decibel=30]
 
 A near twin is a training image from which the held-out one differs by a PSNR of at least so many
 decibels, pixel by pixel: often the same drawing with another word, as "man guard" and "guard".

@@ -1,7 +1,7 @@
 r"""Tokens per second of the data loader alone, in one thread of one process.
 
-  PYTHONPATH=. python benchmarks/data_loader.py      # a synthetic corpus of the nano model's sizes
-  PYTHONPATH=. python benchmarks/data_loader.py --dataset=runs/tokens_nano/train \
+  PYTHONPATH=. python benchmarks/data/data_loader.py  # a synthetic corpus of the nano model's sizes
+  PYTHONPATH=. python benchmarks/data/data_loader.py --dataset=runs/tokens_nano/train \
     --text=assets/text_nano.model
 
 Prints tokens/s by wall clock and by CPU time (compare the latter on a busy machine), the filled

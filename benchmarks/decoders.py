@@ -1,0 +1,162 @@
+"""The decoders on the shipped nano model: passes, seconds, recall and likelihood of what is drawn.
+
+  PYTHONPATH=. python benchmarks/decoders.py --data=runs/emoji [--guidance=6] [--clips] [--alone=24]
+
+Every decoder draws all validation captions (with `--clips` those of clips) with the same settings.
+One line each: forward passes per drawing, and how many times fewer than `sequential` takes; the
+share of passes that committed one token; seconds per drawing one by one (of the first `--alone`)
+and in batches of 16; recall at 10 among the real images, with its standard error; and nats per code
+of the drawings under the model, with the standard error over drawings. Compiling is not timed.
+"""
+
+import argparse
+import pathlib
+import time
+
+import numpy as np
+
+import emu3_jax
+from emu3_jax.data.codec import vision_codec
+from emu3_jax.evaluate import items
+from emu3_jax.evaluate.emoji import retrieval
+from emu3_jax.generate import Request, Sampling, scoring
+from emu3_jax.generate.decoding.engine import answers
+from emu3_jax.sequence import Document, Image, Text, TokenClass, Video
+
+SPLITS = ("validation", "validation_combination")
+CASES = [
+    ("sequential", None),
+    *(("jacobi", window) for window in (4, 8, 16, 32, 64)),
+    *(("zipar", window) for window in (4, 8, 16)),
+]
+BATCH = 16
+
+
+def clip_meta(item: items.Item) -> tuple[float, float]:
+    """Frames per second and seconds, as the corpus is tokenized."""
+    seconds = item.attributes["seconds"]
+    return len(item.pixels) / seconds, seconds
+
+
+class Drawings:
+    """What is drawn, and how it is judged."""
+
+    def __init__(self, data: pathlib.Path, clips: bool, limit: int):
+        """Reads captions and real images, at most `limit` of each split (0: all)."""
+        self.bundle, self.clips = emu3_jax.load_bundle("nano", "nano"), clips
+        self.vision = self.bundle.vision, self.bundle.vision_variables
+        reader = items.Reader(self.vision[0].config, self.bundle.media)
+        self.items = [
+            item
+            for split in SPLITS
+            for item in reader.read_split(data, split, limit)
+            if (item.kind == "video") == clips
+        ]
+        codes = vision_codec.encode(self.vision, [item.pixels for item in self.items], BATCH)
+        self.sizes = [found.shape for found in codes]
+
+    def requests(self) -> list[Request]:
+        """One for each item."""
+        grammar, found = self.bundle.grammar, []
+        for number, (item, size) in enumerate(zip(self.items, self.sizes, strict=True)):
+            if self.clips:
+                more = clip_meta(item)
+                prompts = [grammar.video_prompt(text, *size, *more) for text in (item.text, "")]
+                layout = grammar.visual_layout("video", *size)
+            else:
+                prompts = [grammar.image_prompt(text, *size) for text in (item.text, "")]
+                layout = grammar.visual_layout("image", 1, *size)
+            found.append(Request(*prompts, layout, number=number))
+        return found
+
+    def answers(self, requests: list[Request], settings: Sampling, batch_size: int):
+        """(answers, seconds)."""
+        began = time.perf_counter()
+        model, params = self.bundle.model, self.bundle.variables["params"]
+        options = dict(batch_size=batch_size)
+        found = answers(model, params, requests, settings, self.bundle.vocab, **options)
+        return found, time.perf_counter() - began
+
+    def judged(self, requests, found) -> tuple[float, float, float, float]:
+        """Recall at 10 in % and nats per code, each with its standard error."""
+        codes = [
+            self.bundle.vocab.codes(answer.tokens[request.mask < 0]).reshape(size)
+            for answer, request, size in zip(found, requests, self.sizes, strict=True)
+        ]
+        pixels = vision_codec.decode(self.vision, codes, BATCH)
+        real = [item.pixels for item in self.items]
+        if self.clips:  # by the frame in the middle
+            pixels, real = ([clip[len(clip) // 2] for clip in group] for group in (pixels, real))
+        ranks = retrieval.ranks_of_right(retrieval.features(pixels), retrieval.features(real))
+        recall = np.mean(ranks <= 10)
+        nats = self._nats(codes)
+        return (
+            100 * recall,
+            100 * (recall * (1 - recall) / len(ranks)) ** 0.5,
+            nats.mean(),
+            nats.std() / len(nats) ** 0.5,
+        )
+
+    def _nats(self, codes) -> np.ndarray:
+        """Nats per code of each drawing after its caption."""
+        documents = {}
+        for i, (item, drawn) in enumerate(zip(self.items, codes, strict=True)):
+            block = Video(drawn, *clip_meta(item)) if self.clips else Image(drawn)
+            documents[i] = [self.bundle.grammar.build(Document((Text(item.text), block)))]
+        tally = scoring.score(self.bundle, scoring.fit(documents, self.bundle.max_context), BATCH)
+        kind = TokenClass.VIDEO if self.clips else TokenClass.IMAGE
+        return tally.nll[:, kind] / tally.count[:, kind]
+
+
+def compare(drawings: Drawings, settings: dict, alone: int) -> None:
+    """Prints the table."""
+    requests = drawings.requests()
+    print(f"{len(requests)} drawings of {len(requests[0].mask)} tokens and the like, {settings}")
+    columns = (
+        "passes",
+        "fewer",
+        "of one token, %",
+        "s alone",
+        "s in batches",
+        "recall at 10",
+        "nats",
+    )
+    print(f"| decoder | {' | '.join(columns)} |\n|{'---|' * (1 + len(columns))}")
+    first = None
+    for name, window in CASES:
+        chosen = Sampling(**settings, decoder=name, window=window)
+        drawings.answers(requests[:1], chosen, 1)  # compiles
+        _, one_by_one = drawings.answers(requests[:alone], chosen, 1)
+        drawings.answers(requests[: 2 * BATCH], chosen, BATCH)
+        found, together = drawings.answers(requests, chosen, BATCH)
+        passes = np.mean([answer.passes for answer in found])
+        commits = sum(answer.commits for answer in found)
+        first = first or passes
+        recall, error, nats, of_nats = drawings.judged(requests, found)
+        print(
+            f"| {name}{'' if window is None else f' {window}'} | {passes:.1f} "
+            f"| {first / passes:.2f} | {100 * commits[0] / commits.sum():.0f} "
+            f"| {one_by_one / min(alone, len(requests)):.3f} | {together / len(requests):.3f} "
+            f"| {recall:.1f} ± {error:.1f} | {nats:.3f} ± {of_nats:.3f} |",
+            flush=True,
+        )
+
+
+def main() -> None:
+    """Reads the options and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=pathlib.Path, required=True, help="raw items of the corpus")
+    parser.add_argument("--guidance", type=float, default=6.0, help="(%(default)s)")
+    parser.add_argument("--temperature", type=float, default=0.7, help="(%(default)s)")
+    parser.add_argument("--top_k", type=int, default=200, help="(%(default)s)")
+    parser.add_argument("--clips", action="store_true", help="draw clips, not images")
+    parser.add_argument("--limit", type=int, default=0, help="captions of each split; 0 is all")
+    parser.add_argument("--alone", type=int, default=24, help="drawn one by one (%(default)s)")
+    options = parser.parse_args()
+    names = ("guidance", "temperature", "top_k")
+    settings = {name: getattr(options, name) for name in names}
+    compare(Drawings(options.data, options.clips, options.limit), settings, options.alone)
+
+
+if __name__ == "__main__":
+    main()
