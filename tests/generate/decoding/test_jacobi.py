@@ -180,7 +180,7 @@ def test_greedy_tokens_are_those_of_the_sequential_decoder(params, window):
         np.testing.assert_array_equal(answer.tokens, tokens)
         # Every pass is counted once, by the tokens that it committed.
         assert answer.commits.sum() == answer.passes
-        assert (answer.commits * (1 + np.arange(window))).sum() == len(tokens)
+        assert (answer.commits * (1 + np.arange(len(answer.commits)))).sum() == len(tokens)
     assert found[-1].passes == len(found[-1].tokens)  # a text
 
 
