@@ -12,6 +12,7 @@ from emu3_jax.models.language.attention_kernels import choice
 from emu3_jax.models.language.attention_kernels.blockwise import blockwise
 from emu3_jax.models.language.attention_kernels.reference import reference
 from emu3_jax.models.language.attention_kernels.splash import splash
+from emu3_jax.models.language.attention_kernels.triangle import triangle
 
 # What runs here: blocks that fill the row, that do not, and the TPU kernels' meaning.
 HERE = {
@@ -19,6 +20,9 @@ HERE = {
     "blockwise, one block": blockwise,
     "blockwise, blocks of 4": functools.partial(blockwise, block=4),
     "blockwise, blocks of 5": functools.partial(blockwise, block=5),
+    "triangle, one block": triangle,
+    "triangle, blocks of 4": functools.partial(triangle, block=4),
+    "triangle, blocks of 5": functools.partial(triangle, block=5),
     "splash": functools.partial(splash, interpret=True),
 }
 
@@ -99,7 +103,7 @@ def test_implementations_have_the_same_gradients(name, dropout):
         np.testing.assert_allclose(a, b, rtol=0, atol=10 * 2**-23 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("name", ["reference", "blockwise, blocks of 4"])
+@pytest.mark.parametrize("name", ["reference", "blockwise, blocks of 4", "triangle, blocks of 5"])
 def test_dropout_on_probabilities_keeps_the_mean(name):
     q, k, v = _inputs()
     segments = jnp.asarray(SEGMENTS)

@@ -9,10 +9,12 @@ from emu3_jax.models.language.attention_kernels.blockwise import blockwise
 from emu3_jax.models.language.attention_kernels.cudnn import cudnn
 from emu3_jax.models.language.attention_kernels.reference import reference
 from emu3_jax.models.language.attention_kernels.splash import splash
+from emu3_jax.models.language.attention_kernels.triangle import triangle
 
 IMPLEMENTATIONS = {
     "reference": reference,
     "blockwise": blockwise,
+    "triangle": triangle,
     "splash": splash,
     "cudnn": cudnn,
 }
@@ -27,6 +29,9 @@ WITHOUT_DROPOUT = ("splash", "cudnn")
 
 MACHINES = {"splash": "tpu", "cudnn": "gpu"}
 """Those that run on one kind of machine."""
+
+WHOLE_ROWS = ("triangle", "cudnn")
+"""Those that cannot shard rows over `context`."""
 
 SHORT = 1024
 """Longest rows for which the whole score matrix (4 MiB per head) is as good as blocks of it."""
@@ -56,9 +61,9 @@ def check_mesh(name: str, machine: str, context: int) -> None:
             f"model.attention={name!r} runs on {needed}, these devices are {machine}: set "
             "model.attention='auto'"
         )
-    if name == "cudnn" and context > 1:
+    if name in WHOLE_ROWS and context > 1:
         raise ValueError(
-            f"model.attention='cudnn' cannot cut rows over mesh axis context={context}: set "
+            f"model.attention={name!r} cannot cut rows over mesh axis context={context}: set "
             "model.attention='auto'"
         )
 
@@ -70,6 +75,7 @@ def choose(name: str, length: int, dropout: float, dtype) -> str:
 
     on a TPU, no dropout, bfloat16          splash
     on a GPU, no dropout, bfloat16 or float16, up to 16,384 tokens, rows not sharded: cudnn
+    on a CPU, rows not sharded              triangle
     else, up to 1,024 tokens                reference
     else                                    blockwise
     """
@@ -85,6 +91,8 @@ def choose(name: str, length: int, dropout: float, dtype) -> str:
     if machine == "gpu" and dropout == 0.0 and dtype.itemsize == 2 and context == 1:
         if length <= LONGEST_MASK:
             return "cudnn"
+    if machine == "cpu" and context == 1:
+        return "triangle"
     return "reference" if length <= SHORT else "blockwise"
 
 
