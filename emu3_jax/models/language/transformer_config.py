@@ -54,8 +54,8 @@ class TransformerConfig:
       remat: what the backward pass computes again: "none", nothing; "full", each layer from its
         input; "dots", all but matmuls; "attention", all but the projections and attention. See
         REMAT.
-      attention: "reference", "blockwise", "triangle" (made for CPUs), "splash" (TPU), "cudnn" (GPU),
-        or "auto": the fastest that supports this config on the machine.
+      attention: "reference", "blockwise", "triangle" (for CPUs), "splash" (TPU), "cudnn" (GPU), or
+        "auto": the fastest that supports this config on the machine.
       attention_dropout: rate on attention probabilities alone; None: `dropout`. The kernels for
         accelerators (splash, cudnn) need 0.
       scan_layers: True: one body, weights stacked [num_layers, ...]; False: layers_0, layers_1…
