@@ -55,7 +55,7 @@ def one_at_a_time(frames: int, H: int, W: int, channels: int) -> bool:
 
 
 def narrow_left_pays(dtype) -> bool:
-    """Whether the gradient of a kernel should be the product of inputs and cotangent, in this order.
+    """Whether the gradient of a kernel should be inputs times cotangent, in this order.
 
     JAX has the cotangent on the left. XLA's CPU compiler then writes it transposed, one element at
     a time, as part of what computed it: 60 ms for the derivative of SiLU over 2,048 tokens of 1,408

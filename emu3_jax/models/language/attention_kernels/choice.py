@@ -75,7 +75,7 @@ def choose(name: str, length: int, dropout: float, dtype) -> str:
 
     on a TPU, no dropout, bfloat16          splash
     on a GPU, no dropout, bfloat16 or float16, up to 16,384 tokens, rows not sharded: cudnn
-    on a CPU, rows not sharded              triangle
+    on a CPU, rows not sharded, no dropout or up to 1,024 tokens: triangle
     else, up to 1,024 tokens                reference
     else                                    blockwise
     """
@@ -91,7 +91,7 @@ def choose(name: str, length: int, dropout: float, dtype) -> str:
     if machine == "gpu" and dropout == 0.0 and dtype.itemsize == 2 and context == 1:
         if length <= LONGEST_MASK:
             return "cudnn"
-    if machine == "cpu" and context == 1:
+    if machine == "cpu" and context == 1 and (dropout == 0.0 or length <= SHORT):
         return "triangle"
     return "reference" if length <= SHORT else "blockwise"
 

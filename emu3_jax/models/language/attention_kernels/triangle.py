@@ -9,6 +9,9 @@ the scores of one block in a core's cache: on two cores, rows of 1,024 took 68 m
 XLA's CPU backend multiplies fastest if the left matrix has the summed dimension last, and copies it
 otherwise. So the large matrix, the probabilities or their gradient, is always on the right where
 the sum is over queries.
+
+Which probabilities are dropped is drawn once for all blocks and kept for the backward pass, a byte
+each: on a CPU a draw is a loop of many small steps, whatever its size.
 """
 
 import functools
@@ -51,35 +54,38 @@ def _attend(q_BSNH, k_BSKH, v_BSKH, q_segments, k_segments, part: Part, key, *, 
     q = q_BSNH.reshape(batch, length, kv_heads, groups, dim)
     q = jnp.transpose(q, (0, 2, 3, 1, 4)).reshape(-1, groups, length, dim)
     k, v = (jnp.swapaxes(a, 1, 2).reshape(-1, length, dim) for a in (k_BSKH, v_BSKH))
-    row, head = jnp.divmod(jnp.arange(batch * kv_heads, dtype=jnp.int32), kv_heads)
-    places = (part.first_row + row, part.first_head + head * groups)
+    kept = None
+    if rate > 0.0:
+        rows, numbers = part.first_row + jnp.arange(batch), part.first_head + jnp.arange(heads)
+        positions = jnp.arange(length)
+        kept = probability_dropout.kept(key, rate, rows, numbers, positions, 0, length)
+        kept = kept.reshape(-1, groups, length, length)
     # XLA does not vectorise the comparison of an array with itself: exp then took five times as
     # long. So the segments of keys are others, by one.
     segments = [jnp.repeat(a, kv_heads, axis=0) for a in (q_segments, k_segments + 1)]
-    out = _attention(q, k, v, segments, places, key, rate, block)
+    out = _attention(q, k, v, segments, kept, rate, block)
     out = out.reshape(batch, kv_heads, groups, length, dim)
     return jnp.transpose(out, (0, 3, 1, 2, 4)).reshape(q_BSNH.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
-def _attention(q, k, v, segments, places, key, rate: float, block: int):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _attention(q, k, v, segments, kept, rate: float, block: int):
     """q [M, G, S, H], k and v [M, S, H] -> like q; M key heads of all rows.
 
-    `segments`: int32 [M, S] of queries, and of keys + 1. `places`: int32 [M] of rows and of first
-    heads in the whole batch, for dropout.
+    `segments`: int32 [M, S] of queries, and of keys + 1. `kept`: bool [M, G, S, S], or None.
     """
-    return _forward(q, k, v, segments, places, key, rate, block)[0]
+    return _forward(q, k, v, segments, kept, rate, block)[0]
 
 
-def _forward(q, k, v, segments, places, key, rate, block):
-    one = functools.partial(_forward_one, key=key, rate=rate, block=block)
-    out, log_sum = jax.lax.map(lambda arrays: one(*arrays), (q, k, v, segments, places))
+def _forward(q, k, v, segments, kept, rate, block):
+    one = functools.partial(_forward_one, rate=rate, block=block)
+    out, log_sum = jax.lax.map(lambda arrays: one(*arrays), (q, k, v, segments, kept))
     out = checkpoint_name(out, "attention")
     log_sum = checkpoint_name(log_sum, "attention")
-    return out, (q, k, v, segments, places, key, out, log_sum)
+    return out, (q, k, v, segments, kept, out, log_sum)
 
 
-def _forward_one(q, k, v, segments, place, *, key, rate, block):
+def _forward_one(q, k, v, segments, kept, *, rate, block):
     """One key head: output [G, S, H] and the log of the sum of each query [G, S]."""
     outs, log_sums = [], []
     for start, stop in _blocks(q, block):
@@ -88,7 +94,7 @@ def _forward_one(q, k, v, segments, place, *, key, rate, block):
         probs = jnp.exp(scores - top[..., None])
         norm = jnp.sum(probs, axis=-1)
         if rate > 0.0:
-            probs = probs * _keep(key, rate, place, len(q), start, stop)
+            probs = probs * _keep(kept, rate, start, stop)
         total = _product("qt,th->qh", _flat(probs).astype(v.dtype), v[:stop])
         total = total.reshape(*norm.shape, -1)
         outs.append((total / norm[..., None]).astype(q.dtype))
@@ -97,14 +103,12 @@ def _forward_one(q, k, v, segments, place, *, key, rate, block):
 
 
 def _backward(rate, block, residuals, d_out):
-    *arrays, key, out, log_sum = residuals
-    one = functools.partial(_backward_one, key=key, rate=rate, block=block)
-    arrays = (*arrays, out, log_sum, d_out)
-    dq, dk, dv = jax.lax.map(lambda arrays: one(*arrays), arrays)
-    return dq, dk, dv, None, None, None
+    one = functools.partial(_backward_one, rate=rate, block=block)
+    dq, dk, dv = jax.lax.map(lambda arrays: one(*arrays), (*residuals, d_out))
+    return dq, dk, dv, None, None
 
 
-def _backward_one(q, k, v, segments, place, out, log_sum, d_out, *, key, rate, block):
+def _backward_one(q, k, v, segments, kept, out, log_sum, d_out, *, rate, block):
     """One key head: gradients like q, k and v."""
     # Softmax gradient: sum over keys of probability x its cotangent, for each query.
     pull = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
@@ -117,7 +121,7 @@ def _backward_one(q, k, v, segments, place, out, log_sum, d_out, *, key, rate, b
         d_probs = _product("qh,th->qt", d_out_block, v[:stop]).reshape(probs.shape)
         weights = probs
         if rate > 0.0:
-            keep = _keep(key, rate, place, len(q), start, stop)
+            keep = _keep(kept, rate, start, stop)
             weights, d_probs = probs * keep, d_probs * keep
         d_scores = probs * (d_probs - pull[:, start:stop, None]) * scale
         d_scores, weights = (_flat(a).astype(q.dtype) for a in (d_scores, weights))
@@ -158,9 +162,6 @@ def _product(formula, a, b):
     return jnp.einsum(formula, a, b, precision=exact, preferred_element_type=jnp.float32)
 
 
-def _keep(key, rate, place, groups: int, start: int, stop: int):
+def _keep(kept, rate, start: int, stop: int):
     """float32 [G, Q, T]: 0 where dropped, else the scale of kept probabilities."""
-    row, head = place
-    positions = (row[None], head + jnp.arange(groups), jnp.arange(start, stop))
-    kept = probability_dropout.kept(key, rate, *positions, 0, stop)[0]
-    return jnp.where(kept, probability_dropout.scale(rate), 0.0)
+    return jnp.where(kept[:, start:stop, :stop], probability_dropout.scale(rate), 0.0)
