@@ -35,6 +35,7 @@ def _mesh(platform, context=1):
         ("gpu", 1, 5120, 0.0, "float32", "blockwise"),
         ("cpu", 1, 352, 0.1, "float32", "triangle"),
         ("cpu", 1, 8192, 0.0, "bfloat16", "triangle"),
+        ("cpu", 1, 8193, 0.0, "float32", "blockwise"),
         ("cpu", 1, 1025, 0.1, "float32", "blockwise"),
         ("cpu", 2, 1024, 0.0, "bfloat16", "reference"),
         ("cpu", 2, 1025, 0.1, "float32", "blockwise"),
