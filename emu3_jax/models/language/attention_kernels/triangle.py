@@ -10,6 +10,9 @@ XLA's CPU backend multiplies fastest if the left matrix has the summed dimension
 otherwise. So the large matrix, the probabilities or their gradient, is always on the right where
 the sum is over queries.
 
+Factors are applied to queries and outputs, not to the larger scores: XLA makes a whole array of
+each constant that a loop multiplies by.
+
 Which probabilities are dropped is drawn once for all blocks and kept for the backward pass, a byte
 each: on a CPU a draw is a loop of many small steps, whatever its size.
 """
@@ -89,14 +92,15 @@ def _forward_one(q, k, v, segments, kept, *, rate, block):
     """One key head: output [G, S, H] and the log of the sum of each query [G, S]."""
     outs, log_sums = [], []
     for start, stop in _blocks(q, block):
-        scores = _scores(_flat(q, start, stop), k[:stop], segments, start, stop)
+        q_block = _flat(q, start, stop, q.shape[-1] ** -0.5)
+        scores = _scores(q_block, k[:stop], segments, start, stop)
         top = jnp.max(scores, axis=-1)
         probs = jnp.exp(scores - top[..., None])
         norm = jnp.sum(probs, axis=-1)
         if rate > 0.0:
-            probs = probs * _keep(kept, rate, start, stop)
+            probs = jnp.where(kept[:, start:stop, :stop], probs, 0.0)
         total = _product("qt,th->qh", _flat(probs).astype(v.dtype), v[:stop])
-        total = total.reshape(*norm.shape, -1)
+        total = total.reshape(*norm.shape, -1) * _scale(rate)
         outs.append((total / norm[..., None]).astype(q.dtype))
         log_sums.append(top + jnp.log(norm))
     return jnp.concatenate(outs, axis=1), jnp.concatenate(log_sums, axis=1)
@@ -115,17 +119,18 @@ def _backward_one(q, k, v, segments, kept, out, log_sum, d_out, *, rate, block):
     scale = q.shape[-1] ** -0.5
     dqs, dk, dv = [], jnp.zeros(k.T.shape, jnp.float32), jnp.zeros(v.T.shape, jnp.float32)
     for start, stop in _blocks(q, block):
-        q_block, d_out_block = _flat(q, start, stop), _flat(d_out, start, stop)
+        q_block, d_out_block = _flat(q, start, stop, scale), _flat(d_out, start, stop, _scale(rate))
         scores = _scores(q_block, k[:stop], segments, start, stop)
         probs = jnp.exp(scores - log_sum[:, start:stop, None])
         d_probs = _product("qh,th->qt", d_out_block, v[:stop]).reshape(probs.shape)
         weights = probs
         if rate > 0.0:
-            keep = _keep(kept, rate, start, stop)
-            weights, d_probs = probs * keep, d_probs * keep
-        d_scores = probs * (d_probs - pull[:, start:stop, None]) * scale
+            keep = kept[:, start:stop, :stop]
+            weights, d_probs = (jnp.where(keep, a, 0.0) for a in (probs, d_probs))
+        d_scores = probs * (d_probs - pull[:, start:stop, None])
         d_scores, weights = (_flat(a).astype(q.dtype) for a in (d_scores, weights))
-        dqs.append(_product("qt,th->qh", d_scores, k[:stop]).reshape(len(q), -1, q.shape[-1]))
+        dq = _product("qt,th->qh", d_scores, k[:stop]) * scale
+        dqs.append(dq.reshape(len(q), -1, q.shape[-1]))
         dk = dk.at[:, :stop].add(_product("qh,qt->ht", q_block, d_scores))
         dv = dv.at[:, :stop].add(_product("qh,qt->ht", d_out_block, weights))
     dq = jnp.concatenate(dqs, axis=1)
@@ -141,14 +146,15 @@ def _blocks(q, block: int) -> list[tuple[int, int]]:
     return [(start, min(start + block, length)) for start in range(0, length, block)]
 
 
-def _flat(a_GSX, start: int = 0, stop: int | None = None):
-    """[G, S, X] -> [G x Q, X], the positions `start` to `stop`: one matrix for all heads."""
-    return a_GSX[:, start:stop].reshape(-1, a_GSX.shape[-1])
+def _flat(a_GSX, start: int = 0, stop: int | None = None, factor: float = 1.0):
+    """[G, S, X] -> [G x Q, X], the positions `start` to `stop` times a factor, for all heads."""
+    a = a_GSX[:, start:stop].reshape(-1, a_GSX.shape[-1])
+    return a if factor == 1.0 else (a.astype(jnp.float32) * factor).astype(a.dtype)
 
 
 def _scores(q, k, segments, start: int, stop: int):
-    """Scaled float32 scores [G, Q, T] of the queries `start` to `stop`; MASKED where unseen."""
-    scores = _product("qh,th->qt", q, k).reshape(-1, stop - start, stop) * q.shape[-1] ** -0.5
+    """float32 scores [G, Q, T] of the scaled queries `start` to `stop`; MASKED where unseen."""
+    scores = _product("qh,th->qt", q, k).reshape(-1, stop - start, stop)
     q_segments, k_segments = segments
     positions = jnp.arange(stop)
     causal = positions[start:, None] >= positions
@@ -162,6 +168,6 @@ def _product(formula, a, b):
     return jnp.einsum(formula, a, b, precision=exact, preferred_element_type=jnp.float32)
 
 
-def _keep(kept, rate, start: int, stop: int):
-    """float32 [G, Q, T]: 0 where dropped, else the scale of kept probabilities."""
-    return jnp.where(kept[:, start:stop, :stop], probability_dropout.scale(rate), 0.0)
+def _scale(rate: float) -> float:
+    """The factor of kept probabilities."""
+    return probability_dropout.scale(rate) if rate > 0.0 else 1.0
