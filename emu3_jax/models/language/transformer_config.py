@@ -19,8 +19,8 @@ REMAT = {
 
 With D hidden, N/K heads/key heads of H, F intermediate:
 
-none       stores everything, also float32 scores and probabilities (2 N S): the fastest, the most
-           memory.
+none       stores everything but SiLU's result, with the reference attention also float32 scores
+           and probabilities (2 N S): the fastest, the most memory.
 full       stores the D numbers of the layer's input; repeats the whole forward pass: +1/3 FLOPs.
 dots       stores the results of weight matmuls, 2 (N + K) H + 2 F + 2 D; repeats norms,
            activations and attention: a few per cent more FLOPs for short rows, more for large S.
