@@ -13,77 +13,99 @@ package is faster. Here codes alone can be drawn, there any id: that is what eac
 """
 
 import argparse
+import pathlib
 import statistics
 import sys
 import tempfile
 import time
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
-from benchmarks.torch_peer.process import Process, has_packages
-from emu3_jax import vocab as vocab_lib
-from emu3_jax.generate import Request, Sampling, generate
-from emu3_jax.interop import hf_export
-from emu3_jax.models.language.transformer import Transformer, TransformerConfig
+from benchmarks.torch_peer.processes import Process, has_torch, run_side
 
-VOCAB = vocab_lib.small(text_size=40_960 - 32_768 - 8, codebook_size=32_768)
-CONFIG = TransformerConfig(VOCAB.size, 512, 1408, 8, 8, 4, 64, dropout=0.0)
+TEXTS, CODES = 40_960 - 32_768 - 8, 32_768
 PROMPT, TOP_K, GUIDANCE = 32, 2048, 3.0
 CASES = [(batch, guidance) for batch in (1, 2, 8) for guidance in (1.0, GUIDANCE)]
 TOLERANCE = 1e-4  # float32 logits of order one through eight layers
 
 
-def requests(prompts: np.ndarray, negatives: np.ndarray, new: int, guided: bool) -> list[Request]:
-    """One for each row of the prompts."""
-    mask = np.full(new, -1, np.int32)
-    pairs = zip(prompts, negatives, strict=True)
-    return [Request(prompt, negative if guided else None, mask) for prompt, negative in pairs]
+class Ours:
+    """The side of this package."""
+
+    def __init__(self, options):
+        import jax
+        import jax.numpy as jnp
+        from flax import linen as nn
+
+        from emu3_jax import vocab
+        from emu3_jax.models.language.transformer import Transformer, TransformerConfig
+
+        self.options, self.vocab = options, vocab.small(TEXTS, CODES)
+        sizes = (self.vocab.size, 512, 1408, 8, 8, 4, 64)
+        self.model = Transformer(TransformerConfig(*sizes, dropout=0.0))
+        boxed = jax.jit(self.model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))
+        self.params = nn.unbox(boxed)["params"]
+
+    def export(self, folder: str) -> None:
+        """Writes the weights for the other side."""
+        from emu3_jax.interop import hf_export
+
+        hf_export.save_language_model(folder, (self.model.config, self.params), self.vocab, 2048)
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        """Logits of the token after each row."""
+        return np.asarray(self.model.apply({"params": self.params}, tokens))[:, -1]
+
+    def generate(self, prompts: np.ndarray, negatives: np.ndarray, guidance: float) -> float:
+        """Seconds for the new tokens of each row."""
+        from emu3_jax.generate import Request, Sampling, generate
+
+        mask = np.full(self.options.new, -1, np.int32)
+        pairs = zip(prompts, negatives, strict=True)
+        asked = [Request(p, None if guidance == 1 else n, mask) for p, n in pairs]
+        decoder = dict(decoder=self.options.decoder, window=self.options.window)
+        settings = Sampling(top_k=TOP_K, guidance=guidance, **decoder)
+        began = time.perf_counter()
+        generate(self.model, self.params, asked, settings, self.vocab)
+        return time.perf_counter() - began
 
 
 def compare(options) -> None:
     """Checks that both sides agree, times them in turns, prints."""
-    model = Transformer(CONFIG)
-    boxed = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-    params, rng = nn.unbox(boxed), np.random.default_rng(0)
+    ours, rng = Ours(options), np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        hf_export.save_language_model(folder, (CONFIG, params), VOCAB, 2048)
-        theirs = Process(options.torch_python, "benchmarks.torch_peer.torch_decoding", folder)
+        ours.export(folder)
+        theirs = Process(options.torch_python, __file__, "torch", folder)
         try:
-            tokens = rng.integers(0, VOCAB.text_size, (2, PROMPT), np.int32)
-            here = np.asarray(model.apply({"params": params}, tokens))[:, -1]
-            difference = np.abs(here - np.array(theirs("logits", tokens.tolist()))).max()
+            tokens = rng.integers(0, TEXTS, (2, PROMPT), np.int32)
+            there = np.array(theirs("logits", tokens.tolist()))
+            difference = np.abs(ours.logits(tokens) - there).max()
             print(f"largest difference of logits {difference:.1e}")
             if not difference < TOLERANCE:
                 raise SystemExit("that is too much")
             for batch, guidance in CASES:
-                prompts, negatives = rng.integers(0, VOCAB.text_size, (2, batch, PROMPT), np.int32)
-                asked = requests(prompts, negatives, options.new, guidance != 1)
-                settings = Sampling(
-                    top_k=TOP_K,
-                    guidance=guidance,
-                    decoder=options.decoder,
-                    window=options.window,
-                )
-                arguments = (prompts.tolist(), negatives.tolist(), options.new, TOP_K, guidance)
-                generate(model, params, asked, settings, VOCAB)
-                theirs("generate", *arguments[:2], 2, *arguments[3:])
-                ours, others = [], []
-                for _ in range(options.repeats):
-                    began = time.perf_counter()
-                    generate(model, params, asked, settings, VOCAB)
-                    ours.append(time.perf_counter() - began)
-                    others.append(theirs("generate", *arguments))
-                mine, other = (options.new / statistics.median(x) for x in (ours, others))
-                print(
-                    f"batch {batch}, guidance {guidance:g}: {mine:.1f} steps a second, "
-                    f"transformers {other:.1f}, ratio {mine / other:.2f}",
-                    flush=True,
-                )
+                prompts, negatives = rng.integers(0, TEXTS, (2, batch, PROMPT), np.int32)
+                compare_case(ours, theirs, prompts, negatives, guidance)
         finally:
             theirs.close()
+
+
+def compare_case(ours: Ours, theirs: Process, prompts, negatives, guidance: float) -> None:
+    """Times one case and prints its line."""
+    new = ours.options.new
+    given = prompts.tolist(), negatives.tolist()
+    ours.generate(prompts, negatives, guidance)  # compiles
+    theirs("generate", *given, 2, TOP_K, guidance)
+    here, there = [], []
+    for _ in range(ours.options.repeats):
+        here.append(ours.generate(prompts, negatives, guidance))
+        there.append(theirs("generate", *given, new, TOP_K, guidance))
+    mine, other = (new / statistics.median(seconds) for seconds in (here, there))
+    print(
+        f"batch {len(prompts)}, guidance {guidance:g}: {mine:.1f} steps a second, "
+        f"transformers {other:.1f}, ratio {mine / other:.2f}",
+        flush=True,
+    )
 
 
 def main() -> None:
@@ -94,10 +116,17 @@ def main() -> None:
     parser.add_argument("--new", type=int, default=420, help="new tokens (%(default)s)")
     parser.add_argument("--decoder", default="sequential", help="of this package (%(default)s)")
     parser.add_argument("--window", type=int, help="of the decoder")
+    parser.add_argument("--side", choices=("torch",), help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if not has_packages(options.torch_python, "torch, transformers"):
+    if options.side:
+        from benchmarks.torch_peer.torch_decoding import Theirs
+
+        run_side(Theirs, options.folder)
+    elif has_torch(options.torch_python, "torch, transformers"):
+        compare(options)
+    else:
         parser.error(f"--torch_python: {options.torch_python} cannot import torch and transformers")
-    compare(options)
 
 
 if __name__ == "__main__":

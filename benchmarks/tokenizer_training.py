@@ -18,22 +18,21 @@ way, above 1 if this package is faster.
 """
 
 import argparse
-import contextlib
 import dataclasses
+import functools
 import json
-import os
 import pathlib
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 import types
 
+from benchmarks.torch_peer.processes import CORES, Process, has_torch, run_side
+
 CASES = {"stills": ("stills",), "clips": ("clips",), "both": ("stills", "clips")}
 UNITS = {"stills": "images", "clips": "clips"}
 WAYS = ("eager", "channels_last", "compiled")  # of torch
-CORES = 2
 CHECKED = 3  # steps whose losses are compared; they also warm up
 # First step: float32 through tens of layers. Later steps: Adam's first updates have full size
 # however small the gradient, which amplifies rounding; in the third step the generator's losses of
@@ -198,42 +197,9 @@ class Ours:
         return seconds, {name.split("/")[-1]: float(total) for name, (total, _) in metrics.items()}
 
 
-def serve(side, stream) -> None:
-    """Answers lines of JSON [method, *arguments], one by one, until the input ends."""
-    for line in sys.stdin:
-        method, *arguments = json.loads(line)
-        print(json.dumps(getattr(side, method)(*arguments)), file=stream, flush=True)
-
-
-class Process:
-    """One side in a process of its own; calls are those of its class."""
-
-    def __init__(self, python: str, side: str, folder: str):
-        words = [python, __file__, f"--side={side}", f"--folder={folder}"]
-        environment = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(CORES)}
-        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.side, self.process = side, subprocess.Popen(words, env=environment, **pipes)
-
-    def __call__(self, method: str, *arguments):
-        """The result of the method, converted by JSON."""
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps([method, *arguments]) + "\n")
-            self.process.stdin.flush()
-        line = self.process.stdout.readline()
-        if not line:
-            raise SystemExit(f"the process of {self.side} ended; the reason is above")
-        return json.loads(line)
-
-    def close(self) -> None:
-        """Ends the process."""
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()
-        self.process.wait()
-
-
 def compare(python: str, ways: list[str], repeats: int, folder: str) -> None:
     """Starts both sides, checks that they agree, times them alternately, prints."""
-    sides = {"ours": Process(sys.executable, "ours", folder)}
+    sides = {"ours": Process(sys.executable, __file__, "ours", folder)}
     try:
         lines = []
         for case, kinds in reversed(
@@ -242,7 +208,7 @@ def compare(python: str, ways: list[str], repeats: int, folder: str) -> None:
             made = sides["ours"]("prepare", case)
             if "torch" not in sides:
                 sides["ours"]("export")
-                sides["torch"] = Process(python, "torch", folder)
+                sides["torch"] = Process(python, __file__, "torch", folder)
             lines += compare_case(case, kinds, made, ways, repeats, sides)
     finally:
         for side in sides.values():
@@ -301,7 +267,7 @@ def main() -> None:
     parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        run_side(options.side, options.folder)
+        run_side(functools.partial(make_side, options.side), options.folder)
     elif options.repeats < 1 or not options.ways:
         parser.error("--repeats and the number of --ways must be at least 1")
     elif not has_torch(options.torch_python):
@@ -311,25 +277,13 @@ def main() -> None:
             compare(options.torch_python, options.ways, options.repeats, folder)
 
 
-def has_torch(python: str) -> bool:
-    """Whether this Python has the packages of the other side."""
-    try:
-        done = subprocess.run([python, "-c", "import torch, safetensors"], capture_output=True)
-    except OSError:
-        return False
-    return done.returncode == 0
-
-
-def run_side(side: str, folder: pathlib.Path) -> None:
-    """Runs the process of one side, on the cores that both share."""
-    cores = sorted(os.sched_getaffinity(0))[:CORES]
-    os.sched_setaffinity(0, cores)
+def make_side(side: str, folder: pathlib.Path):
+    """The object whose methods a process of this side serves."""
     if side == "ours":
-        serve(Ours(folder), sys.stdout)
-    else:
-        from benchmarks.torch_peer.torch_training import Theirs
+        return Ours(folder)
+    from benchmarks.torch_peer.torch_training import Theirs
 
-        serve(Theirs(folder, CORES), sys.stdout)
+    return Theirs(folder, CORES)
 
 
 if __name__ == "__main__":

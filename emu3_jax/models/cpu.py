@@ -25,8 +25,8 @@ LARGE_FRAME = 2**24
 def is_single_cpu() -> bool:
     """Whether the mesh that is set, else the default device, is a single CPU device.
 
-    A mesh of CPU devices stands in for accelerators: of the functions below, only
-    `options_to_run_once` applies there. A batch is sharded, not processed frame by frame.
+    A mesh of CPU devices stands in for accelerators: what asks this function does not apply there.
+    A batch is sharded, not processed frame by frame.
     """
     mesh = jax.sharding.get_abstract_mesh()
     return (mesh.empty or mesh.size == 1) and platform() == "cpu"
@@ -52,6 +52,17 @@ def one_at_a_time(frames: int, H: int, W: int, channels: int) -> bool:
     one, four of 128 x 128 0.92 times (with direct convolutions).
     """
     return is_single_cpu() and frames > 1 and H * W * channels >= LARGE_FRAME
+
+
+def narrow_left_pays(dtype) -> bool:
+    """Whether the gradient of a kernel should be inputs times cotangent, in this order.
+
+    JAX has the cotangent on the left. XLA's CPU compiler then writes it transposed, one element at
+    a time, as part of what computed it: 60 ms for the derivative of SiLU over 2,048 tokens of 1,408
+    numbers, where the product takes 15. With the inputs on the left it copies nothing, and the
+    gated MLP of 512 numbers trains in 0.76 of the time.
+    """
+    return jnp.dtype(dtype) == jnp.float32 and platform() == "cpu"
 
 
 def single_query_as_sums(queries: int) -> bool:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from emu3_jax import sharding
-from emu3_jax.generate.decoding import constraints, programs
+from emu3_jax.generate.decoding import device
 from emu3_jax.generate.decoding.decoders.decoder import Decoder
 from emu3_jax.generate.decoding.laws import Filters
 from emu3_jax.generate.decoding.reader import Kind, Numbers
@@ -40,7 +40,7 @@ def lower(
       decoder: how tokens are decoded.
       requests: number in the batch; the mesh axes of "batch" must divide it.
       prompt: tokens of the longest prompt.
-      mask: int32 [N], the constraint mask of each answer.
+      mask: int32 [N], the constraint mask of each answer, an image or a clip.
       live: slots of the cache that a pass reads; None: all that there are tokens for.
       guided: with classifier-free guidance: two rows per request.
       quantized: what is int8: "weights", "cache".
@@ -51,51 +51,55 @@ def lower(
     check_mesh(config, mesh)
     sharding.check_divides(mesh, "batch", "requests", requests)
     model, decoder = Transformer(config), decoder.fitted([mask])
-    rows, columns = requests * (2 if guided else 1), len(mask)
-    slots = prompt + columns - 1
-    kind = Kind(guided, constraints.VISUAL in mask, False, False, Filters(False, TOP_K, False))
-
-    def array(shape, dtype, *logical):
-        layout = jax.NamedSharding(mesh, sharding.partition_spec(*logical))
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=layout)
-
-    def rows_of(*shape, dtype=jnp.int32):
-        return array(shape, dtype, "batch")
-
-    state = Rows(
-        prompt_R=rows_of(rows),
-        mask_BN=rows_of(requests, columns),
-        length_B=rows_of(requests),
-        guided_B=rows_of(requests, dtype=bool),
-        number_B=rows_of(requests),
-        last_R=rows_of(rows),
-        step_B=rows_of(requests),
-        new_BN=rows_of(requests, columns),
-        finished_B=rows_of(requests, dtype=bool),
-        forwards_B=rows_of(requests),
-        commits_BW=rows_of(requests, decoder.width),
-        schedule=jax.tree.map(
-            lambda x: rows_of(requests, *x.shape), decoder.schedule(mask, columns)
-        ),
-    )
-    numbers = Numbers(*(array((), dtype) for dtype in (jnp.uint32, *(jnp.float32,) * 3)))
+    rows = requests * (2 if guided else 1)
+    slots = prompt + len(mask) - 1
     with jax.set_mesh(mesh):
         params = abstract_params(model, mesh, "weights" in quantized)
-        return programs.advance.lower(
+        cache = abstract_cache(config, mesh, rows, slots + decoder.width, "cache" in quantized)
+        numbers = Numbers(*(_array(mesh, (), t) for t in (jnp.uint32, *(jnp.float32,) * 3)))
+        return device.advance.lower(
             params,
-            abstract_cache(config, mesh, rows, slots + decoder.width, "cache" in quantized),
+            cache,
             None,
-            state,
-            rows_of(requests, dtype=bool),
+            _rows(mesh, decoder, mask, requests, rows),
+            _array(mesh, (requests,), bool, "batch"),
             numbers,
-            array((), jnp.int32),
-            array((), jnp.int32),
+            *[_array(mesh, (), jnp.int32)] * 2,
             model=model,
             vocab=vocab,
             decoder=decoder,
-            kind=kind,
+            kind=Kind(guided, True, False, False, Filters(False, TOP_K, False)),
             live=slots if live is None else live,
         )
+
+
+def _array(mesh, shape: tuple[int, ...], dtype, *logical: str) -> jax.ShapeDtypeStruct:
+    layout = jax.NamedSharding(mesh, sharding.partition_spec(*logical))
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=layout)
+
+
+def _rows(mesh, decoder: Decoder, mask: np.ndarray, requests: int, rows: int) -> Rows:
+    """The state of a batch whose answers have one mask."""
+
+    def of_requests(*shape, dtype=jnp.int32):
+        return _array(mesh, (requests, *shape), dtype, "batch")
+
+    per_row, columns = _array(mesh, (rows,), jnp.int32, "batch"), len(mask)
+    schedule = decoder.schedule(mask, columns)
+    return Rows(
+        prompt_R=per_row,
+        mask_BN=of_requests(columns),
+        length_B=of_requests(),
+        guided_B=of_requests(dtype=bool),
+        number_B=of_requests(),
+        last_R=per_row,
+        step_B=of_requests(),
+        new_BN=of_requests(columns),
+        finished_B=of_requests(dtype=bool),
+        forwards_B=of_requests(),
+        commits_BW=of_requests(decoder.width),
+        schedule=jax.tree.map(lambda x: of_requests(*x.shape), schedule),
+    )
 
 
 def abstract_cache(config, mesh, rows: int, slots: int, quantized: bool) -> KVCache:

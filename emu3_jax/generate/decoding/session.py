@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from emu3_jax import compiling, sharding
-from emu3_jax.generate.decoding import programs, scheduling
+from emu3_jax.generate.decoding import device, scheduling
 from emu3_jax.generate.decoding.decoders.decoder import Decoder
 from emu3_jax.generate.decoding.reader import Kind, Numbers
 from emu3_jax.generate.decoding.requests import Request
@@ -92,7 +92,7 @@ class Session:
         if self._cache is None:
             rows = self.plan.size * self.branches
             sizes = dict(rows=rows, slots=self.slots, quantized=self.quantized)
-            self._cache = programs.allocate(config=self.model.config, **sizes)
+            self._cache = device.allocate(config=self.model.config, **sizes)
         shown = [0] * self.plan.size
         while self.waiting or any(at is not None for at in self.occupants):
             fresh = self._admit()
@@ -215,7 +215,7 @@ class Session:
         live = self._live(needed)
         with compiling.call((self.plan, "copy", to_GN.shape, live), "copying prompts"):
             arrays = (self._spread(from_GN), self._spread(to_GN))
-            self._cache = programs.copy_prompts(self._cache, *arrays, live=live)
+            self._cache = device.copy_prompts(self._cache, *arrays, live=live)
 
     def _read_rest(self, prompts: list[tuple[int, np.ndarray]]) -> None:
         """Reads what is left of each prompt, piece by piece."""
@@ -239,7 +239,7 @@ class Session:
             name = f"reading {length} tokens of {index_GN.size} prompts"
             with compiling.call((self.model, "read", tokens_GNT.shape, self.slots, live), name):
                 arrays = map(self._spread, (index_GN, tokens_GNT, start_GN, count_GN))
-                self._cache = programs.read_prompts(
+                self._cache = device.read_prompts(
                     self.params, self._cache, *arrays, model=self.model, live=live
                 )
             for (r, ids), piece in zip(left, pieces, strict=True):
@@ -288,7 +288,7 @@ class Session:
         name = f"decoding {self.plan.size} requests over {live} tokens"
         static = dict(model=self.model, vocab=self.vocab, decoder=self.decoder, kind=self.kind)
         compiling.announce((*program, self._drafts is None), name)
-        self._cache, self._drafts, rows = programs.advance(
+        self._cache, self._drafts, rows = device.advance(
             self.params,
             self._cache,
             self._drafts,

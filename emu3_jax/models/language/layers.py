@@ -5,6 +5,7 @@ the mesh follow from that declaration. Weights are N(0, 0.02) (released config.j
 `initializer_range`). There are no biases.
 """
 
+import functools
 import math
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from emu3_jax.models import cpu
 from emu3_jax.models.language.lookup import lookup
 
 INIT_STDDEV = 0.02
@@ -33,14 +35,40 @@ def weight_init(*logical: str):
 
 def product(x: jax.Array, kernel: jax.Array, num_in: int, dtype, out_dtype) -> jax.Array:
     """The last `num_in` dimensions of x times the first ones of the kernel; see `Linear`."""
-    last = tuple(range(x.ndim - num_in, x.ndim))
-    return jax.lax.dot_general(
-        x.astype(dtype),
-        kernel.astype(dtype),
-        ((last, tuple(range(num_in))), ((), ())),
-        precision=precision(dtype),
-        preferred_element_type=jnp.dtype(out_dtype),
-    )
+    multiply = _narrow_left if cpu.narrow_left_pays(dtype) else _product
+    return multiply(x.astype(dtype), kernel.astype(dtype), num_in, jnp.dtype(out_dtype))
+
+
+def _product(x, kernel, num_in: int, out_dtype):
+    """The last `num_in` dimensions of x times the first of the kernel."""
+    dimensions = (tuple(range(x.ndim - num_in, x.ndim)), tuple(range(num_in)))
+    return _sum_over(dimensions, x, kernel, out_dtype)
+
+
+def _sum_over(dimensions, a, b, out_dtype):
+    exact = precision(a.dtype)
+    return jax.lax.dot_general(a, b, (dimensions, ((), ())), exact, out_dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _narrow_left(x, kernel, num_in: int, out_dtype):
+    """`_product`, with a gradient of the kernel that has x on the left; see cpu.py."""
+    return _product(x, kernel, num_in, out_dtype)
+
+
+def _narrow_left_forward(x, kernel, num_in, out_dtype):
+    return _product(x, kernel, num_in, out_dtype), (x, kernel)
+
+
+def _narrow_left_backward(num_in, out_dtype, residuals, dy):
+    del out_dtype
+    x, kernel = residuals
+    rows = tuple(range(x.ndim - num_in))
+    of_y = (tuple(range(len(rows), dy.ndim)), tuple(range(num_in, kernel.ndim)))
+    return _sum_over(of_y, dy, kernel, x.dtype), _sum_over((rows, rows), x, dy, kernel.dtype)
+
+
+_narrow_left.defvjp(_narrow_left_forward, _narrow_left_backward)
 
 
 class Linear(nn.Module):

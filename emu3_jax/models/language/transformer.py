@@ -53,6 +53,12 @@ def check_mesh(config: TransformerConfig, mesh) -> None:
     check_divides(mesh, "vocab", "padded model.vocab_size", config.padded_vocab_size)
 
 
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _gated(gate_BSF, up_BSF):
+    """SiLU(gate) x up. The backward pass computes SiLU again: it is cheaper than to store it."""
+    return nn.silu(gate_BSF) * up_BSF
+
+
 class Block(nn.Module):
     """One layer: attention and gated MLP, each after a norm and added to its input."""
 
@@ -78,7 +84,7 @@ class Block(nn.Module):
         x_BSD = constrain(x_BSD + dropout(h_BSD), "batch", "sequence", "embed")
 
         h_BSD = norm(name="mlp_norm")(x_BSD)
-        h_BSF = nn.silu(gate(h_BSD)) * up(h_BSD)
+        h_BSF = _gated(gate(h_BSD), up(h_BSD))
         h_BSF = constrain(h_BSF, "batch", "sequence", "mlp")
         x_BSD = constrain(x_BSD + dropout(down(h_BSF)), "batch", "sequence", "embed")
         return x_BSD, new

@@ -19,8 +19,8 @@ REMAT = {
 
 With D hidden, N/K heads/key heads of H, F intermediate:
 
-none       stores everything, also float32 scores and probabilities (2 N S): the fastest, the most
-           memory.
+none       stores everything but SiLU's result, with the reference attention also float32 scores
+           and probabilities (2 N S): the fastest, the most memory.
 full       stores the D numbers of the layer's input; repeats the whole forward pass: +1/3 FLOPs.
 dots       stores the results of weight matmuls, 2 (N + K) H + 2 F + 2 D; repeats norms,
            activations and attention: a few per cent more FLOPs for short rows, more for large S.
@@ -54,8 +54,8 @@ class TransformerConfig:
       remat: what the backward pass computes again: "none", nothing; "full", each layer from its
         input; "dots", all but matmuls; "attention", all but the projections and attention. See
         REMAT.
-      attention: "reference", "blockwise", "splash" (TPU), "cudnn" (GPU), or "auto": the fastest
-        that supports this config on the machine.
+      attention: "reference", "blockwise", "triangle" (for CPUs), "splash" (TPU), "cudnn" (GPU), or
+        "auto": the fastest that supports this config on the machine.
       attention_dropout: rate on attention probabilities alone; None: `dropout`. The kernels for
         accelerators (splash, cudnn) need 0.
       scan_layers: True: one body, weights stacked [num_layers, ...]; False: layers_0, layers_1…

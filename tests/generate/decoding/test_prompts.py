@@ -11,7 +11,7 @@ from flax import linen as nn
 from emu3_jax import sharding
 from emu3_jax import vocab as vocab_lib
 from emu3_jax.generate import Request, Sampling
-from emu3_jax.generate.decoding import engine, programs
+from emu3_jax.generate.decoding import device, engine
 from emu3_jax.models.language.kv_cache import KVCache
 from emu3_jax.models.language.transformer import Transformer, TransformerConfig
 
@@ -69,13 +69,13 @@ def test_prompts_of_any_length_are_read_whole(params, batch_size):
 @pytest.fixture
 def read_tokens(monkeypatch):
     """How many tokens were read of prompts, call by call."""
-    calls, read = [], programs.read_prompts
+    calls, read = [], device.read_prompts
 
     def counting(params, cache, index, tokens, starts, counts, **static):
         calls.append(int(np.sum(counts)))
         return read(params, cache, index, tokens, starts, counts, **static)
 
-    monkeypatch.setattr(programs, "read_prompts", counting)
+    monkeypatch.setattr(device, "read_prompts", counting)
     return calls
 
 
@@ -135,7 +135,7 @@ def test_reading_takes_the_memory_of_a_piece(params):
     cache = jax.eval_shape(lambda: KVCache.zeros(MODEL.config, 1, slots + length))
     place = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     tokens = jax.ShapeDtypeStruct((1, 1, length), jnp.int32)
-    lowered = programs.read_prompts.lower(
+    lowered = device.read_prompts.lower(
         params, cache, place, tokens, place, place, model=MODEL, live=slots
     )
     used = lowered.compile().memory_analysis().temp_size_in_bytes

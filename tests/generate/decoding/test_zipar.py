@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from emu3_jax import vocab as vocab_lib
 from emu3_jax.generate import Request, Sampling, generate
-from emu3_jax.generate.decoding import programs
+from emu3_jax.generate.decoding import device
 from emu3_jax.generate.decoding.decoders.zipar import Zipar
 from emu3_jax.generate.decoding.engine import answers
 from emu3_jax.models.language.attention import Context
@@ -95,18 +95,18 @@ def by_definition(params, request, window):
 @pytest.mark.parametrize("window", [1, 2, 3])
 def test_a_code_sees_what_was_read_and_nothing_else(params, window):
     """The cache is full of large numbers, so that a slot that was not written would be noticed."""
-    allocate = programs.allocate
+    allocate = device.allocate
 
     def poisoned(**sizes):
         return jax.tree.map(lambda x: jnp.full_like(x, 1e4), allocate(**sizes))
 
-    programs.allocate = poisoned
+    device.allocate = poisoned
     try:
         request = Request(PROMPT, None, allowed_after_img(VOCAB, "image", 1, 4, 5))
         settings = Sampling(temperature=0, decoder="zipar", window=window)
         (found,) = generate(MODEL, params, [request], settings, VOCAB)
     finally:
-        programs.allocate = allocate
+        device.allocate = allocate
     np.testing.assert_array_equal(found, by_definition(params, request, window))
 
 

@@ -7,11 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from emu3_jax.models import cpu
 from emu3_jax.models.language import attention
 from emu3_jax.models.language.attention_kernels import choice
 from emu3_jax.models.language.attention_kernels.blockwise import blockwise
+from emu3_jax.models.language.attention_kernels.cached import cached
 from emu3_jax.models.language.attention_kernels.reference import reference
 from emu3_jax.models.language.attention_kernels.splash import splash
+from emu3_jax.models.language.attention_kernels.triangle import triangle
+from emu3_jax.models.language.kv_cache import KVCache
 
 # What runs here: blocks that fill the row, that do not, and the TPU kernels' meaning.
 HERE = {
@@ -19,6 +23,9 @@ HERE = {
     "blockwise, one block": blockwise,
     "blockwise, blocks of 4": functools.partial(blockwise, block=4),
     "blockwise, blocks of 5": functools.partial(blockwise, block=5),
+    "triangle, one block": triangle,
+    "triangle, blocks of 4": functools.partial(triangle, block=4),
+    "triangle, blocks of 5": functools.partial(triangle, block=5),
     "splash": functools.partial(splash, interpret=True),
 }
 
@@ -99,7 +106,7 @@ def test_implementations_have_the_same_gradients(name, dropout):
         np.testing.assert_allclose(a, b, rtol=0, atol=10 * 2**-23 * np.abs(b).max())
 
 
-@pytest.mark.parametrize("name", ["reference", "blockwise, blocks of 4"])
+@pytest.mark.parametrize("name", ["reference", "blockwise, blocks of 4", "triangle, blocks of 5"])
 def test_dropout_on_probabilities_keeps_the_mean(name):
     q, k, v = _inputs()
     segments = jnp.asarray(SEGMENTS)
@@ -129,18 +136,30 @@ def test_cached_attention_equals_whole_rows():
     expected = reference(q, k, v, jnp.asarray(segments))
     old, slots = 7, 10
     real = segments == 1
-    cache = [np.full((B, slots, K, H), np.float32(99.0)) for _ in range(2)]
+    cache = [np.full((B, K, slots + 2, H), np.float32(99.0)) for _ in range(2)]
     for slot, new in zip(cache, (k, v), strict=True):
-        slot[:, :old] = new[:, :old]
+        slot[:, :, :old] = np.swapaxes(new, 1, 2)[:, :, :old]
     valid = np.zeros((B, slots), bool)
     valid[:, :old] = real[:, :old]
     new = S - old
     causal = np.tril(np.ones((new, new), bool))
-    context = attention.Context(
-        cos=None,
-        sin=None,
-        old_mask=jnp.asarray(real[:, old:, None] & valid[:, None]),
-        new_mask=jnp.asarray(real[:, old:, None] & real[:, None, old:] & causal),
-    )
-    found = attention.cached(q[:, old:], k[:, old:], v[:, old:], *cache, context)
+    old_mask = jnp.asarray(real[:, old:, None] & valid[:, None])
+    new_mask = jnp.asarray(real[:, old:, None] & real[:, None, old:] & causal)
+    cache = KVCache(*map(jnp.asarray, cache))
+    found = cached(q[:, old:], cache, cache.stored(k[:, old:], v[:, old:]), old_mask, new_mask)
     np.testing.assert_allclose(found, expected[:, old:], atol=2e-6)
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+def test_one_query_as_sums_equals_matmuls(quantized, monkeypatch):
+    q, k, v = _inputs()
+    dtype = jnp.int8 if quantized else jnp.float32
+    scales = [jnp.zeros((1, 1, 1))] * 2 * quantized
+    stored = KVCache(*(jnp.zeros((1, 1, 1, 1), dtype),) * 2, *scales).stored(k, v)
+    masks = jnp.ones((B, 1, S), bool), jnp.ones((B, 1, 1), bool)
+    new = jax.tree.map(lambda x: x[:, :, :1], stored)
+    found = []
+    for pays in (True, False):
+        monkeypatch.setattr(cpu, "single_query_as_sums", lambda queries, pays=pays: pays)
+        found.append(cached(q[:, :1], stored, new, *masks))
+    np.testing.assert_allclose(*found, atol=2e-6)

@@ -15,6 +15,7 @@ from emu3_jax.models.language.attention_kernels import splash as splash_lib
 from emu3_jax.models.language.attention_kernels.blockwise import blockwise
 from emu3_jax.models.language.attention_kernels.reference import reference
 from emu3_jax.models.language.attention_kernels.splash import splash
+from emu3_jax.models.language.attention_kernels.triangle import triangle
 from emu3_jax.models.language.transformer import REMAT
 from emu3_jax.sharding import MeshConfig
 
@@ -115,9 +116,10 @@ def _count(jaxpr, name):
     "attend, primitive, once",
     [
         (blockwise, "scan", 2),
+        (triangle, "scan", 2),
         (functools.partial(splash, interpret=True), "pallas_call", 3),
     ],
-    ids=["blockwise", "splash"],
+    ids=["blockwise", "triangle", "splash"],
 )
 def test_remat_keeps_what_the_backward_pass_needs(attend, primitive, once):
     def calls(remat):
@@ -183,8 +185,18 @@ def _on_one_device(dropout):
     ids=["blockwise with dropout", "blockwise, blocks that do not fill chunks", "splash"],
 )
 def test_any_mesh_gives_the_values_and_gradients_of_one_device(mesh, attend, dropout):
-    with jax.set_mesh(sharding.make_mesh(MESHES[mesh])):
-        found = _value_and_gradients(attend, True, dropout)
+    _check_on(sharding.make_mesh(MESHES[mesh]), attend, True, dropout)
+
+
+def test_whole_rows_on_four_devices_give_the_values_and_gradients_of_one():
+    """Rows and heads on several devices drop the probabilities of one device."""
+    mesh = sharding.make_mesh(MeshConfig(fsdp=2, tensor=2), jax.devices()[:4])
+    _check_on(mesh, functools.partial(triangle, block=5), False, 0.3)
+
+
+def _check_on(mesh, attend, shared, dropout):
+    with jax.set_mesh(mesh):
+        found = _value_and_gradients(attend, shared, dropout)
     for a, b in zip(found, _on_one_device(dropout), strict=True):
         # As on one device: sqrt(16 x 8) = 11 roundings of the largest entry.
         np.testing.assert_allclose(a, b, rtol=0, atol=11 * 2**-23 * np.abs(b).max())

@@ -33,8 +33,12 @@ def _mesh(platform, context=1):
         ("gpu", 1, 131_072, 0.0, "bfloat16", "blockwise"),
         ("gpu", 4, 5120, 0.0, "bfloat16", "blockwise"),
         ("gpu", 1, 5120, 0.0, "float32", "blockwise"),
-        ("cpu", 1, 1024, 0.0, "bfloat16", "reference"),
+        ("cpu", 1, 352, 0.1, "float32", "triangle"),
+        ("cpu", 1, 8192, 0.0, "bfloat16", "triangle"),
+        ("cpu", 1, 8193, 0.0, "float32", "blockwise"),
         ("cpu", 1, 1025, 0.1, "float32", "blockwise"),
+        ("cpu", 2, 1024, 0.0, "bfloat16", "reference"),
+        ("cpu", 2, 1025, 0.1, "float32", "blockwise"),
     ],
 )
 def test_auto_by_machine_length_dropout_and_type(
@@ -63,10 +67,13 @@ def test_another_machine_is_one_sentence_before_anything_runs(name, needed):
         jax.eval_shape(model.apply, variables, tokens)
 
 
-def test_cudnn_does_not_cut_rows():
-    with pytest.raises(ValueError, match="model.attention='cudnn' cannot cut rows over mesh axis"):
-        choice.check_mesh("cudnn", "gpu", 2)
-    choice.check_mesh("cudnn", "gpu", 1)
+@pytest.mark.parametrize("name, machine", [("cudnn", "gpu"), ("triangle", "cpu")])
+def test_some_do_not_cut_rows(name, machine):
+    with pytest.raises(
+        ValueError, match=f"model.attention='{name}' cannot cut rows over mesh axis"
+    ):
+        choice.check_mesh(name, machine, 2)
+    choice.check_mesh(name, machine, 1)
 
 
 def test_dropout_of_probabilities_is_that_of_the_rest_unless_said():
