@@ -65,6 +65,7 @@ def lower(
     state = Rows(
         prompt_R=rows_of(rows),
         mask_BN=rows_of(requests, columns),
+        choices_BA=rows_of(requests, 0),
         length_B=rows_of(requests),
         guided_B=rows_of(requests, dtype=bool),
         number_B=rows_of(requests),
