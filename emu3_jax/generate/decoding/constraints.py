@@ -77,6 +77,11 @@ def text_tokens(index_B: jax.Array, vocab: Vocab, whole_vocabulary: bool = False
     return jnp.where(index_B < vocab.text_size, index_B, mark_B)
 
 
+def is_end(token_B: jax.Array, mask_B: jax.Array, vocab: Vocab) -> jax.Array:
+    """Whether an answer ends behind each token, bool [...]: EOS, or BOI that was free to come."""
+    return (token_B == vocab.eos) | ((token_B == vocab.boi) & (mask_B == TEXT_OR_IMAGE))
+
+
 def choose(
     mask_B: jax.Array, code_B: jax.Array | None, text_B: jax.Array | None, vocab: Vocab
 ) -> jax.Array:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from emu3_jax import sharding
-from emu3_jax.generate.decoding.constraints import TEXT_OR_IMAGE
+from emu3_jax.generate.decoding import constraints
 from emu3_jax.models.language.kv_cache import KVCache
 from emu3_jax.vocab import Vocab
 
@@ -75,9 +75,8 @@ class Rows(NamedTuple):
         `length_B` tokens.
         """
         within_S = jnp.arange(token_BS.shape[1])
-        is_free_BS = self.mask_at(self.step_B[:, None] + within_S) == TEXT_OR_IMAGE
-        is_end_BS = (token_BS == vocab.eos) | ((token_BS == vocab.boi) & is_free_BS)
-        is_end_BS &= within_S < count_B[:, None]
+        mask_BS = self.mask_at(self.step_B[:, None] + within_S)
+        is_end_BS = constraints.is_end(token_BS, mask_BS, vocab) & (within_S < count_B[:, None])
         ends_B = is_end_BS.any(axis=1)
         count_B = jnp.where(ends_B, jnp.argmax(is_end_BS, axis=1) + 1, count_B)
         count_B = jnp.where(self.finished_B, 0, jnp.minimum(count_B, self.length_B - self.step_B))
