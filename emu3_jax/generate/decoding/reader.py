@@ -129,9 +129,7 @@ class Reader:
             mask_B1 = rows.mask_at(offsets_BS[:, :1])
             scores_B1V, whole = self._guided(logits_R1V, rows), self.kind.whole_vocabulary
             choices_B1A = rows.choices_BA[:, None]
-            text_B1V = constraints.text_scores(
-                scores_B1V, mask_B1, choices_B1A, self.vocab, whole
-            )
+            text_B1V = constraints.text_scores(scores_B1V, mask_B1, choices_B1A, self.vocab, whole)
         return Scores(visual_BSV, text_B1V)
 
     def _guided(self, logits_RSV: jax.Array, rows: Rows) -> jax.Array:

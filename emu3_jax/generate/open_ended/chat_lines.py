@@ -4,12 +4,16 @@ import pathlib
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
-from emu3_jax.generate.open_ended.conversation import Conversation
+from emu3_jax.data import media
+from emu3_jax.generate.modalities import Options
+from emu3_jax.generate.open_ended.attached_images import encoded, read_pixels
+from emu3_jax.generate.open_ended.conversation import Conversation, warning
+from emu3_jax.interop.bundle import Bundle
 from emu3_jax.sequence import Image, Turn
 from emu3_jax.sequence.chat import without_period
 
 HELP = """A line is a message. Lines that begin with / are commands:
-/image PATH  attaches an image to the next message; several are read in order
+/image PATH  attaches an image to the next message alone; several are read in order
 /new         begins a new conversation
 /quit        ends, as the end of the input does
 /help        shows this
@@ -94,7 +98,8 @@ class Talk:
 
     def _ask(self, text: str) -> None:
         # The template puts a period behind the question, as it did in training.
-        turn = Turn(without_period(text), media=tuple(self._images))
+        images, self._images = tuple(self._images), []
+        turn = Turn(without_period(text), media=images)
         is_begun = False
 
         def piece(text: str) -> None:
@@ -104,5 +109,17 @@ class Talk:
             self._say(text)
 
         self._conversation.ask(turn, piece)
-        self._images.clear()
         self._say("\n")
+
+
+def converse(bundle: Bundle, options: Options, limits: media.PixelLimits) -> None:
+    """A conversation with the standard input; images are resized to the limits."""
+    if text := warning(bundle.learnt):
+        show(f"Warning: {text}.\n")
+
+    def read_image(file: str) -> Image:
+        return encoded(bundle, read_pixels(file, limits, bundle.vision.config))
+
+    if sys.stdin.isatty():
+        show(HELP)
+    Talk(Conversation(bundle, options), read_image).run(keyboard())

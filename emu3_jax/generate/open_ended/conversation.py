@@ -13,6 +13,8 @@ from emu3_jax.interop.bundle import Bundle
 from emu3_jax.sequence import Turn
 from emu3_jax.text import StreamDecoder
 
+_OPTIONS = Options()
+
 
 class Conversation:
     """Turns with a model; each reads only what is new in it.
@@ -21,7 +23,7 @@ class Conversation:
       turns: those that were answered.
     """
 
-    def __init__(self, bundle: Bundle, options: Options = Options(), turns: Sequence[Turn] = ()):
+    def __init__(self, bundle: Bundle, options: Options = _OPTIONS, turns: Sequence[Turn] = ()):
         """A conversation that begins with answered turns.
 
         Args:
@@ -96,7 +98,7 @@ class Conversation:
         return min(self._options.max_new, context + 1 - prompt)
 
 
-def chat(bundle: Bundle, turns: Sequence[Turn], options: Options = Options()) -> str:
+def chat(bundle: Bundle, turns: Sequence[Turn], options: Options = _OPTIONS) -> str:
     """The answer to the last of the turns, which has none; those before have theirs.
 
     `options.stream` is called as stream(0, next piece of the answer). Errors as in `Conversation`.
@@ -106,3 +108,10 @@ def chat(bundle: Bundle, turns: Sequence[Turn], options: Options = Options()) ->
     stream = options.stream
     conversation = Conversation(bundle, options, turns[:-1])
     return conversation.ask(turns[-1], stream and (lambda piece: stream(0, piece)))
+
+
+def warning(learnt: Sequence[str] | None) -> str:
+    """A sentence if the model (`Bundle.learnt`) was never trained on chats, or ""."""
+    if learnt is None or {"chat", "document"} & set(learnt):
+        return ""
+    return f"the model was never trained on chats; it was trained on {', '.join(learnt)}"

@@ -91,7 +91,7 @@ def reference(before, options, seed):
         begin = len(ids)
         without = [*medias, Text(options.negative_prompt)]
         negative = list(GRAMMAR.image_prompt(without, h, w))
-        for row in range(h):
+        for _row in range(h):
             for _ in range(w):
                 other = [*negative, *ids[begin:]] if options.images.guided else None
                 codes = range(VOCAB.visual_start, VOCAB.visual_end)
