@@ -107,33 +107,47 @@ def picture(h, w, code=3):
     return Image(np.full((h, w), code))
 
 
-def test_the_first_token_follows_the_law_of_text_eos_and_boi():
+@pytest.mark.parametrize(
+    "entry, ids",
+    [
+        (constraints.TEXT_OR_IMAGE, (*range(256), VOCAB.eos, VOCAB.boi)),
+        (constraints.CHOICE, (40, 49, 50, VOCAB.img)),
+    ],
+)
+def test_a_token_follows_the_law_of_what_the_grammar_allows(entry, ids):
     prompt = GRAMMAR.prompt([Text("a"), picture(1, 2)])
-    scores = scores_of(prompt).astype(np.float64)
-    ids = np.array([*range(256), VOCAB.eos, VOCAB.boi])
-    law = np.exp(scores[ids] / 0.9)
+    law = np.exp(scores_of(prompt).astype(np.float64)[list(ids)] / 3)
     law /= law.sum()
-    mask = np.full(1, constraints.TEXT_OR_IMAGE, np.int32)
+    choices = ids if entry == constraints.CHOICE else ()
+    request = Request(prompt, forced=np.full(1, entry, np.int32), choices=choices)
     count = 4000
-    answers = generate(
-        MODEL,
-        bundle().variables["params"],
-        [Request(prompt, forced=mask)] * count,
-        Sampling(temperature=0.9, seed=3),
-        VOCAB,
-        batch_size=500,
-    )
+    sampling = Sampling(temperature=3, seed=3)
+    params = bundle().variables["params"]
+    answers = generate(MODEL, params, [request] * count, sampling, VOCAB, batch_size=500)
     drawn = np.concatenate(answers)
     assert set(drawn) <= set(ids)
     counts = np.array([(drawn == token).sum() for token in ids])
-    assert counts[-1] > 0  # BOI among them
+    assert counts[-1] > 0  # BOI, or IMG, among them
     # Cells of at least five expected draws; the others together.
     large = law * count >= 5
     seen = np.append(counts[large], counts[~large].sum())
     expected = np.append(law[large], law[~large].sum()) * count
+    seen, expected = seen[expected > 0], expected[expected > 0]
     freedom = len(seen) - 1
     statistic = ((seen - expected) ** 2 / expected).sum()
     assert abs(statistic - freedom) < 4 * np.sqrt(2 * freedom)
+
+
+@pytest.mark.parametrize("decoder", ["jacobi", "zipar"])
+def test_a_text_ends_behind_boi_with_every_decoder(decoder):
+    prompt = GRAMMAR.prompt([Text("a")])
+    mask = np.full(30, constraints.TEXT_OR_IMAGE, np.int32)
+    requests = [Request(prompt, forced=mask)] * 6
+    params = bundle().variables["params"]
+    expected = generate(MODEL, params, requests, Sampling(seed=3), VOCAB)
+    assert sum(answer[-1] == VOCAB.boi for answer in expected) > 2
+    found = generate(MODEL, params, requests, Sampling(seed=3, decoder=decoder), VOCAB)
+    assert [a.tolist() for a in found] == [a.tolist() for a in expected]
 
 
 @pytest.mark.parametrize("seed", range(1, 7))
