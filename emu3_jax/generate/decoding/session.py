@@ -298,7 +298,7 @@ class Session:
         name = f"decoding {self.plan.size} requests over {live} tokens"
         static = dict(model=self.model, vocab=self.vocab, decoder=self.decoder, kind=self.kind)
         compiling.announce((*program, self._drafts is None), name)
-        self._cache, self._drafts, rows = programs.advance(
+        self._cache, drafts, rows = programs.advance(
             self.params,
             self._cache,
             self._drafts,
@@ -310,6 +310,8 @@ class Session:
             **static,
             live=live,
         )
+        # A decoder that keeps nothing goes on as it begins, with the same program.
+        self._drafts = drafts if jax.tree.leaves(drafts) else None
         self._rows = jax.tree.map(np.asarray, rows)
 
     def _needed(self) -> int:
