@@ -14,6 +14,7 @@ from emu3_jax import vocab as vocab_lib
 from emu3_jax.generate import Request, Sampling, generate
 from emu3_jax.generate.decoding import constraints
 from emu3_jax.generate.open_ended import InterleavedOptions, interleave
+from emu3_jax.generate.open_ended.continuing import Continuing
 from emu3_jax.generate.open_ended.interleaving import warning, write
 from emu3_jax.interop.bundle import Bundle
 from emu3_jax.models.language.transformer import Transformer, TransformerConfig
@@ -103,6 +104,13 @@ def reference(before, options, seed):
         medias.append(drawn.segments[0])
 
 
+def eager(before):
+    """A model that begins an image at once."""
+    ids = GRAMMAR.prompt(before)
+    allowed = {*range(256), VOCAB.eos, VOCAB.boi}
+    return bundle(next(seed for seed in range(1, 99) if best(ids, allowed, seed) == VOCAB.boi))
+
+
 def picture(h, w, code=3):
     return Image(np.full((h, w), code))
 
@@ -164,8 +172,15 @@ def test_greedy_equals_whole_forward_passes(seed):
     assert GRAMMAR.parse(built) == document.content()
 
 
-def test_documents_drawn_by_chance_read_back_and_keep_the_limits():
-    seen = set()
+def test_documents_drawn_by_chance_read_back_and_keep_the_limits(monkeypatch):
+    seen, numbers = set(), []
+    original = Continuing.answer
+
+    def counted(self, request):
+        numbers.append(request.number)
+        return original(self, request)
+
+    monkeypatch.setattr(Continuing, "answer", counted)
     for number in range(8):
         options = InterleavedOptions(
             Sampling(seed=2), Sampling(seed=2, guidance=2.0, top_k=5, decoder="jacobi", window=4),
@@ -180,7 +195,10 @@ def test_documents_drawn_by_chance_read_back_and_keep_the_limits():
         images = [segment for segment in written if isinstance(segment, Image)]
         assert len(images) <= 2
         seen |= {image.codes.shape for image in images}
+        asked = len(numbers)
         assert written == interleave(bundle(), before, SIZES, options)
+        del numbers[asked:]
+    assert len(set(numbers)) == len(numbers)  # no two have the same draws
     assert len(seen) > 1 and seen <= set(SIZES)
 
 
@@ -192,6 +210,27 @@ def test_no_image_begins_where_none_fits():
         images = [s.codes.shape for s in written if isinstance(s, Image)]
         assert (12, 1) not in images
         assert len(GRAMMAR.build(Document((*long, *written))).ids) - 2 <= CONTEXT + 1
+
+
+def test_an_image_may_end_where_the_context_does():
+    # BOS, 81 letters, BOI, "2*3", IMG, 2 x (3 + EOL), EOF, EOI: one more than is read.
+    assert 1 + 81 + 1 + 3 + 1 + 2 * 4 + 2 == CONTEXT + 1
+    before = [Text("y" * 81)]
+    written = write(eager(before), before, [(2, 3)], InterleavedOptions(GREEDY))
+    assert [type(segment) for segment in written.segments] == [Image]
+    assert not written.is_finished
+    with pytest.raises(ValueError, match="No image fits"):
+        interleave(bundle(), [Text("y" * 82)], [(2, 3)])
+
+
+def test_the_second_branch_of_an_image_may_end_where_the_context_does():
+    before, guided = [Text("y")], Sampling(guidance=2.0)
+    options = InterleavedOptions(GREEDY, guided, "n" * 81, max_new=1)
+    written = write(eager(before), before, [(2, 3)], options)
+    assert [type(segment) for segment in written.segments] == [Image, Text]
+    with pytest.raises(ValueError, match="No image fits"):
+        longer = InterleavedOptions(images=guided, negative_prompt="n" * 82)
+        interleave(bundle(), [Text("y")], [(2, 3)], longer)
 
 
 @pytest.mark.parametrize(
