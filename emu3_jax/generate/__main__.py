@@ -9,6 +9,8 @@ python -m emu3_jax.generate --model=DIR --vision_tokenizer=DIR --task=TASK --out
   --task=video_to_video --video=clip.mp4 [--prompt="a waving hand"] [--size=4]
   --task=image_to_text  --image=photo.png [--prompt="What is this?"]
   --task=video_to_text  --video=clip.mp4 [--prompt="What happens?"] [--start=2 --end=4.5]
+  --task=interleaved    [--image=photo.png] [--prompt="How to draw a fox"] --size=8x8 [--size=4x8]
+  --task=chat           (a conversation, line by line; no --output)
 
 DIR of --model is a run directory of `python -m emu3_jax.train`, a directory that
 `python -m emu3_jax.convert export` wrote, released weights with emu3.tiktoken beside them, or the
@@ -24,6 +26,7 @@ that number and --samples=1 give the same answer again, alone.
 """
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Sequence
 
@@ -39,7 +42,8 @@ from emu3_jax.generate import codec, modalities, presets
 from emu3_jax.generate.decoding.sampling import Sampling
 from emu3_jax.generate.job import GENERATION_TASKS, Job, JobError, sizes_of
 from emu3_jax.generate.job_runner import Runner, read_media
-from emu3_jax.interop.bundle import BUNDLE_FILE, load_language, with_vision
+from emu3_jax.generate.open_ended import open_ended_flags, open_ended_job
+from emu3_jax.interop.bundle import BUNDLE_FILE, Bundle, load_language, with_vision
 from emu3_jax.interop.formats.safetensors_io import DTYPES
 from emu3_jax.interop.language.language_config import read_further
 from emu3_jax.sequence import VIDEO_FORMATS, Grammar
@@ -52,7 +56,8 @@ STEP = flags.DEFINE_integer("step", None, "Checkpoint of a run directory; defaul
 VISION = command_line.define_path(
     "vision_tokenizer", shipped.vision_tokenizer, "The vision tokenizer."
 )
-TASK = flags.DEFINE_string("task", None, f"One of {', '.join(GENERATION_TASKS)}.")
+TASKS = (*GENERATION_TASKS, *open_ended_flags.TASKS)
+TASK = flags.DEFINE_string("task", None, f"One of {', '.join(TASKS)}.")
 OUTPUT = flags.DEFINE_string("output", None, "Directory for the results.")
 PROMPT = flags.DEFINE_multi_string(
     "prompt", [], "Caption to draw, instruction of an edit, or question to answer."
@@ -133,6 +138,7 @@ DTYPE = flags.DEFINE_enum(
 BATCH = flags.DEFINE_integer("batch_size", 16, "Most answers in a batch.")
 MAX_CONTEXT = flags.DEFINE_integer("max_context", None, "Most tokens in a sequence.")
 command_line.define_mesh()
+open_ended_flags.define()
 
 
 def sampling(draws: bool) -> Sampling:
@@ -171,11 +177,14 @@ def prompts() -> tuple[str, ...]:
 
 def check_flags() -> None:
     """Raises JobError for flags that are missing or exclude each other."""
-    for flag in (MODEL, VISION, TASK, OUTPUT):
+    for flag in (MODEL, VISION, TASK, *(() if TASK.value == "chat" else (OUTPUT,))):
         if not flag.value:
             raise JobError(f"--{flag.name} is needed; see --help.")
-    if TASK.value not in GENERATION_TASKS:
-        raise JobError(f"task must be one of {', '.join(GENERATION_TASKS)}, not {TASK.value!r}.")
+    if TASK.value not in TASKS:
+        raise JobError(f"task must be one of {', '.join(TASKS)}, not {TASK.value!r}.")
+    open_ended_flags.check(TASK.value)
+    if TASK.value in open_ended_flags.TASKS:
+        return
     reads, makes = GENERATION_TASKS[TASK.value]
     for flag in (IMAGE, VIDEO):
         if flag.value and reads != flag.name:
@@ -212,14 +221,7 @@ def job_of_flags(spatial_factor: int) -> Job:
         task=TASK.value,
         prompts=prompts(),
         media=tuple(IMAGE.value + VIDEO.value),
-        sizes=sizes_of(
-            TASK.value,
-            SIZE.value,
-            RATIO.value,
-            AREA.value,
-            default_area=read_further(MODEL.value).get("image_area", presets.GEN_AREA),
-            spatial_factor=spatial_factor,
-        ),
+        sizes=sizes(TASK.value, spatial_factor),
         fps=FPS.value,
         start=START.value,
         end=END.value,
@@ -235,6 +237,18 @@ def job_of_flags(spatial_factor: int) -> Job:
     )
 
 
+def sizes(task: str, spatial_factor: int) -> tuple[tuple[int, ...], ...]:
+    """Sizes in tokens of what a task draws."""
+    return sizes_of(
+        task,
+        SIZE.value,
+        RATIO.value,
+        AREA.value,
+        default_area=read_further(MODEL.value).get("image_area", presets.GEN_AREA),
+        spatial_factor=spatial_factor,
+    )
+
+
 def grammar(old: Grammar) -> Grammar:
     """The model's grammar with the changes of the flags."""
     video_format = VIDEO_FORMAT.value or old.video_format
@@ -247,12 +261,22 @@ def grammar(old: Grammar) -> Grammar:
     return Grammar(old.vocab, old.tokenizer, video_format, SPECIAL_NAMES.value)
 
 
+def loaded(mesh: jax.sharding.Mesh) -> tuple[Bundle, str]:
+    """The models, and what names the language model."""
+    vision, vision_variables = weights.load_vision_tokenizer(VISION.value, mesh=mesh)
+    bundle, label = weights.load_language_model(MODEL.value, STEP.value, mesh, DTYPE.value)
+    bundle = with_vision(bundle, vision, vision_variables, VISION.value, label)
+    bundle = dataclasses.replace(bundle, grammar=grammar(bundle.grammar))
+    if MAX_CONTEXT.value:
+        bundle = dataclasses.replace(bundle, max_context=MAX_CONTEXT.value)
+    return bundle, label
+
+
 def main() -> None:
     """Reads the flags and the files, loads the models, runs the job."""
     check_flags()
     mesh = command_line.mesh()
     config = weights.vision_config(VISION.value)
-    job = job_of_flags(config.spatial_factor)
     limits = codec.pixel_limits(
         VISION.value,
         config.spatial_factor,
@@ -260,13 +284,18 @@ def main() -> None:
         MAX_PIXELS.value,
         load_language(MODEL.value).media,
     )
+    if TASK.value in open_ended_flags.TASKS:
+        asked = functools.partial(sizes, spatial_factor=config.spatial_factor)
+        job = open_ended_flags.asked(TASK.value, sampling, prompts(), asked)
+        shown = open_ended_job.read(job, limits, config)
+        bundle, label = loaded(mesh)
+        about = {"model": label, "vision_tokenizer": VISION.value}
+        with jax.set_mesh(mesh):
+            open_ended_job.run(job, bundle, limits, OUTPUT.value, shown, about, print_line)
+        return
+    job = job_of_flags(config.spatial_factor)
     shown = read_media(job, limits, config)
-    vision, vision_variables = weights.load_vision_tokenizer(VISION.value, mesh=mesh)
-    bundle, label = weights.load_language_model(MODEL.value, STEP.value, mesh, DTYPE.value)
-    bundle = with_vision(bundle, vision, vision_variables, VISION.value, label)
-    bundle = dataclasses.replace(bundle, grammar=grammar(bundle.grammar))
-    if MAX_CONTEXT.value:
-        bundle = dataclasses.replace(bundle, max_context=MAX_CONTEXT.value)
+    bundle, label = loaded(mesh)
     runner = Runner(
         bundle,
         pathlib.Path(OUTPUT.value),

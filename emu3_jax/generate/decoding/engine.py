@@ -9,7 +9,8 @@ to the decoder (`decoders`).
 import contextlib
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -121,20 +122,19 @@ def answers(
         )
     check(requests, vocab, max_context, settings.window)
     requests = _prepared(requests, settings, vocab)
-    decoder = registry.make(settings.decoder, settings.window)
     found: list = [None] * len(requests)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         here = jax.sharding.get_abstract_mesh()
         if not here.empty:
             check_mesh(model.config, here)
-        params = nn.meta.unbox(params)
-        if cpu.unscanned_layers(params):
-            model, params = unscanned(model, params)
+        model, params = fastest(model, params)
         shards = sharding.ways_of(here, "batch")
         todo = scheduling.plans(requests, settings.guided, batch_size, shards)
         for i, plan in enumerate(todo):
             name = f"batch {i + 1}/{len(todo)}"
-            session = _session(model, params, vocab, plan, requests, settings, decoder)
+            members = [requests[i] for i in plan.members]
+            masks = [request.mask for request in members]
+            session = open_session(model, params, vocab, plan, members, masks, settings)
             report = _reporter(session, name, progress)
 
             def answer(at: int, tokens, passes: int, commits, plan: Plan = plan) -> None:
@@ -162,10 +162,24 @@ def _prepared(requests: list[Request], settings: Sampling, vocab: Vocab) -> list
     return found
 
 
-def _session(model, params, vocab, plan: Plan, requests, settings: Sampling, decoder) -> Session:
-    """The session of a plan, and what its programs are compiled for."""
-    members = [requests[i] for i in plan.members]
-    entries = np.unique(np.concatenate([request.mask for request in members]))
+def fastest(model: Transformer, params) -> tuple[Transformer, Any]:
+    """The model and its parameters, unboxed, as they decode fastest where they are."""
+    params = nn.meta.unbox(params)
+    return unscanned(model, params) if cpu.unscanned_layers(params) else (model, params)
+
+
+def open_session(
+    model: Transformer,
+    params,
+    vocab: Vocab,
+    plan: Plan,
+    requests: list[Request],
+    masks: Sequence[np.ndarray],
+    settings: Sampling,
+) -> Session:
+    """A session, and what its programs are compiled for; `masks` are all that its requests have."""
+    entries = np.unique(np.concatenate(masks))
+    decoder = registry.make(settings.decoder, settings.window).fitted(masks)
     filters = Filters(
         greedy=settings.greedy,
         top_k=0 if settings.greedy else settings.top_k,
@@ -174,7 +188,7 @@ def _session(model, params, vocab, plan: Plan, requests, settings: Sampling, dec
     kind = Kind(
         guided=plan.guided,
         visual=constraints.VISUAL in entries,
-        text=bool(np.isin(entries, (constraints.TEXT, constraints.WORD)).any()),
+        text=bool(np.isin(entries, constraints.TEXTS).any()),
         whole_vocabulary=settings.whole_vocabulary,
         filters=filters,
     )
@@ -184,7 +198,7 @@ def _session(model, params, vocab, plan: Plan, requests, settings: Sampling, dec
         top_p=np.float32(settings.top_p),
         guidance=np.float32(settings.guidance),
     )
-    return Session(model, params, vocab, plan, members, decoder, kind, numbers)
+    return Session(model, params, vocab, plan, requests, decoder, kind, numbers)
 
 
 def _reporter(session: Session, name: str, progress: Callable[[str], None] | None):

@@ -89,6 +89,7 @@ def _rows(mesh, decoder: Decoder, mask: np.ndarray, requests: int, rows: int) ->
     return Rows(
         prompt_R=per_row,
         mask_BN=of_requests(columns),
+        choices_BA=of_requests(0),
         length_B=of_requests(),
         guided_B=of_requests(dtype=bool),
         number_B=of_requests(),

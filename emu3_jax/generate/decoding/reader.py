@@ -128,7 +128,8 @@ class Reader:
             logits_R1V = self.model.apply({"params": self.params}, x_RSD[:, :1], method="logits")
             mask_B1 = rows.mask_at(offsets_BS[:, :1])
             scores_B1V, whole = self._guided(logits_R1V, rows), self.kind.whole_vocabulary
-            text_B1V = constraints.text_scores(scores_B1V, mask_B1, self.vocab, whole)
+            choices_B1A = rows.choices_BA[:, None]
+            text_B1V = constraints.text_scores(scores_B1V, mask_B1, choices_B1A, self.vocab, whole)
         return Scores(visual_BSV, text_B1V)
 
     def _guided(self, logits_RSV: jax.Array, rows: Rows) -> jax.Array:

@@ -16,12 +16,14 @@ class Request:
       prompt: int32 [P], the ids to continue, beginning with BOS.
       negative: int32 [P'], the prompt of the unconditional branch, or None for no guidance.
       forced: int32 [N], what each new token must be: an id, or -1 for any visual token
-        (`emu3_jax.sequence.allowed_after_img`). None for free text until EOS.
+        (`emu3_jax.sequence.allowed_after_img`), or another entry of `decoding.constraints`. None
+        for free text until EOS.
       max_new: the longest answer; for `forced` it is N and may be left out.
       number: selects the random draws; None: the request's position in the list. The same number,
         seed and settings give the same tokens in any batch.
       may_be_empty: whether free text may be EOS alone.
       label: what messages call it, such as the file that it is about.
+      choices: the ids that an entry CHOICE of `forced` allows: text tokens or IMG.
     """
 
     prompt: np.ndarray
@@ -31,6 +33,7 @@ class Request:
     number: int | None = None
     may_be_empty: bool = True
     label: str = ""
+    choices: tuple[int, ...] = ()
 
     @property
     def mask(self) -> np.ndarray:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from emu3_jax import sharding
+from emu3_jax.generate.decoding import constraints
 from emu3_jax.models.language.kv_cache import KVCache
 from emu3_jax.vocab import Vocab
 
@@ -19,6 +20,7 @@ class Rows(NamedTuple):
     Attributes:
       prompt_R: int32 [R], tokens of the row's prompt, of which all but the last have been read.
       mask_BN: int32, the constraint mask of each answer (`constraints`); N new tokens at most.
+      choices_BA: int32, the ids that an entry CHOICE of the mask allows, and -1; A is mostly 0.
       length_B: int32, the most new tokens of each answer.
       guided_B: bool, whether the request has an unconditional branch.
       number_B: int32, the number of each request, which selects its draws.
@@ -33,6 +35,7 @@ class Rows(NamedTuple):
 
     prompt_R: jax.Array
     mask_BN: jax.Array
+    choices_BA: jax.Array
     length_B: jax.Array
     guided_B: jax.Array
     number_B: jax.Array
@@ -68,10 +71,12 @@ class Rows(NamedTuple):
     def commit(self, token_BS: jax.Array, count_B: jax.Array, vocab: Vocab) -> "Rows":
         """The rows with their next `count_B` tokens, 1 to S; a finished row takes none.
 
-        A row ends behind its first EOS, or when it has `length_B` tokens.
+        A row ends behind its first EOS, behind a BOI that it was free to choose, or when it has
+        `length_B` tokens.
         """
         within_S = jnp.arange(token_BS.shape[1])
-        is_end_BS = (token_BS == vocab.eos) & (within_S < count_B[:, None])
+        mask_BS = self.mask_at(self.step_B[:, None] + within_S)
+        is_end_BS = constraints.is_end(token_BS, mask_BS, vocab) & (within_S < count_B[:, None])
         ends_B = is_end_BS.any(axis=1)
         count_B = jnp.where(ends_B, jnp.argmax(is_end_BS, axis=1) + 1, count_B)
         count_B = jnp.where(self.finished_B, 0, jnp.minimum(count_B, self.length_B - self.step_B))

@@ -34,6 +34,8 @@ class Plan:
       size: requests that run at once, a multiple of the shards of the rows.
       columns: the most new tokens.
       slots: tokens of the longest request.
+      longest_prompt: tokens of the longest prompt.
+      choices: the most ids that an entry CHOICE of a mask allows.
     """
 
     members: tuple[int, ...]
@@ -41,6 +43,8 @@ class Plan:
     size: int
     columns: int
     slots: int
+    longest_prompt: int
+    choices: int = 0
 
 
 def plans(
@@ -77,6 +81,8 @@ def plans(
                 size=-(-size // shards) * shards,
                 columns=bucket_quarter(max(r.new for r in chosen), 16),
                 slots=bucket_quarter(max(r.read for r in chosen), 64),
+                longest_prompt=max(r.longest_prompt for r in chosen),
+                choices=max(len(r.choices) for r in chosen),
             )
         )
     return found

@@ -40,16 +40,18 @@ class Session:
         numbers: Numbers,
         quantized_cache: bool = False,
     ):
-        """See `generate`; `requests` are those of the plan, each with its number."""
+        """See `generate`; `requests` are those of the plan, each with its number.
+
+        `decoder` is fitted to the masks of all of them, and of those that are added later.
+        """
         self.model, self.params, self.vocab, self.plan = model, params, vocab, plan
         self.kind, self.numbers, self.quantized = kind, numbers, quantized_cache
         self.requests = list(requests)
-        self.decoder = decoder.fitted([request.mask for request in self.requests])
+        self.decoder = decoder
         self.shards = sharding.ways_of(jax.sharding.get_abstract_mesh(), "batch")
         self.branches = 2 if kind.guided else 1
         # To spare: the longest run of tokens that is written at once.
-        longest = max(request.longest_prompt for request in self.requests)
-        spare = max(scheduling.piece(longest - 1), self.decoder.width)
+        spare = max(scheduling.piece(plan.longest_prompt - 1), self.decoder.width)
         self.slots = plan.slots + spare
         self.occupants: list[int | None] = [None] * plan.size
         self.waiting = list(range(len(self.requests)))[::-1]
@@ -65,6 +67,7 @@ class Session:
         return Rows(
             prompt_R=np.ones(size * self.branches, np.int32),
             mask_BN=np.full((size, columns), self.vocab.pad, np.int32),
+            choices_BA=np.full((size, self.plan.choices), -1, np.int32),
             length_B=none_B,
             guided_B=np.zeros(size, bool),
             number_B=none_B,
@@ -76,6 +79,11 @@ class Session:
             commits_BW=np.zeros((size, self.decoder.width), np.int32),
             schedule=jax.tree.map(lambda x: np.stack([x] * size), schedule),
         )
+
+    def add(self, request: Request) -> None:
+        """One more request for the next `run`; it must fit the plan, the kind and the decoder."""
+        self.waiting.insert(0, len(self.requests))
+        self.requests.append(request)
 
     def run(
         self,
@@ -144,6 +152,8 @@ class Session:
                 rows.prompt_R[r], rows.last_R[r] = len(ids), ids[-1]
             rows.mask_BN[b] = self.vocab.pad
             rows.mask_BN[b, : request.new] = request.mask
+            rows.choices_BA[b] = -1
+            rows.choices_BA[b, : len(request.choices)] = request.choices
             rows.new_BN[b] = self.vocab.pad
             rows.length_B[b], rows.number_B[b] = request.new, request.number
             rows.guided_B[b] = request.negative is not None
@@ -288,7 +298,7 @@ class Session:
         name = f"decoding {self.plan.size} requests over {live} tokens"
         static = dict(model=self.model, vocab=self.vocab, decoder=self.decoder, kind=self.kind)
         compiling.announce((*program, self._drafts is None), name)
-        self._cache, self._drafts, rows = device.advance(
+        self._cache, drafts, rows = device.advance(
             self.params,
             self._cache,
             self._drafts,
@@ -300,6 +310,8 @@ class Session:
             **static,
             live=live,
         )
+        # A decoder that keeps nothing goes on as it begins, with the same program.
+        self._drafts = drafts if jax.tree.leaves(drafts) else None
         self._rows = jax.tree.map(np.asarray, rows)
 
     def _needed(self) -> int:

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from emu3_jax.generate.decoding import constraints
 from emu3_jax.generate.decoding.reader import Reader
 from emu3_jax.generate.decoding.rows import Rows, State
 from emu3_jax.vocab import Vocab
@@ -161,9 +162,10 @@ def _committed(rows: Rows, drawn_BS: jax.Array, offset_BS: jax.Array, vocab: Voc
     is_missing_BN &= columns_N < rows.length_B[:, None]
     none_B = ~is_missing_BN.any(axis=1)
     step_B = jnp.where(none_B, rows.length_B, jnp.argmax(is_missing_BN, axis=1))
-    is_eos_BN = is_free_BN & (new_BN == vocab.eos) & (columns_N < step_B[:, None])
-    ends_B = is_eos_BN.any(axis=1)
-    step_B = jnp.where(ends_B, jnp.argmax(is_eos_BN, axis=1) + 1, step_B)
+    is_end_BN = is_free_BN & constraints.is_end(new_BN, rows.mask_BN, vocab)
+    is_end_BN &= columns_N < step_B[:, None]
+    ends_B = is_end_BN.any(axis=1)
+    step_B = jnp.where(ends_B, jnp.argmax(is_end_BN, axis=1) + 1, step_B)
     is_forced_BN = ~is_free_BN & (columns_N < step_B[:, None])
     new_BN = jnp.where(is_forced_BN, rows.mask_BN, new_BN)
     count_B = (is_here_BSN.any(axis=1) & is_free_BN).sum(axis=1)
