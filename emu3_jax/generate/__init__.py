@@ -5,7 +5,7 @@
 """
 
 from emu3_jax.generate.decoding.engine import generate
-from emu3_jax.generate.decoding.requests import Request
+from emu3_jax.generate.decoding.requests import CancelledError, Request
 from emu3_jax.generate.decoding.sampling import Sampling
 
-__all__ = ["Request", "Sampling", "generate"]
+__all__ = ["CancelledError", "Request", "Sampling", "generate"]

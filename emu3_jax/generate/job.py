@@ -232,11 +232,6 @@ def parse_size(text: str, task: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split("x"))
 
 
-def spelled(size: Sequence[int]) -> str:
-    """The inverse of `parse_size`."""
-    return "x".join(map(str, size))
-
-
 def sizes_of(
     task: str,
     sizes: Sequence[str],

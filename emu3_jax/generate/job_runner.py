@@ -19,7 +19,8 @@ from emu3_jax.data import media
 from emu3_jax.data.codec import vision_codec
 from emu3_jax.files import write_atomically
 from emu3_jax.generate import codec, modalities
-from emu3_jax.generate.job import Job, spelled
+from emu3_jax.generate.completion.partly_given import spelled
+from emu3_jax.generate.job import Job
 from emu3_jax.interop.bundle import Bundle
 from emu3_jax.models.vision.tokenizer import VisionTokenizerConfig
 from emu3_jax.sequence import Image, Text, Turn, Video
