@@ -1,6 +1,7 @@
 """From prompts to tokens, and from tokens to files.
 
-`decoding.engine` decodes any mix of requests. `modalities` has its four uses as plain functions.
+`decoding.engine` decodes any mix of requests. `modalities` has its four uses as plain functions,
+`completion` those in which a part of the image or the clip is given.
 `job` is what `python -m emu3_jax.generate` does with them.
 """
 

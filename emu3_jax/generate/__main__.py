@@ -6,7 +6,10 @@ python -m emu3_jax.generate --model=DIR --vision_tokenizer=DIR --task=TASK --out
   --task=text_to_video  --prompt="a waving hand" --size=4x8x8 --fps=8
   --task=edit           --image=photo.png --prompt="make it red"
   --task=image_to_video --image=first.png [--prompt="a waving hand"] --size=4 --fps=8
+  --task=extend_video   --video=clip.mp4 [--prompt="a waving hand"] --size=4 [--context=2]
+  --task=predict_video  --video=clip.mp4 --size=4 [--context=2]
   --task=video_to_video --video=clip.mp4 [--prompt="a waving hand"] [--size=4]
+  --task=inpaint        --image=photo.png --mask=mask.png [--prompt="a red fox"]
   --task=image_to_text  --image=photo.png [--prompt="What is this?"]
   --task=video_to_text  --video=clip.mp4 [--prompt="What happens?"] [--start=2 --end=4.5]
 
@@ -16,7 +19,8 @@ name of shipped weights (nano). The same holds for --vision_tokenizer (nano, pho
 --image and --video may be repeated. So may --size or --ratio: one for all prompts, several for one
 prompt, or one per prompt. They share batches. An edit of several images names them in one --image,
 separated by commas. What is drawn after an image or a clip has its size unless --size says more;
-of a clip T alone says how long it is, in tokens.
+of a clip T alone says how long it is, in tokens, and of extend_video and predict_video by how much
+it becomes longer.
 
 Every PNG holds its settings and its number in a text chunk named "emu3_jax". Clips have them in a
 .json file beside them, texts in their line of captions.jsonl. The same options with --first set to
@@ -36,6 +40,8 @@ from emu3_jax.data import media
 from emu3_jax.data.codec import vision_codec
 from emu3_jax.figures.contact_sheet import contact_sheet
 from emu3_jax.generate import codec, modalities, presets
+from emu3_jax.generate.completion import completion_flags
+from emu3_jax.generate.decoding.decoders.registry import DECODERS
 from emu3_jax.generate.decoding.sampling import Sampling
 from emu3_jax.generate.job import GENERATION_TASKS, Job, JobError, sizes_of
 from emu3_jax.generate.job_runner import Runner, read_media
@@ -101,6 +107,10 @@ TOP_K = flags.DEFINE_integer("top_k", None, "Draw from the k best tokens; 0 is o
 TOP_P = flags.DEFINE_float("top_p", None, "Draw from the smallest set of this mass; 1 is off.")
 TEMPERATURE = flags.DEFINE_float("temperature", None, "Divides the scores; 0 takes the best.")
 NEGATIVE = flags.DEFINE_string("negative_prompt", "", "The prompt of the unconditional branch.")
+DECODER = flags.DEFINE_enum(
+    "decoder", None, tuple(DECODERS), "How many tokens a forward pass draws; default: sequential."
+)
+WINDOW = flags.DEFINE_integer("window", None, "Tokens of jacobi's window, or codes of zipar's.")
 ATTEND_PADDING = flags.DEFINE_bool(
     "attend_negative_padding", False, "Batch guidance as the official scripts do; see Sampling."
 )
@@ -129,6 +139,7 @@ DTYPE = flags.DEFINE_enum(
 BATCH = flags.DEFINE_integer("batch_size", 16, "Most answers in a batch.")
 MAX_CONTEXT = flags.DEFINE_integer("max_context", None, "Most tokens in a sequence.")
 command_line.define_mesh()
+completion_flags.define()
 
 
 def sampling(draws: bool) -> Sampling:
@@ -142,6 +153,8 @@ def sampling(draws: bool) -> Sampling:
         "top_k": TOP_K.value,
         "top_p": TOP_P.value,
         "guidance": GUIDANCE.value,
+        "decoder": DECODER.value,
+        "window": WINDOW.value,
         "attend_negative_padding": ATTEND_PADDING.value,
         "whole_vocabulary": WHOLE_VOCABULARY.value,
     }
@@ -226,6 +239,7 @@ def job_of_flags(spatial_factor: int) -> Job:
         negative_prompt=negative,
         chat=CHAT.value,
         max_new=MAX_NEW.value,
+        **completion_flags.fields(),
     )
 
 

@@ -52,11 +52,11 @@ def extend_video(
     new: int,
     context: int,
     options: Options | None = None,
-    step: int | None = None,
+    stride: int | None = None,
 ) -> list[np.ndarray]:
     """Draws `new` latent frames after each clip: codes int32 [t + new, h, w], the clip's first.
 
-    The last `context` frames are given and `step` frames are drawn after them, which are then part
+    The last `context` frames are given and `stride` frames are drawn after them, then being part
     of what is given, until there are enough. So a clip may become longer than the model's context.
     Each time the prompt states the duration of the given and the drawn frames together.
 
@@ -66,19 +66,19 @@ def extend_video(
       clips: with fps and seconds; lengths, sizes and rates may differ.
       new: latent frames to draw.
       context: latent frames that are given.
-      options: how to sample. Every step has draws of its own.
-      step: latent frames drawn at once; None: as many as are given (paper: 2 s and 2 s).
+      options: how to sample. Every window has draws of its own.
+      stride: latent frames drawn at once; None: as many as are given (paper: 2 s and 2 s).
 
     Raises:
       ValueError: a clip shorter than the context or of unknown duration; no room in the model's
         context.
     """
     options = options or Options()
-    step = min(context if step is None else step, new)
-    _check(bundle, captions, clips, new, context, step, options)
+    stride = min(context if stride is None else stride, new)
+    _check(bundle, captions, clips, new, context, stride, options)
     grown = [clip.codes for clip in clips]
-    for done in range(0, new, step):
-        now = min(step, new - done)
+    for done in range(0, new, stride):
+        now = min(stride, new - done)
         given = [_next(codes, context, now) for codes in grown]
         drawn = modalities.draw_clips(
             bundle,
@@ -100,7 +100,7 @@ def predict_video(
     new: int,
     context: int,
     options: Options | None = None,
-    step: int | None = None,
+    stride: int | None = None,
 ) -> list[np.ndarray]:
     """`extend_video` from the frames alone, without text.
 
@@ -111,15 +111,15 @@ def predict_video(
         sampling = dataclasses.replace(options.sampling, guidance=1.0)
         options = dataclasses.replace(options, sampling=sampling)
     captions = [""] * len(clips)
-    return extend_video(bundle, captions, clips, new, context, options, step)
+    return extend_video(bundle, captions, clips, new, context, options, stride)
 
 
-def _check(bundle: Bundle, captions, clips, new: int, context: int, step: int, options) -> None:
+def _check(bundle: Bundle, captions, clips, new: int, context: int, stride: int, options) -> None:
     """ValueError unless all of it goes together."""
     modalities.check_list("captions", captions)
     if len(captions) != len(clips):
         raise ValueError(f"There are {len(clips)} clips and {len(captions)} captions.")
-    for name, value in (("new", new), ("context", context), ("step", step)):
+    for name, value in (("new", new), ("context", context), ("stride", stride)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1 latent frame, not {value}.")
     for i, (caption, clip) in enumerate(zip(captions, clips, strict=True)):
@@ -130,9 +130,9 @@ def _check(bundle: Bundle, captions, clips, new: int, context: int, step: int, o
             )
         if not (clip.fps and clip.seconds):
             raise ValueError(f"Clip {i} has no fps and seconds, which the prompt states.")
-        if (room := _room(bundle, caption, clip, context + step, options)) < context + step:
+        if (room := _room(bundle, caption, clip, context + stride, options)) < context + stride:
             raise ValueError(
-                f"{context} given and {step} new latent frames of clip {i} do not fit in the "
+                f"{context} given and {stride} new latent frames of clip {i} do not fit in the "
                 f"model's context of {bundle.max_context} tokens, which has room for {room} in all."
             )
 

@@ -49,8 +49,14 @@ def inpaint(
     return modalities.draw_images(bundle, captions, sizes, options or Options(), given=given)
 
 
-def kept_codes(drawn: np.ndarray, spatial_factor: int) -> np.ndarray:
-    """Which codes stay, bool [h, w]: those of whose pixels, bool [H, W], none is to be drawn."""
-    h, w = (side // spatial_factor for side in drawn.shape)
-    cells = drawn[: h * spatial_factor, : w * spatial_factor]
-    return ~cells.reshape(h, spatial_factor, w, spatial_factor).any(axis=(1, 3))
+def kept_codes(drawn: np.ndarray, h: int, w: int) -> np.ndarray:
+    """Which codes stay, bool [h, w]: those of whose pixels, bool [H, W], none is to be drawn.
+
+    A code has the pixels of its place, whatever the size of the image in the file.
+    """
+    for axis, cells in enumerate((h, w)):
+        edges = np.arange(cells + 1) * drawn.shape[axis]
+        parts = zip(edges[:-1] // cells, -(-edges[1:] // cells), strict=True)
+        lines = [drawn.take(range(*part), axis).any(axis) for part in parts]
+        drawn = np.stack(lines, axis)
+    return ~drawn

@@ -98,7 +98,7 @@ def test_an_answer_depends_on_seed_and_number_alone(tiny_bundle, decoder, window
     assert (extend_video(tiny_bundle, ["a"], clips[:1], 4, 2, other)[0] != drawn[0]).any()
 
 
-def test_every_step_has_draws_of_its_own(tiny_bundle, monkeypatch):
+def test_every_window_has_draws_of_its_own(tiny_bundle, monkeypatch):
     seeds = []
     draw = modalities.draw_clips
 
@@ -126,7 +126,7 @@ def test_rows_of_all_steps_are_counted_together(tiny_bundle):
         ({"new": 0}, "new must be at least 1 latent frame, not 0."),
         ({"context": 0}, "context must be at least 1 latent frame, not 0."),
         ({"context": 4}, "Clip 0 has 3 latent frames, fewer than the 4 to be given."),
-        ({"step": -1}, "step must be at least 1 latent frame, not -1."),
+        ({"stride": -1}, "stride must be at least 1 latent frame, not -1."),
         ({"captions": ["a", "b"]}, "There are 1 clips and 2 captions."),
         ({"captions": "a"}, "captions must be a list of texts"),
         ({"clips": [Video(np.zeros((3, 2, 3), int))]}, "Clip 0 has no fps and seconds"),
@@ -162,4 +162,4 @@ def test_the_room_is_what_the_engine_takes(tiny_bundle):
     with pytest.raises(ValueError, match="has room for 3 in all"):
         extend_video(less, ["a"], [big], 2, 2, GREEDY)
     # The same room takes the clip to any length, in steps.
-    assert len(extend_video(less, ["a"], [big], 5, 2, GREEDY, step=1)[0]) == 8
+    assert len(extend_video(less, ["a"], [big], 5, 2, GREEDY, stride=1)[0]) == 8

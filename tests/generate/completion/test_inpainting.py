@@ -45,9 +45,17 @@ def test_nothing_is_seen_of_what_stays_behind_the_hole(tiny_bundle):
 
 
 def test_a_code_with_a_pixel_to_draw_is_drawn():
-    drawn = np.zeros((5, 6), bool)
-    drawn[1, 2] = drawn[4, 0] = True  # the last row is no whole code
-    assert kept_codes(drawn, 2).tolist() == [[True, False, True], [True, True, True]]
+    drawn = np.zeros((4, 6), bool)
+    drawn[1, 2] = True
+    assert kept_codes(drawn, 2, 3).tolist() == [[True, False, True], [True, True, True]]
+    # Rows 0, 1 (in part) and 1 (in part), 2 are those of the codes, columns one each.
+    drawn = np.zeros((3, 2), bool)
+    drawn[1, 0] = True
+    assert kept_codes(drawn, 2, 2).tolist() == [[False, True], [False, True]]
+    assert (
+        kept_codes(np.eye(2, dtype=bool), 4, 2).tolist()
+        == [[False, True]] * 2 + [[True, False]] * 2
+    )
 
 
 @pytest.mark.parametrize(
