@@ -6,7 +6,10 @@ python -m emu3_jax.generate --model=DIR --vision_tokenizer=DIR --task=TASK --out
   --task=text_to_video  --prompt="a waving hand" --size=4x8x8 --fps=8
   --task=edit           --image=photo.png --prompt="make it red"
   --task=image_to_video --image=first.png [--prompt="a waving hand"] --size=4 --fps=8
+  --task=extend_video   --video=clip.mp4 [--prompt="a waving hand"] --size=4 [--context=2]
+  --task=predict_video  --video=clip.mp4 --size=4 [--context=2]
   --task=video_to_video --video=clip.mp4 [--prompt="a waving hand"] [--size=4]
+  --task=inpaint        --image=photo.png --mask=mask.png [--prompt="a red fox"]
   --task=image_to_text  --image=photo.png [--prompt="What is this?"]
   --task=video_to_text  --video=clip.mp4 [--prompt="What happens?"] [--start=2 --end=4.5]
   --task=interleaved    [--image=photo.png] [--prompt="How to draw a fox"] --size=8x8 [--size=4x8]
@@ -18,7 +21,8 @@ name of shipped weights (nano). The same holds for --vision_tokenizer (nano, pho
 --image and --video may be repeated. So may --size or --ratio: one for all prompts, several for one
 prompt, or one per prompt. They share batches. An edit of several images names them in one --image,
 separated by commas. What is drawn after an image or a clip has its size unless --size says more;
-of a clip T alone says how long it is, in tokens.
+of a clip T alone says how long it is, in tokens, and of extend_video and predict_video by how much
+it becomes longer.
 
 Every PNG holds its settings and its number in a text chunk named "emu3_jax". Clips have them in a
 .json file beside them, texts in their line of captions.jsonl. The same options with --first set to
@@ -39,6 +43,8 @@ from emu3_jax.data import media
 from emu3_jax.data.codec import vision_codec
 from emu3_jax.figures.contact_sheet import contact_sheet
 from emu3_jax.generate import codec, modalities, presets
+from emu3_jax.generate.completion import completion_flags
+from emu3_jax.generate.decoding.decoders.registry import DECODERS
 from emu3_jax.generate.decoding.sampling import Sampling
 from emu3_jax.generate.job import GENERATION_TASKS, Job, JobError, sizes_of
 from emu3_jax.generate.job_runner import Runner, read_media
@@ -106,6 +112,10 @@ TOP_K = flags.DEFINE_integer("top_k", None, "Draw from the k best tokens; 0 is o
 TOP_P = flags.DEFINE_float("top_p", None, "Draw from the smallest set of this mass; 1 is off.")
 TEMPERATURE = flags.DEFINE_float("temperature", None, "Divides the scores; 0 takes the best.")
 NEGATIVE = flags.DEFINE_string("negative_prompt", "", "The prompt of the unconditional branch.")
+DECODER = flags.DEFINE_enum(
+    "decoder", None, tuple(DECODERS), "How many tokens a forward pass draws; default: sequential."
+)
+WINDOW = flags.DEFINE_integer("window", None, "Tokens of jacobi's window, or codes of zipar's.")
 ATTEND_PADDING = flags.DEFINE_bool(
     "attend_negative_padding", False, "Batch guidance as the official scripts do; see Sampling."
 )
@@ -122,10 +132,6 @@ OFFICIAL = flags.DEFINE_bool(
 )
 CHAT = flags.DEFINE_bool("chat", False, "Put the question in the released chat template.")
 STREAM = flags.DEFINE_bool("stream", False, "Print one text answer while it is generated.")
-DECODER = flags.DEFINE_string(
-    "decoder", None, "sequential, jacobi (fewer passes, same law) or zipar (approximate)."
-)
-WINDOW = flags.DEFINE_integer("window", None, "Of the decoder; see docs/decoding.md.")
 MAX_NEW = flags.DEFINE_integer("max_new", 128, "Longest text in tokens (released: 1024).")
 MIN_PIXELS = flags.DEFINE_integer("min_pixels", None, "Enlarge smaller images to this.")
 MAX_PIXELS = flags.DEFINE_integer("max_pixels", None, "Reduce larger images to this.")
@@ -139,6 +145,7 @@ BATCH = flags.DEFINE_integer("batch_size", 16, "Most answers in a batch.")
 MAX_CONTEXT = flags.DEFINE_integer("max_context", None, "Most tokens in a sequence.")
 command_line.define_mesh()
 open_ended_flags.define()
+completion_flags.define()
 
 
 def sampling(draws: bool) -> Sampling:
@@ -234,6 +241,7 @@ def job_of_flags(spatial_factor: int) -> Job:
         negative_prompt=negative,
         chat=CHAT.value,
         max_new=MAX_NEW.value,
+        **completion_flags.fields(),
     )
 
 

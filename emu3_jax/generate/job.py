@@ -22,7 +22,12 @@ GENERATION_TASKS = {
     "edit": ("image", "image"),
     "image_to_video": ("image", "video"),
     "video_to_video": ("video", "video"),
+    "extend_video": ("video", "video"),
+    "predict_video": ("video", "video"),
+    "inpaint": ("image", "image"),
 }
+# Where the image of image_to_video is.
+INSIDE, BEFORE = FIRST_FRAMES = ("inside", "before")
 
 
 class JobError(ValueError):
@@ -61,6 +66,11 @@ class Job:
       start, end: the part of each clip that is read, in seconds; end None: to its end.
       max_frames: the most frames of that part that are read, the first; None: all.
       clips: how longer clips are encoded, one of `vision_codec.CLIPS`.
+      first_frame: of image_to_video: whether the image is the first latent frame of the clip, or a
+        block of its own before it, as models tuned on such documents expect.
+      context: of extend_video and predict_video: latent frames that are given; None: all.
+      stride: of these: latent frames drawn at once; None: as many as are given.
+      masks: of inpaint: an image file for all, or one each, white where it is to be drawn.
       samples: answers per prompt or file.
       candidates: images or clips drawn for each answer; see `modalities.Options`.
       first: number of the first answer; answer n depends on the seed and on first + n alone.
@@ -79,6 +89,10 @@ class Job:
     end: float | None = None
     max_frames: int | None = None
     clips: str = vision_codec.CAUSAL
+    first_frame: str = INSIDE
+    context: int | None = None
+    stride: int | None = None
+    masks: tuple[str, ...] = ()
     samples: int = 1
     candidates: int = 1
     first: int = 0
@@ -108,6 +122,7 @@ class Job:
             if not all(files):
                 raise JobError(f"The name of a file is missing in {entry!r}.")
         self._check_part()
+        self._check_given()
         if self.draws:
             self._check_drawing()
         else:
@@ -134,6 +149,17 @@ class Job:
         return "video" in (self.reads, self.makes)
 
     @property
+    def goes_on(self) -> bool:
+        """True for the tasks that draw what follows a clip, as part of it."""
+        return self.task in ("extend_video", "predict_video")
+
+    @property
+    def completes(self) -> bool:
+        """True if what is read is part of what is drawn, not before it."""
+        inside = self.task == "image_to_video" and self.first_frame == INSIDE
+        return self.goes_on or self.task == "inpaint" or inside
+
+    @property
     def sources(self) -> list[list[str]]:
         """The files of each entry of `media`."""
         return [entry.split(",") if self.task == "edit" else [entry] for entry in self.media]
@@ -158,6 +184,34 @@ class Job:
         if self.max_frames is not None and self.max_frames < 1:
             raise JobError(f"max_frames must be at least 1, not {self.max_frames}.")
 
+    def _check_given(self):
+        if self.first_frame not in FIRST_FRAMES:
+            expected = " or ".join(FIRST_FRAMES)
+            raise JobError(f"first_frame must be {expected}, not {self.first_frame!r}.")
+        if self.first_frame != INSIDE and self.task != "image_to_video":
+            raise JobError(f"first_frame is for image_to_video, not for {self.task}.")
+        for name in ("context", "stride"):
+            value = getattr(self, name)
+            if value is not None and not self.goes_on:
+                raise JobError(
+                    f"{name} is for extend_video and predict_video, not for {self.task}."
+                )
+            if value is not None and value < 1:
+                raise JobError(f"{name} must be at least 1 latent frame, not {value}.")
+        if self.goes_on and len(self.sizes) > 1:
+            raise JobError(f"{self.task} takes one size, the latent frames to draw.")
+        if self.task == "predict_video" and any(self.prompts):
+            raise JobError("predict_video takes no prompt; extend_video does.")
+        if self.masks and self.task != "inpaint":
+            raise JobError(f"A mask is for inpaint, not for {self.task}.")
+        if self.task == "inpaint" and len(self.masks) not in (1, len(self.media)):
+            raise JobError(
+                f"inpaint needs a mask for all images, or one each; there are {len(self.masks)} "
+                f"masks for {len(self.media)} images."
+            )
+        if self.task == "inpaint" and self.sizes:
+            raise JobError("inpaint takes the size from the image; leave the size out.")
+
     def _check_drawing(self):
         if not self.prompts and not self.reads:
             raise JobError(f"{self.task} needs a prompt.")
@@ -180,7 +234,7 @@ class Job:
     def _check_sizes(self):
         form = size_form(self.task)
         numbers = {1 + part.count("x") for part in form.split(" or ")}
-        needed = not self.reads or (self.reads, self.makes) == ("image", "video")
+        needed = not self.reads or self.goes_on or (self.reads, self.makes) == ("image", "video")
         if (needed and not self.sizes) or any(len(size) not in numbers for size in self.sizes):
             raise JobError(f"{self.task} needs a size in tokens, {form}.")
         for size in self.sizes:
@@ -222,6 +276,8 @@ def size_form(task: str) -> str:
     reads, makes = GENERATION_TASKS[task]
     if makes == "image":
         return "HxW"
+    if task in ("extend_video", "predict_video"):
+        return "T"
     return "T or TxHxW" if reads else "TxHxW"
 
 
@@ -230,11 +286,6 @@ def parse_size(text: str, task: str) -> tuple[int, ...]:
     if not re.fullmatch(r"\d+(x\d+){0,2}", text):
         raise JobError(f"size must be {size_form(task)}, in tokens, not {text!r}.")
     return tuple(int(part) for part in text.split("x"))
-
-
-def spelled(size: Sequence[int]) -> str:
-    """The inverse of `parse_size`."""
-    return "x".join(map(str, size))
 
 
 def sizes_of(

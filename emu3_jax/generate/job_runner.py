@@ -19,7 +19,9 @@ from emu3_jax.data import media
 from emu3_jax.data.codec import vision_codec
 from emu3_jax.files import write_atomically
 from emu3_jax.generate import codec, modalities
-from emu3_jax.generate.job import Job, spelled
+from emu3_jax.generate.completion import given_files
+from emu3_jax.generate.completion.partly_given import spelled
+from emu3_jax.generate.job import Job
 from emu3_jax.interop.bundle import Bundle
 from emu3_jax.models.vision.tokenizer import VisionTokenizerConfig
 from emu3_jax.sequence import Image, Text, Turn, Video
@@ -70,6 +72,8 @@ def read_media(job: Job, limits: media.PixelLimits, config: VisionTokenizerConfi
             raise media.MediaError(f"{file}: {error}") from error
     if job.draws:
         _check_rates(shown)
+    if job.completes:
+        given_files.check(job, [one.pixels for one in shown], config)
     return shown
 
 
@@ -90,6 +94,8 @@ def unlearnt(job: Job, learnt: Sequence[str] | None) -> str:
     on documents of any form (the task "document"), which may have been of this one.
     """
     asked = "chat" if job.chat else "document" if job.draws and job.reads else job.task
+    if job.completes:
+        asked = f"text_to_{job.makes}"
     if learnt is None or {asked, "document"} & set(learnt):
         return ""
     if job.chat:
@@ -97,7 +103,7 @@ def unlearnt(job: Job, learnt: Sequence[str] | None) -> str:
     elif asked == "document":
         what = f"documents with images or clips before what is drawn, as {job.task} needs"
     else:
-        what = f"{job.task}, as is asked of it"
+        what = f"{asked}, as {'is asked of it' if asked == job.task else f'{job.task} needs'}"
     return f"the model was never trained on {what}; it was trained on {', '.join(learnt)}"
 
 
@@ -182,6 +188,12 @@ class Runner:
             model |= {"fps": job.fps, "clips": job.clips, "video_format": video_format}
         if source is not None:
             rest["source"] = job.media[source]
+            if job.task == "inpaint":
+                rest["mask"] = job.masks[source % len(job.masks)]
+            if job.goes_on:
+                rest |= {"context": job.context, "stride": job.stride}
+            if job.task == "image_to_video":
+                rest["first_frame"] = job.first_frame
             rest |= {"min_pixels": self.limits.min_pixels, "max_pixels": self.limits.max_pixels}
         if job.reads == "video":
             rest |= {"start": job.start, "end": job.end, "max_frames": job.max_frames}
@@ -191,20 +203,8 @@ class Runner:
     def _drawings(
         self, job: Job, shown: Sequence[Shown], options: modalities.Options, report
     ) -> list[pathlib.Path]:
-        blocks = iter(self._blocks(job, shown))
-        sources = [tuple(itertools.islice(blocks, len(files))) for files in job.sources]
-        prompts, sizes = [], []
-        for one in job.drawings:
-            before = () if one.source is None else sources[one.source]
-            prompts.append(drawn_after(job, one.prompt, before))
-            sizes.append(completed(job, one.size, before))
-        if job.makes == "image":
-            codes = modalities.draw_images(self.bundle, prompts, sizes, options)
-        else:
-            fps = shown[0].fps if job.reads == "video" else job.fps
-            factor = self.bundle.vision.config.temporal_downsample_factor
-            seconds = {size[0]: size[0] * factor / fps for size in sizes}
-            codes = modalities.draw_clips(self.bundle, prompts, sizes, fps, seconds, options)
+        fps = shown[0].fps if job.reads == "video" else job.fps
+        codes, sizes = self._codes(job, self._blocks(job, shown), fps, options)
         begin, files = self._free_number(job.makes, job.first), []
         for i, pixels in enumerate(codec.decode(self.bundle, codes, job.clips)):
             prompt, _, source = job.drawings[i]
@@ -221,11 +221,31 @@ class Runner:
             if job.makes == "image":
                 written = _write_image(stem, pixels, settings)
             else:
-                settings["seconds"] = seconds[sizes[i][0]]
+                settings["seconds"] = len(pixels) / fps
                 written = _write_clip(stem, pixels, fps, settings)
             report(f"{written[0]}  {prompt}")
             files += written
         return files
+
+    def _codes(
+        self, job: Job, blocks: Sequence[Image | Video], fps: float, options: modalities.Options
+    ) -> tuple[list[np.ndarray], list[tuple[int, ...]]]:
+        """The codes of all drawings, and the size that asks for each of them."""
+        if job.completes:
+            codes = given_files.draw(job, self.bundle, blocks, options)
+            return codes, [job.sizes[0] if job.goes_on else one.shape for one in codes]
+        rest = iter(blocks)
+        sources = [tuple(itertools.islice(rest, len(files))) for files in job.sources]
+        prompts, sizes = [], []
+        for one in job.drawings:
+            before = () if one.source is None else sources[one.source]
+            prompts.append(drawn_after(job, one.prompt, before))
+            sizes.append(completed(job, one.size, before))
+        if job.makes == "image":
+            return modalities.draw_images(self.bundle, prompts, sizes, options), sizes
+        factor = self.bundle.vision.config.temporal_downsample_factor
+        seconds = {size[0]: size[0] * factor / fps for size in sizes}
+        return modalities.draw_clips(self.bundle, prompts, sizes, fps, seconds, options), sizes
 
     def _texts(
         self, job: Job, shown: Sequence[Shown], options: modalities.Options, report

@@ -7,14 +7,14 @@ With several processes, each makes the same calls and gets the same answers.
 
 import dataclasses
 import functools
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from emu3_jax.generate import best_of
+from emu3_jax.generate.completion import partly_given
 from emu3_jax.generate.decoding.engine import generate
-from emu3_jax.generate.decoding.requests import Request
+from emu3_jax.generate.decoding.requests import CancelledError, Request
 from emu3_jax.generate.decoding.sampling import Sampling
 from emu3_jax.interop.bundle import Bundle
 from emu3_jax.sequence import Image, Segment, Text, Video
@@ -39,6 +39,10 @@ class Options:
       progress: called with a line before and after each batch.
       stream: for texts: called as stream(position of the answer in the list, next piece of it)
         while they are generated; the pieces of an answer together are that answer.
+      on_row: for images and clips: called as on_row(position of the answer in the list, rows of
+        codes that are complete, rows to draw) while they are drawn, candidates together.
+      cancel: asked every few tokens; True ends the call with `CancelledError`, which carries the
+        codes or texts that are finished (of candidates none, since they are not compared yet).
     """
 
     sampling: Sampling = Sampling()
@@ -49,6 +53,8 @@ class Options:
     batch_size: int = 16
     progress: Callable[[str], None] | None = None
     stream: Callable[[int, str], None] | None = None
+    on_row: Callable[[int, int, int], None] | None = None
+    cancel: Callable[[], bool] | None = None
 
     def __post_init__(self):
         check_candidates(self.candidates, self.sampling)
@@ -76,21 +82,27 @@ def draw_images(
     sizes: Sequence[tuple[int, int]],
     options: Options = Options(),
     numbers: Sequence[int] | None = None,
+    given: Sequence[np.ndarray | None] | None = None,
 ) -> list[np.ndarray]:
     """As `text_to_image`, with a size (h, w) per image: codes int32 [h, w] each.
 
     Instead of a caption there may be segments, such as images to be edited and an instruction.
     Their unconditional branch has the images and clips, and the negative prompt for all texts.
     `numbers` select the draws of each, whatever the list; None counts from `options.first`.
+    `given` are codes of each that are known, -1 where one is to be drawn; see `partly_given`.
     """
 
-    def prompt(before: Prompt, size: tuple[int, int]) -> np.ndarray:
-        return bundle.grammar.image_prompt(before, *size)
+    def prompt(before: Prompt, at: int) -> np.ndarray:
+        return bundle.grammar.image_prompt(before, *sizes[at])
+
+    def block(codes: np.ndarray, at: int) -> Image:
+        del at
+        return Image(codes)
 
     def layout(size: tuple[int, int]) -> np.ndarray:
         return bundle.grammar.visual_layout("image", 1, *size)
 
-    return _visual(bundle, captions, sizes, prompt, layout, Image, options, numbers)
+    return _visual(bundle, captions, sizes, prompt, layout, block, options, numbers, given)
 
 
 def text_to_video(
@@ -116,27 +128,32 @@ def draw_clips(
     bundle: Bundle,
     captions: Sequence[Prompt],
     sizes: Sequence[tuple[int, int, int]],
-    fps: float,
-    seconds: Mapping[int, float],
+    fps: float | Sequence[float],
+    seconds: Mapping[int, float] | Sequence[float],
     options: Options = Options(),
     numbers: Sequence[int] | None = None,
+    given: Sequence[np.ndarray | None] | None = None,
 ) -> list[np.ndarray]:
     """As `text_to_video`, with a size (t, h, w) per clip: codes int32 [t, h, w] each.
 
-    `seconds[t]` is the duration of a clip of t latent frames. Instead of a caption there may be
-    segments, as in `draw_images`: the first image, or the clip to go on from. `numbers` as there.
+    `fps` is one for all, or one each; `seconds` are the durations by latent frames, or one each.
+    Instead of a caption there may be segments, as in `draw_images`: the first image, or the clip to
+    go on from. `numbers` and `given` as there.
     """
+    rates = [fps] * len(sizes) if isinstance(fps, int | float) else fps
+    if isinstance(seconds, Mapping):
+        seconds = [seconds[size[0]] for size in sizes]
 
-    def prompt(before: Prompt, size: tuple[int, int, int]) -> np.ndarray:
-        return bundle.grammar.video_prompt(before, *size, fps, seconds[size[0]])
+    def prompt(before: Prompt, at: int) -> np.ndarray:
+        return bundle.grammar.video_prompt(before, *sizes[at], rates[at], seconds[at])
 
     def layout(size: tuple[int, int, int]) -> np.ndarray:
         return bundle.grammar.visual_layout("video", *size)
 
-    def block(codes: np.ndarray) -> Video:
-        return Video(codes, fps, seconds[len(codes)])
+    def block(codes: np.ndarray, at: int) -> Video:
+        return Video(codes, rates[at], seconds[at])
 
-    return _visual(bundle, captions, sizes, prompt, layout, block, options, numbers)
+    return _visual(bundle, captions, sizes, prompt, layout, block, options, numbers, given)
 
 
 def caption_images(
@@ -175,48 +192,54 @@ def caption_videos(
 
 
 def _visual(
-    bundle: Bundle, captions, sizes, prompt, layout, block, options: Options, numbers
+    bundle: Bundle, captions, sizes, prompt, layout, block, options: Options, numbers, given
 ) -> list[np.ndarray]:
-    """Codes of each size, drawn after prompt(caption, size) under the constraints of layout(size).
+    """Codes of each size, drawn after prompt(caption, position) and constrained by layout(size).
 
-    block(codes) makes the segment of a document from them.
+    block(codes, position) makes the segment of a document from them.
     """
-    _check_list("captions", captions)
+    check_list("captions", captions)
     captions = [c if isinstance(c, str) else tuple(c) for c in captions]
     layout = functools.cache(layout)
 
-    @functools.cache
-    def negative(media, size) -> np.ndarray | None:
+    def negative(media, at: int) -> np.ndarray | None:
         """The prompt of the second branch, formatted as the first; None without guidance."""
         without = (*media, Text(options.negative_prompt))
-        return prompt(without, size) if options.sampling.guided else None
+        return prompt(without, at) if options.sampling.guided else None
 
     n = options.candidates
     if n > 1 and not all(isinstance(caption, str) for caption in captions):
         raise ValueError("Candidates are compared by captions; draw one after other segments.")
     numbers = _numbers(numbers, captions, options)
-    drawings = [pair for pair in zip(captions, sizes, strict=True) for _ in range(n)]
-    requests = [
-        Request(
-            prompt(c, size),
-            negative(_media(c), size),
-            layout(size),
-            number=numbers[at // n] * n + at % n,
-            label=_named(c, size),
-        )
-        for at, (c, size) in enumerate(drawings)
-    ]
-    answers = _generate(bundle, requests, options)
+    given = [None] * len(captions) if given is None else given
+    requests, blocks = [], []
+    for at, (c, size, codes) in enumerate(zip(captions, sizes, given, strict=True)):
+        label = partly_given.named(c, size)
+        drawn = partly_given.block(bundle.vocab, layout(size), size, codes, label)
+        begins = [
+            None if ids is None else np.concatenate([ids, drawn.begin])
+            for ids in (prompt(c, at), negative(_media(c), at))
+        ]
+        blocks += [drawn] * n
+        requests += [
+            Request(*begins, drawn.mask, number=numbers[at] * n + i, label=label) for i in range(n)
+        ]
+    rows = options.on_row and partly_given.RowProgress(blocks, n, options.on_row)
+    try:
+        answers = _generate(bundle, requests, options, rows)
+    except CancelledError as stopped:
+        finished = stopped.answers.items() if n == 1 else ()
+        done = {at: blocks[at].completed(answer, bundle.vocab) for at, answer in finished}
+        raise CancelledError(done, len(captions)) from None
     codes = [
-        bundle.vocab.codes(answer[layout(size) < 0]).reshape(size)
-        for answer, (_, size) in zip(answers, drawings, strict=True)
+        drawn.completed(answer, bundle.vocab) for answer, drawn in zip(answers, blocks, strict=True)
     ]
     if n == 1 or not codes:
         return codes
     kept = best_of.best(
         bundle,
-        [block(c) for c in codes],
-        [caption for caption, _ in drawings],
+        [block(c, at // n) for at, c in enumerate(codes)],
+        [caption for caption in captions for _ in range(n)],
         n,
         options.batch_size,
         options.progress,
@@ -229,19 +252,11 @@ def _media(prompt: Prompt) -> tuple[Segment, ...]:
     return () if isinstance(prompt, str) else tuple(s for s in prompt if not isinstance(s, Text))
 
 
-def _named(prompt: Prompt, size: tuple[int, ...]) -> str:
-    """What messages call an image or a clip to draw."""
-    if not isinstance(prompt, str):
-        prompt = " ".join(segment.text for segment in prompt if isinstance(segment, Text))
-    short = textwrap.shorten(prompt, 60, placeholder="…")
-    return f"The prompt {short!r} at {'x'.join(map(str, size))}"
-
-
 def _texts(bundle: Bundle, blocks, questions, options: Options) -> list[str]:
     """What the model generates after each block and its question, if there is one."""
     if questions is None:
         questions = [None] * len(blocks)
-    _check_list("questions", questions)
+    check_list("questions", questions)
     if len(questions) != len(blocks):
         raise ValueError(f"There are {len(blocks)} images or clips and {len(questions)} questions.")
     pairs = zip(blocks, questions, strict=True)
@@ -250,7 +265,7 @@ def _texts(bundle: Bundle, blocks, questions, options: Options) -> list[str]:
     return continue_texts(bundle, prompts, options, questions[:1] != [None], labels)
 
 
-def _check_list(name: str, texts: Sequence[str | None]) -> None:
+def check_list(name: str, texts: Sequence[str | None]) -> None:
     """ValueError for one string, which would count as a list of its letters."""
     if isinstance(texts, str):
         raise ValueError(f"{name} must be a list of texts, not one text; pass [{texts!r}].")
@@ -296,12 +311,18 @@ def continue_texts(
         if piece:
             options.stream(position, piece)
 
-    answers = _generate(bundle, requests, options, show if options.stream else None)
+    def text(answer: np.ndarray) -> str:
+        return tokenizer.decode(answer[bundle.vocab.is_text(answer)].tolist())
+
+    try:
+        answers = _generate(bundle, requests, options, show if options.stream else None)
+    except CancelledError as stopped:
+        done = {at: text(answer) for at, answer in stopped.answers.items()}
+        raise CancelledError(done, len(requests)) from None
     for position, decoder in enumerate(decoders if options.stream else ()):
         if rest := decoder.finish():
             options.stream(position, rest)
-    decode = tokenizer.decode
-    return [decode(answer[bundle.vocab.is_text(answer)].tolist()) for answer in answers]
+    return [text(answer) for answer in answers]
 
 
 def _numbers(numbers: Sequence[int] | None, prompts: Sequence, options: Options) -> Sequence[int]:
@@ -322,4 +343,5 @@ def _generate(
         max_context=bundle.max_context,
         progress=options.progress,
         stream=stream,
+        cancel=options.cancel,
     )

@@ -74,7 +74,8 @@ def test_clips_after_an_image_or_a_clip_equal_the_library_call(
     clip = clip_of(tiny_bundle, files["clip.webp"])
     options = modalities.Options(GUIDED)
     for job, before, size, fps in (
-        (Job("image_to_video", prompts, (files["a.png"],), ((2,),), 8.0), image, (2, 2, 3), 8.0),
+        (Job("image_to_video", prompts, (files["a.png"],), ((2,),), 8.0, first_frame="before"),
+         image, (2, 2, 3), 8.0),
         (Job("video_to_video", prompts, (files["clip.webp"],)), clip, (2, 2, 3), 4.0),
         (Job("video_to_video", prompts, (files["clip.webp"],), ((1,),), end=1.0),
          Video(clip.codes[:1], 4.0, 1.0), (1, 2, 3), 4.0),
@@ -136,7 +137,7 @@ def test_prompts_are_those_of_the_training_data(
          "continuation:1:rows.jsonl", going_on, [clip, clip]),
         (Job("video_to_video", (), (files["clip.webp"],)),
          "continuation:1:rows.jsonl", going_on | {"text": ""}, [clip, clip]),
-        (Job("image_to_video", ("wave",), (files["a.png"],), ((2,),), fps=4.0),
+        (Job("image_to_video", ("wave",), (files["a.png"],), ((2,),), 4.0, first_frame="before"),
          "rows.jsonl", {"id": 0, "segments": begun}, [a, clip]),
     )  # fmt: skip
     for job, spec, row, blocks in cases:
@@ -194,7 +195,10 @@ def test_clips_of_two_rates_are_named(tiny_bundle, files, tmp_path):
 
 @pytest.mark.parametrize("task", ["edit", "image_to_video", "video_to_video"])
 def test_a_model_without_documents_is_named(task):
-    job = Job(task, ("a",), ("x",), ((1,),) if "video" in task else (), fps=1.0)
+    job = Job(
+        task, ("a",), ("x",), ((1,),) if "video" in task else (), fps=1.0,
+        first_frame="before" if task == "image_to_video" else "inside",
+    )  # fmt: skip
     learnt = ("image_to_text", "text_to_image", "text_to_video")
     assert f"what is drawn, as {task} needs; it was trained on image" in unlearnt(job, learnt)
     assert unlearnt(job, ("document", *learnt)) == unlearnt(job, None) == ""

@@ -22,7 +22,7 @@ from emu3_jax.generate.decoding import constraints, scheduling
 from emu3_jax.generate.decoding.decoders import registry
 from emu3_jax.generate.decoding.laws import Filters
 from emu3_jax.generate.decoding.reader import Kind, Numbers
-from emu3_jax.generate.decoding.requests import Request, check
+from emu3_jax.generate.decoding.requests import CancelledError, Request, check
 from emu3_jax.generate.decoding.sampling import Sampling
 from emu3_jax.generate.decoding.scheduling import Plan
 from emu3_jax.generate.decoding.session import Session
@@ -59,6 +59,7 @@ def generate(
     max_context: int | None = None,
     progress: Callable[[str], None] | None = None,
     stream: Callable[[int, np.ndarray], None] | None = None,
+    cancel: Callable[[], bool] | None = None,
 ) -> list[np.ndarray]:
     """Answers every request.
 
@@ -79,6 +80,7 @@ def generate(
       progress: called with one line before and after each kind of requests.
       stream: called as stream(position in the list, new tokens int32 [n]) every few tokens while
         requests run; the pieces of a request together are its answer.
+      cancel: asked every few tokens; True ends the call. Several processes must be told the same.
 
     Returns:
       For each request, in order, int32 [n]: the new tokens, n <= max_new. If EOS was drawn, it is
@@ -86,6 +88,7 @@ def generate(
 
     Raises:
       ValueError: a request is malformed or longer than the context; raised before any work.
+      CancelledError: `cancel` said so; it carries the answers that are finished.
     """
     found = answers(
         model,
@@ -98,6 +101,7 @@ def generate(
         max_context=max_context,
         progress=progress,
         stream=stream,
+        cancel=cancel,
     )
     return [answer.tokens for answer in found]
 
@@ -114,6 +118,7 @@ def answers(
     max_context: int | None = None,
     progress: Callable[[str], None] | None = None,
     stream: Callable[[int, np.ndarray], None] | None = None,
+    cancel: Callable[[], bool] | None = None,
 ) -> list[Answer]:
     """As `generate`, with what each answer took."""
     if model.config.vocab_size != vocab.size:
@@ -143,7 +148,9 @@ def answers(
             def show(at: int, tokens: np.ndarray, plan: Plan = plan) -> None:
                 stream(plan.members[at], tokens)
 
-            session.run(answer, show if stream else None)
+            if not session.run(answer, show if stream else None, cancel):
+                done = {i: one.tokens for i, one in enumerate(found) if one is not None}
+                raise CancelledError(done, len(requests))
             report(sum(len(found[member].tokens) for member in plan.members))
     return found
 

@@ -1,6 +1,7 @@
 """Requests to the engine: prompts with constraints on the answer."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -64,6 +65,18 @@ class Request:
     def longest_prompt(self) -> int:
         """Tokens of the longer of prompt and negative prompt."""
         return max(len(self.prompt), 0 if self.negative is None else len(self.negative))
+
+
+class CancelledError(Exception):
+    """The caller has stopped a queue of requests.
+
+    Attributes:
+      answers: position in the list → the answer; of the requests that were finished before.
+    """
+
+    def __init__(self, answers: Mapping, asked: int):
+        super().__init__(f"cancelled: {len(answers)} of {asked} requests are answered")
+        self.answers = dict(answers)
 
 
 def check(

@@ -21,7 +21,8 @@ from emu3_jax.generate.decoding.scheduling import Plan
 from emu3_jax.models.language.transformer import Transformer
 from emu3_jax.vocab import Vocab
 
-# Passes between two looks at the rows if someone reads the tokens while they are generated.
+# Passes between two looks at the rows if someone reads the tokens while they are generated, or may
+# stop it.
 STREAM_EVERY = 8
 
 
@@ -89,24 +90,32 @@ class Session:
         self,
         answer: Callable[[int, np.ndarray, int, np.ndarray], None],
         stream: Callable[[int, np.ndarray], None] | None = None,
-    ) -> None:
+        cancel: Callable[[], bool] | None = None,
+    ) -> bool:
         """Answers all requests.
 
         Args:
           answer: called as answer(position, tokens int32 [n], forward passes, how many of them
             committed 1, 2, … tokens) when a request is finished.
           stream: called as stream(position, new tokens) every few passes.
+          cancel: asked every few passes; True leaves the requests that are not finished.
+
+        Returns:
+          Whether all requests are finished.
         """
         if self._cache is None:
             rows = self.plan.size * self.branches
             sizes = dict(rows=rows, slots=self.slots, quantized=self.quantized)
             self._cache = device.allocate(config=self.model.config, **sizes)
         shown = [0] * self.plan.size
+        passes = STREAM_EVERY if stream or cancel else None
         while self.waiting or any(at is not None for at in self.occupants):
+            if cancel is not None and cancel():
+                return False
             fresh = self._admit()
             for b in fresh:
                 shown[b] = 0
-            self._advance(fresh, None if stream is None else STREAM_EVERY)
+            self._advance(fresh, passes)
             for b, at in enumerate(self.occupants):
                 if at is None:
                     continue
@@ -115,9 +124,10 @@ class Session:
                     stream(at, tokens[shown[b] :].copy())
                     shown[b] = len(tokens)
                 if self._rows.finished_B[b]:
-                    passes, commits = self._rows.forwards_B[b], self._rows.commits_BW[b]
-                    answer(at, tokens.copy(), int(passes), commits.copy())
+                    forwards, commits = self._rows.forwards_B[b], self._rows.commits_BW[b]
+                    answer(at, tokens.copy(), int(forwards), commits.copy())
                     self._release(b, tokens)
+        return True
 
     # Which request is where.
 

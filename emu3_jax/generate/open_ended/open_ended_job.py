@@ -8,7 +8,8 @@ import numpy as np
 
 from emu3_jax.data import media
 from emu3_jax.generate import codec, modalities
-from emu3_jax.generate.job import JobError, spelled
+from emu3_jax.generate.completion.partly_given import spelled
+from emu3_jax.generate.job import JobError
 from emu3_jax.generate.open_ended import attached_images, chat_lines, interleaving
 from emu3_jax.generate.open_ended.interleaving import InterleavedOptions
 from emu3_jax.generate.open_ended.written_folder import free_folder, write_folder

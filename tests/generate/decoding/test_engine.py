@@ -1,6 +1,7 @@
 """The engine against whole forward passes, in any batch, on any mesh."""
 
 import dataclasses
+import functools
 import json
 
 import conftest
@@ -13,7 +14,7 @@ from tiny_models import TWO_LAYERS
 
 from emu3_jax import compiling, sharding
 from emu3_jax import vocab as vocab_lib
-from emu3_jax.generate import Request, Sampling, generate
+from emu3_jax.generate import CancelledError, Request, Sampling, generate
 from emu3_jax.generate.decoding import scheduling, session
 from emu3_jax.generate.decoding.engine import answers
 from emu3_jax.models.language.kv_cache import KVCache, cache_bytes
@@ -162,6 +163,25 @@ def test_streamed_pieces_together_are_the_answers(params):
     for answer, streamed, whole in zip(found, pieces, expected, strict=True):
         assert answer.tolist() == streamed == whole.tolist()
     assert len(calls) > len(expected)  # long answers came in several pieces
+
+
+def test_a_cancelled_queue_carries_the_answers_that_are_finished(params):
+    settings = Sampling(guidance=3.0, seed=5)
+    expected = generate(MODEL, params, some_requests(), settings, VOCAB)
+    carried = []
+    for stop in range(7):
+        asked = iter([*[False] * stop, True])
+        cancel = functools.partial(next, asked)
+        with pytest.raises(CancelledError) as stopped:
+            generate(MODEL, params, some_requests(), settings, VOCAB, batch_size=1, cancel=cancel)
+        found = stopped.value.answers
+        assert str(stopped.value) == f"cancelled: {len(found)} of 6 requests are answered"
+        for position, answer in found.items():
+            assert answer.tolist() == expected[position].tolist()
+        carried.append(len(found))
+    assert carried[0] == 0 and carried == sorted(carried) and carried[-1] > 1
+    never = generate(MODEL, params, some_requests(), settings, VOCAB, cancel=lambda: False)
+    assert [a.tolist() for a in never] == [e.tolist() for e in expected]
 
 
 def test_answers_keep_to_their_masks(params):

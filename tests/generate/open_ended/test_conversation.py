@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from emu3_jax.generate import Request, Sampling, generate
-from emu3_jax.generate.decoding import programs
+from emu3_jax.generate.decoding import device
 from emu3_jax.generate.modalities import Options
 from emu3_jax.generate.open_ended import Conversation, chat
 from emu3_jax.generate.open_ended.chat_lines import Talk
@@ -49,13 +49,13 @@ def test_turns_are_answered_as_whole_prompts_are(tiny_bundle, sampling):
 
 def test_a_turn_reads_what_is_new_in_it(tiny_bundle, monkeypatch):
     read = []
-    original = programs.read_prompts
+    original = device.read_prompts
 
     def counted(params, cache, index, tokens, starts, counts, **static):
         read.append(int(np.sum(counts)))
         return original(params, cache, index, tokens, starts, counts, **static)
 
-    monkeypatch.setattr(programs, "read_prompts", counted)
+    monkeypatch.setattr(device, "read_prompts", counted)
     conversation = Conversation(tiny_bundle, GREEDY)
     conversation.ask(Turn("x" * 60))
     first = sum(read)

@@ -1,0 +1,1 @@
+"""Images and clips of which some codes are given: clips that go on, and inpainting."""
