@@ -10,6 +10,7 @@ import pytest
 from flax import linen as nn
 from tiny_models import TWO_LAYERS
 
+from emu3_jax import sharding
 from emu3_jax import vocab as vocab_lib
 from emu3_jax.generate import Request, Sampling, generate
 from emu3_jax.generate.decoding import constraints
@@ -170,6 +171,21 @@ def test_greedy_equals_whole_forward_passes(seed):
     assert written.is_finished == (expected[-1] == VOCAB.eos)
     assert (built if written.is_finished else built[:-1]).tolist() == expected
     assert GRAMMAR.parse(built) == document.content()
+
+
+def test_a_mesh_gives_the_document_of_one_device():
+    options = InterleavedOptions(GREEDY, Sampling(guidance=2.0), max_new=12)
+    before = [Text("x"), picture(3, 3)]
+    found = eager(before)
+    expected = interleave(found, before, SIZES, options)
+    assert isinstance(expected[0], Image)
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=2, tensor=2), jax.devices()[:4])
+    abstract = jax.eval_shape(MODEL.init, jax.random.key(0), jnp.zeros((1, 4), jnp.int32))
+    shardings = sharding.state_shardings(abstract["params"], mesh)
+    params = jax.device_put(found.variables["params"], shardings)
+    spread = dataclasses.replace(found, variables={"params": params})
+    with jax.set_mesh(mesh):
+        assert interleave(spread, before, SIZES, options) == expected
 
 
 def test_documents_drawn_by_chance_read_back_and_keep_the_limits(monkeypatch):
