@@ -6,8 +6,8 @@ Of each clip the first half of the latent frames is given. The predicted half is
 with it and compared with the real frames: PSNR, and recall at 1 and 10 among the second halves of
 all clips, in the features of the evaluator `emoji_retrieval`. Since a clip looks much like itself,
 recall is also told of the change alone: features minus those of the last given frame. "copy" shows
-that frame throughout, "tokenizer" is the real clip encoded and decoded. Errors are standard errors
-over clips, after the mean over repeats.
+that frame throughout, or repeats the codes of the last given latent frame; "tokenizer" is the real
+clip encoded and decoded. Errors are standard errors over clips, after the mean over repeats.
 """
 
 import argparse
@@ -108,6 +108,8 @@ def main() -> None:
         "|---|---:|---:|---:|---:|---:|---:|"
     )
     row("copy of the last given frame", figures(last, real, last))
+    still = [np.concatenate([c[:half], np.repeat(c[half - 1 : half], new, axis=0)]) for c in codes]
+    row("copy of its codes, decoded", figures(halves(codec.decode(bundle, still)), real, last))
     row("tokenizer (ceiling)", figures(halves(codec.decode(bundle, codes)), real, last))
     for name, (has_caption, sampling) in SETTINGS.items():
         found, start = [], time.perf_counter()
