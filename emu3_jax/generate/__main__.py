@@ -45,6 +45,7 @@ from emu3_jax.interop.language.language_config import read_further
 from emu3_jax.sequence import VIDEO_FORMATS, Grammar
 from emu3_jax.train import weights
 
+QUANTIZED = ("weights", "cache")
 SHEET_COLUMNS = 8  # of the image that shows all images of a command, one sample each
 
 MODEL = command_line.define_path("model", shipped.language_model, "The language model.")
@@ -126,6 +127,9 @@ DTYPE = flags.DEFINE_enum(
     tuple(DTYPES),
     "Type of the language model's weights and activations; default: float32, or as trained.",
 )
+QUANTIZE = flags.DEFINE_list(
+    "quantize", [], "What is int8: weights, cache, or both, separated by commas."
+)
 BATCH = flags.DEFINE_integer("batch_size", 16, "Most answers in a batch.")
 MAX_CONTEXT = flags.DEFINE_integer("max_context", None, "Most tokens in a sequence.")
 command_line.define_mesh()
@@ -168,6 +172,8 @@ def check_flags() -> None:
     for flag in (MODEL, VISION, TASK, OUTPUT):
         if not flag.value:
             raise JobError(f"--{flag.name} is needed; see --help.")
+    if unknown := [name for name in QUANTIZE.value if name not in QUANTIZED]:
+        raise JobError(f"--quantize takes {' and '.join(QUANTIZED)}, not {unknown[0]!r}.")
     if TASK.value not in GENERATION_TASKS:
         raise JobError(f"task must be one of {', '.join(GENERATION_TASKS)}, not {TASK.value!r}.")
     reads, makes = GENERATION_TASKS[TASK.value]
@@ -256,7 +262,9 @@ def main() -> None:
     )
     shown = read_media(job, limits, config)
     vision, vision_variables = weights.load_vision_tokenizer(VISION.value, mesh=mesh)
-    bundle, label = weights.load_language_model(MODEL.value, STEP.value, mesh, DTYPE.value)
+    bundle, label = weights.load_language_model(
+        MODEL.value, STEP.value, mesh, DTYPE.value, "weights" in QUANTIZE.value
+    )
     bundle = with_vision(bundle, vision, vision_variables, VISION.value, label)
     bundle = dataclasses.replace(bundle, grammar=grammar(bundle.grammar))
     if MAX_CONTEXT.value:
@@ -267,10 +275,11 @@ def main() -> None:
         limits,
         modalities.Options(
             batch_size=BATCH.value,
+            quantized_cache="cache" in QUANTIZE.value,
             progress=print_line,
             stream=print_piece if STREAM.value else None,
         ),
-        {"model": label, "vision_tokenizer": VISION.value},
+        {"model": label, "vision_tokenizer": VISION.value, "quantize": QUANTIZE.value},
     )
     with jax.set_mesh(mesh):
         files = runner.run(job, print_line, shown)

@@ -117,12 +117,10 @@ def abstract_params(model: Transformer, mesh: jax.sharding.Mesh, quantized: bool
     """
     one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     init = lambda: model.init(jax.random.key(0), jnp.zeros(one.shape, one.dtype))  # noqa: E731
-    boxed = jax.eval_shape(init)["params"]
     if not quantized:
+        boxed = jax.eval_shape(init)["params"]
         return sharding.abstract_arrays(boxed, mesh, model.config.dtype)
-    layers = int8.linear_layers(init)
-    boxed = jax.eval_shape(lambda: int8.zeros(init()["params"], layers))
-    abstract = sharding.abstract_arrays(boxed, mesh)
+    abstract = sharding.abstract_arrays(int8.abstract(init), mesh)
 
     def compute_type(path, x):
         kept = x.dtype == jnp.int8 or path[-1].key == int8.SCALE
