@@ -1,11 +1,13 @@
 """Ahead-of-time lowering of the decoding loop; needs neither weights nor prompts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from emu3_jax import sharding
-from emu3_jax.generate.decoding import constraints, programs
+from emu3_jax.generate.decoding import constraints, programs, scheduling
 from emu3_jax.generate.decoding.decoders.decoder import Decoder
 from emu3_jax.generate.decoding.laws import Filters
 from emu3_jax.generate.decoding.reader import Kind, Numbers
@@ -41,7 +43,7 @@ def lower(
       requests: number in the batch; the mesh axes of "batch" must divide it.
       prompt: tokens of the longest prompt.
       mask: int32 [N], the constraint mask of each answer.
-      live: slots of the cache that a pass reads; None: all that there are tokens for.
+      live: slots of the cache that a pass reads; None: all that are allocated.
       guided: with classifier-free guidance: two rows per request.
       quantized: what is int8: "weights", "cache".
 
@@ -51,51 +53,67 @@ def lower(
     check_mesh(config, mesh)
     sharding.check_divides(mesh, "batch", "requests", requests)
     model, decoder = Transformer(config), decoder.fitted([mask])
-    rows, columns = requests * (2 if guided else 1), len(mask)
-    slots = prompt + columns - 1
+    rows = requests * (2 if guided else 1)
+    slots = slots_of(decoder, prompt, mask)
     kind = Kind(guided, constraints.VISUAL in mask, False, False, Filters(False, TOP_K, False))
-
-    def array(shape, dtype, *logical):
-        layout = jax.NamedSharding(mesh, sharding.partition_spec(*logical))
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=layout)
-
-    def rows_of(*shape, dtype=jnp.int32):
-        return array(shape, dtype, "batch")
-
-    state = Rows(
-        prompt_R=rows_of(rows),
-        mask_BN=rows_of(requests, columns),
-        length_B=rows_of(requests),
-        guided_B=rows_of(requests, dtype=bool),
-        number_B=rows_of(requests),
-        last_R=rows_of(rows),
-        step_B=rows_of(requests),
-        new_BN=rows_of(requests, columns),
-        finished_B=rows_of(requests, dtype=bool),
-        forwards_B=rows_of(requests),
-        commits_BW=rows_of(requests, decoder.width),
-        schedule=jax.tree.map(
-            lambda x: rows_of(requests, *x.shape), decoder.schedule(mask, columns)
-        ),
-    )
-    numbers = Numbers(*(array((), dtype) for dtype in (jnp.uint32, *(jnp.float32,) * 3)))
+    layouts = _Layouts(mesh)
+    numbers = Numbers(*(layouts.array((), x) for x in (jnp.uint32, *(jnp.float32,) * 3)))
     with jax.set_mesh(mesh):
-        params = abstract_params(model, mesh, "weights" in quantized)
         return programs.advance.lower(
-            params,
-            abstract_cache(config, mesh, rows, slots + decoder.width, "cache" in quantized),
+            abstract_params(model, mesh, "weights" in quantized),
+            abstract_cache(config, mesh, rows, slots, "cache" in quantized),
             None,
-            state,
-            rows_of(requests, dtype=bool),
+            _rows(layouts, decoder, mask, requests, rows),
+            layouts.rows(requests, dtype=bool),
             numbers,
-            array((), jnp.int32),
-            array((), jnp.int32),
+            layouts.array((), jnp.int32),
+            layouts.array((), jnp.int32),
             model=model,
             vocab=vocab,
             decoder=decoder,
             kind=kind,
             live=slots if live is None else live,
         )
+
+
+def slots_of(decoder: Decoder, prompt: int, mask: np.ndarray) -> int:
+    """Slots that a batch of such requests allocates, as `Session` does."""
+    slots = scheduling.bucket_quarter(prompt + len(mask) - 1, 64)
+    return scheduling.allocated(slots, prompt, decoder.fitted([mask]).width)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Layouts:
+    """Shapes that are sharded over a mesh."""
+
+    mesh: jax.sharding.Mesh
+
+    def array(self, shape, dtype, *logical) -> jax.ShapeDtypeStruct:
+        layout = jax.NamedSharding(self.mesh, sharding.partition_spec(*logical))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=layout)
+
+    def rows(self, *shape, dtype=jnp.int32) -> jax.ShapeDtypeStruct:
+        return self.array(shape, dtype, "batch")
+
+
+def _rows(layouts: _Layouts, decoder: Decoder, mask: np.ndarray, requests: int, rows: int) -> Rows:
+    """The shapes of `Rows`."""
+    of, columns = layouts.rows, len(mask)
+    schedule = jax.tree.map(lambda x: of(requests, *x.shape), decoder.schedule(mask, columns))
+    return Rows(
+        prompt_R=of(rows),
+        mask_BN=of(requests, columns),
+        length_B=of(requests),
+        guided_B=of(requests, dtype=bool),
+        number_B=of(requests),
+        last_R=of(rows),
+        step_B=of(requests),
+        new_BN=of(requests, columns),
+        finished_B=of(requests, dtype=bool),
+        forwards_B=of(requests),
+        commits_BW=of(requests, decoder.width),
+        schedule=schedule,
+    )
 
 
 def abstract_cache(config, mesh, rows: int, slots: int, quantized: bool) -> KVCache:

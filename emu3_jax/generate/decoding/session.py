@@ -47,10 +47,8 @@ class Session:
         self.decoder = decoder.fitted([request.mask for request in self.requests])
         self.shards = sharding.ways_of(jax.sharding.get_abstract_mesh(), "batch")
         self.branches = 2 if kind.guided else 1
-        # To spare: the longest run of tokens that is written at once.
         longest = max(request.longest_prompt for request in self.requests)
-        spare = max(scheduling.piece(longest - 1), self.decoder.width)
-        self.slots = plan.slots + spare
+        self.slots = scheduling.allocated(plan.slots, longest, self.decoder.width)
         self.occupants: list[int | None] = [None] * plan.size
         self.waiting = list(range(len(self.requests)))[::-1]
         self._held: list[np.ndarray] = [np.zeros(0, np.int32)] * (plan.size * self.branches)

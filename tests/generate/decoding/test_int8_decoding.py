@@ -193,7 +193,8 @@ def test_weights_become_int8_kernel_by_kernel(params, tmp_path, monkeypatch):
     table = config.hidden_size * config.padded_vocab_size
     assert all(size == table or size <= largest for size in placed)
     assert_rounded(stored, language_model.load(tmp_path)[1])
-    abstract = int8.abstract(lambda: Transformer(config).init(jax.random.key(0), np.zeros((1, 4), np.int32)))
+    tokens = np.zeros((1, 4), np.int32)
+    abstract = int8.abstract(lambda: Transformer(config).init(jax.random.key(0), tokens))
     layouts = sharding.state_shardings(abstract, mesh)
     assert jax.tree.map(lambda x: x.sharding, stored) == layouts
 
