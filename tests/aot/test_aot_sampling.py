@@ -15,6 +15,12 @@ STAGE1 = "configs/emu3_8b_stage1.py"
 BOTH = ("weights", "cache")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def eight_devices():
+    """`machine` would else set how many there are for all tests."""
+    assert len(jax.devices()) == 8
+
+
 def config_of(tensor=1):
     config = twin(STAGE1, vocab_size=184622)
     with config.unlocked():
