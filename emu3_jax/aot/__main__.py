@@ -7,6 +7,8 @@ compiler's estimate. If the config sets model.vocab_size, no data is read.
   --program    train: the update of the config's task (pretrain or vision_tokenizer);
                tokenize: a vision tokenizer's codes of a batch; sample: images of 720 x 720;
                evaluate: likelihood of held-out rows.
+               With --decoder, --window and --quantize as of `emu3_jax.generate`; beside memory
+               it reports what a forward pass moves, and the least that it could.
   --topology   v4:AxBxC, v5e:AxB, v5p:AxBxC, v6e:AxB, tpu7x:AxBxC (needs requirements-aot.txt), or
                cpu:N, which needs nothing and has no memory limit.
   --slices     number of such slices; mesh axis `data` runs over the slices.
@@ -37,6 +39,9 @@ SLICES = flags.DEFINE_integer("slices", 1, "Number of such slices.")
 ESTIMATE = flags.DEFINE_bool("estimate", True, "Also estimate the time of a step (TPU only).")
 SEARCH = flags.DEFINE_bool("search", False, "Find the cheapest remat policy and largest batch.")
 PLAN = flags.DEFINE_bool("plan", False, "Stop at the compiler's plan, before it generates code.")
+DECODER = flags.DEFINE_string("decoder", "sequential", "Of --program=sample.")
+WINDOW = flags.DEFINE_integer("window", None, "Of that decoder; default: the decoder's.")
+QUANTIZE = flags.DEFINE_list("quantize", [], "What is int8 when sampling: weights, cache.")
 HBM = flags.DEFINE_float("hbm_gib", None, "Memory limit of a device in GiB; default: the chip's.")
 
 
@@ -55,6 +60,7 @@ def main() -> None:
         search=SEARCH.value,
         with_estimate=ESTIMATE.value,
         plan_only=PLAN.value,
+        sampling={flag.name: flag.value for flag in (DECODER, WINDOW, QUANTIZE) if flag.present},
     )
     sys.exit(0 if found.fits else 1)
 

@@ -110,6 +110,20 @@ def cycles(text: str) -> dict[str, int]:
 
 def _lines(text: str) -> Iterator[tuple[str, str, int]]:
     """Yields (computation, line, how often it runs) for all lines reachable from the entry."""
+    entry, bodies = computations(text)
+    runs: dict[str, int] = defaultdict(int)
+    _count(entry, 1, bodies, runs)
+    for name, times in runs.items():
+        for line in bodies[name]:
+            yield name, line, times
+
+
+def computations(text: str) -> tuple[str, dict[str, list[str]]]:
+    """Returns (name of the entry, name → lines of each computation).
+
+    Raises:
+      UnreadableError: the text is not a program.
+    """
     bodies: dict[str, list[str]] = {}
     entry = name = None
     for line in text.splitlines():
@@ -122,11 +136,7 @@ def _lines(text: str) -> Iterator[tuple[str, str, int]]:
             bodies[name].append(line)
     if entry is None:
         raise UnreadableError("the program has no ENTRY computation")
-    runs: dict[str, int] = defaultdict(int)
-    _count(entry, 1, bodies, runs)
-    for name, times in runs.items():
-        for line in bodies[name]:
-            yield name, line, times
+    return entry, bodies
 
 
 def _count(name: str, times: int, bodies: dict[str, list[str]], runs: dict[str, int]) -> None:
@@ -135,12 +145,12 @@ def _count(name: str, times: int, bodies: dict[str, list[str]], runs: dict[str, 
         called = set(_CALLED.findall(line))
         for branches in _BRANCHES.findall(line):
             called |= {part.strip().lstrip("%") for part in branches.split(",")}
-        inside = times * (_trips(line, bodies) if " while(" in line else 1)
+        inside = times * (trips(line, bodies) if " while(" in line else 1)
         for other in called & bodies.keys():
             _count(other, inside, bodies, runs)
 
 
-def _trips(line: str, bodies: dict[str, list[str]]) -> int:
+def trips(line: str, bodies: dict[str, list[str]]) -> int:
     """Returns how often a loop runs: as stated, or the bound in its condition; 1 without one."""
     known = re.search(r'known_trip_count[^\d]*"?(\d+)', line)
     if known:
@@ -162,6 +172,11 @@ def _array(match: re.Match) -> tuple[str, tuple[int, ...], int]:
     bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
     shape = tuple(int(d) for d in dimensions.split(",") if d)
     return dtype, shape, math.prod(shape) * bits // 8
+
+
+def size_of(type_: str) -> int:
+    """Returns the bytes of all arrays of a type, as XLA writes it."""
+    return _size(_array(found) for found in _ARRAY.finditer(type_))
 
 
 def _size(arrays) -> int:

@@ -52,6 +52,7 @@ class Report:
       code_gib: size of the code; None if only the compiler's plan was made.
       memory_analysis_gib: temporaries as `Compiled.memory_analysis()` counts them; None if only the
         compiler's plan was made.
+      decoding: fields of `DecodingStep`, of a program that decodes.
     """
 
     arguments_gib: float | None
@@ -66,6 +67,7 @@ class Report:
     estimated_mfu: float | None = None
     code_gib: float | None = None
     memory_analysis_gib: float | None = None
+    decoding: dict | None = None
 
     def to_json(self) -> dict:
         """Returns the fields as a dict, floats rounded to four digits."""
@@ -107,8 +109,13 @@ def summed(collectives: Iterable[hlo.Collective]) -> dict[str, dict]:
     return dict(sorted(sums.items()))
 
 
-def table(report: Report, title: str, found: Estimate | None = None) -> str:
-    """Returns the figures as an aligned text table under `title`."""
+def table(
+    report: Report,
+    title: str,
+    found: Estimate | None = None,
+    more: Iterable[tuple[str, str]] = (),
+) -> str:
+    """Returns the figures as an aligned text table under `title`, with `more` lines at the end."""
 
     def gib(x):
         return "unknown" if x is None else f"{x:.2f} GiB"
@@ -131,5 +138,6 @@ def table(report: Report, title: str, found: Estimate | None = None) -> str:
         rows.append(("compiler's estimate", f"{found.seconds:.3f} s (from {few}, {more})"))
         rows.append(("MFU at that speed", f"{report.estimated_mfu:.1%}"))
         rows += [(f"  {part}", f"{share:.1%}") for part, share in found.parts.items()]
+    rows += more
     width = max(len(name) for name, _ in rows)
     return "\n".join([title, *(f"  {name:<{width}}  {value}" for name, value in rows)])

@@ -21,6 +21,7 @@ class Chip:
       dimensions: dimensions of the network between chips.
       hbm_gib: memory available to a program on one JAX device.
       devices: JAX devices per chip.
+      hbm_gb_per_s: 10^9 bytes per second of the memory of one JAX device; None if not looked up.
       torus: a side of a slice closes into a ring if its length is a multiple of this.
     """
 
@@ -28,16 +29,17 @@ class Chip:
     hbm_gib: float
     torus: int
     devices: int = 1
+    hbm_gb_per_s: float | None = None
 
 
 # Network shapes and which slices are tori (cubes of 4 x 4 x 4, or whole sides of 16): Cloud TPU
 # documentation, the page of each version ("System architecture"). Memory: what each chip's compiler
 # reports as available when it refuses a program (the smaller of libtpu 0.0.42 and 0.0.50), so that
-# a plan is judged as the compiler judges it.
+# a plan is judged as the compiler judges it. Bandwidth: the same pages.
 CHIPS = {
-    "v4": Chip(3, 30.75, 4),
-    "v5e": Chip(2, 15.75, 16),
-    "v5p": Chip(3, 95.73, 4),
+    "v4": Chip(3, 30.75, 4, hbm_gb_per_s=1200.0),
+    "v5e": Chip(2, 15.75, 16, hbm_gb_per_s=819.0),
+    "v5p": Chip(3, 95.73, 4, hbm_gb_per_s=2765.0),
     "v6e": Chip(2, 31.24, 16),
     "tpu7x": Chip(3, 94.74, 4, devices=2),
 }
@@ -53,6 +55,7 @@ class Machine:
       chips: number of chips.
       hbm_gib: memory of a device; None for no limit.
       slices: number of slices.
+      hbm_gb_per_s: as of `Chip`.
     """
 
     name: str
@@ -60,6 +63,7 @@ class Machine:
     chips: int
     hbm_gib: float | None
     slices: int = 1
+    hbm_gb_per_s: float | None = None
 
     @property
     def is_tpu(self) -> bool:
@@ -96,7 +100,8 @@ def machine(name: str, slices: int = 1, hbm_gib: float | None = None) -> Machine
     devices = _tpus(name, sides, slices)
     known = CHIPS[chip]
     chips = len(devices) // known.devices
-    return Machine(name, devices, chips, hbm_gib or known.hbm_gib, slices)
+    limit = hbm_gib or known.hbm_gib
+    return Machine(name, devices, chips, limit, slices, known.hbm_gb_per_s)
 
 
 def _virtual_cpus(count: int) -> list:

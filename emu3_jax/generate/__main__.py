@@ -55,13 +55,12 @@ from emu3_jax.interop.language.language_config import read_further
 from emu3_jax.sequence import VIDEO_FORMATS, Grammar
 from emu3_jax.train import weights
 
+QUANTIZED = ("weights", "cache")
 SHEET_COLUMNS = 8  # of the image that shows all images of a command, one sample each
 
 MODEL = command_line.define_path("model", shipped.language_model, "The language model.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint of a run directory; default: the newest.")
-VISION = command_line.define_path(
-    "vision_tokenizer", shipped.vision_tokenizer, "The vision tokenizer."
-)
+VISION = command_line.define_path("vision_tokenizer", shipped.vision_tokenizer, "Its codes.")
 TASKS = (*GENERATION_TASKS, *open_ended_flags.TASKS)
 TASK = flags.DEFINE_string("task", None, f"One of {', '.join(TASKS)}.")
 OUTPUT = flags.DEFINE_string("output", None, "Directory for the results.")
@@ -126,9 +125,7 @@ SPECIAL_NAMES = flags.DEFINE_bool(
     "special_names", False, "Names of control tokens in prompts become these tokens, as officially."
 )
 OFFICIAL = flags.DEFINE_bool(
-    "official_prompts",
-    False,
-    "Append the released quality words; use the released negative prompt.",
+    "official_prompts", False, "Append the released quality words; use its negative prompt."
 )
 CHAT = flags.DEFINE_bool("chat", False, "Put the question in the released chat template.")
 STREAM = flags.DEFINE_bool("stream", False, "Print one text answer while it is generated.")
@@ -141,6 +138,7 @@ DTYPE = flags.DEFINE_enum(
     tuple(DTYPES),
     "Type of the language model's weights and activations; default: float32, or as trained.",
 )
+QUANTIZE = flags.DEFINE_list("quantize", [], "What is int8: weights, cache, or both.")
 BATCH = flags.DEFINE_integer("batch_size", 16, "Most answers in a batch.")
 MAX_CONTEXT = flags.DEFINE_integer("max_context", None, "Most tokens in a sequence.")
 command_line.define_mesh()
@@ -187,6 +185,8 @@ def check_flags() -> None:
     for flag in (MODEL, VISION, TASK, *(() if TASK.value == "chat" else (OUTPUT,))):
         if not flag.value:
             raise JobError(f"--{flag.name} is needed; see --help.")
+    if unknown := [name for name in QUANTIZE.value if name not in QUANTIZED]:
+        raise JobError(f"--quantize takes {' and '.join(QUANTIZED)}, not {unknown[0]!r}.")
     if TASK.value not in TASKS:
         raise JobError(f"task must be one of {', '.join(TASKS)}, not {TASK.value!r}.")
     open_ended_flags.check(TASK.value)
@@ -272,7 +272,8 @@ def grammar(old: Grammar) -> Grammar:
 def loaded(mesh: jax.sharding.Mesh) -> tuple[Bundle, str]:
     """The models, and what names the language model."""
     vision, vision_variables = weights.load_vision_tokenizer(VISION.value, mesh=mesh)
-    bundle, label = weights.load_language_model(MODEL.value, STEP.value, mesh, DTYPE.value)
+    rounded = "weights" in QUANTIZE.value
+    bundle, label = weights.load_language_model(MODEL.value, STEP.value, mesh, DTYPE.value, rounded)
     bundle = with_vision(bundle, vision, vision_variables, VISION.value, label)
     bundle = dataclasses.replace(bundle, grammar=grammar(bundle.grammar))
     if MAX_CONTEXT.value:
@@ -310,10 +311,11 @@ def main() -> None:
         limits,
         modalities.Options(
             batch_size=BATCH.value,
+            quantized_cache="cache" in QUANTIZE.value,
             progress=print_line,
             stream=print_piece if STREAM.value else None,
         ),
-        {"model": label, "vision_tokenizer": VISION.value},
+        {"model": label, "vision_tokenizer": VISION.value, "quantize": QUANTIZE.value},
     )
     with jax.set_mesh(mesh):
         files = runner.run(job, print_line, shown)

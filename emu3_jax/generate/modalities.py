@@ -36,6 +36,8 @@ class Options:
         caption likeliest (`best_of`).
       first: number of the first answer; its draws depend on the seed, this number and `candidates`.
       batch_size: the most requests that run together.
+      quantized_cache: see `generate`. Weights are quantized when they are loaded
+        (`train.weights.load_language_model`).
       progress: called with a line before and after each batch.
       stream: for texts: called as stream(position of the answer in the list, next piece of it)
         while they are generated; the pieces of an answer together are that answer.
@@ -51,6 +53,7 @@ class Options:
     candidates: int = 1
     first: int = 0
     batch_size: int = 16
+    quantized_cache: bool = False
     progress: Callable[[str], None] | None = None
     stream: Callable[[int, str], None] | None = None
     on_row: Callable[[int, int, int], None] | None = None
@@ -341,6 +344,7 @@ def _generate(
         bundle.vocab,
         batch_size=options.batch_size,
         max_context=bundle.max_context,
+        quantized_cache=options.quantized_cache,
         progress=options.progress,
         stream=stream,
         cancel=options.cancel,

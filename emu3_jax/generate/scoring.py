@@ -23,6 +23,7 @@ from emu3_jax.data.tokens import packing
 from emu3_jax.data.tokens.cutting import Piece, Tokens, ends_of, is_cut, pieces
 from emu3_jax.generate.decoding.lowering import abstract_params
 from emu3_jax.interop.bundle import Bundle
+from emu3_jax.models.language import int8
 from emu3_jax.models.language.cross_entropy import chunked_cross_entropy
 from emu3_jax.models.language.transformer import Transformer, TransformerConfig, check_mesh
 from emu3_jax.sequence import TokenClass
@@ -136,9 +137,10 @@ def scorer(model: nn.Module):
     """Jitted (variables, inputs, targets, positions, segment_ids) → float32 [B, S]."""
 
     def nll(variables, inputs_BS, targets_BS, positions_BS, segment_ids_BS):
-        hidden_BSD = model.apply(
-            variables, inputs_BS, positions_BS, segment_ids_BS, method="hidden"
-        )
+        with int8.reading():
+            hidden_BSD = model.apply(
+                variables, inputs_BS, positions_BS, segment_ids_BS, method="hidden"
+            )
         nll_BS = chunked_cross_entropy(
             hidden_BSD,
             nn.meta.unbox(variables)["params"]["lm_head"]["kernel"],

@@ -9,6 +9,7 @@ import dataclasses
 import os
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 
 from emu3_jax import sharding, shipped
@@ -19,6 +20,7 @@ from emu3_jax.interop.vision import tokenizer_files as vision_files
 from emu3_jax.interop.vision.vision_config import read_tokenizer_config
 from emu3_jax.models.language.transformer import Transformer, TransformerConfig
 from emu3_jax.models.vision.tokenizer import VisionTokenizer, VisionTokenizerConfig
+from emu3_jax.sharding import MeshConfig
 from emu3_jax.train.initial_state import unsaved_collections
 from emu3_jax.train.run import run_directory
 from emu3_jax.train.run.checkpoint import is_run_directory, restore_variables
@@ -93,6 +95,7 @@ def load_language_model(
     step: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
     dtype: str | None = None,
+    quantized: bool = False,
 ) -> tuple[Bundle, str]:
     """Reads a language model → (bundle without vision tokenizer, label).
 
@@ -103,23 +106,38 @@ def load_language_model(
         none is set.
       dtype: dtype of weights and activations (the official scripts use bfloat16). None means
         float32 for a model directory; for a run, the dtypes it trained with.
+      quantized: the kernels of the layers become int8 (`models.language.int8`), one by one, so that
+        no device holds the model as floats. A checkpoint is read on the host first; with several
+        processes, on the mesh.
 
     Returns:
       The bundle, and where the weights came from, for results and messages.
 
     Raises:
-      ValueError: there is no such directory or checkpoint, or it holds no language model.
+      ValueError: there is no such directory or checkpoint, it holds no language model, or its
+        weights are to be quantized and are so already.
     """
     path = shipped.language_model(path)
     if not is_run_directory(path):
         language = load_language(path)
-        model, variables = load_transformer(path, mesh, dtype)
+        model, variables = _read_transformer(path, mesh, dtype, quantized)
         return assemble(model, variables, language, where=str(path)), str(path)
-    run = open_run(path, step, mesh, dtype)
+    run = open_run(path, step, _host(mesh) if quantized else mesh, dtype)
     bundle = run.trained_model(LANGUAGE_MODEL)
     if dtype is not None:
         bundle = dataclasses.replace(bundle, model=_in_type(bundle.model.config, dtype))
+    if quantized:
+        params = nn.unbox(bundle.variables["params"])
+        params = language_model.quantized(bundle.model.config, params, _place(mesh))
+        bundle = dataclasses.replace(bundle, variables={"params": params})
     return bundle, run.label
+
+
+def _host(mesh: jax.sharding.Mesh | None) -> jax.sharding.Mesh | None:
+    """A mesh of a CPU of this process, if there is no other process."""
+    if jax.process_count() > 1:
+        return mesh
+    return sharding.make_mesh(MeshConfig(), jax.local_devices(backend="cpu")[:1])
 
 
 def load_transformer(
@@ -134,7 +152,12 @@ def load_transformer(
     if is_run_directory(path):
         bundle, _ = load_language_model(path, mesh=mesh, dtype=dtype)
         return bundle.model, bundle.variables
-    config, params = language_model.load(path, dtype or "float32", _place(mesh))
+    return _read_transformer(path, mesh, dtype)
+
+
+def _read_transformer(path, mesh, dtype: str | None, quantized: bool = False):
+    """(module, variables) of a model directory."""
+    config, params = language_model.load(path, dtype or "float32", _place(mesh), quantized)
     model = Transformer(config) if dtype is None else _in_type(config, dtype)
     return model, {"params": params}
 

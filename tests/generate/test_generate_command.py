@@ -212,6 +212,15 @@ def test_the_command_line(tiny_directories, tmp_path):
     one = media.read_image(tmp_path / "out" / "image_00001.png")
     np.testing.assert_array_equal(sheet[4:8, 12:16], one)  # the second of a row, margins of 4
 
+    small = ("--task=text_to_image", "--prompt=a cat", "--size=2x2", "--first=7")
+    done = command(*common, *small, "--quantize=weights,cache")
+    assert done.returncode == 0, done.stderr
+    stored = json.loads(PILImage.open(tmp_path / "out" / "image_00007.png").text["emu3_jax"])
+    assert stored["quantize"] == ["weights", "cache"]
+    wrong = command(*common, *small, "--quantize=cache,head")
+    assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
+    assert "--quantize takes weights and cache, not 'head'" in wrong.stderr
+
     wrong = command(*common, "--task=text_to_image", "--prompt=a cat", "--video=x.mp4")
     assert wrong.returncode == 2 and wrong.stderr.count("\n") == 1
     assert "not --video" in wrong.stderr

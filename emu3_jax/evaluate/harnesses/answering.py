@@ -24,6 +24,7 @@ from emu3_jax.data.codec import vision_codec
 from emu3_jax.data.media.images import to_rgb
 from emu3_jax.generate import codec, modalities, scoring
 from emu3_jax.interop.bundle import Bundle, with_vision
+from emu3_jax.models.language import int8
 from emu3_jax.models.language.layers import precision
 from emu3_jax.sequence import Image, Turn, chat
 from emu3_jax.train import weights
@@ -251,7 +252,8 @@ def _scorer(model: nn.Module, text_size: int, eos: int):
     """
 
     def scores(variables, inputs_BS, at_BL, answers_BL):
-        hidden_BSD = model.apply(variables, inputs_BS, method="hidden")
+        with int8.reading():
+            hidden_BSD = model.apply(variables, inputs_BS, method="hidden")
         kernel_DV = nn.meta.unbox(variables)["params"]["lm_head"]["kernel"]
         kernel_DV = kernel_DV[:, : model.config.vocab_size].astype(hidden_BSD.dtype)
         ids_V = jnp.arange(kernel_DV.shape[1])

@@ -57,6 +57,7 @@ def generate(
     *,
     batch_size: int = 16,
     max_context: int | None = None,
+    quantized_cache: bool = False,
     progress: Callable[[str], None] | None = None,
     stream: Callable[[int, np.ndarray], None] | None = None,
     cancel: Callable[[], bool] | None = None,
@@ -68,7 +69,8 @@ def generate(
 
     Args:
       model: the transformer; `model.config.vocab_size` must be `vocab.size`.
-      params: its parameters, boxed or not, sharded over the mesh if there is one.
+      params: its parameters, boxed or not, sharded over the mesh if there is one. Kernels of the
+        layers may be int8 (`models.language.int8`).
       requests: any number, of any lengths and kinds.
       settings: how tokens are drawn. With `guidance` other than 1, requests that have a negative
         prompt are guided; the others in the same call are not.
@@ -77,6 +79,7 @@ def generate(
       batch_size: the most requests that run together; guided ones take two rows each.
       max_context: the most tokens that the model may read: the prompt and all of the answer
         but its last token; None for no limit.
+      quantized_cache: keys and values are kept as int8, with a scale for each head of each token.
       progress: called with one line before and after each kind of requests.
       stream: called as stream(position in the list, new tokens int32 [n]) every few tokens while
         requests run; the pieces of a request together are its answer.
@@ -99,6 +102,7 @@ def generate(
         mesh,
         batch_size=batch_size,
         max_context=max_context,
+        quantized_cache=quantized_cache,
         progress=progress,
         stream=stream,
         cancel=cancel,
@@ -116,6 +120,7 @@ def answers(
     *,
     batch_size: int = 16,
     max_context: int | None = None,
+    quantized_cache: bool = False,
     progress: Callable[[str], None] | None = None,
     stream: Callable[[int, np.ndarray], None] | None = None,
     cancel: Callable[[], bool] | None = None,
@@ -139,7 +144,9 @@ def answers(
             name = f"batch {i + 1}/{len(todo)}"
             members = [requests[i] for i in plan.members]
             masks = [request.mask for request in members]
-            session = open_session(model, params, vocab, plan, members, masks, settings)
+            session = open_session(
+                model, params, vocab, plan, members, masks, settings, quantized_cache
+            )
             report = _reporter(session, name, progress)
 
             def answer(at: int, tokens, passes: int, commits, plan: Plan = plan) -> None:
@@ -183,6 +190,7 @@ def open_session(
     requests: list[Request],
     masks: Sequence[np.ndarray],
     settings: Sampling,
+    quantized_cache: bool = False,
 ) -> Session:
     """A session, and what its programs are compiled for; `masks` are all that its requests have."""
     entries = np.unique(np.concatenate(masks))
@@ -205,7 +213,7 @@ def open_session(
         top_p=np.float32(settings.top_p),
         guidance=np.float32(settings.guidance),
     )
-    return Session(model, params, vocab, plan, requests, decoder, kind, numbers)
+    return Session(model, params, vocab, plan, requests, decoder, kind, numbers, quantized_cache)
 
 
 def _reporter(session: Session, name: str, progress: Callable[[str], None] | None):
@@ -213,7 +221,8 @@ def _reporter(session: Session, name: str, progress: Callable[[str], None] | Non
     if progress is None:
         return lambda tokens: None
     plan, branches = session.plan, session.branches
-    size = cache_bytes(session.model.config, plan.size * branches, session.slots)
+    rows = plan.size * branches
+    size = cache_bytes(session.model.config, rows, session.slots, session.quantized)
     progress(
         f"{name}: {len(plan.members)} requests in {plan.size} rows"
         f"{' x 2 branches' if branches == 2 else ''}, up to {plan.slots} tokens, "

@@ -1,11 +1,13 @@
 """Ahead-of-time lowering of the decoding loop; needs neither weights nor prompts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from emu3_jax import sharding
-from emu3_jax.generate.decoding import device
+from emu3_jax.generate.decoding import constraints, device, scheduling
 from emu3_jax.generate.decoding.decoders.decoder import Decoder
 from emu3_jax.generate.decoding.laws import Filters
 from emu3_jax.generate.decoding.reader import Kind, Numbers
@@ -40,8 +42,8 @@ def lower(
       decoder: how tokens are decoded.
       requests: number in the batch; the mesh axes of "batch" must divide it.
       prompt: tokens of the longest prompt.
-      mask: int32 [N], the constraint mask of each answer, an image or a clip.
-      live: slots of the cache that a pass reads; None: all that there are tokens for.
+      mask: int32 [N], the constraint mask of each answer.
+      live: slots of the cache that a pass reads; None: all that are allocated.
       guided: with classifier-free guidance: two rows per request.
       quantized: what is int8: "weights", "cache".
 
@@ -52,19 +54,20 @@ def lower(
     sharding.check_divides(mesh, "batch", "requests", requests)
     model, decoder = Transformer(config), decoder.fitted([mask])
     rows = requests * (2 if guided else 1)
-    slots = prompt + len(mask) - 1
+    slots = slots_of(decoder, prompt, mask)
+    kind = Kind(guided, constraints.VISUAL in mask, False, False, Filters(False, TOP_K, False))
+    layouts = _Layouts(mesh)
+    numbers = Numbers(*(layouts.array((), x) for x in (jnp.uint32, *(jnp.float32,) * 3)))
     with jax.set_mesh(mesh):
-        params = abstract_params(model, mesh, "weights" in quantized)
-        cache = abstract_cache(config, mesh, rows, slots + decoder.width, "cache" in quantized)
-        numbers = Numbers(*(_array(mesh, (), t) for t in (jnp.uint32, *(jnp.float32,) * 3)))
         return device.advance.lower(
-            params,
-            cache,
+            abstract_params(model, mesh, "weights" in quantized),
+            abstract_cache(config, mesh, rows, slots, "cache" in quantized),
             None,
-            _rows(mesh, decoder, mask, requests, rows),
-            _array(mesh, (requests,), bool, "batch"),
+            _rows(layouts, decoder, mask, requests, rows),
+            layouts.rows(requests, dtype=bool),
             numbers,
-            *[_array(mesh, (), jnp.int32)] * 2,
+            layouts.array((), jnp.int32),
+            layouts.array((), jnp.int32),
             model=model,
             vocab=vocab,
             decoder=decoder,
@@ -73,33 +76,44 @@ def lower(
         )
 
 
-def _array(mesh, shape: tuple[int, ...], dtype, *logical: str) -> jax.ShapeDtypeStruct:
-    layout = jax.NamedSharding(mesh, sharding.partition_spec(*logical))
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=layout)
+def slots_of(decoder: Decoder, prompt: int, mask: np.ndarray) -> int:
+    """Slots that a batch of such requests allocates, as `Session` does."""
+    slots = scheduling.bucket_quarter(prompt + len(mask) - 1, 64)
+    return scheduling.allocated(slots, prompt, decoder.fitted([mask]).width)
 
 
-def _rows(mesh, decoder: Decoder, mask: np.ndarray, requests: int, rows: int) -> Rows:
-    """The state of a batch whose answers have one mask."""
+@dataclasses.dataclass(frozen=True)
+class _Layouts:
+    """Shapes that are sharded over a mesh."""
 
-    def of_requests(*shape, dtype=jnp.int32):
-        return _array(mesh, (requests, *shape), dtype, "batch")
+    mesh: jax.sharding.Mesh
 
-    per_row, columns = _array(mesh, (rows,), jnp.int32, "batch"), len(mask)
-    schedule = decoder.schedule(mask, columns)
+    def array(self, shape, dtype, *logical) -> jax.ShapeDtypeStruct:
+        layout = jax.NamedSharding(self.mesh, sharding.partition_spec(*logical))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=layout)
+
+    def rows(self, *shape, dtype=jnp.int32) -> jax.ShapeDtypeStruct:
+        return self.array(shape, dtype, "batch")
+
+
+def _rows(layouts: _Layouts, decoder: Decoder, mask: np.ndarray, requests: int, rows: int) -> Rows:
+    """The shapes of `Rows`."""
+    of, columns = layouts.rows, len(mask)
+    schedule = jax.tree.map(lambda x: of(requests, *x.shape), decoder.schedule(mask, columns))
     return Rows(
-        prompt_R=per_row,
-        mask_BN=of_requests(columns),
-        choices_BA=of_requests(0),
-        length_B=of_requests(),
-        guided_B=of_requests(dtype=bool),
-        number_B=of_requests(),
-        last_R=per_row,
-        step_B=of_requests(),
-        new_BN=of_requests(columns),
-        finished_B=of_requests(dtype=bool),
-        forwards_B=of_requests(),
-        commits_BW=of_requests(decoder.width),
-        schedule=jax.tree.map(lambda x: of_requests(*x.shape), schedule),
+        prompt_R=of(rows),
+        mask_BN=of(requests, columns),
+        choices_BA=of(requests, 0),
+        length_B=of(requests),
+        guided_B=of(requests, dtype=bool),
+        number_B=of(requests),
+        last_R=of(rows),
+        step_B=of(requests),
+        new_BN=of(requests, columns),
+        finished_B=of(requests, dtype=bool),
+        forwards_B=of(requests),
+        commits_BW=of(requests, decoder.width),
+        schedule=schedule,
     )
 
 
@@ -122,12 +136,10 @@ def abstract_params(model: Transformer, mesh: jax.sharding.Mesh, quantized: bool
     """
     one = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     init = lambda: model.init(jax.random.key(0), jnp.zeros(one.shape, one.dtype))  # noqa: E731
-    boxed = jax.eval_shape(init)["params"]
     if not quantized:
+        boxed = jax.eval_shape(init)["params"]
         return sharding.abstract_arrays(boxed, mesh, model.config.dtype)
-    layers = int8.linear_layers(init)
-    boxed = jax.eval_shape(lambda: int8.zeros(init()["params"], layers))
-    abstract = sharding.abstract_arrays(boxed, mesh)
+    abstract = sharding.abstract_arrays(int8.abstract(init), mesh)
 
     def compute_type(path, x):
         kept = x.dtype == jnp.int8 or path[-1].key == int8.SCALE

@@ -119,6 +119,17 @@ def piece(left: int) -> int:
     return next((size for size in PIECES if size <= left), PIECES[-1])
 
 
+def allocated(slots: int, longest_prompt: int, width: int) -> int:
+    """Slots of the cache: those of the longest request, and the longest run written at once.
+
+    Args:
+      slots: tokens of the longest request (`Plan.slots`).
+      longest_prompt: its tokens.
+      width: tokens that the decoder reads at once.
+    """
+    return slots + max(piece(longest_prompt - 1), width)
+
+
 def live_slots(needed: int, slots: int) -> int:
     """Slots that a pass reads if it needs `needed` of `slots`: one of four sizes."""
     step = -(-max(LIVE, -(-slots // 4)) // LIVE) * LIVE

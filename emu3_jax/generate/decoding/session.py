@@ -51,9 +51,8 @@ class Session:
         self.decoder = decoder
         self.shards = sharding.ways_of(jax.sharding.get_abstract_mesh(), "batch")
         self.branches = 2 if kind.guided else 1
-        # To spare: the longest run of tokens that is written at once.
-        spare = max(scheduling.piece(plan.longest_prompt - 1), self.decoder.width)
-        self.slots = plan.slots + spare
+        spare = plan.longest_prompt, self.decoder.width
+        self.slots = scheduling.allocated(plan.slots, *spare)
         self.occupants: list[int | None] = [None] * plan.size
         self.waiting = list(range(len(self.requests)))[::-1]
         self._held: list[np.ndarray] = [np.zeros(0, np.int32)] * (plan.size * self.branches)

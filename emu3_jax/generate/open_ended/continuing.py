@@ -25,7 +25,12 @@ class Continuing:
     """One request at a time, on the mesh that is set, with the cache of those before."""
 
     def __init__(
-        self, bundle: Bundle, sampling: Sampling, masks: Sequence[np.ndarray], choices: int = 0
+        self,
+        bundle: Bundle,
+        sampling: Sampling,
+        masks: Sequence[np.ndarray],
+        choices: int = 0,
+        quantized_cache: bool = False,
     ):
         """Requests to a model.
 
@@ -34,7 +39,9 @@ class Continuing:
           sampling: how their tokens are drawn.
           masks: the constraint masks that they may have, or longer ones of the same entries.
           choices: the most ids that an entry CHOICE of a mask allows.
+          quantized_cache: as in `generate`.
         """
+        self._quantized_cache = quantized_cache
         self._bundle, self._sampling = bundle, sampling
         self._masks, self._choices = list(masks), choices
         self._model, self._params = engine.fastest(bundle.model, bundle.variables["params"])
@@ -79,6 +86,5 @@ class Continuing:
             longest_prompt=slots,
             choices=self._choices,
         )
-        return engine.open_session(
-            self._model, self._params, vocab, plan, [], self._masks, self._sampling
-        )
+        asked = vocab, plan, [], self._masks, self._sampling, self._quantized_cache
+        return engine.open_session(self._model, self._params, *asked)

@@ -45,7 +45,9 @@ class Conversation:
         # A text takes one step a token, whatever the decoder.
         sampling = dataclasses.replace(options.sampling, decoder="sequential", window=None)
         mask = constraints.free_text(options.max_new)
-        self._continuing = Continuing(bundle, sampling, [mask])
+        self._continuing = Continuing(
+            bundle, sampling, [mask], quantized_cache=options.quantized_cache
+        )
 
     def ask(self, turn: Turn, stream: Callable[[str], None] | None = None) -> str:
         """The answer to the next turn, which is then one of `turns`.

@@ -36,6 +36,7 @@ class InterleavedOptions:
       max_images: the most images.
       max_new: the most tokens of all new texts together.
       first: number of the document, from 0 to 32767; its draws depend on the seeds and on it.
+      quantized_cache: as in `generate`.
       progress: called with a line when a text or an image is finished.
     """
 
@@ -45,6 +46,7 @@ class InterleavedOptions:
     max_images: int = 4
     max_new: int = 512
     first: int = 0
+    quantized_cache: bool = False
     progress: Callable[[str], None] | None = None
 
     def __post_init__(self):
@@ -141,8 +143,9 @@ class _Writer:
         text_mask = np.resize(np.array(text, np.int32), max(options.max_new, len(text)))
         # A text takes one step a token, whatever the decoder.
         texts = dataclasses.replace(options.texts, decoder="sequential", window=None)
-        self._texts = Continuing(bundle, texts, [text_mask], choices=len(self._heads))
-        self._images = Continuing(bundle, options.images, list(self._layouts.values()))
+        stored = options.quantized_cache
+        self._texts = Continuing(bundle, texts, [text_mask], len(self._heads), stored)
+        self._images = Continuing(bundle, options.images, list(self._layouts.values()), 0, stored)
 
     def _check(self) -> None:
         if not self._heads:

@@ -61,7 +61,8 @@ def asked(
     """
     given = flags.FLAGS
     if task == "chat":
-        return Options(sampling(False), max_new=given.max_new, first=given.first)
+        options = dict(max_new=given.max_new, first=given.first)
+        return Options(sampling(False), quantized_cache="cache" in given.quantize, **options)
     texts = Sampling(given.text_temperature, given.text_top_k, given.text_top_p, seed=given.seed)
     options = InterleavedOptions(
         texts,
@@ -70,6 +71,7 @@ def asked(
         given.max_images,
         given.max_new,
         given.first,
+        "cache" in given.quantize,
     )
     images = tuple(given.image)
     return InterleavedJob(prompts, images, sizes("text_to_image"), given.samples, options)

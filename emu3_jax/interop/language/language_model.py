@@ -7,6 +7,7 @@ follow from them.
 
 import dataclasses
 import os
+import pathlib
 import re
 from collections.abc import Iterable, Iterator
 
@@ -17,8 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from emu3_jax import sharding
-from emu3_jax.interop.formats.onto_mesh import OntoMesh
+from emu3_jax.files import read_json
+from emu3_jax.interop.formats.onto_mesh import OntoMesh, RoundedOntoMesh
 from emu3_jax.interop.formats.safetensors_io import (
+    CONFIG_FILE,
     DTYPES,
     SAME,
     Tensors,
@@ -28,6 +31,7 @@ from emu3_jax.interop.formats.safetensors_io import (
     write_tensors,
 )
 from emu3_jax.interop.language.language_config import is_hf, read_transformer_config, write_released
+from emu3_jax.models.language import int8
 from emu3_jax.models.language.transformer import Transformer, TransformerConfig
 
 # Name in the file, path here, dimensions in the file, dimensions here. The file's linear layers
@@ -74,6 +78,9 @@ LAYER_KEYS = (
 # a text model alone.
 HF_NAMES = ((r"^", "text_model."), (r"^model\.", "model.text_model."), (r"^", ""))
 
+
+# Said of weights that are to be quantized.
+ALREADY = "has quantized weights already; int8 is made from floats"
 
 # Tensors that old conversions store and every loader computes.
 COMPUTED = ".rotary_emb.inv_freq"
@@ -177,6 +184,7 @@ def load(
     path: str | os.PathLike,
     param_dtype: str = "float32",
     mesh: jax.sharding.Mesh | None = None,
+    quantized: bool = False,
 ) -> tuple[TransformerConfig, dict]:
     """Config and weights of a directory in BAAI's or the -hf layout.
 
@@ -184,6 +192,8 @@ def load(
         path: holds config.json and model.safetensors, or several files with their index.
         param_dtype: a name in DTYPES; the file's type is converted.
         mesh: devices for the weights, by the rules of `sharding`; None leaves them on the host.
+        quantized: needs a mesh. Kernels of the layers are int8 (`models.language.int8`), rounded
+            from `param_dtype` one by one.
 
     Returns:
         (config, params): layers stacked, vocabulary rows padded with zeros; jax arrays laid out
@@ -191,17 +201,52 @@ def load(
 
     Raises:
         ValueError: a file is missing or unreadable, a config field is not supported, tensors are
-            missing, unexpected or mis-shaped (one message lists all), or the mesh does not
-            divide a size.
+            missing, unexpected or mis-shaped (one message lists all), the mesh does not divide a
+            size, or weights to be quantized are so already.
     """
+    if quantized and read_json(pathlib.Path(path) / CONFIG_FILE).get("quantization_config"):
+        raise ValueError(f"{path} {ALREADY} (config.json has a quantization_config).")
     config = dataclasses.replace(read_transformer_config(path), param_dtype=param_dtype)
     # Shapes first, then one tensor at a time: 34 GB are never in memory twice.
-    destination = _OnHost(config) if mesh is None else OntoMesh(_on_mesh(config, mesh))
+    destination = _OnHost(config) if mesh is None else _destination(config, mesh, quantized)
     tensors = Tensors(path)
     for pair in pairs_in(path, config, tensors):
         layer = pair.layer if pair.path[0] == "layers" else None
         destination.write(pair.path, layer, pair.from_file(tensors.read(pair.name)))
     return config, flax.traverse_util.unflatten_dict(destination.arrays)
+
+
+def quantized(config: TransformerConfig, params: dict, mesh: jax.sharding.Mesh) -> dict:
+    """The weights of a loaded model with int8 kernels, moved to a mesh one kernel at a time.
+
+    Args:
+        config: of the model.
+        params: unboxed, on any devices; with several processes, on all of them.
+        mesh: where the result is.
+
+    Raises:
+        ValueError: kernels are int8 already.
+    """
+    if int8.is_stored_in(params):
+        raise ValueError(f"The model {ALREADY}.")
+    destination = _destination(config, mesh, True)
+    for path, leaf in flax.traverse_util.flatten_dict(params).items():
+        for layer in range(len(leaf)) if path[0] == "layers" else (None,):
+            piece = leaf if layer is None else leaf[layer]
+            destination.write(path, layer, sharding.to_host(piece))
+    return flax.traverse_util.unflatten_dict(destination.arrays)
+
+
+def _destination(config: TransformerConfig, mesh, quantized: bool) -> OntoMesh:
+    if not quantized:
+        return OntoMesh(_flat(abstract_variables(config)["params"], mesh))
+    tokens = np.zeros((1, 1), np.int32)
+    boxed = int8.abstract(lambda: Transformer(config).init(jax.random.key(0), tokens))
+    return RoundedOntoMesh(_flat(boxed, mesh), config.param_dtype)
+
+
+def _flat(boxed: dict, mesh) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
+    return flax.traverse_util.flatten_dict(sharding.abstract_arrays(boxed, mesh))
 
 
 class _OnHost:
@@ -215,11 +260,6 @@ class _OnHost:
     def write(self, path: tuple[str, ...], layer: int | None, array: np.ndarray) -> None:
         target = self.arrays[path] if layer is None else self.arrays[path][layer]
         target[tuple(slice(0, size) for size in array.shape)] = array
-
-
-def _on_mesh(config: TransformerConfig, mesh) -> dict[tuple[str, ...], jax.ShapeDtypeStruct]:
-    boxed = abstract_variables(config)["params"]
-    return flax.traverse_util.flatten_dict(sharding.abstract_arrays(boxed, mesh))
 
 
 def save(

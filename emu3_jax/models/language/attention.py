@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from emu3_jax.models.language import rope
 from emu3_jax.models.language.attention_kernels.cached import cached
 from emu3_jax.models.language.attention_kernels.choice import IMPLEMENTATIONS, choose
+from emu3_jax.models.language.kv_cache import KVCache
 from emu3_jax.models.language.layers import Linear
 from emu3_jax.models.language.transformer_config import TransformerConfig
 from emu3_jax.sharding import constrain
@@ -32,6 +33,7 @@ class Context(NamedTuple):
         row_positions_S: int [S], position of each token in its row, for whole rows; see zigzag.py.
         old_mask: bool [B, S, C], which of the first C slots a new query attends to.
         new_mask: bool [B, S, S], which new keys it attends to.
+        stack: the KVCache of all layers, if they are scanned and there is one.
     """
 
     cos: jax.Array
@@ -40,6 +42,7 @@ class Context(NamedTuple):
     row_positions_S: jax.Array | None = None
     old_mask: jax.Array | None = None
     new_mask: jax.Array | None = None
+    stack: KVCache | None = None
 
 
 class Attention(nn.Module):
@@ -62,7 +65,7 @@ class Attention(nn.Module):
 
         Args:
             x_BSD: normed input.
-            cache: None, or the KVCache of this layer.
+            cache: None, or the KVCache of this layer, or the layer's index in `context.stack`.
             context: rotations and masks.
             deterministic: no dropout.
 
@@ -82,6 +85,8 @@ class Attention(nn.Module):
         v = project("value", c.num_kv_heads, "kv_heads")
         q = rope.rotate(q, context.cos, context.sin)
         k = rope.rotate(k, context.cos, context.sin)
+        if context.stack is not None:
+            cache = context.stack.layer(cache)
         if cache is None:
             out, new = self._whole_rows(q, k, v, context.segment_ids, deterministic), None
         else:

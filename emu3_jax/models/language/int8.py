@@ -1,4 +1,4 @@
-"""Kernels of frozen layers as int8 with a float32 scale per output channel.
+"""Kernels of layers that are not trained as int8 with a float32 scale per output channel.
 
 w is stored as q s with s = max |w| / 127 over the inputs of a channel and q = round(w / s), so that
 |w - q s| <= s / 2, and a channel of zeros is exact. A layer computes (x q) s: whole numbers up to
@@ -70,6 +70,21 @@ def zeros(params: dict, layers: Mapping[Path, tuple[int, ...]]) -> dict:
         flat[*path, KERNEL] = kernel.replace_boxed(stored)
         flat[*path, SCALE] = nn.LogicallyPartitioned(jnp.zeros(sizes, jnp.float32), tuple(names))
     return flax.traverse_util.unflatten_dict(flat)
+
+
+def abstract(init: Callable[[], Any]) -> dict:
+    """Shapes and dtypes of a model's boxed weights with int8 kernels (`zeros`).
+
+    Args:
+      init: initialises the model; it is traced, not run.
+    """
+    layers = linear_layers(init)
+    return jax.eval_shape(lambda: zeros(init()["params"], layers))
+
+
+def is_stored_in(params: dict) -> bool:
+    """Whether any kernel of the weights is int8 already."""
+    return any(path[-1] == SCALE for path in flax.traverse_util.flatten_dict(params))
 
 
 def as_floats(flat: Mapping[Path, jax.Array], dtype: str) -> dict[Path, Any]:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from emu3_jax.models.language.transformer_config import TransformerConfig
-from emu3_jax.sharding import constrain
+from emu3_jax.sharding import constrain, partition_spec
 
 LARGEST = 127  # of int8, but for -128, which has no positive twin
 
@@ -73,6 +73,10 @@ class KVCache(NamedTuple):
         """The first slots of one layer. A step reads no others."""
         return jax.tree.map(lambda x: x[:, :, :slots], self)
 
+    def layer(self, index: jax.Array) -> "LayerOfStack":
+        """One layer of a cache whose layers are stacked."""
+        return LayerOfStack(self, index)
+
     def write_run(self, new: "KVCache", positions_RS: jax.Array) -> "KVCache":
         """Writes S tokens to each row, whose positions are consecutive.
 
@@ -82,14 +86,32 @@ class KVCache(NamedTuple):
         """
         first_R = positions_RS[:, 0]
         starts_R = jnp.where(first_R < 0, self.slots - positions_RS.shape[1], first_R)
+        axis = jax.tree.leaves(self.k)[0].ndim - 4  # of rows
 
-        def one_layer(x, new):
-            def row(x, new, start):
-                return jax.lax.dynamic_update_slice(x, new, (0, start) + (0,) * (x.ndim - 2))
+        def own_rows(cache, new, starts_R):
+            def one(r, cache):
+                def write(x, new):
+                    at = [0] * x.ndim
+                    at[axis], at[axis + 2] = r, starts_R[r]
+                    row = jax.lax.dynamic_slice_in_dim(new, r, 1, axis)
+                    # Without the barrier libtpu 0.0.42 takes a loop over several tokens for a copy
+                    # of the new ones, and ends with an internal error.
+                    row = jax.lax.optimization_barrier(row)
+                    return jax.lax.dynamic_update_slice(x, row, at)
 
-            return jax.vmap(row)(x, new, starts_R)
+                return jax.tree.map(write, cache, new)
 
-        return _over_layers(one_layer, self, new)
+            return jax.lax.fori_loop(0, starts_R.size, one, cache)
+
+        # Each device writes its own rows, one after the other. Of a batch of updates the TPU
+        # compiler makes a scatter, for which it lays the stack of layers out anew: two copies of
+        # the whole cache in every step.
+        if jax.sharding.get_abstract_mesh().empty:
+            return own_rows(self, new, starts_R)
+        logical = ("layers",) * axis + ("batch", "kv_heads", None, "head_dim")
+        layout = jax.tree.map(lambda x: partition_spec(*logical[: x.ndim]), self)
+        specs = (layout, layout, partition_spec("batch"))
+        return jax.shard_map(own_rows, in_specs=specs, out_specs=layout)(self, new, starts_R)
 
     def write_each(self, new: "KVCache", positions_RS: jax.Array) -> "KVCache":
         """Writes S tokens to each row at any positions; padding goes to the last slot."""
@@ -135,6 +157,33 @@ class KVCache(NamedTuple):
             return jax.vmap(group)(*groups, index_GN, starts_GN).reshape(x.shape)
 
         return _over_layers(one_layer, self, new)
+
+
+class LayerOfStack(NamedTuple):
+    """What a layer needs of a cache of all layers. Only the slots that it reads are cut out.
+
+    Where a scan cuts out each layer itself, a step reads all slots that are allocated.
+
+    Attributes:
+      stack: the cache.
+      index: int32, of the layer.
+    """
+
+    stack: KVCache
+    index: jax.Array
+
+    def live(self, slots: int) -> KVCache:
+        """See `KVCache.live`."""
+
+        def cut(x):
+            sizes = (1, *x.shape[1:3], slots, *x.shape[4:])
+            return jax.lax.dynamic_slice(x, (self.index,) + (0,) * (x.ndim - 1), sizes)[0]
+
+        return jax.tree.map(cut, self.stack)
+
+    def stored(self, k_RSKH: jax.Array, v_RSKH: jax.Array) -> KVCache:
+        """See `KVCache.stored`."""
+        return self.stack.stored(k_RSKH, v_RSKH)
 
 
 def _grouped(x: jax.Array, index_GN: jax.Array) -> jax.Array:

@@ -91,7 +91,7 @@ class Block(nn.Module):
 
 
 def _scanned(block, num_layers: int):
-    """`block` over layers: each has its own weights and dropout; caches are along axis 0."""
+    """`block` over layers: each has its own weights, dropout, and index of its cache."""
     return nn.scan(
         block,
         variable_axes={"params": 0},
@@ -209,7 +209,9 @@ class Transformer(nn.Module):
     def _layers(self, x_BSD, cache, context, deterministic):
         """All layers; cache is None or a KVCache of all layers, the result likewise (new slots)."""
         if self.config.scan_layers:
-            return self.layers(x_BSD, cache, context, deterministic)
+            index = None if cache is None else jnp.arange(self.config.num_layers)
+            context = context._replace(stack=cache)
+            return self.layers(x_BSD, index, context, deterministic)
         news = []
         for i, layer in enumerate(self.layers):
             of_layer = None if cache is None else KVCache(*(x and x[i] for x in cache))

@@ -6,11 +6,15 @@ import jax.numpy as jnp
 from emu3_jax.models import cpu
 from emu3_jax.models.language import layers
 from emu3_jax.models.language.attention_kernels.reference import MASKED, zero_blind_rows
-from emu3_jax.models.language.kv_cache import KVCache
+from emu3_jax.models.language.kv_cache import KVCache, LayerOfStack
 
 
 def cached(
-    q_RSNH: jax.Array, old: KVCache, new: KVCache, old_mask_RSC: jax.Array, new_mask_RST: jax.Array
+    q_RSNH: jax.Array,
+    old: KVCache | LayerOfStack,
+    new: KVCache,
+    old_mask_RSC: jax.Array,
+    new_mask_RST: jax.Array,
 ) -> jax.Array:
     """New queries over the first C slots of the cache and over the new keys.
 
