@@ -131,6 +131,8 @@ def answers(
             f"The model has {model.config.vocab_size} token ids, the vocabulary {vocab.size}."
         )
     check(requests, vocab, max_context, settings.window)
+    if not requests:
+        return []
     requests = _prepared(requests, settings, vocab)
     found: list = [None] * len(requests)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):

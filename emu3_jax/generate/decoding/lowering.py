@@ -71,7 +71,7 @@ def lower(
             model=model,
             vocab=vocab,
             decoder=decoder,
-            kind=Kind(guided, True, False, False, Filters(False, TOP_K, False)),
+            kind=kind,
             live=slots if live is None else live,
         )
 
