@@ -7,6 +7,7 @@ One line each: forward passes per drawing, and how many times fewer than `sequen
 share of passes that committed one token; seconds per drawing one by one (of the first `--alone`)
 and in batches of 16; recall at 10 among the real images, with its standard error; and nats per code
 of the drawings under the model, with the standard error over drawings. Compiling is not timed.
+`--picture=window.svg` instead draws jacobi's passes over one image, as docs/decoding.md shows them.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from emu3_jax.data.codec import vision_codec
 from emu3_jax.evaluate import items
 from emu3_jax.evaluate.emoji import retrieval
 from emu3_jax.generate import Request, Sampling, scoring
-from emu3_jax.generate.decoding.engine import answers
+from emu3_jax.generate.decoding import engine, scheduling, session
 from emu3_jax.sequence import Document, Image, Text, TokenClass, Video
 
 SPLITS = ("validation", "validation_combination")
@@ -30,6 +31,9 @@ CASES = [
     *(("zipar", window) for window in (4, 8, 16)),
 ]
 BATCH = 16
+
+OUTSIDE, REDRAWN, KEPT, COMMITTED, BEFORE = range(5)  # of the window; what a pass did
+COLOURS = "", "#ffffff", "#a8d5c8", "#1f6f5c", "#8aa39d"
 
 
 def clip_meta(item: items.Item) -> tuple[float, float]:
@@ -74,7 +78,7 @@ class Drawings:
         began = time.perf_counter()
         model, params = self.bundle.model, self.bundle.variables["params"]
         options = dict(batch_size=batch_size)
-        found = answers(model, params, requests, settings, self.bundle.vocab, **options)
+        found = engine.answers(model, params, requests, settings, self.bundle.vocab, **options)
         return found, time.perf_counter() - began
 
     def judged(self, requests, found) -> tuple[float, float, float, float]:
@@ -142,6 +146,52 @@ def compare(drawings: Drawings, settings: dict, alone: int) -> None:
         )
 
 
+def looks(drawings: Drawings, settings: dict, window: int, which: int) -> list[np.ndarray]:
+    """What each pass of jacobi over one drawing does with its tokens, an index into COLOURS."""
+    request, bundle = drawings.requests()[which], drawings.bundle
+    chosen = Sampling(**settings, decoder="jacobi", window=window)
+    model, params = engine.fastest(bundle.model, bundle.variables["params"])
+    (plan,) = scheduling.plans([request], True, 1)
+    held = engine.open_session(model, params, bundle.vocab, plan, [request], [request.mask], chosen)
+    known, found, before = np.full(len(request.mask), -1), [], 0
+
+    def look() -> bool:
+        nonlocal before
+        rows, drafts = held.state
+        if drafts is None:
+            return False
+        done = int(rows.step_B[0])
+        tokens = np.append(rows.new_BN[0, :done], np.asarray(drafts.token_BW)[0])[: len(known)]
+        seen = np.full(len(known), OUTSIDE)
+        end = min(before + window, len(known))
+        seen[before:end] = np.where(tokens[before:end] == known[before:end], KEPT, REDRAWN)
+        seen[:before], seen[before:done] = BEFORE, COMMITTED
+        found.append(seen)
+        known[: len(tokens)], before = tokens, done
+        return False
+
+    session.STREAM_EVERY = 1  # `cancel` is asked between two calls of the loop
+    held.run(lambda *answer: look(), cancel=look)
+    return found
+
+
+def draw_passes(found: list[np.ndarray], file: pathlib.Path) -> None:
+    """Writes the SVG: a line for each pass, a square for each token."""
+    cell = 10
+    width, height = cell * len(found[0]), cell * len(found)
+    lines = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">']
+    lines.append(f'<rect width="{width}" height="{height}" fill="#ffffff"/>')
+    for y, row in enumerate(found):
+        for x, kind in enumerate(row):
+            if kind == BEFORE:
+                at = f'cx="{cell * x + cell / 2}" cy="{cell * y + cell / 2}" r="1"'
+                lines.append(f'<circle {at} fill="{COLOURS[kind]}"/>')
+            elif kind != OUTSIDE:
+                at = f'x="{cell * x + 1}" y="{cell * y + 1}" width="{cell - 2}" height="{cell - 2}"'
+                lines.append(f'<rect {at} fill="{COLOURS[kind]}" stroke="#1f6f5c"/>')
+    file.write_text("\n".join([*lines, "</svg>\n"]))
+
+
 def main() -> None:
     """Reads the options and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -151,11 +201,16 @@ def main() -> None:
     parser.add_argument("--top_k", type=int, default=200, help="(%(default)s)")
     parser.add_argument("--clips", action="store_true", help="draw clips, not images")
     parser.add_argument("--limit", type=int, default=0, help="captions of each split; 0 is all")
+    parser.add_argument("--picture", type=pathlib.Path, help="where to draw the passes of jacobi")
     parser.add_argument("--alone", type=int, default=24, help="drawn one by one (%(default)s)")
     options = parser.parse_args()
     names = ("guidance", "temperature", "top_k")
     settings = {name: getattr(options, name) for name in names}
-    compare(Drawings(options.data, options.clips, options.limit), settings, options.alone)
+    drawings = Drawings(options.data, options.clips, options.limit)
+    if options.picture:
+        draw_passes(looks(drawings, settings, window=24, which=3), options.picture)
+    else:
+        compare(drawings, settings, options.alone)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ request that begins as they do, in this row or in another, copies them instead o
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -79,6 +80,11 @@ class Session:
             commits_BW=np.zeros((size, self.decoder.width), np.int32),
             schedule=jax.tree.map(lambda x: np.stack([x] * size), schedule),
         )
+
+    @property
+    def state(self) -> tuple[Rows, Any]:
+        """The rows, and what the decoder keeps from pass to pass, for those who look on."""
+        return self._rows, self._drafts
 
     def add(self, request: Request) -> None:
         """One more request for the next `run`; it must fit the plan, the kind and the decoder."""
