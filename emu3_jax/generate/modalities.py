@@ -336,12 +336,9 @@ def _numbers(numbers: Sequence[int] | None, prompts: Sequence, options: Options)
 def _generate(
     bundle: Bundle, requests: list[Request], options: Options, stream=None
 ) -> list[np.ndarray]:
+    asked = bundle.model, bundle.variables["params"], requests, options.sampling, bundle.vocab
     return generate(
-        bundle.model,
-        bundle.variables["params"],
-        requests,
-        options.sampling,
-        bundle.vocab,
+        *asked,
         batch_size=options.batch_size,
         max_context=bundle.max_context,
         quantized_cache=options.quantized_cache,

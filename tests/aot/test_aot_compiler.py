@@ -118,8 +118,8 @@ def test_a_plan_has_the_memory_and_the_collectives_of_the_whole_compile(monkeypa
     assert planned.arguments_gib == compiled.arguments_gib > 0
     assert planned.temporaries_gib == compiled.temporaries_gib > 0
     assert planned.collectives == compiled.collectives != {}
-    # Constants stand apart in the one, as temporaries in the other.
-    counted = pytest.approx(compiled.memory_analysis_gib, rel=1e-3)
+    # Constants, some hundred bytes, stand apart in the one, as temporaries in the other.
+    counted = pytest.approx(compiled.memory_analysis_gib, abs=2**-20)
     assert planned.temporaries_gib == counted and planned.memory_analysis_gib is None
     assert planned.code_gib is None and compiled.code_gib is not None
     assert planned.fits and "planned in" in report.table(planned, "")

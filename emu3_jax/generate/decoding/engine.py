@@ -93,20 +93,9 @@ def generate(
       ValueError: a request is malformed or longer than the context; raised before any work.
       CancelledError: `cancel` said so; it carries the answers that are finished.
     """
-    found = answers(
-        model,
-        params,
-        requests,
-        settings,
-        vocab,
-        mesh,
-        batch_size=batch_size,
-        max_context=max_context,
-        quantized_cache=quantized_cache,
-        progress=progress,
-        stream=stream,
-        cancel=cancel,
-    )
+    limits = dict(batch_size=batch_size, max_context=max_context, quantized_cache=quantized_cache)
+    calls = dict(progress=progress, stream=stream, cancel=cancel)
+    found = answers(model, params, requests, settings, vocab, mesh, **limits, **calls)
     return [answer.tokens for answer in found]
 
 

@@ -4,11 +4,15 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from emu3_jax import sharding
 from emu3_jax.generate.decoding import constraints
 from emu3_jax.models.language.kv_cache import KVCache
 from emu3_jax.vocab import Vocab
+
+# The fields of `Rows` that a pass changes.
+CHANGING = ("last_R", "step_B", "new_BN", "finished_B", "forwards_B", "commits_BW")
 
 
 class Rows(NamedTuple):
@@ -100,9 +104,12 @@ class Rows(NamedTuple):
         )
 
     def gathered(self) -> "Rows":
-        """The rows with the arrays that the host reads replicated on every device."""
-        read = ("step_B", "new_BN", "last_R", "finished_B", "forwards_B", "commits_BW")
-        return self._replace(**{name: sharding.gathered(getattr(self, name)) for name in read})
+        """The rows with what a pass changes replicated on every device, for the host to read."""
+        return self._replace(**{name: sharding.gathered(getattr(self, name)) for name in CHANGING})
+
+    def updated(self, rows: "Rows") -> "Rows":
+        """These rows, of the host, with what passes have changed in those of the device."""
+        return self._replace(**{name: np.asarray(getattr(rows, name)) for name in CHANGING})
 
 
 class State(NamedTuple):

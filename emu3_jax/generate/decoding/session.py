@@ -327,7 +327,7 @@ class Session:
         )
         # A decoder that keeps nothing goes on as it begins, with the same program.
         self._drafts = drafts if jax.tree.leaves(drafts) else None
-        self._rows = jax.tree.map(np.asarray, rows)
+        self._rows = self._rows.updated(rows)
 
     def _needed(self) -> int:
         """Slots that the next pass of the furthest row reads."""

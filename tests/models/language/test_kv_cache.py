@@ -35,7 +35,7 @@ def stacked(cache):
     """All fields as numpy arrays [L, R, K, C, …]."""
     if isinstance(cache.k, tuple):
         cache = KVCache(*(None if x is None else np.stack(x) for x in cache))
-    return [np.asarray(x) for x in cache if x is not None]
+    return [np.array(x) for x in cache if x is not None]
 
 
 def expected_write(cache, new, positions):

@@ -47,7 +47,7 @@ media.read_image = read_and_say
 from emu3_jax.data.codec.canvases import Batcher
 from emu3_jax.evaluate import during_training
 from emu3_jax.generate import scoring
-from emu3_jax.generate.decoding import engine
+from emu3_jax.generate.decoding.session import Session
 in_pieces = set()
 def look(function):
     def watched(*arguments, **keywords):
@@ -57,7 +57,7 @@ def look(function):
                 sys.exit(f"a weight {array.shape} was copied")
         return function(*arguments, **keywords)
     return watched
-scoring.Tally.add, engine._inputs = look(scoring.Tally.add), look(engine._inputs)
+scoring.Tally.add, Session._advance = look(scoring.Tally.add), look(Session._advance)
 Batcher.add = look(Batcher.add)
 run_all = during_training.run_all
 def evaluated(subject, evaluators):
