@@ -129,9 +129,10 @@ def compare(drawings: Drawings, settings: dict, alone: int) -> None:
     first = None
     for name, window in CASES:
         chosen = Sampling(**settings, decoder=name, window=window)
-        drawings.answers(requests[:1], chosen, 1)  # compiles
+        # The same requests compile all programs: which ones depends on their lengths.
+        drawings.answers(requests[:alone], chosen, 1)
         _, one_by_one = drawings.answers(requests[:alone], chosen, 1)
-        drawings.answers(requests[: 2 * BATCH], chosen, BATCH)
+        drawings.answers(requests, chosen, BATCH)
         found, together = drawings.answers(requests, chosen, BATCH)
         passes = np.mean([answer.passes for answer in found])
         commits = sum(answer.commits for answer in found)

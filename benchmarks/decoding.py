@@ -7,7 +7,7 @@
 A model of 66 M weights (hidden 512, 8 layers of 8 heads over 4, MLP 1,408, 40,960 ids of which
 32,768 are codes) in float32 draws `--new` codes after prompts of 32 tokens with top-k 2,048, in
 batches of 1, 2 and 8, with and without guidance 3. Logits of both sides must agree first. The other
-side waits while one is timed. Prints medians of steps a second and their ratio; above 1 this
+side waits while one is timed. Prints medians of steps/s and their ratio; above 1 this
 package is faster. Here codes alone can be drawn, there any id: that is what each side offers.
 `--decoder=jacobi --window=8` measures another decoder of this package against `sequential`.
 """
@@ -102,7 +102,7 @@ def compare_case(ours: Ours, theirs: Process, prompts, negatives, guidance: floa
         there.append(theirs("generate", *given, new, TOP_K, guidance))
     mine, other = (new / statistics.median(seconds) for seconds in (here, there))
     print(
-        f"batch {len(prompts)}, guidance {guidance:g}: {mine:.1f} steps a second, "
+        f"batch {len(prompts)}, guidance {guidance:g}: {mine:.1f} steps/s, "
         f"transformers {other:.1f}, ratio {mine / other:.2f}",
         flush=True,
     )

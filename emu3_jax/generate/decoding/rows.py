@@ -84,8 +84,7 @@ class Rows(NamedTuple):
         ends_B = is_end_BS.any(axis=1)
         count_B = jnp.where(ends_B, jnp.argmax(is_end_BS, axis=1) + 1, count_B)
         count_B = jnp.where(self.finished_B, 0, jnp.minimum(count_B, self.length_B - self.step_B))
-        # The token of each column, from the window; a scatter of a few columns is slower on a TPU
-        # than this selection over small arrays.
+        # The token of each column, from the window.
         at_BN = jnp.arange(self.new_BN.shape[1]) - self.step_B[:, None]
         is_new_BN = (at_BN >= 0) & (at_BN < count_B[:, None])
         at_BN = jnp.clip(at_BN, 0, token_BS.shape[1] - 1)
