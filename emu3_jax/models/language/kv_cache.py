@@ -11,10 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from emu3_jax.models.language import int8
 from emu3_jax.models.language.transformer_config import TransformerConfig
 from emu3_jax.sharding import constrain, partition_spec
-
-LARGEST = 127  # of int8, but for -128, which has no positive twin
 
 
 class KVCache(NamedTuple):
@@ -199,10 +198,8 @@ def _over_layers(one_layer: Callable, *caches: KVCache) -> KVCache:
 
 def _quantized(x_RKSH: jax.Array) -> tuple[jax.Array, jax.Array]:
     """int8 numbers [R, K, S, H], and a scale for each head of each token, float32 [R, K, S]."""
-    floats = x_RKSH.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(floats), axis=-1) / LARGEST
-    steps = jnp.round(floats / jnp.where(scale == 0, 1, scale)[..., None])
-    return steps.astype(jnp.int8), scale
+    steps, scale = int8.rounded(x_RKSH, axes=(-1,))
+    return steps, scale[..., 0]
 
 
 def cache_bytes(config: TransformerConfig, rows: int, slots: int, quantized: bool = False) -> int:
