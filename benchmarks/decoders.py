@@ -7,7 +7,8 @@ One line each: forward passes per drawing, and how many times fewer than `sequen
 share of passes that committed one token; seconds per drawing one by one (of the first `--alone`)
 and in batches of 16; recall at 10 among the real images, with its standard error; and nats per code
 of the drawings under the model, with the standard error over drawings. Compiling is not timed.
-`--picture=window.svg` instead draws jacobi's passes over one image, as docs/decoding.md shows them.
+`--picture=window.svg` instead draws jacobi's passes over one image, as
+docs/explanation/decoding.md shows them.
 """
 
 import argparse

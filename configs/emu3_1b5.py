@@ -13,7 +13,7 @@ Commands:
   python -m emu3_jax.aot --config=configs/emu3_1b5.py --topology=v5e:4x4
   python -m emu3_jax.train --config=configs/emu3_1b5.py:gs://BUCKET/tokens_stage1 --workdir=gs://BUCKET/emu3_1b5
 
-Expected: docs/aot.md has the compiler's figures. Never run by us.
+Expected: docs/how_to/aot.md has the compiler's figures. Never run by us.
 """
 
 from ml_collections import ConfigDict

@@ -18,7 +18,7 @@ Commands:
   python -m emu3_jax.aot --config=configs/emu3_8b_stage1.py --topology=v5p:4x4x4
   python -m emu3_jax.train --config=configs/emu3_8b_stage1.py:gs://BUCKET/tokens_stage1 --workdir=gs://BUCKET/emu3_8b_stage1
 
-Expected: docs/aot.md has the compiler's figures for several pods. Never run by us.
+Expected: docs/how_to/aot.md has the compiler's figures for several pods. Never run by us.
 """
 
 from ml_collections import ConfigDict
@@ -30,7 +30,8 @@ def get_config(arg: str = "") -> ConfigDict:
     tokens = arg or "runs/tokens_stage1"
     config = ConfigDict()
     config.task = "pretrain"
-    config.text_tokenizer = "assets/emu3.tiktoken"  # the released ranks, docs/released_weights.md
+    # The released ranks, docs/how_to/released_weights.md.
+    config.text_tokenizer = "assets/emu3.tiktoken"
     config.model = ConfigDict(
         dict(
             vocab_size=vocab.released().size,

@@ -14,7 +14,7 @@ Commands:
   python -m emu3_jax.aot --config=configs/emu3_8b_stage2.py --topology=v5p:4x4x4 --config.data.batch_size=4
   python -m emu3_jax.train --config=configs/emu3_8b_stage2.py:gs://BUCKET/tokens_stage2 --workdir=gs://BUCKET/emu3_8b_stage2 --config.start.transformer=gs://BUCKET/emu3_8b_stage1
 
-Expected: docs/aot.md has the compiler's figures for several pods. Never run by us.
+Expected: docs/how_to/aot.md has the compiler's figures for several pods. Never run by us.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 r"""Tokenize a folder of your own images, clips and captions for a model of the nano size.
 
 Purpose: the first step on your own data. The argument is the folder. It holds train.jsonl and, for
-held-out figures, validation.jsonl (docs/data.md describes a row), and may hold text.model, a text
+held-out figures, validation.jsonl (docs/how_to/data.md describes a row), and may hold text.model, a text
 tokenizer trained on the same captions.
 
   python -m emu3_jax.text.train --input=data/train.jsonl --field=text --output=data/text.model --size=8192

@@ -16,7 +16,7 @@ Commands:
 Observed: 76 minutes on two busy cores (5,600 to 7,500 tokens/s). Nats per image code after 4,000,
 8,000, 12,000, 16,000, 20,000 steps: 4.47, 3.97, 3.63, 3.24, 3.09 in training; 4.28, 4.05, 3.87,
 3.79, 3.77 on validation (64 items), where the captions' nats rise steadily from 2.84 to 3.20 while
-more persons are named correctly. The emoji evaluators' figures: docs/measurements.md.
+more persons are named correctly. The emoji evaluators' figures: docs/reference/measurements.md.
 """
 
 from ml_collections import ConfigDict

@@ -19,7 +19,7 @@ Commands:
   python -m emu3_jax.train --config=configs/vision_tokenizer_emu3.py:gs://BUCKET/pixels --workdir=gs://BUCKET/vision_tokenizer_emu3
   JAX_NUM_CPU_DEVICES=2 python -m emu3_jax.train --config=configs/vision_tokenizer_emu3.py:twin --workdir=runs/tokenizers/base
 
-Expected: docs/vision_tokenizer.md has the compiler's figures and the twins' results. Never run
+Expected: docs/how_to/vision_tokenizer.md has the compiler's figures and the twins' results. Never run
 at full size by us.
 """
 
@@ -53,7 +53,7 @@ def get_config(arg: str = "") -> ConfigDict:
             l2=1.0,
             l1=0.0,
             perceptual=0.1,
-            perceptual_weights="vgg16.pth",  # torchvision's; docs/vision_tokenizer.md
+            perceptual_weights="vgg16.pth",  # torchvision's; docs/how_to/vision_tokenizer.md
             perceptual_frames=2,
             commitment=0.25,
             codebook=1.0,

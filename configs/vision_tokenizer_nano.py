@@ -5,7 +5,7 @@ Emu3's (spatial norm, attention at the lowest level, causal layers in time, Batc
 channels are at the low resolutions, where a CPU convolves about four times faster.
 
 Two frames per code in time, not four as in Emu3: with four, clips stay a decibel below the aim;
-docs/measurements.md explains why. Two devices: XLA runs two half batches side by side on two cores
+docs/reference/measurements.md explains why. Two devices: XLA runs two half batches side by side on two cores
 faster than one whole batch on both.
 
 Command:

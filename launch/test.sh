@@ -42,6 +42,6 @@ if [[ -n "$newest" ]]; then
 fi
 
 set_up requirements-test.txt
-"$PYTHON_BIN" -m ruff check emu3_jax configs examples tests benchmarks
+"$PYTHON_BIN" -m ruff check emu3_jax configs examples tests benchmarks docs
 # Two workers: compiling uses one core, so two processes use two cores.
 exec "$PYTHON_BIN" -m pytest -q -n "${TEST_WORKERS:-2}" --dist loadfile ${slow[@]+"${slow[@]}"} ${arguments[@]+"${arguments[@]}"}

@@ -30,7 +30,7 @@ for option in cluster zone name type; do
     [[ -n "${!option}" ]] || fail "--$option is needed"
 done
 check_command "$@"
-[[ "$1" == train ]] || fail "only train runs here; docs/data.md describes tokenize on many machines"
+[[ "$1" == train ]] || fail "only train runs here; docs/how_to/data.md describes tokenize on many machines"
 
 # exec: SIGTERM must reach the training process, which saves and exits with 143.
 line="exec python -m emu3_jax.train $(quoted "${@:2}") --coordinator=auto"

@@ -15,7 +15,7 @@ keeps falling; the penalty limits the logits; averages remove noise from validat
 
 Observed: with a fixed weight PSNR ends 0.27 (stills) and 0.33 dB (clips) lower; averages gain 0.1
 to 0.2 dB until the learning rate is low; the penalty makes the gradients 300 times smaller; the
-ramp changes nothing with the adaptive weight. 6 to 10 minutes per run; docs/vision_tokenizer.md has
+ramp changes nothing with the adaptive weight. 6 to 10 minutes per run; docs/how_to/vision_tokenizer.md has
 the table.
 
   for name in "" no_ramp fixed penalty no_average; do

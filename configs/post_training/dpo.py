@@ -35,7 +35,7 @@ Commands:
   python -m emu3_jax.train --config=configs/post_training/dpo.py:gs://BUCKET/tokens --workdir=gs://BUCKET/dpo --config.start.transformer=gs://BUCKET/qft
   python -m emu3_jax.train --config=configs/post_training/dpo.py:nano --workdir=runs/dpo_nano
 
-Expected: docs/post_training.md. The 8B was never run by us.
+Expected: docs/how_to/post_training.md. The 8B was never run by us.
 """
 
 from ml_collections import ConfigDict

@@ -39,7 +39,7 @@ Commands:
   python -m emu3_jax.train --config=configs/post_training/grpo.py:gs://BUCKET/tokens --workdir=gs://BUCKET/grpo --config.start.transformer=gs://BUCKET/qft
   python -m emu3_jax.train --config=configs/post_training/grpo.py:nano --workdir=runs/grpo_nano
 
-Expected: docs/post_training.md. The 8B was never run by us.
+Expected: docs/how_to/post_training.md. The 8B was never run by us.
 """
 
 from ml_collections import ConfigDict

@@ -23,7 +23,7 @@ Commands:
   python -m emu3_jax.train --config=configs/post_training/lora_drawing.py:gs://BUCKET/tokens --workdir=gs://BUCKET/lora --config.start.transformer=Emu3-Gen
   python -m emu3_jax.convert export --model=gs://BUCKET/lora --output=exports/lora --layout=peft
 
-Expected: docs/post_training.md has the compiler's memory. Never run by us.
+Expected: docs/how_to/post_training.md has the compiler's memory. Never run by us.
 """
 
 from ml_collections import ConfigDict

@@ -14,7 +14,7 @@ starts from any run directory or released weights: --config.start.transformer=PA
 coloured shapes from FOLDER/questions (launch/post_training.sh makes it). Its rows hold a chat of up
 to 352 tokens, a 64-pixel image taking about 80. It also learns captions in both directions: of the
 emoji, so that it does not unlearn them, and of the shapes, since from answers alone it told colours
-but no shapes apart (docs/post_training.md).
+but no shapes apart (docs/how_to/post_training.md).
 
 What goes wrong: 1e-5 was reported as too high for Emu3-Chat with interleaved data (a loss that
 stays near 1): try --config.run.optimizer.learning_rate=2e-6; a set with short answers teaches short
@@ -24,7 +24,7 @@ Commands:
   python -m emu3_jax.train --config=configs/post_training/sft_chat.py:gs://BUCKET/tokens --workdir=gs://BUCKET/chat
   python -m emu3_jax.train --config=configs/post_training/sft_chat.py:nano --workdir=runs/chat
 
-Expected: docs/post_training.md. The 8B was never run by us.
+Expected: docs/how_to/post_training.md. The 8B was never run by us.
 """
 
 from ml_collections import ConfigDict

@@ -34,7 +34,7 @@ Commands:
   python -m emu3_jax.train --config=configs/post_training/sft_drawing.py:gs://BUCKET/tokens --workdir=gs://BUCKET/sft_drawing --config.start.transformer=Emu3-Gen
   python -m emu3_jax.train --config=configs/post_training/sft_drawing.py:nano --workdir=runs/sft_drawing
 
-Expected: docs/post_training.md. The 8B was never run by us.
+Expected: docs/how_to/post_training.md. The 8B was never run by us.
 """
 
 from ml_collections import ConfigDict

@@ -19,7 +19,7 @@ Commands:
   python -m emu3_jax.train --config=configs/post_training/sft_drawing_eos.py:gs://BUCKET/tokens --workdir=gs://BUCKET/sft_drawing_eos
   python -m emu3_jax.train --config=configs/post_training/sft_drawing_eos.py:nano --workdir=runs/sft_drawing_eos
 
-Expected: docs/post_training.md. The 8B was never run by us.
+Expected: docs/how_to/post_training.md. The 8B was never run by us.
 """
 
 from ml_collections import ConfigDict

@@ -17,7 +17,7 @@ Commands:
   python -m emu3_jax.tokenize --config=post_training/data/tokenize_easy_vqa
   python -m emu3_jax.train --config=post_training/sft_easy_vqa --workdir=runs/easy_vqa_chat
 
-Expected: docs/measurements.md.
+Expected: docs/reference/measurements.md.
 """
 
 from ml_collections import ConfigDict

@@ -27,7 +27,7 @@ Commands:
   python -m emu3_jax.train --config=configs/post_training/sft_editing.py:gs://BUCKET/tokens --workdir=gs://BUCKET/editing
   python -m emu3_jax.train --config=configs/post_training/sft_editing.py:nano --workdir=runs/editing
 
-Expected: docs/post_training.md. The 8B was never run by us.
+Expected: docs/how_to/post_training.md. The 8B was never run by us.
 """
 
 from ml_collections import ConfigDict

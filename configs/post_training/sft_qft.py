@@ -17,7 +17,7 @@ weights: --config.start.transformer=PATH. `nano`, or `nano:FOLDER`: the twin of 
 model, at its 64 x 64. Its corpus has no poor images to leave out, and with these alone it learns
 them by heart; its best images are the chosen ones of FOLDER/preferences, which it drew itself, for
 captions without an image too. Captions and marks keep their loss, or they are forgotten within
-some hundred steps (docs/post_training.md).
+some hundred steps (docs/how_to/post_training.md).
 
 What goes wrong: with vision tokens alone the end of an image is learnt from nowhere, and the model
 ends it by the grammar only; for text after images give marks a loss
@@ -29,7 +29,7 @@ Commands:
   python -m emu3_jax.train --config=configs/post_training/sft_qft.py:gs://BUCKET/tokens --workdir=gs://BUCKET/qft
   python -m emu3_jax.train --config=configs/post_training/sft_qft.py:nano --workdir=runs/qft
 
-Expected: docs/post_training.md. The 8B was never run by us.
+Expected: docs/how_to/post_training.md. The 8B was never run by us.
 """
 
 from ml_collections import ConfigDict

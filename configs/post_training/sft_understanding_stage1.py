@@ -22,7 +22,7 @@ Commands:
   python -m emu3_jax.train --config=configs/post_training/sft_understanding_stage1.py:gs://BUCKET/tokens --workdir=gs://BUCKET/understanding1
   python -m emu3_jax.train --config=configs/post_training/sft_understanding_stage1.py:nano --workdir=runs/understanding1
 
-Expected: docs/post_training.md. The 8B was never run by us.
+Expected: docs/how_to/post_training.md. The 8B was never run by us.
 """
 
 from ml_collections import ConfigDict

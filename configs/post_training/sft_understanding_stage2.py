@@ -24,7 +24,7 @@ Commands:
   python -m emu3_jax.train --config=configs/post_training/sft_understanding_stage2.py:gs://BUCKET/tokens --workdir=gs://BUCKET/understanding2 --config.start.transformer=gs://BUCKET/understanding1
   python -m emu3_jax.train --config=configs/post_training/sft_understanding_stage2.py:nano --workdir=runs/understanding2
 
-Expected: docs/post_training.md. The 8B was never run by us.
+Expected: docs/how_to/post_training.md. The 8B was never run by us.
 """
 
 from ml_collections import ConfigDict

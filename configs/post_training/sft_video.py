@@ -25,7 +25,7 @@ Commands:
   python -m emu3_jax.train --config=configs/post_training/sft_video.py:gs://BUCKET/tokens --workdir=gs://BUCKET/video
   python -m emu3_jax.train --config=configs/post_training/sft_video.py:nano --workdir=runs/video
 
-Expected: docs/post_training.md. The 8B was never run by us.
+Expected: docs/how_to/post_training.md. The 8B was never run by us.
 """
 
 from ml_collections import ConfigDict

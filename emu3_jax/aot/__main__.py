@@ -19,7 +19,7 @@ compiler's estimate. If the config sets model.vocab_size, no data is read.
                code: some ten times faster, without an estimate.
 
 The last line is one line of JSON. Exit status 1 means that the program does not fit; the line
-before the last then says what to change. docs/aot.md explains the figures.
+before the last then says what to change. docs/how_to/aot.md explains the figures.
 """
 
 import sys

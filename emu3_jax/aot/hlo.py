@@ -29,8 +29,8 @@ class UnreadableError(ValueError):
 
     def __init__(self, what: str):
         super().__init__(
-            f"cannot read what the compiler of jax {jax.__version__} writes: {what}; docs/aot.md "
-            "names the versions that can be read"
+            f"cannot read what the compiler of jax {jax.__version__} writes: {what}; "
+            "docs/how_to/aot.md names the versions that can be read"
         )
 
 

@@ -19,14 +19,20 @@ class Key(NamedTuple):
     """A field of a config, or several that share a description.
 
     Attributes:
-      title: dotted names with their defaults: "min_pixels (262144), max_pixels (1048576)".
+      defaults: dotted name → default in words; "" for a section.
       text: the description.
       inner: keys of the section that the field is.
     """
 
-    title: str
+    defaults: dict[str, str]
     text: str
     inner: tuple["Key", ...] = ()
+
+    @property
+    def title(self) -> str:
+        """Names with their defaults: "min_pixels (262144), max_pixels (1048576)"."""
+        named = (f"{name} ({value})" if value else name for name, value in self.defaults.items())
+        return ", ".join(named)
 
 
 def listing(configs: Mapping[str, type], what: str = "", prefix: str = "") -> str:
@@ -60,12 +66,11 @@ def keys_of(config: type, prefix: str = "", defaults: Any = None) -> list[Key]:
         section, index = _section(hints[field.name])
         values = [_default(config, name, defaults) for name in names]
         if section is None:
-            titles = (f"{prefix}{n} ({_text(v)})" for n, v in zip(names, values, strict=True))
-            keys.append(Key(", ".join(titles), text))
+            named = {f"{prefix}{n}": _text(v) for n, v in zip(names, values, strict=True)}
+            keys.append(Key(named, text))
         else:
             inner = keys_of(section, f"{prefix}{field.name}{index}.", None if index else values[0])
-            title = f"{prefix}{field.name}{index}"
-            keys.append(Key(title, text, tuple(inner)))
+            keys.append(Key({f"{prefix}{field.name}{index}": ""}, text, tuple(inner)))
     return keys
 
 

@@ -25,7 +25,7 @@ Measures a language model or a vision tokenizer on held-out data. Evaluators:
 
 There are four ways to choose the evaluators:
   --evaluators=NAME,...   evaluators with their defaults
-  --benchmark=NAME        a published benchmark; docs/evaluation.md lists them
+  --benchmark=NAME        a published benchmark; docs/how_to/evaluation.md lists them
   --config=FILE.py        the entries of the config's `evaluation`; override any key with
                           --config.evaluation.0.KEY=VALUE, which `python -m emu3_jax.train --help`
                           lists
@@ -129,7 +129,7 @@ SAMPLING = (
     flags.DEFINE_integer("top_k", None, "Codes to draw from (2048, as released); 0: all."),
     flags.DEFINE_integer("seed", None, "Seed of drawn images (0)."),
     flags.DEFINE_string("decoder", None, "Of drawn images: sequential, jacobi or zipar."),
-    flags.DEFINE_integer("window", None, "Of the decoder; see docs/decoding.md."),
+    flags.DEFINE_integer("window", None, "Of the decoder; see docs/explanation/decoding.md."),
 )
 DTYPE = flags.DEFINE_enum(
     "dtype", None, tuple(DTYPES), "Dtype of the language model's weights and activations."

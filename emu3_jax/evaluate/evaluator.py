@@ -76,7 +76,12 @@ def described(kind: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Rows under named columns; cells are str, int, float or None."""
+    """Rows under named columns.
+
+    Attributes:
+      columns: names.
+      rows: cells, each a str, int, float or None.
+    """
 
     columns: tuple[str, ...]
     rows: tuple[tuple, ...]

@@ -1,7 +1,7 @@
 """Best-of-n: of several images or clips, keep the one whose caption the model finds likeliest.
 
 One model draws and reads, so it can judge what it drew by the likelihood of the caption after the
-image. A low one shows what drawing ignored or confused. docs/measurements.md has the gains.
+image. A low one shows what drawing ignored or confused. Gains: docs/reference/measurements.md.
 """
 
 from collections.abc import Callable, Sequence

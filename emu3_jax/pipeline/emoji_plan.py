@@ -7,7 +7,7 @@ from emu3_jax import shipped
 from emu3_jax.pipeline.stage import Stage, assets
 
 # How images and clips are drawn. A small model follows a caption weakly, so more guidance than the
-# released 3 helps; docs/measurements.md has the figures.
+# released 3 helps; docs/reference/measurements.md has the figures.
 DRAWING = ("--guidance=6", "--temperature=0.7", "--top_k=200")
 
 

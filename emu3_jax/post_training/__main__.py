@@ -4,7 +4,8 @@ From the shipped nano model: a model that answers questions about emoji and colo
 (supervised tuning, also with adapters and from random weights), and one that draws better (quality
 fine-tuning, candidates judged by the model's own reading, preference tuning). Measures all of them
 on held-out data, also for what they unlearnt, and writes report.html. Run it again after a stop:
-finished work is kept. The figures in docs/measurements.md are of longer runs, by the options below.
+finished work is kept. The figures in docs/reference/measurements.md are of longer runs,
+by the options below.
 """
 
 import dataclasses

@@ -223,7 +223,8 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--directory", type=pathlib.Path, default=Plan.directory)
+    parser.add_argument("--directory", type=pathlib.Path, default=Plan.directory,
+                        help="that of the other stages (%(default)s)")  # fmt: skip
     plan = dataclasses.replace(Plan(), directory=parser.parse_args().directory)
     try:
         write_atomically(plan.report, build(plan).encode())

@@ -226,8 +226,14 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for name in ("directory", "vision_tokenizer", "text_tokenizer", "shipped"):
-        parser.add_argument(f"--{name}", type=pathlib.Path, default=getattr(defaults, name))
+    for name, what in (
+        ("directory", "that of the other stages"),
+        ("vision_tokenizer", "the one that the tokens are of"),
+        ("text_tokenizer", "likewise"),
+        ("shipped", "the language model that the trained one stands beside"),
+    ):
+        default = getattr(defaults, name)
+        parser.add_argument(f"--{name}", type=pathlib.Path, default=default, help=what)
     arguments = parser.parse_args()
     plan = dataclasses.replace(defaults, **vars(arguments))
     try:

@@ -21,7 +21,7 @@ STILL_SIZE = "8x8"
 CLIP_SIZE = "4x8x8"
 CLIP_FRAMES = 8
 # Each image shown is the best of eight candidates: the one after which the model itself finds the
-# caption most likely. docs/measurements.md has the gain.
+# caption most likely. docs/reference/measurements.md has the gain.
 CHOOSING = ("--candidates=8", "--batch_size=64")
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from emu3_jax.sequence.documents import Document, EndOfTurn, Image, Segment, Text, Video
 
 SYSTEM = "You are a helpful assistant."
+"""What the released template begins with."""
 _USER = "USER: "
 _ASSISTANT = ". ASSISTANT:"
 
@@ -24,13 +25,18 @@ Part = str | Image | Video
 
 @dataclasses.dataclass(frozen=True)
 class Turn:
-    """A question with its media, and its answer (None: not given yet).
+    """A question with its media, and its answer.
 
-    `media` stand before the question. Question and answer are verbatim text, or a tuple of texts
-    and media in reading order, which is then kept in its shortest form: adjacent texts are joined,
-    media at its begin belong to `media`, and text alone is a str.
+    Question and answer are verbatim text, or a tuple of texts and media in reading order, which is
+    then kept in its shortest form: adjacent texts are joined, media at its begin belong to `media`,
+    and text alone is a str.
 
     ValueError for a question that contains ". ASSISTANT:", which is part of the template.
+
+    Attributes:
+      question: what is asked.
+      answer: what is answered; None: not given yet.
+      media: images and clips that stand before the question.
     """
 
     question: str | tuple[Part, ...]

@@ -63,8 +63,13 @@ class LossWeights:
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """A run of text. `loss`: whether its tokens are trained on. `ids`: its token ids if known,
-    which are then used unchanged; comparisons ignore them."""
+    """A run of text.
+
+    Attributes:
+      text: the characters, any Unicode text.
+      loss: whether its tokens are trained on.
+      ids: its token ids if known, which are then used unchanged; comparisons ignore them.
+    """
 
     text: str
     loss: bool = True
@@ -85,7 +90,12 @@ def _codes(codes, ndim: int, what: str) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Image:
-    """An image as codebook indices, int32 [h, w]."""
+    """An image as codebook indices.
+
+    Attributes:
+      codes: int32 [h, w].
+      loss: whether its codes are trained on.
+    """
 
     codes: np.ndarray
     loss: bool = True
@@ -104,10 +114,13 @@ class Image:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Video:
-    """A clip as codebook indices, int32 [t, h, w], t counted in latent frames.
+    """A clip as codebook indices. Numbers have three decimals, the precision of the sequence.
 
-    `fps` (frame rate of the pixels) and `seconds` (their duration) are rounded to three decimals,
-    the precision of the sequence; 0 means unknown.
+    Attributes:
+      codes: int32 [t, h, w], t counted in latent frames.
+      fps: frame rate of the pixels; 0: unknown.
+      seconds: their duration; 0: unknown.
+      loss: whether its codes are trained on.
     """
 
     codes: np.ndarray
@@ -140,18 +153,27 @@ def canonical_number(value: float, name: str) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class EndOfTurn:
-    """An EOS inside a chat document: an answer ends and another question follows."""
+    """An EOS inside a chat document: an answer ends and another question follows.
+
+    Attributes:
+      loss: whether this EOS is trained on.
+    """
 
     loss: bool = True
 
 
 Segment = Text | Image | Video | EndOfTurn
+"""A part of a document."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Document:
-    """BOS, the segments in order, EOS. (Text, Image) is generation data, (Image, Text) is
-    understanding data (paper, section 2.4); any order is allowed."""
+    """BOS, the segments in order, EOS.
+
+    Attributes:
+      segments: (Text, Image) is generation data, (Image, Text) is understanding data (paper,
+        section 2.4); any order is allowed.
+    """
 
     segments: tuple[Segment, ...]
 
@@ -185,8 +207,11 @@ class Document:
 class Sequence:
     """A tokenised document of S tokens.
 
-    `ids` int32 [S]; `weights` float32 [S], the loss weight of predicting ids[i] from the tokens
-    before it (weights[0], of BOS, is 0); `classes` uint8 [S], the `TokenClass` of ids[i].
+    Attributes:
+      ids: int32 [S].
+      weights: float32 [S], the loss weight of predicting ids[i] from the tokens before it; that of
+        BOS is 0.
+      classes: uint8 [S], the `TokenClass` of ids[i].
     """
 
     ids: np.ndarray

@@ -27,8 +27,11 @@ from emu3_jax.vocab import Vocab
 
 IMAGE, PAPER, UNIVLA = "image", "paper", "univla"
 FORMATS = (IMAGE, PAPER, UNIVLA)
+"""Names of the forms of a visual block."""
 VIDEO_FORMATS = (PAPER, UNIVLA)
+"""Those of a clip."""
 ANY_VISUAL = -1
+"""Stands for any visual code in a constraint mask."""
 
 _COUNT = r"([1-9][0-9]{0,5})"
 _NUMBER = r"((?:0|[1-9][0-9]{0,5})(?:\.[0-9]{0,2}[1-9])?)"

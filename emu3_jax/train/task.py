@@ -213,7 +213,7 @@ class Task(abc.ABC):
 
     @abc.abstractmethod
     def units_per_batch(self) -> int:
-        """Returns the number of `unit`s in one global batch, for throughput."""
+        """Returns how many times `unit` is in one global batch, for throughput."""
 
     def flops_per_unit(self) -> float:
         """Returns the model FLOPs of one `unit`, forward and backward; 0 if not counted."""

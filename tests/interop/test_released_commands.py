@@ -1,4 +1,7 @@
-"""Every command of docs/released_weights.md runs, on tiny checkpoints of the released layouts."""
+"""Every command of docs/how_to/released_weights.md runs, on tiny checkpoints of those layouts.
+
+Those of the tutorial on one GPU run too, as far as they are others.
+"""
 
 import importlib.resources
 import json
@@ -29,7 +32,8 @@ from emu3_jax.models.vision.tokenizer import VisionTokenizer, VisionTokenizerCon
 from emu3_jax.sequence import Document, Grammar, Image, Text
 from emu3_jax.text import QwenTiktoken
 
-PAGE = (ROOT / "docs" / "released_weights.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/how_to/released_weights.md").read_text(encoding="utf-8")
+TUTORIAL = (ROOT / "docs/tutorials/released_weights_on_one_gpu.md").read_text(encoding="utf-8")
 # Small sizes for the slow commands of the page.
 SMALLER = {
     "text_to_image": "--area=64",
@@ -56,16 +60,24 @@ def get_config(arg=""):
 """
 
 
+def lines_of(text):
+    """Every line of the bash blocks of a page."""
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+
+
 def page_commands():
-    """The words of each command of the page, which writes to its own folder."""
-    commands = []
-    for block in re.findall(r"^```bash\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL):
-        for line in block.replace("\\\n", " ").splitlines():
-            python, dash, *words = shlex.split(line)
-            assert (python, dash) == ("python", "-m"), line
-            words = [w + str(len(commands)) if w == "--output=out" else w for w in words]
-            task = next((w.split("=")[1] for w in words if w.startswith("--task=")), None)
-            commands.append(words + ([SMALLER[task]] if task in SMALLER else []))
+    """The words of each command, which writes to its own folder; the tutorial's come last."""
+    commands, known = [], lines_of(PAGE)
+    for line in lines_of(TUTORIAL.replace("--image=out/image_00000.png", "--image=photo.png")):
+        if line.startswith("python -m emu3_jax") and line not in known:
+            known.append(line)
+    for line in known:
+        python, dash, *words = shlex.split(line)
+        assert (python, dash) == ("python", "-m"), line
+        words = [w + str(len(commands)) if w == "--output=out" else w for w in words]
+        task = next((w.split("=")[1] for w in words if w.startswith("--task=")), None)
+        commands.append(words + ([SMALLER[task]] if task in SMALLER else []))
     return commands
 
 

@@ -306,6 +306,7 @@ def test_the_words_arrive_on_the_host(command, repository, tmp_path):
         ("queued_resource.sh", ["begin"], "the first word must be one of create, start"),
         ("queued_resource.sh", ["create", *NODE], "create needs --type=v4-N"),
         ("queued_resource.sh", ["log"], "log needs --name and --zone"),
+        ("docs.sh", ["--bild"], "expected --build or --links, found --bild"),
     ],
 )
 def test_wrong_words_are_one_sentence(script, words, message):

@@ -1,4 +1,4 @@
-"""docs/pods.md: its figures follow from the model and the chips, and its files exist."""
+"""docs/how_to/pods.md: its figures follow from the model and the chips, and its files exist."""
 
 import re
 
@@ -8,7 +8,7 @@ from paths import ROOT
 from emu3_jax.models.language.transformer import released
 from emu3_jax.train.run.metrics import PEAK_FLOPS
 
-TEXT = (ROOT / "docs/pods.md").read_text()
+TEXT = (ROOT / "docs/how_to/pods.md").read_text()
 PROSE = " ".join(TEXT.split())
 KINDS = {"v5e": "TPU v5 lite", "v5p": "TPU v5p", "v6e": "TPU v6 lite"}
 

@@ -8,7 +8,7 @@ which it is least likely.
   python -m emu3_jax.preferences --config=post_training/data/preferences_nano --config.output=runs/pairs
 
 The prompts are the captions of runs/tokens/train (--config.prompts). Other scorers, such as CLIP:
---config.scorers in a config of your own (docs/post_training.md).
+--config.scorers in a config of your own (docs/how_to/post_training.md).
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.width = 8
     config.candidates = 8
     config.scorers = (dict(scorer="likelihood"),)
-    # Those of best-of-16 in docs/measurements.md: guided, and different enough from each other.
+    # Those of best-of-16 in docs/reference/measurements.md: guided, and different enough from each other.
     config.sampling = ConfigDict(dict(guidance=6.0, temperature=0.85, top_k=400))
     config.batch_size = 64
     return config

@@ -1,6 +1,6 @@
 r"""Score the images and clips of a token dataset, to leave out poor ones in training.
 
-Purpose: the numbers behind `at_least` of a mixture entry (docs/post_training.md). The argument is the
+Purpose: the numbers behind `at_least` of a mixture entry (docs/how_to/post_training.md). The argument is the
 folder of weights that LAION's aesthetic predictor needs: clip-vit-large-patch14/ and aesthetic.pth.
 Without it only pixels and motion are written, which need no weights.
 

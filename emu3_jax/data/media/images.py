@@ -11,15 +11,17 @@ from PIL import ExifTags, Image
 from emu3_jax.data.media.sizes import MAX_IMAGE_PIXELS, MediaError, resized
 from emu3_jax.foreign import failures_as
 
-# 512 MiB: an uncompressed image of the most pixels with four channels of 16 bits.
 MAX_FILE_BYTES = 1 << 29
-# What Pillow may take a file for; the bytes choose, not the ending. Pillow knows more: PostScript
-# and Windows metafiles go to an interpreter, IPTC opens a file of any kind inside it, and others
-# are rarely images.
+"""512 MiB: an uncompressed image of the most pixels with four channels of 16 bits."""
 FORMATS = (
     "AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI",
     "SGI", "TGA", "TIFF", "WEBP",
 )  # fmt: skip
+"""What Pillow may take a file for; the bytes choose, not the ending.
+
+Pillow knows more: PostScript and Windows metafiles go to an interpreter, IPTC opens a file of any
+kind inside it, and others are rarely images.
+"""
 # EXIF orientation (TIFF 6.0, tag 274) -> what turns the image upright; 1 is upright.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -32,6 +34,7 @@ UPRIGHT = {
 }
 
 MediaSource = str | os.PathLike | bytes
+"""A path, or the content of a file."""
 
 
 def describe(source: MediaSource, name: str | None = None) -> str:

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-# All frames of one clip together, at the size at which they are held: 1.5 GiB of RGB.
 MAX_CLIP_PIXELS = 1 << 29
-# 8192 x 8192. An image of this size takes 192 MiB. A file that states more is more likely a
-# decompression bomb; Pillow itself warns from 89 million pixels on.
+"""All frames of one clip together, at the size at which they are held: 1.5 GiB of RGB."""
 MAX_IMAGE_PIXELS = 1 << 26
+"""8192 x 8192 pixels, which take 192 MiB.
+
+A file that states more is more likely a decompression bomb; Pillow itself warns from 89 million
+pixels on.
+"""
 MAX_ASPECT = 5.0  # long side over short side; a constant of the released image processor
 
 
@@ -21,9 +24,13 @@ class MediaError(ValueError):
 class PixelLimits:
     """Limits on the area of an image for the vision tokenizer.
 
-    The defaults are those of the released preprocessor_config.json. `spatial_factor` is the vision
-    tokenizer's downsampling. `area`, unless 0: the image is first scaled to about this many pixels,
-    as the official fine-tuning data is (emu3/train/prepare_data.py; 518,400 there).
+    The defaults are those of the released preprocessor_config.json.
+
+    Attributes:
+      min_pixels, max_pixels: smaller images are enlarged, larger ones reduced to this area.
+      spatial_factor: the vision tokenizer's downsampling; sides become multiples of it.
+      area: unless 0, the image is first scaled to about this many pixels, as the official
+        fine-tuning data is (emu3/train/prepare_data.py; 518,400 there).
     """
 
     min_pixels: int = 512 * 512

@@ -50,9 +50,13 @@ class UnreachableError(RecordError, exit_codes.TransientError):
 class Record:
     """One stored example.
 
-    `segments` are those of `emu3_jax.sequence`, texts with their ids; records of kind image and
-    video have (Text, Image) and (Text, Video). `source` names the corpus; `attributes` are further
-    fields of the corpus (JSON-able).
+    Attributes:
+      key: the id of its item in the corpus.
+      source: name of the corpus.
+      kind: image, video, text, chat, document or preference.
+      segments: those of `emu3_jax.sequence`, texts with their ids; records of kind image and video
+        have (Text, Image) and (Text, Video).
+      attributes: further fields of the corpus (JSON-able).
     """
 
     key: str
@@ -137,11 +141,17 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo:
-    """The content of dataset.json. Tokenizers are stated as fingerprints.
+    """The content of dataset.json.
 
-    `vision_tokenizer` is "" for a dataset of text alone; `counts` is by kind; `skipped` is the
-    number of skipped items, which skipped.jsonl lists; `recipe` holds all else that the content
-    depends on (sources, pixel limits, …).
+    Attributes:
+      vocabulary: which id is what.
+      text_tokenizer: its fingerprint.
+      vision_tokenizer: its fingerprint; "" for a dataset of text alone.
+      video_format: how a clip is written in a sequence; one of `emu3_jax.sequence.VIDEO_FORMATS`.
+      shards: the files, in order.
+      counts: kind → how many records of which lengths.
+      skipped: number of skipped items, which skipped.jsonl lists.
+      recipe: all else that the content depends on (sources, pixel limits, …).
     """
 
     vocabulary: Vocab

@@ -4,6 +4,8 @@ from absl import flags
 
 from emu3_jax.generate.job import FIRST_FRAMES, INSIDE
 
+flags.disclaim_key_flags()
+
 _FLAGS = flags.FLAGS
 
 

@@ -6,7 +6,7 @@ calls of its `Linear` layers (flax.linen.intercept_methods), so adapters lie bes
 the tree of weights and are stacked, sharded and rematerialised as these are.
 
 The other form, x (W + s A B), makes a gradient of W's size in every layer only to project it: 17%
-more FLOPs for the same memory where layers are rematerialised (docs/post_training.md).
+more FLOPs for the same memory where layers are rematerialised (docs/how_to/post_training.md).
 
 A loss uses the output matrix itself, by chunks, and not its layer. Weights outside the stack of
 layers are therefore merged before use (`joined`).

@@ -25,6 +25,9 @@ from jax.sharding import Sharding
 
 from emu3_jax import exit_codes
 
+# The flags belong to the command that calls `define_flags`; its --help lists them.
+flags.disclaim_key_flags()
+
 AUTO = "auto"
 # What JAX says of an exchange that broke: on a CPU, and elsewhere.
 _LOST = ("Gloo", "UNAVAILABLE", "DEADLINE")

@@ -195,7 +195,7 @@ def test_our_figures_stand_above_published_ones(result):
 
 
 def test_the_document_holds_the_published_figures():
-    text = (conftest.GOLDEN.parents[1] / "docs" / "evaluation.md").read_text()
+    text = (conftest.GOLDEN.parents[1] / "docs/how_to/evaluation.md").read_text()
     assert published.markdown(published.beside([])) in text
 
 

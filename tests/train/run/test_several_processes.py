@@ -256,8 +256,8 @@ def _assert_ended_for_loss(job, victim):
     """The other of two processes ended with the code that restarts it, and a sentence."""
     code, message = job.processes[1 - victim].returncode, job.err(1 - victim)
     if code == -signal.SIGABRT:
-        # JAX's runtime aborts if it hears of the death before an exchange breaks. docs/pods.md has
-        # both codes, and launchers restart for both.
+        # JAX's runtime aborts if it hears of the death before an exchange breaks.
+        # docs/how_to/pods.md has both codes, and launchers restart for both.
         assert "another task died" in message
         return
     assert code == exit_codes.TRANSIENT, message

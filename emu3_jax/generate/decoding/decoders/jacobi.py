@@ -7,7 +7,8 @@ often as possible the same token. All drafts before the first that was redrawn w
 are, so they and it are final; those behind are drafts of the next pass, with q := p.
 
 Sources: speculative Jacobi decoding, arXiv:2410.01699; the coupling, arXiv:2510.24211 and
-arXiv:2603.18599. docs/decoding.md says why the law is exact, and under which conditions.
+arXiv:2603.18599. Why the law is exact, and under which conditions:
+docs/explanation/decoding.md.
 """
 
 import dataclasses

@@ -1,1 +1,4 @@
-"""Implementations of causal attention within documents, one a file; docs/attention.md compares."""
+"""Implementations of causal attention within documents, one a file.
+
+docs/explanation/attention.md compares them.
+"""
