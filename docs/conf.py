@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -56,5 +57,12 @@ def setup(app) -> None:
         if what in ("attribute", "data", "property"):
             lines.insert(0, "")
 
+    def short(app, what: str, name: str, value, options, signature: str | None, returns):
+        # Fields that linen gives to every module say nothing about this one.
+        if signature and ", parent: " in signature:
+            return re.sub(r", parent: .*\)$", ")", signature, flags=re.DOTALL), returns
+        return None
+
     app.connect("source-read", mend)
+    app.connect("autodoc-process-signature", short)
     app.connect("autodoc-process-docstring", plain, priority=400)

@@ -14,6 +14,8 @@ FILES = (
     "assets/LICENSES/README.md",
 )  # fmt: skip
 _LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
+# A link whose text is the name of a file, which a page of the site does not have.
+_FILE_NAME = re.compile(r"\[(?:\w+/)*(\w+)\.md\]\(")
 
 
 def page_of(path: pathlib.Path) -> pathlib.Path:
@@ -24,7 +26,10 @@ def page_of(path: pathlib.Path) -> pathlib.Path:
 
 
 def with_links(text: str, source: pathlib.Path, page: pathlib.Path) -> str:
-    """Markdown of the folder `source`, with relative links from the folder `page`."""
+    """Markdown of the folder `source`, with relative links from the folder `page`.
+
+    The text "measurements.md" of a link becomes "measurements".
+    """
 
     def link(found: re.Match) -> str:
         target = (source / found[1]).resolve()
@@ -32,6 +37,7 @@ def with_links(text: str, source: pathlib.Path, page: pathlib.Path) -> str:
             return found[0]
         return f"]({os.path.relpath(page_of(target), page)}{found[2] or ''})"
 
+    text = _FILE_NAME.sub(lambda found: f"[{found[1].replace('_', ' ')}](", text)
     return _LINK.sub(link, text)
 
 
