@@ -69,11 +69,11 @@ def lines_of(text):
 def page_commands():
     """The words of each command, which writes to its own folder; the tutorial's come last."""
     commands, known = [], lines_of(PAGE)
-    for line in lines_of(TUTORIAL.replace("--image=out/image_00000.png", "--image=photo.png")):
+    for line in lines_of(TUTORIAL.replace("out/image_00000.png", "photo.png")):
         if line.startswith("python -m emu3_jax") and line not in known:
             known.append(line)
     for line in known:
-        python, dash, *words = shlex.split(line)
+        python, dash, *words = shlex.split(line.replace("--window=32", "--window=4"))
         assert (python, dash) == ("python", "-m"), line
         words = [w + str(len(commands)) if w == "--output=out" else w for w in words]
         task = next((w.split("=")[1] for w in words if w.startswith("--task=")), None)
