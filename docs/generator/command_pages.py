@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 
-from markdown import definition, escaped, page
+from page_markdown import definition, escaped, page
 
 # Heading → commands, in the order of the page; others come last.
 GROUPS = {

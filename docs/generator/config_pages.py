@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from markdown import definition, page
+from page_markdown import definition, page
 
 from emu3_jax.config.help import Key, keys_of
 from emu3_jax.evaluate.registry import EVALUATORS

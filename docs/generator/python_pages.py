@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from markdown import page
+from page_markdown import page
 
 from emu3_jax.config.help import descriptions
 
