@@ -31,6 +31,17 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def programs_of_one_file():
+    """Compiled programs go with their file: together they take more memory maps than Linux gives.
+
+    Each takes several of the 65,530 that a process may have (`vm.max_map_count`). Beyond them the
+    compiler ends with a segmentation fault.
+    """
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def first_device():
     """A mesh of one device."""

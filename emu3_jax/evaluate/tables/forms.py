@@ -20,6 +20,8 @@ LATEX_SPECIAL = {
     "†": r"\dag{}", "‡": r"\ddag{}", "§": r"\S{}", "¶": r"\P{}", "–": "--",
 }  # fmt: skip
 ROOMY = 10  # columns of a page without small print
+# A wide table shrinks to the page; a narrow one keeps its size.
+LATEX_FIT = r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%"
 LATEX_HEAD = "% Needs \\usepackage{booktabs,graphicx}.\n"
 
 
@@ -90,7 +92,7 @@ def _latex_table(sheet: Sheet) -> str:
     groups = [rows for _, rows in sheet.groups if rows]
     if groups:
         lines += [
-            r"\resizebox{\textwidth}{!}{%",
+            LATEX_FIT,
             f"\\begin{{tabular}}{{l{'r' * (len(sheet.columns) - 1)}}}",
             r"\toprule",
             _latex_row(map(_tex, sheet.columns)),
