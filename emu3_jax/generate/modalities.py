@@ -16,6 +16,7 @@ from emu3_jax.generate.completion import partly_given
 from emu3_jax.generate.decoding.engine import generate
 from emu3_jax.generate.decoding.requests import CancelledError, Request
 from emu3_jax.generate.decoding.sampling import Sampling
+from emu3_jax.generate.decoding.serving import Serving
 from emu3_jax.interop.bundle import Bundle
 from emu3_jax.sequence import Image, Segment, Text, Video
 from emu3_jax.text import StreamDecoder
@@ -42,9 +43,12 @@ class Options:
       stream: for texts: called as stream(position of the answer in the list, next piece of it)
         while they are generated; the pieces of an answer together are that answer.
       on_row: for images and clips: called as on_row(position of the answer in the list, rows of
-        codes that are complete, rows to draw) while they are drawn, candidates together.
+        codes that are complete, rows to draw, codes so far) while they are drawn. Candidates are
+        counted together; the codes, -1 where one is to be drawn, are those of one of them.
       cancel: asked every few tokens; True ends the call with `CancelledError`, which carries the
         codes or texts that are finished (of candidates none, since they are not compared yet).
+      served_by: the thread that owns the model, if several ask it at once; None: each call answers
+        its requests itself. Batch size and type of the cache are then the thread's.
     """
 
     sampling: Sampling = Sampling()
@@ -56,8 +60,9 @@ class Options:
     quantized_cache: bool = False
     progress: Callable[[str], None] | None = None
     stream: Callable[[int, str], None] | None = None
-    on_row: Callable[[int, int, int], None] | None = None
+    on_row: Callable[[int, int, int, np.ndarray], None] | None = None
     cancel: Callable[[], bool] | None = None
+    served_by: Serving | None = None
 
     def __post_init__(self):
         check_candidates(self.candidates, self.sampling)
@@ -227,7 +232,7 @@ def _visual(
         requests += [
             Request(*begins, drawn.mask, number=numbers[at] * n + i, label=label) for i in range(n)
         ]
-    rows = options.on_row and partly_given.RowProgress(blocks, n, options.on_row)
+    rows = options.on_row and partly_given.RowProgress(blocks, n, options.on_row, bundle.vocab)
     try:
         answers = _generate(bundle, requests, options, rows)
     except CancelledError as stopped:
@@ -336,6 +341,8 @@ def _numbers(numbers: Sequence[int] | None, prompts: Sequence, options: Options)
 def _generate(
     bundle: Bundle, requests: list[Request], options: Options, stream=None
 ) -> list[np.ndarray]:
+    if options.served_by is not None:
+        return options.served_by.generate(requests, options.sampling, stream, options.cancel)
     asked = bundle.model, bundle.variables["params"], requests, options.sampling, bundle.vocab
     return generate(
         *asked,
