@@ -132,15 +132,16 @@ def token_nats(bundle: Bundle, built: sequence.Sequence) -> np.ndarray:
     Raises:
       ValueError: the document is longer than the model's context.
     """
-    fitted = fit({0: [built]}, bundle.max_context)
-    if fitted.targets < len(built.ids) - 1 or len(fitted.pieces) > 1:
+    targets = len(built.ids) - 1
+    if bundle.max_context is not None and targets > bundle.max_context:
         raise ValueError(
-            f"the document has {len(built.ids) - 1} tokens to predict, more than the context of "
+            f"the document has {targets} tokens to predict, more than the context of "
             f"{bundle.max_context}"
         )
+    fitted = fit({0: [built]})
     (batch,) = packed_batches(fitted, rows_of_batch(jax.sharding.get_abstract_mesh(), 1))
     arrays = [sharding.spread(batch[name], "batch", "sequence") for name in SCORED]
-    return np.asarray(scorer(bundle.model)(bundle.variables, *arrays))[0, : fitted.targets]
+    return np.asarray(scorer(bundle.model)(bundle.variables, *arrays))[0, :targets]
 
 
 def rows_of_batch(mesh, batch_size: int) -> int:

@@ -27,6 +27,7 @@ EXTRAS = {
     "scorers",
     "parquet",
     "questions",
+    "demo",
 }
 COMMANDS = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")

@@ -8,8 +8,8 @@ import pytest
 
 from emu3_jax.generate import CancelledError, Sampling, modalities
 from emu3_jax.generate.decoding import engine
-from emu3_jax.generate.decoding.serving import Serving
 from emu3_jax.generate.open_ended import Conversation
+from emu3_jax.generate.serving import Serving
 from emu3_jax.sequence import Image, Turn
 
 
