@@ -11,6 +11,8 @@ that reach it) or another address is given. Whoever opens it may use the model; 
 """
 
 import pathlib
+import signal
+import sys
 import threading
 
 import jax
@@ -28,13 +30,17 @@ from emu3_jax.interop.formats.safetensors_io import DTYPES
 from emu3_jax.interop.language.language_config import read_further
 from emu3_jax.train import weights
 
-# Captions to try; persons and tones of the shipped corpus, and what released weights draw.
-SHIPPED_PROMPTS = (
-    "red apple", "smiling face with sunglasses", "person biking: medium skin tone", "blue heart",
+# Captions to try: of the shipped corpus, and what released weights draw.
+SHIPPED_SHOWS = dict(
+    prompts=(
+        "red apple", "smiling face with sunglasses", "person biking: medium skin tone", "blue heart"
+    ),
+    films=("grinning face with big eyes", "sun with face", "rainbow"),
+    # Clips of 8 frames in 3.024 s.
+    fps=2.646,
+    frames=4,
 )  # fmt: skip
-PROMPTS = ("a portrait of a young girl", "a red fox in the snow", "a lighthouse at dusk")
-# The clips of the shipped corpus: frames per second, and latent frames.
-SHIPPED_CLIPS = dict(fps=2.646, frames=2)
+SHOWS = dict(prompts=("a portrait of a young girl", "a red fox in the snow"), films=("rain",))
 
 MODEL = command_line.define_path("model", shipped.language_model, "The language model.")
 VISION = command_line.define_path("vision_tokenizer", shipped.vision_tokenizer, "Its codes.")
@@ -56,8 +62,8 @@ def exhibit_of(bundle: Bundle, serving: Serving, model: str, vision: str) -> Exh
     stated = read_further(model).get("image_area")
     area = stated or min(limits.max_pixels, presets.GEN_AREA)
     if not str(model).startswith(str(shipped.ASSETS)):
-        return Exhibit(bundle, serving, limits, area, prompts=PROMPTS)
-    return Exhibit(bundle, serving, limits, area, SHIPPED, SHIPPED_PROMPTS, **SHIPPED_CLIPS)
+        return Exhibit(bundle, serving, limits, area, **SHOWS)
+    return Exhibit(bundle, serving, limits, area, SHIPPED, **SHIPPED_SHOWS)
 
 
 def main() -> None:
@@ -67,6 +73,8 @@ def main() -> None:
 
     model = MODEL.value or shipped.language_model("nano")
     vision = VISION.value or shipped.vision_tokenizer("nano")
+    # Ends as after Ctrl-C: files of visitors are removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     load_language(model)  # names what is missing before weights are read
     mesh = command_line.mesh()
     tokenizer = weights.load_vision_tokenizer(vision, mesh=mesh)

@@ -1,7 +1,7 @@
 """The model of the page, shared by all visitors."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -29,7 +29,8 @@ class Exhibit:
       limits: images are resized to these.
       area: pixels of an image that is drawn by its ratio.
       sampling: with what the page begins to draw.
-      prompts: captions to try.
+      prompts: captions of images to try.
+      films: captions of clips to try.
       fps: with what the page begins to film.
       frames: latent frames with which it does.
     """
@@ -40,6 +41,7 @@ class Exhibit:
     area: int = presets.GEN_AREA
     sampling: Sampling = presets.DEMO
     prompts: tuple[str, ...] = ()
+    films: tuple[str, ...] = ()
     fps: float = 8.0
     frames: int = 2
 
@@ -69,20 +71,10 @@ class Exhibit:
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Pixels of codes, of an image or a clip.
 
-        Where none is drawn yet (DRAW), they are those of the codes before it, repeated.
+        A row of which a code is not drawn yet (DRAW) looks like the last complete one before it.
         """
-        codes = np.asarray(codes)
-        if (codes == DRAW).all():
-            codes = np.zeros_like(codes)
-        missing = codes.reshape(-1, codes.shape[-1]).min(axis=-1) == DRAW
-        if missing.any():
-            rows = codes.reshape(-1, codes.shape[-1]).copy()
-            rows[missing] = rows[~missing][-1] if (~missing).any() else 0
-            codes = rows.reshape(codes.shape)
+        rows = codes.reshape(-1, codes.shape[-1])
+        is_drawn = (rows != DRAW).all(axis=-1)
+        nearest = np.maximum.accumulate(np.where(is_drawn, np.arange(len(rows)), 0))
+        codes = np.maximum(rows[nearest], 0).reshape(codes.shape)
         return self.serving.call(codec.decode, self.bundle, [codes])[0]
-
-
-def sentence(words: Sequence[str]) -> str:
-    """ "a, b and c"."""
-    *most, last = words
-    return f"{', '.join(most)} and {last}" if most else last

@@ -18,9 +18,9 @@ ROUTES = re.compile(
     r"|cancel|reset|heartbeat/\w+)/?"
 )
 LOCAL = ("127.0.0.1", "localhost", "[::1]", "::1")
-FILE = "/gradio_api/file="
-# Of one request: some files of the most bytes, and what surrounds them.
-MAX_BODY = 4 * MAX_BYTES + (1 << 16)
+FILE, UPLOAD = "/gradio_api/file=", "/gradio_api/upload"
+# Bytes of one request: a few files of the most bytes, and of all others texts and numbers.
+MAX_FILES, MAX_OTHER = 4 * MAX_BYTES + (1 << 16), 1 << 20
 
 
 class Gate:
@@ -64,6 +64,7 @@ class Gate:
         length = headers.get(b"content-length", b"")
         if not length.isdigit():
             return 411, "The length of the request is not stated."
-        if int(length) > MAX_BODY:
-            return 413, f"The request has more than {MAX_BODY >> 20} MiB."
+        most = MAX_FILES if path.rstrip("/") == UPLOAD else MAX_OTHER
+        if int(length) > most:
+            return 413, f"The request has more than {most >> 20} MiB."
         return None

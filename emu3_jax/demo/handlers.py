@@ -165,7 +165,8 @@ class Handlers:
                 if is_done or before is None:
                     shown = views.screen(film, prompt)
                 seconds = f"{time.monotonic() - began:.1f} s"
-                words = seconds if is_done else f"Row {film.done} of {film.rows}, {seconds}"
+                part = f"{film.done} of {film.rows} rows, {seconds}"
+                words = f"Filmed in {seconds}." if is_done else part
                 yield shown, views.status(words), film.clip if is_done else before
         except Exception as error:
             yield shown, failure(error), before
@@ -175,5 +176,5 @@ def _progress(pictures: Sequence[Picture], seconds: float) -> str:
     """How far the images are."""
     done, rows = sum(p.rows for p in pictures), sum(p.size[0] for p in pictures)
     if done == rows:
-        return f"{seconds:.1f} s"
+        return f"Drawn in {seconds:.1f} s."
     return f"{done} of {rows} rows, {seconds:.1f} s" if done else "The first rows are being drawn."

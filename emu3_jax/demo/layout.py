@@ -1,6 +1,6 @@
 """The page: four tabs, and which button does what."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from emu3_jax.demo import talking, views
@@ -99,9 +99,9 @@ def _size(handlers: Handlers) -> Any:
     )
 
 
-def _examples(handlers: Handlers, prompt: Any) -> None:
-    if handlers.exhibit.prompts:
-        gr.Examples(list(handlers.exhibit.prompts), prompt, label="Try")
+def _examples(prompts: Sequence[str], prompt: Any) -> None:
+    if prompts:
+        gr.Examples(list(prompts), prompt, label="Try")
 
 
 def _draw(handlers: Handlers) -> None:
@@ -110,7 +110,7 @@ def _draw(handlers: Handlers) -> None:
             prompt = gr.Textbox(label="Caption", placeholder="What is to be drawn", max_lines=4)
             go, stop = _buttons("Draw")
             said = gr.HTML(padding=False)
-            _examples(handlers, prompt)
+            _examples(handlers.exhibit.prompts, prompt)
         with gr.Column(scale=3, min_width=300):
             images = gr.HTML(views.gallery([Picture((1, 1))] * 4, ""), padding=False)
     with gr.Accordion("Settings"):
@@ -135,7 +135,7 @@ def _film(handlers: Handlers) -> None:
             gr.HTML(f'<p class="says">{LIMITS}</p>', padding=False)
             go, stop = _buttons("Film")
             said = gr.HTML(padding=False)
-            _examples(handlers, prompt)
+            _examples(exhibit.films, prompt)
         with gr.Column(scale=3, min_width=300):
             empty = views.screen(Film(None, 0, 1, 1.0), "")
             clip, codes = gr.HTML(empty, padding=False), gr.State(time_to_live=KEPT)
@@ -191,7 +191,8 @@ def _chat(handlers: Handlers) -> None:
         yield from say(request.session_hash, *values)
 
     box.submit(handle, [box, history, turns], [history, said, turns, box], **HIDDEN)
-    new.click(lambda: ([], "", ()), None, [history, said, turns], **HIDDEN)
+    for trigger in (new.click, history.clear):
+        trigger(lambda: ([], "", ()), None, [history, said, turns], **HIDDEN)
     _stops(stop, handlers, "chat")
     _stops(new, handlers, "chat")
 
@@ -203,7 +204,7 @@ def _inside(handlers: Handlers) -> None:
             gr.HTML(f'<p class="says">{LIMITS}</p>', padding=False)
             caption = gr.Textbox(
                 label="Caption",
-                info="If there is one, the codes are as likely as after it.",
+                info="Enter: how likely the codes are after it.",
                 max_lines=3,
             )
             said = gr.HTML(padding=False)

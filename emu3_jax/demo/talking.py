@@ -9,6 +9,7 @@ from emu3_jax.sequence import Image, Turn
 from emu3_jax.sequence.chat import without_period
 
 MAX_NEW = 256  # tokens of an answer
+MOST_IMAGES = 8  # of a question
 
 
 def describes_only(exhibit: Exhibit) -> bool:
@@ -40,6 +41,8 @@ def answer(
       ValueError: an image that cannot be read, nothing to answer, or a context that is full.
       CancelledError: `cancel` said so.
     """
+    if len(images) > MOST_IMAGES:
+        raise ValueError(f"{len(images)} images are attached; expected at most {MOST_IMAGES}.")
     media = tuple(Image(exhibit.encode(exhibit.read(path))) for path in images)
     question = without_period(question.strip())
     said = ""

@@ -21,13 +21,17 @@ STYLE = """
   --line:#e4e6ec; --card:#fff; --tint:#f1f2f8; --bad:#b83a24; }
 .dark .gradio-container, .dark.gradio-container { --c0:#8c9aff; --c1:#f2935f; --c2:#4cc79b;
   --c4:#d1bf4f; --soft:#a3a9b8; --line:#343947; --card:#1d212b; --tint:#262b37; --bad:#f0866f; }
+.gradio-container .html-container { padding:0 !important }
+.gradio-container button[aria-label="Share"], .gradio-container button[title="Share"] {
+  display:none }
 .gradio-container .says { color:var(--soft); margin:2px 0; font-variant-numeric:tabular-nums }
 .gradio-container .says.wrong { color:var(--bad); font-weight:550 }
 .gradio-container h1 { margin:6px 0 2px; letter-spacing:-.02em }
 .emu figure { margin:0; min-width:0 }
 .emu figcaption { color:var(--soft); font-size:.84rem; text-align:center; margin-top:6px;
   font-variant-numeric:tabular-nums }
-.emu.gallery { display:grid; gap:14px; grid-template-columns:repeat(auto-fill,minmax(150px,1fr)) }
+.emu.gallery { display:grid; gap:14px;
+  grid-template-columns:repeat(auto-fill,minmax(max(130px,22%),1fr)) }
 .emu.gallery.few { grid-template-columns:repeat(auto-fit,minmax(150px,300px)) }
 .emu.gallery.one { grid-template-columns:minmax(0,320px) }
 .emu .frame { background:repeating-conic-gradient(var(--tint) 0 25%,transparent 0 50%) 0/25% 25%;

@@ -53,7 +53,7 @@ class Pace:
     """Says when the next state is due, so that showing them does not slow the work down."""
 
     def __init__(self):
-        self._next = 0.0
+        self._next = time.monotonic() + LEAST_PAUSE
 
     def is_due(self) -> bool:
         """Whether enough time has passed since the last state."""

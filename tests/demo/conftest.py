@@ -13,4 +13,4 @@ from emu3_jax.generate.serving import Serving
 def exhibit(tiny_bundle):
     with contextlib.ExitStack() as stack:
         serving = stack.enter_context(Serving(tiny_bundle, rows=4))
-        yield Exhibit(tiny_bundle, serving, LIMITS, 64, GUIDED, ("a", "b"), fps=4.0, frames=2)
+        yield Exhibit(tiny_bundle, serving, LIMITS, 64, GUIDED, ("a", "b"), fps=4.0)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from emu3_jax.demo.gate import MAX_BODY, Gate
+from emu3_jax.demo.gate import MAX_FILES, MAX_OTHER, Gate
 
 
 @pytest.fixture
@@ -74,7 +74,11 @@ def test_large_requests_are_refused_before_they_are_read(folder):
         return asked(folder, "/gradio_api/upload", "POST", **headers)
 
     assert upload(content_length="1000") == 200
-    assert upload(content_length=str(MAX_BODY + 1)) == 413
+    assert upload(content_length=str(MAX_FILES)) == 200
+    assert upload(content_length=str(MAX_FILES + 1)) == 413
+    for length, status in ((MAX_OTHER, 200), (MAX_OTHER + 1, 413)):
+        asks = dict(method="POST", content_length=str(length))
+        assert asked(folder, "/gradio_api/queue/join", **asks) == status
     assert upload() == upload(content_length="-1") == upload(transfer_encoding="chunked") == 411
 
 

@@ -60,7 +60,7 @@ def test_images_appear_row_by_row(exhibit):
 def test_drawing_ends_with_all_images(handlers):
     *_, (html, words) = handlers.draw("v", "a <b>", **SETTINGS)
     assert html.count("<img") == 2 and "a &lt;b&gt;" in html and "likeliest" in html
-    assert re.fullmatch(r"\d+\.\d s", sentence(words)) and not len(handlers.visitors)
+    assert re.fullmatch(r"Drawn in \d+\.\d s\.", sentence(words)) and not len(handlers.visitors)
 
 
 @pytest.mark.parametrize(
@@ -162,6 +162,8 @@ def test_a_conversation_has_turns(handlers, photo, monkeypatch):
     assert longer[0] is turns[0] and len(longer) == 2 and longer[1].answer == again
     ((answer, words, same),) = handlers.say("v", longer, " ", [])
     assert sentence(words) == "Write a question, or attach an image." and same == longer
+    ((_, words, _),) = handlers.say("v", longer, "who", [photo] * 9)
+    assert sentence(words) == "9 images are attached; expected at most 8."
 
 
 def test_a_model_without_chats_describes(exhibit, photo):
