@@ -177,4 +177,4 @@ def _progress(pictures: Sequence[Picture], seconds: float) -> str:
     done, rows = sum(p.rows for p in pictures), sum(p.size[0] for p in pictures)
     if done == rows:
         return f"Drawn in {seconds:.1f} s."
-    return f"{done} of {rows} rows, {seconds:.1f} s" if done else "The first rows are being drawn."
+    return f"{done} of {rows} rows, {seconds:.1f} s" if done else "Waiting for the first rows."

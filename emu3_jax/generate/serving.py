@@ -24,6 +24,7 @@ from emu3_jax.generate.decoding.requests import CancelledError, Request, check
 from emu3_jax.generate.decoding.sampling import Sampling
 from emu3_jax.generate.decoding.session import Session
 from emu3_jax.interop.bundle import Bundle
+from emu3_jax.models.language.transformer import check_mesh
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +76,12 @@ class Serving:
           rows: requests of a session that run at once; the mesh rounds them up.
           quantized_cache: as in `engine.generate`.
           mesh: where the model is; None: one device.
+
+        Raises:
+          ValueError: the model does not fit the mesh.
         """
+        if mesh is not None:
+            check_mesh(bundle.model.config, mesh)
         self._bundle, self._quantized, self._mesh = bundle, quantized_cache, mesh
         self._model, self._params = engine.fastest(bundle.model, bundle.variables["params"])
         ways = 1 if mesh is None else sharding.ways_of(mesh, "batch")

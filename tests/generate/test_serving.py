@@ -3,14 +3,17 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import numpy as np
 import pytest
 
+from emu3_jax import sharding
 from emu3_jax.generate import CancelledError, Sampling, modalities
 from emu3_jax.generate.decoding import engine
 from emu3_jax.generate.open_ended import Conversation
 from emu3_jax.generate.serving import Serving
 from emu3_jax.sequence import Image, Turn
+from emu3_jax.train import weights
 
 
 @pytest.fixture
@@ -120,6 +123,15 @@ def test_a_conversation_is_served_alike(tiny_bundle, serving):
     with pytest.raises(CancelledError):
         conversation.ask(Turn("more"))
     assert conversation.turns == alone.turns
+
+
+def test_a_mesh_serves_alike(tiny_directories, tiny_bundle):
+    mesh = sharding.make_mesh(sharding.MeshConfig(data=2), jax.devices()[:2])
+    bundle, _ = weights.load_language_model(tiny_directories / "language", mesh=mesh)
+    with Serving(bundle, rows=3, mesh=mesh) as serving:
+        assert serving.rows == 4
+        codes = draw(bundle, *VISITS[0], served_by=serving)
+    np.testing.assert_array_equal(codes, draw(tiny_bundle, *VISITS[0]))
 
 
 def test_calls_run_on_the_thread_of_the_model(serving):
