@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-import threading
+import time
 from html import unescape
 
 import numpy as np
@@ -12,10 +12,18 @@ from PIL import Image
 from emu3_jax.demo import filming, imaging, talking
 from emu3_jax.demo.handlers import Handlers
 from emu3_jax.demo.visitors import Visitors
-from emu3_jax.generate import Sampling, modalities
+from emu3_jax.generate import CancelledError, Sampling, modalities
 
 SETTINGS = dict(size="3x4", count=2, guidance=2.0, temperature=1.0, decoder="sequential", seed=4)
 FILMING = dict(size="2x2", frames=2, fps=4.0, guidance=2.0, temperature=1.0, seed=4)
+
+
+def endless(exhibit, prompt, size, count, sampling, show, cancel):
+    """A drawing that ends when it is cancelled."""
+    show((imaging.Picture((2, 2)),))
+    while not cancel():
+        time.sleep(0.01)
+    raise CancelledError({}, count)
 
 
 @pytest.fixture
@@ -96,22 +104,24 @@ def test_a_failure_of_the_server_is_a_sentence_and_in_the_log(handlers, monkeypa
     assert "secret" in caplog.text
 
 
-def test_stop_ends_what_the_visitor_waits_for(handlers):
-    found = []
-
-    def draw():
-        found.extend(handlers.draw("v", "a", **SETTINGS | {"size": "9x9"}))
-
-    thread = threading.Thread(target=draw)
-    thread.start()
-    while thread.is_alive() and not len(handlers.visitors):
-        pass
+def test_stop_ends_what_the_visitor_waits_for(handlers, monkeypatch):
+    monkeypatch.setattr(imaging, "draw", endless)
+    drawing = handlers.draw("v", "a", **SETTINGS)
+    next(drawing)
     handlers.stop("other")
     handlers.stop("v", "film")
     assert len(handlers.visitors) == 1
     handlers.stop("v", "draw")
-    thread.join()
-    assert sentence(found[-1][1]) == "Stopped." and not len(handlers.visitors)
+    ((_, words),) = drawing
+    assert sentence(words) == "Stopped." and not len(handlers.visitors)
+
+
+def test_who_leaves_in_between_waits_no_more(handlers, monkeypatch):
+    monkeypatch.setattr(imaging, "draw", endless)
+    drawing = handlers.draw("v", "a", **SETTINGS)
+    next(drawing)
+    drawing.close()
+    assert not len(handlers.visitors)
 
 
 def test_a_clip_is_filmed_and_goes_on(handlers, photo):

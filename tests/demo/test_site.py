@@ -11,9 +11,10 @@ import pytest
 pytest.importorskip("gradio", reason="the page needs gradio: pip install -r requirements-demo.txt")
 
 import httpx
+from test_handlers import endless
 from test_uploads import bomb, saved
 
-from emu3_jax.demo import site
+from emu3_jax.demo import imaging, site
 from emu3_jax.demo.handlers import Handlers
 from emu3_jax.demo.uploads import MAX_BYTES
 from emu3_jax.demo.visitors import Visitors
@@ -121,10 +122,11 @@ def test_visitors_draw_at_once(address):
     assert len({html for html, _ in found}) == 1 and found[0][0].count("<img") == 2
 
 
-def test_a_visitor_changes_their_mind(address):
+def test_a_visitor_changes_their_mind(address, monkeypatch):
+    monkeypatch.setattr(imaging, "draw", endless)
     browser = Browser(address)
     with ThreadPoolExecutor() as pool:
-        drawing = pool.submit(browser.does, "Draw", "a", "9x9", *DRAW[2:])
+        drawing = pool.submit(browser.does, "Draw", *DRAW)
         while not drawing.done():
             other = Browser(address)
             other.session, stop = browser.session, browser._event("Stop", "click")
