@@ -7,8 +7,10 @@ from setuptools import find_namespace_packages, find_packages, setup
 ROOT = pathlib.Path(__file__).parent
 # Each from requirements-NAME.txt. Not among them: packages that are only read
 # (requirements-photographs.txt), which are installed into a folder of their own.
-EXTRAS = ("gpu", "tpu", "aot", "ray", "tfds", "test", "perceptual", "scorers", "parquet", "questions",
-          "docs")  # fmt: skip
+EXTRAS = (
+    "gpu", "tpu", "aot", "ray", "tfds", "test", "perceptual", "scorers", "parquet", "questions",
+    "docs", "demo",
+)  # fmt: skip
 # Installed inside the package: as top-level packages they could clash with others of that name.
 SHIPPED = {
     f"emu3_jax._shipped.{name}": name.replace(".", "/")

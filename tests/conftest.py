@@ -78,3 +78,15 @@ def tiny_runner(tiny_bundle, tmp_path):
 
     about = {"model": "m", "vision_tokenizer": "v"}
     return Runner(tiny_bundle, tmp_path / "out", LIMITS, modalities.Options(), about)
+
+
+@pytest.fixture(scope="session")
+def exhibit(tiny_bundle):
+    """The models of `tiny_bundle` on the page of `emu3_jax.demo`."""
+    from tiny_models import GUIDED, LIMITS
+
+    from emu3_jax.demo.exhibit import Exhibit
+    from emu3_jax.generate.serving import Serving
+
+    with Serving(tiny_bundle, rows=4) as serving:
+        yield Exhibit(tiny_bundle, serving, LIMITS, 64, GUIDED, ("a", "b"), fps=4.0)

@@ -128,13 +128,14 @@ def legend(names: Sequence[tuple[str, int]]) -> str:
     return f'<div class="legend">{keys}</div>'
 
 
-def image(pixels: np.ndarray, text: str, seconds: float = 1.0) -> str:
+def image(pixels: np.ndarray, text: str, seconds: float = 1.0, lossless: bool = False) -> str:
     """Returns an <img> with the image embedded.
 
     Args:
       pixels: uint8 [H, W, 3], or [T, H, W, 3] for an endless animation.
       text: what it shows; the alternative text.
       seconds: length of one loop of an animation.
+      lossless: whether every pixel is kept, as small images need that are shown large.
     """
     buffer = io.BytesIO()
     if pixels.ndim == 4:
@@ -147,9 +148,10 @@ def image(pixels: np.ndarray, text: str, seconds: float = 1.0) -> str:
             duration=round(1000 * seconds / len(frames)),
             loop=0,
             quality=88,
+            lossless=lossless,
         )
     else:
-        Image.fromarray(pixels).save(buffer, "WEBP", quality=92, method=6)
+        Image.fromarray(pixels).save(buffer, "WEBP", quality=92, method=6, lossless=lossless)
     data = base64.b64encode(buffer.getvalue()).decode()
     return f'<img src="data:image/webp;base64,{data}" alt="{html.escape(text, quote=True)}">'
 

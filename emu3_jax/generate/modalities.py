@@ -16,6 +16,7 @@ from emu3_jax.generate.completion import partly_given
 from emu3_jax.generate.decoding.engine import generate
 from emu3_jax.generate.decoding.requests import CancelledError, Request
 from emu3_jax.generate.decoding.sampling import Sampling
+from emu3_jax.generate.serving import Serving
 from emu3_jax.interop.bundle import Bundle
 from emu3_jax.sequence import Image, Segment, Text, Video
 from emu3_jax.text import StreamDecoder
@@ -36,15 +37,16 @@ class Options:
         caption likeliest (`best_of`).
       first: number of the first answer; its draws depend on the seed, this number and `candidates`.
       batch_size: the most requests that run together.
-      quantized_cache: see `generate`. Weights are quantized when they are loaded
-        (`train.weights.load_language_model`).
+      quantized_cache: see `generate`; for weights, `train.weights.load_language_model`.
       progress: called with a line before and after each batch.
       stream: for texts: called as stream(position of the answer in the list, next piece of it)
         while they are generated; the pieces of an answer together are that answer.
-      on_row: for images and clips: called as on_row(position of the answer in the list, rows of
-        codes that are complete, rows to draw) while they are drawn, candidates together.
+      on_row: for images and clips: called as on_row(position of the answer in the list, complete
+        rows of codes, rows to draw, codes so far or -1) while they are drawn. Rows of candidates
+        are counted together; the codes are those of one.
       cancel: asked every few tokens; True ends the call with `CancelledError`, which carries the
         codes or texts that are finished (of candidates none, since they are not compared yet).
+      served_by: the thread that owns the model, if several ask it at once.
     """
 
     sampling: Sampling = Sampling()
@@ -56,8 +58,9 @@ class Options:
     quantized_cache: bool = False
     progress: Callable[[str], None] | None = None
     stream: Callable[[int, str], None] | None = None
-    on_row: Callable[[int, int, int], None] | None = None
+    on_row: Callable[[int, int, int, np.ndarray], None] | None = None
     cancel: Callable[[], bool] | None = None
+    served_by: Serving | None = None
 
     def __post_init__(self):
         check_candidates(self.candidates, self.sampling)
@@ -120,7 +123,7 @@ def text_to_video(
 ) -> np.ndarray:
     """Draws one clip per caption: codes int32 [N, t, h, w].
 
-    `fps` and `seconds` describe the decoded clip; the prompt states them as training documents do.
+    The prompt states `fps` and `seconds` of the decoded clip, as training documents do.
     """
     sizes = [(t, h, w)] * len(captions)
     codes = draw_clips(bundle, captions, sizes, fps, {t: seconds}, options)
@@ -140,8 +143,7 @@ def draw_clips(
     """As `text_to_video`, with a size (t, h, w) per clip: codes int32 [t, h, w] each.
 
     `fps` is one for all, or one each; `seconds` are the durations by latent frames, or one each.
-    Instead of a caption there may be segments, as in `draw_images`: the first image, or the clip to
-    go on from. `numbers` and `given` as there.
+    Segments instead of a caption, `numbers` and `given` as in `draw_images`.
     """
     rates = [fps] * len(sizes) if isinstance(fps, int | float) else fps
     if isinstance(seconds, Mapping):
@@ -227,7 +229,7 @@ def _visual(
         requests += [
             Request(*begins, drawn.mask, number=numbers[at] * n + i, label=label) for i in range(n)
         ]
-    rows = options.on_row and partly_given.RowProgress(blocks, n, options.on_row)
+    rows = options.on_row and partly_given.RowProgress(blocks, n, options.on_row, bundle.vocab)
     try:
         answers = _generate(bundle, requests, options, rows)
     except CancelledError as stopped:
@@ -257,8 +259,7 @@ def _media(prompt: Prompt) -> tuple[Segment, ...]:
 
 def _texts(bundle: Bundle, blocks, questions, options: Options) -> list[str]:
     """What the model generates after each block and its question, if there is one."""
-    if questions is None:
-        questions = [None] * len(blocks)
+    questions = [None] * len(blocks) if questions is None else questions
     check_list("questions", questions)
     if len(questions) != len(blocks):
         raise ValueError(f"There are {len(blocks)} images or clips and {len(questions)} questions.")
@@ -336,9 +337,10 @@ def _numbers(numbers: Sequence[int] | None, prompts: Sequence, options: Options)
 def _generate(
     bundle: Bundle, requests: list[Request], options: Options, stream=None
 ) -> list[np.ndarray]:
-    asked = bundle.model, bundle.variables["params"], requests, options.sampling, bundle.vocab
+    if options.served_by is not None:
+        return options.served_by.generate(requests, options.sampling, stream, options.cancel)
     return generate(
-        *asked,
+        *(bundle.model, bundle.variables["params"], requests, options.sampling, bundle.vocab),
         batch_size=options.batch_size,
         max_context=bundle.max_context,
         quantized_cache=options.quantized_cache,

@@ -126,6 +126,24 @@ def score(
     return tally
 
 
+def token_nats(bundle: Bundle, built: sequence.Sequence) -> np.ndarray:
+    """-log p of each token of a document given those before it, but of BOS: float32 [S - 1].
+
+    Raises:
+      ValueError: the document is longer than the model's context.
+    """
+    targets = len(built.ids) - 1
+    if bundle.max_context is not None and targets > bundle.max_context:
+        raise ValueError(
+            f"the document has {targets} tokens to predict, more than the context of "
+            f"{bundle.max_context}"
+        )
+    fitted = fit({0: [built]})
+    (batch,) = packed_batches(fitted, rows_of_batch(jax.sharding.get_abstract_mesh(), 1))
+    arrays = [sharding.spread(batch[name], "batch", "sequence") for name in SCORED]
+    return np.asarray(scorer(bundle.model)(bundle.variables, *arrays))[0, :targets]
+
+
 def rows_of_batch(mesh, batch_size: int) -> int:
     """`batch_size`, rounded up to a number of rows that can be sharded over `mesh`."""
     ways = sharding.ways_of(mesh, "batch")

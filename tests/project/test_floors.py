@@ -19,7 +19,7 @@ FLOORS = {
     "evaluate": 5,
     "report": 6, "pipeline": 6,
     "tokenize": 7, "preferences": 7, "quickstart": 7, "post_training": 7,
-    "convert": 7, "show": 7, "aot": 7,
+    "convert": 7, "show": 7, "aot": 7, "demo": 7,
 }  # fmt: skip
 COMMANDS = 7  # every __main__.py, whatever its room
 

@@ -28,6 +28,7 @@ EXTRAS = {
     "parquet",
     "questions",
     "docs",
+    "demo",
 }
 COMMANDS = sorted(
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
@@ -112,7 +113,7 @@ def test_dependencies_are_those_of_the_requirement_files(metadata):
     assert stated(base) == of("requirements.txt")
     assert extras.keys() == EXTRAS
     also = of("requirements-tfds.txt") | of("requirements-scorers.txt")
-    also |= of("requirements-parquet.txt")
+    also |= of("requirements-parquet.txt") | of("requirements-demo.txt")
     for extra in EXTRAS - {"test"}:
         assert stated(extras[extra]) == of(f"requirements-{extra}.txt"), extra
     assert stated(extras["test"]) == of("requirements-test.txt") | also

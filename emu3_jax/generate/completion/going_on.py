@@ -130,10 +130,10 @@ def _check(bundle: Bundle, captions, clips, new: int, context: int, stride: int,
             )
         if not (clip.fps and clip.seconds):
             raise ValueError(f"Clip {i} has no fps and seconds, which the prompt states.")
-        if (room := _room(bundle, caption, clip, context + stride, options)) < context + stride:
+        if (most := room(bundle, caption, clip, context + stride, options)) < context + stride:
             raise ValueError(
                 f"{context} given and {stride} new latent frames of clip {i} do not fit in the "
-                f"model's context of {bundle.max_context} tokens, which has room for {room} in all."
+                f"model's context of {bundle.max_context} tokens, which has room for {most} in all."
             )
 
 
@@ -148,7 +148,7 @@ def _seconds(clip: Video, t: int) -> float:
     return t * clip.seconds / len(clip.codes)
 
 
-def _room(bundle: Bundle, caption: str, clip: Video, wanted: int, options: Options) -> int:
+def room(bundle: Bundle, caption: str, clip: Video, wanted: int, options: Options) -> int:
     """The most latent frames, up to `wanted`, that the model's context holds after a caption."""
     if bundle.max_context is None:
         return wanted
@@ -171,7 +171,7 @@ def _of_round(options: Options, done: int, new: int, now: int) -> Options:
         seed = int(np.random.SeedSequence((seed, done)).generate_state(1)[0])
     sampling = dataclasses.replace(options.sampling, seed=seed)
 
-    def tell(position: int, row: int, rows: int) -> None:
-        on_row(position, rows // now * done + row, rows // now * new)
+    def tell(position: int, row: int, rows: int, codes: np.ndarray) -> None:
+        on_row(position, rows // now * done + row, rows // now * new, codes)
 
     return dataclasses.replace(options, sampling=sampling, on_row=on_row and tell)

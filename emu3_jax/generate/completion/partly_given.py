@@ -33,9 +33,13 @@ class Block:
     codes: np.ndarray
 
     def completed(self, answer: np.ndarray, vocab: Vocab) -> np.ndarray:
-        """All codes, with those of an answer under `mask`; int32, in the shape of `codes`."""
+        """The codes with those of an answer under `mask`; int32, in the shape of `codes`.
+
+        Those that an answer which is not complete lacks stay DRAW.
+        """
         codes = self.codes.copy()
-        codes[codes == DRAW] = vocab.codes(answer[self.mask == ANY_VISUAL])
+        drawn = vocab.codes(answer[self.mask[: len(answer)] == ANY_VISUAL])
+        codes.flat[np.flatnonzero(codes == DRAW)[: len(drawn)]] = drawn
         return codes
 
     def row_ends(self) -> np.ndarray:
@@ -85,26 +89,34 @@ class RowProgress:
     """Turns tokens into the rows of images and clips that are complete."""
 
     def __init__(
-        self, blocks: Sequence[Block], candidates: int, on_row: Callable[[int, int, int], None]
+        self,
+        blocks: Sequence[Block],
+        candidates: int,
+        on_row: Callable[[int, int, int, np.ndarray], None],
+        vocab: Vocab,
     ):
         """Takes what is drawn, of which `candidates` neighbours are of one answer.
 
-        `on_row` is called as on_row(position of the answer, rows complete, rows in all).
+        `on_row` is called as on_row(position of the answer, rows complete, rows in all, codes).
         """
+        self._blocks, self._vocab = blocks, vocab
         self._ends = [drawn.row_ends() for drawn in blocks]
-        self._seen, self._rows = [0] * len(blocks), [0] * len(blocks)
+        self._seen = [np.zeros(0, np.int32)] * len(blocks)
+        self._rows = [0] * len(blocks)
         self._candidates, self._on_row = candidates, on_row
 
     def __call__(self, at: int, tokens: np.ndarray) -> None:
         """Takes the next tokens of block `at`."""
-        self._seen[at] += len(tokens)
-        complete = int(np.searchsorted(self._ends[at], self._seen[at], side="right"))
+        self._seen[at] = np.concatenate([self._seen[at], tokens])
+        complete = int(np.searchsorted(self._ends[at], len(self._seen[at]), side="right"))
         position = at // self._candidates
         same = slice(position * self._candidates, (position + 1) * self._candidates)
         rows = sum(map(len, self._ends[same]))
         while self._rows[at] < complete:
             self._rows[at] += 1
-            self._on_row(position, sum(self._rows[same]), rows)
+            end = self._ends[at][self._rows[at] - 1]
+            codes = self._blocks[at].completed(self._seen[at][:end], self._vocab)
+            self._on_row(position, sum(self._rows[same]), rows, codes)
 
 
 def named(prompt: str | Sequence[Segment], size: Sequence[int]) -> str:

@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from emu3_jax import compiling, sharding
 from emu3_jax.generate.decoding import constraints, scheduling
 from emu3_jax.generate.decoding.decoders import registry
+from emu3_jax.generate.decoding.decoders.decoder import Decoder
 from emu3_jax.generate.decoding.laws import Filters
 from emu3_jax.generate.decoding.reader import Kind, Numbers
 from emu3_jax.generate.decoding.requests import CancelledError, Request, check
@@ -122,7 +123,7 @@ def answers(
     check(requests, vocab, max_context, settings.window)
     if not requests:
         return []
-    requests = _prepared(requests, settings, vocab)
+    requests = prepared(requests, settings, vocab)
     found: list = [None] * len(requests)
     with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
         here = jax.sharding.get_abstract_mesh()
@@ -153,7 +154,7 @@ def answers(
     return found
 
 
-def _prepared(requests: list[Request], settings: Sampling, vocab: Vocab) -> list[Request]:
+def prepared(requests: list[Request], settings: Sampling, vocab: Vocab) -> list[Request]:
     """The requests with their numbers, and with negative prompts as the settings want them."""
     longest = max((len(r.negative) for r in requests if r.negative is not None), default=0)
     found = []
@@ -184,6 +185,13 @@ def open_session(
     quantized_cache: bool = False,
 ) -> Session:
     """A session, and what its programs are compiled for; `masks` are all that its requests have."""
+    decoder, kind = programs(masks, settings, plan.guided)
+    numbers = numbers_of(settings)
+    return Session(model, params, vocab, plan, requests, decoder, kind, numbers, quantized_cache)
+
+
+def programs(masks: Sequence[np.ndarray], settings: Sampling, guided: bool) -> tuple[Decoder, Kind]:
+    """What the programs of a session are compiled for."""
     entries = np.unique(np.concatenate(masks))
     decoder = registry.make(settings.decoder, settings.window).fitted(masks)
     filters = Filters(
@@ -192,19 +200,23 @@ def open_session(
         use_top_p=not settings.greedy and settings.top_p < 1,
     )
     kind = Kind(
-        guided=plan.guided,
+        guided=guided,
         visual=constraints.VISUAL in entries,
         text=bool(np.isin(entries, constraints.TEXTS).any()),
         whole_vocabulary=settings.whole_vocabulary,
         filters=filters,
     )
-    numbers = Numbers(
-        seed=np.uint32(settings.seed),
-        temperature=np.float32(settings.temperature),
-        top_p=np.float32(settings.top_p),
-        guidance=np.float32(settings.guidance),
+    return decoder, kind
+
+
+def numbers_of(settings: Sampling) -> Numbers:
+    """The numbers of one request."""
+    return Numbers(
+        np.uint32(settings.seed),
+        np.float32(settings.temperature),
+        np.float32(settings.top_p),
+        np.float32(settings.guidance),
     )
-    return Session(model, params, vocab, plan, requests, decoder, kind, numbers, quantized_cache)
 
 
 def _reporter(session: Session, name: str, progress: Callable[[str], None] | None):

@@ -26,8 +26,8 @@ def guide(cond_BV: jax.Array, uncond_BV: jax.Array, scale: jax.Array | float) ->
     return uncond_BV + scale * (cond_BV - uncond_BV)
 
 
-def guide_pairs(logits_RV: jax.Array, guided_B: jax.Array, scale: jax.Array) -> jax.Array:
-    """Guided scores float32 [B, ..., V] of R = 2 B rows c0 u0 c1 u1 …
+def guide_pairs(logits_RV: jax.Array, guided_B: jax.Array, scale_B: jax.Array) -> jax.Array:
+    """Guided scores float32 [B, ..., V] of R = 2 B rows c0 u0 c1 u1 …, each by its own scale.
 
     Both branches of a request are neighbours, so that they are on one device when rows are sharded.
     `guided_B` is bool: False for a request without a negative prompt, whose second row is a
@@ -35,6 +35,7 @@ def guide_pairs(logits_RV: jax.Array, guided_B: jax.Array, scale: jax.Array) -> 
     """
     pairs_B2V = logits_RV.reshape(-1, 2, *logits_RV.shape[1:])
     cond_BV, uncond_BV = pairs_B2V[:, 0], pairs_B2V[:, 1]
-    is_guided_BV = guided_B.reshape(-1, *(1,) * (cond_BV.ndim - 1))
-    guided_BV = guide(cond_BV, uncond_BV, scale)
+    each = (-1, *(1,) * (cond_BV.ndim - 1))
+    is_guided_BV = guided_B.reshape(each)
+    guided_BV = guide(cond_BV, uncond_BV, scale_B.reshape(each))
     return jnp.where(is_guided_BV, guided_BV, cond_BV.astype(jnp.float32))

@@ -77,22 +77,23 @@ def keep_top_p(scores_BV: jax.Array, p: jax.Array | float) -> jax.Array:
 
 
 def uniforms(seed: jax.Array, count: int, *folded_B: jax.Array) -> jax.Array:
-    """Numbers in [0, 1), float32 [B, count], that depend on the seed and on `folded_B` alone.
+    """Numbers in [0, 1), float32 [B, count], each of a seed and of `folded_B` alone.
 
     Args:
-      seed: uint32 scalar.
+      seed: uint32, a scalar or of the shape of those.
       count: numbers for each element.
       *folded_B: int32 arrays of one shape, such as the number of the request and the offset of the
         token; their order counts.
     """
 
-    def one(*folded):
+    def one(seed, *folded):
         key = jax.random.key(seed)
         for number in folded:
             key = jax.random.fold_in(key, number)
         return jax.random.uniform(key, (count,))
 
-    flat = [x.reshape(-1) for x in folded_B]
+    seed_B = jnp.broadcast_to(jnp.asarray(seed, jnp.uint32), folded_B[0].shape)
+    flat = [x.reshape(-1) for x in (seed_B, *folded_B)]
     return jax.vmap(one)(*flat).reshape(*folded_B[0].shape, count)
 
 

@@ -57,7 +57,7 @@ def lower(
     slots = slots_of(decoder, prompt, mask)
     kind = Kind(guided, constraints.VISUAL in mask, False, False, Filters(False, TOP_K, False))
     layouts = _Layouts(mesh)
-    numbers = Numbers(*(layouts.array((), x) for x in (jnp.uint32, *(jnp.float32,) * 3)))
+    numbers = Numbers(*(layouts.rows(requests, dtype=x) for x in (jnp.uint32, *[jnp.float32] * 3)))
     with jax.set_mesh(mesh):
         return device.advance.lower(
             abstract_params(model, mesh, "weights" in quantized),

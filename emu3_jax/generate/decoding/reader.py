@@ -21,12 +21,12 @@ from emu3_jax.vocab import Vocab
 
 
 class Numbers(NamedTuple):
-    """The numbers of `Sampling`, which can change without a new compilation."""
+    """The numbers of each request's `Sampling`, which can change without a new compilation."""
 
-    seed: jax.Array
-    temperature: jax.Array
-    top_p: jax.Array
-    guidance: jax.Array
+    seed_B: jax.Array
+    temperature_B: jax.Array
+    top_p_B: jax.Array
+    guidance_B: jax.Array
 
 
 class Scores(NamedTuple):
@@ -135,17 +135,20 @@ class Reader:
     def _guided(self, logits_RSV: jax.Array, rows: Rows) -> jax.Array:
         if not self.kind.guided:
             return logits_RSV
-        return guidance.guide_pairs(logits_RSV, rows.guided_B, self.numbers.guidance)
+        return guidance.guide_pairs(logits_RSV, rows.guided_B, self.numbers.guidance_B)
 
     def law(self, scores_BSV: jax.Array) -> jax.Array:
         """The law of each token, float32 [B, S, V]."""
-        temperature, top_p = self.numbers.temperature, self.numbers.top_p
-        return laws.law(scores_BSV, temperature, top_p, self.kind.filters)
+        numbers = (self.numbers.temperature_B, self.numbers.top_p_B)
+        return laws.law(scores_BSV, *(x_B[:, None, None] for x_B in numbers), self.kind.filters)
 
     def uniforms(self, count: int, rows: Rows, offsets_BS: jax.Array, *more_BS) -> jax.Array:
         """Random numbers of the tokens at some offsets, [B, S, count]; see `laws.uniforms`."""
-        numbers_BS = jnp.broadcast_to(rows.number_B[:, None], offsets_BS.shape)
-        return laws.uniforms(self.numbers.seed, count, numbers_BS, offsets_BS, *more_BS)
+        seed_BS, number_BS = (
+            jnp.broadcast_to(x_B[:, None], offsets_BS.shape)
+            for x_B in (self.numbers.seed_B, rows.number_B)
+        )
+        return laws.uniforms(seed_BS, count, number_BS, offsets_BS, *more_BS)
 
     def draw(self, scores: Scores, rows: Rows, offsets_BS: jax.Array) -> jax.Array:
         """The next tokens, int32 [B, S], each drawn from its own law or forced.

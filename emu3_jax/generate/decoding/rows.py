@@ -111,6 +111,38 @@ class Rows(NamedTuple):
         return self._replace(**{name: np.asarray(getattr(rows, name)) for name in CHANGING})
 
 
+def empty(
+    size: int, columns: int, choices: int, schedule: Any, *, branches: int, width: int, pad: int
+) -> Rows:
+    """Rows without requests, on the host: all are finished.
+
+    Args:
+      size: B.
+      columns: N.
+      choices: A.
+      schedule: what the decoder makes of an empty mask.
+      branches: rows of the cache for each request.
+      width: W.
+      pad: the id PAD.
+    """
+    none_B = np.zeros(size, np.int32)
+    return Rows(
+        prompt_R=np.ones(size * branches, np.int32),
+        mask_BN=np.full((size, columns), pad, np.int32),
+        choices_BA=np.full((size, choices), -1, np.int32),
+        length_B=none_B,
+        guided_B=np.zeros(size, bool),
+        number_B=none_B,
+        last_R=np.zeros(size * branches, np.int32),
+        step_B=none_B,
+        new_BN=np.full((size, columns), pad, np.int32),
+        finished_B=np.ones(size, bool),
+        forwards_B=none_B,
+        commits_BW=np.zeros((size, width), np.int32),
+        schedule=jax.tree.map(lambda x: np.stack([x] * size), schedule),
+    )
+
+
 class State(NamedTuple):
     """What the loop carries from forward pass to forward pass.
 

@@ -114,6 +114,29 @@ def shared(a: np.ndarray, b: np.ndarray) -> int:
     return int(different[0]) if len(different) else length
 
 
+def grouped(
+    per_shard: int, shards: int, rows: Sequence[int], *values: Sequence[int]
+) -> list[np.ndarray]:
+    """Rows, counted within their shard, and values of each, as arrays int32 [G, N].
+
+    N is a power of four or all rows of a shard. The last array tells with 1 which places are
+    needed; the others repeat the first of their shard, or are zeros if it has none.
+    """
+    members: list[list[int]] = [[] for _ in range(shards)]
+    for i, r in enumerate(rows):
+        members[r // per_shard].append(i)
+    most, width = max(map(len, members)), 1
+    while width < most:
+        width *= 4
+    arrays = np.zeros((2 + len(values), shards, min(width, per_shard)), np.int32)
+    for g, group in enumerate(members):
+        for n, i in enumerate(group):
+            arrays[:, g, n] = [rows[i] % per_shard, *(value[i] for value in values), 1]
+        if group:
+            arrays[:-1, g, len(group) :] = arrays[:-1, g, :1]
+    return list(arrays)
+
+
 def piece(left: int) -> int:
     """Tokens of a prompt to read at once, if the longest has `left` more."""
     return next((size for size in PIECES if size <= left), PIECES[-1])

@@ -17,7 +17,7 @@ from emu3_jax.generate.decoding import device, scheduling
 from emu3_jax.generate.decoding.decoders.decoder import Decoder
 from emu3_jax.generate.decoding.reader import Kind, Numbers
 from emu3_jax.generate.decoding.requests import Request
-from emu3_jax.generate.decoding.rows import Rows
+from emu3_jax.generate.decoding.rows import Rows, empty
 from emu3_jax.generate.decoding.scheduling import Plan
 from emu3_jax.models.language.transformer import Transformer
 from emu3_jax.vocab import Vocab
@@ -45,10 +45,13 @@ class Session:
         """See `generate`; `requests` are those of the plan, each with its number.
 
         `decoder` is fitted to the masks of all of them, and of those that are added later.
+        `numbers` are those of each request, and of one that is added without others.
         """
         self.model, self.params, self.vocab, self.plan = model, params, vocab, plan
         self.kind, self.numbers, self.quantized = kind, numbers, quantized_cache
-        self.requests = list(requests)
+        # By position, with the numbers by which each is drawn.
+        self.requests = {at: (request, numbers) for at, request in enumerate(requests)}
+        self._added = len(self.requests)
         self.decoder = decoder
         self.shards = sharding.ways_of(jax.sharding.get_abstract_mesh(), "batch")
         self.branches = 2 if kind.guided else 1
@@ -56,40 +59,47 @@ class Session:
         self.slots = scheduling.allocated(plan.slots, *spare)
         self.occupants: list[int | None] = [None] * plan.size
         self.waiting = list(range(len(self.requests)))[::-1]
+        self._shown = [0] * plan.size
         self._held: list[np.ndarray] = [np.zeros(0, np.int32)] * (plan.size * self.branches)
-        self._rows = self._empty()
+        schedule = decoder.schedule(np.zeros(0, np.int32), plan.columns)
+        sizes = dict(branches=self.branches, width=decoder.width, pad=vocab.pad)
+        self._rows = empty(plan.size, plan.columns, plan.choices, schedule, **sizes)
+        self._numbers = Numbers(*(np.full(plan.size, x) for x in numbers))
         self._drafts = None
         self._cache = None
-
-    def _empty(self) -> Rows:
-        size, columns = self.plan.size, self.plan.columns
-        none_B = np.zeros(size, np.int32)
-        schedule = self.decoder.schedule(np.zeros(0, np.int32), columns)
-        return Rows(
-            prompt_R=np.ones(size * self.branches, np.int32),
-            mask_BN=np.full((size, columns), self.vocab.pad, np.int32),
-            choices_BA=np.full((size, self.plan.choices), -1, np.int32),
-            length_B=none_B,
-            guided_B=np.zeros(size, bool),
-            number_B=none_B,
-            last_R=np.zeros(size * self.branches, np.int32),
-            step_B=none_B,
-            new_BN=np.full((size, columns), self.vocab.pad, np.int32),
-            finished_B=np.ones(size, bool),
-            forwards_B=none_B,
-            commits_BW=np.zeros((size, self.decoder.width), np.int32),
-            schedule=jax.tree.map(lambda x: np.stack([x] * size), schedule),
-        )
 
     @property
     def state(self) -> tuple[Rows, Any]:
         """The rows, and what the decoder keeps from pass to pass, for those who look on."""
         return self._rows, self._drafts
 
-    def add(self, request: Request) -> None:
-        """One more request for the next `run`; it must fit the plan, the kind and the decoder."""
-        self.waiting.insert(0, len(self.requests))
-        self.requests.append(request)
+    @property
+    def is_busy(self) -> bool:
+        """Whether requests wait or are in rows."""
+        return bool(self.requests)
+
+    def add(self, request: Request, numbers: Numbers | None = None) -> int:
+        """One more request; it must fit the plan, the kind and the decoder. Returns its position.
+
+        `numbers` are those by which it is drawn; None: those of the session.
+        """
+        at = self._added
+        self._added += 1
+        self.requests[at] = request, self.numbers if numbers is None else numbers
+        self.waiting.insert(0, at)
+        return at
+
+    def drop(self, at: int) -> None:
+        """Leaves the request at a position without an answer; its row is free for the next."""
+        if at in self.waiting:
+            self.waiting.remove(at)
+            del self.requests[at]
+            return
+        b = self.occupants.index(at)
+        finished_B = np.array(self._rows.finished_B)
+        finished_B[b] = True
+        self._rows = self._rows._replace(finished_B=finished_B)
+        self._release(b, self._rows.new_BN[b, : self._rows.step_B[b]])
 
     def run(
         self,
@@ -108,31 +118,39 @@ class Session:
         Returns:
           Whether all requests are finished.
         """
+        passes = STREAM_EVERY if stream or cancel else None
+        while self.is_busy:
+            if cancel is not None and cancel():
+                return False
+            self.advance(answer, stream, passes)
+        return True
+
+    def advance(
+        self,
+        answer: Callable[[int, np.ndarray, int, np.ndarray], None],
+        stream: Callable[[int, np.ndarray], None] | None = None,
+        passes: int | None = STREAM_EVERY,
+    ) -> None:
+        """A part of `run`: waiting requests begin in free rows, and at most `passes` are run."""
         if self._cache is None:
             rows = self.plan.size * self.branches
             sizes = dict(rows=rows, slots=self.slots, quantized=self.quantized)
             self._cache = device.allocate(config=self.model.config, **sizes)
-        shown = [0] * self.plan.size
-        passes = STREAM_EVERY if stream or cancel else None
-        while self.waiting or any(at is not None for at in self.occupants):
-            if cancel is not None and cancel():
-                return False
-            fresh = self._admit()
-            for b in fresh:
-                shown[b] = 0
-            self._advance(fresh, passes)
-            for b, at in enumerate(self.occupants):
-                if at is None:
-                    continue
-                tokens = self._rows.new_BN[b, : self._rows.step_B[b]]
-                if stream is not None and len(tokens) > shown[b]:
-                    stream(at, tokens[shown[b] :].copy())
-                    shown[b] = len(tokens)
-                if self._rows.finished_B[b]:
-                    forwards, commits = self._rows.forwards_B[b], self._rows.commits_BW[b]
-                    answer(at, tokens.copy(), int(forwards), commits.copy())
-                    self._release(b, tokens)
-        return True
+        fresh = self._admit()
+        for b in fresh:
+            self._shown[b] = 0
+        self._advance(fresh, passes)
+        for b, at in enumerate(self.occupants):
+            if at is None:
+                continue
+            tokens = self._rows.new_BN[b, : self._rows.step_B[b]]
+            if stream is not None and len(tokens) > self._shown[b]:
+                stream(at, tokens[self._shown[b] :].copy())
+                self._shown[b] = len(tokens)
+            if self._rows.finished_B[b]:
+                forwards, commits = self._rows.forwards_B[b], self._rows.commits_BW[b]
+                answer(at, tokens.copy(), int(forwards), commits.copy())
+                self._release(b, tokens)
 
     # Which request is where.
 
@@ -152,7 +170,7 @@ class Session:
 
     def _prompts(self, b: int) -> list[tuple[int, np.ndarray]]:
         """The rows of the cache of a request, and their prompts."""
-        request = self.requests[self.occupants[b]]
+        request, _ = self.requests[self.occupants[b]]
         # Without a negative prompt the second row repeats the first and its result is not used.
         negative = request.prompt if request.negative is None else request.negative
         prompts = (request.prompt, negative)[: self.branches]
@@ -162,7 +180,9 @@ class Session:
         """Writes what the requests of these rows ask for."""
         rows = jax.tree.map(np.array, self._rows)
         for b in fresh:
-            request = self.requests[self.occupants[b]]
+            request, numbers = self.requests[self.occupants[b]]
+            for of_all, one in zip(self._numbers, numbers, strict=True):
+                of_all[b] = one
             for r, ids in self._prompts(b):
                 rows.prompt_R[r], rows.last_R[r] = len(ids), ids[-1]
             rows.mask_BN[b] = self.vocab.pad
@@ -182,7 +202,8 @@ class Session:
     def _release(self, b: int, tokens: np.ndarray) -> None:
         """Frees the rows of a request; what they have read stays for others."""
         for r, ids in self._prompts(b):
-            self._held[r] = np.concatenate([ids, tokens[:-1]]).astype(np.int32)
+            self._held[r] = np.concatenate([ids, tokens])[:-1].astype(np.int32)
+        del self.requests[self.occupants[b]]
         self.occupants[b] = None
 
     # Prompts.
@@ -242,6 +263,9 @@ class Session:
             arrays = (self._spread(from_GN), self._spread(to_GN))
             self._cache = device.copy_prompts(self._cache, *arrays, live=live)
 
+    def _grouped(self, rows: list[int], *values: Sequence[int]) -> list[np.ndarray]:
+        return scheduling.grouped(len(self._held) // self.shards, self.shards, rows, *values)
+
     def _read_rest(self, prompts: list[tuple[int, np.ndarray]]) -> None:
         """Reads what is left of each prompt, piece by piece."""
         while left := [(r, ids) for r, ids in prompts if len(self._held[r]) < len(ids) - 1]:
@@ -269,27 +293,6 @@ class Session:
                 )
             for (r, ids), piece in zip(left, pieces, strict=True):
                 self._held[r] = ids[: len(self._held[r]) + len(piece)]
-
-    def _grouped(self, rows: list[int], *values: Sequence[int]) -> list[np.ndarray]:
-        """Rows, counted within their shard, and values of each, as arrays int32 [G, N].
-
-        N is a power of four or all rows of a shard. The last array tells with 1 which places are
-        needed; the others repeat the first of their shard, or are zeros if it has none.
-        """
-        per_shard = len(self._held) // self.shards
-        members: list[list[int]] = [[] for _ in range(self.shards)]
-        for i, r in enumerate(rows):
-            members[self._shard(r)].append(i)
-        most, width = max(map(len, members)), 1
-        while width < most:
-            width *= 4
-        arrays = np.zeros((2 + len(values), self.shards, min(width, per_shard)), np.int32)
-        for g, group in enumerate(members):
-            for n, i in enumerate(group):
-                arrays[:, g, n] = [rows[i] % per_shard, *(value[i] for value in values), 1]
-            if group:
-                arrays[:-1, g, len(group) :] = arrays[:-1, g, :1]
-        return list(arrays)
 
     # The loop.
 
@@ -319,7 +322,7 @@ class Session:
             self._drafts,
             jax.tree.map(self._spread, self._rows),
             self._spread(is_fresh_B),
-            self.numbers,
+            Numbers(*map(self._spread, self._numbers)),
             np.int32(passes or 2**31 - 1),
             np.int32(self.plan.size - busy + enough),
             **static,

@@ -28,7 +28,8 @@ class Conversation:
 
         Args:
           bundle: the model; images and clips come as codes.
-          options: `sampling`, `max_new` of an answer, and `first`, the number of the first answer.
+          options: `sampling`, `max_new` of an answer, and `first`, the number of the first answer;
+            `served_by` and its `cancel`.
           turns: earlier questions and answers.
 
         Raises:
@@ -43,10 +44,10 @@ class Conversation:
         self.turns = list(turns)
         self._bundle, self._options = bundle, options
         # A text takes one step a token, whatever the decoder.
-        sampling = dataclasses.replace(options.sampling, decoder="sequential", window=None)
+        self._sampling = dataclasses.replace(options.sampling, decoder="sequential", window=None)
         mask = constraints.free_text(options.max_new)
         self._continuing = Continuing(
-            bundle, sampling, [mask], quantized_cache=options.quantized_cache
+            bundle, self._sampling, [mask], quantized_cache=options.quantized_cache
         )
 
     def ask(self, turn: Turn, stream: Callable[[str], None] | None = None) -> str:
@@ -60,6 +61,7 @@ class Conversation:
         Raises:
           ValueError: the turn has an answer, or the context of the model is full; the conversation
             is as it was.
+          CancelledError: `options.cancel` said so; as it was too.
         """
         prompt = self._bundle.grammar.chat_prompt([*self.turns, turn])
         request = Request(
@@ -75,12 +77,21 @@ class Conversation:
             if piece := decoder.feed(ids[vocab.is_text(ids)].tolist()):
                 stream(piece)
 
-        ids = self._continuing.answer(request, show if stream else None)
+        ids = self._answered(request, show if stream else None)
         if stream and (rest := decoder.finish()):
             stream(rest)
         answer = tokenizer.decode(ids[vocab.is_text(ids)].tolist())
         self.turns.append(dataclasses.replace(turn, answer=answer))
         return answer
+
+    def _answered(
+        self, request: Request, stream: Callable[[np.ndarray], None] | None
+    ) -> np.ndarray:
+        served_by, cancel = self._options.served_by, self._options.cancel
+        if served_by is None:
+            return self._continuing.answer(request, stream)
+        show = stream and (lambda at, ids: stream(ids))
+        return served_by.generate([request], self._sampling, show, cancel)[0]
 
     def clear(self) -> None:
         """Forgets all turns."""
