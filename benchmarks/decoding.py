@@ -6,13 +6,14 @@
 
 A model of 66 M weights (hidden 512, 8 layers of 8 heads over 4, MLP 1,408, 40,960 ids of which
 32,768 are codes) in float32 draws `--new` codes after prompts of 32 tokens with top-k 2,048, in
-batches of 1, 2 and 8, with and without guidance 3. Logits of both sides must agree first. The other
+`--batches`, with and without guidance 3. Logits of both sides must agree first. The other
 side waits while one is timed. Prints medians of steps/s and their ratio; above 1 this
 package is faster. Here codes alone can be drawn, there any id: that is what each side offers.
-`--decoder=jacobi --window=8` measures another decoder of this package against `sequential`.
+`--decoder=jacobi --window=8` measures another decoder of this package.
 """
 
 import argparse
+import itertools
 import pathlib
 import statistics
 import sys
@@ -25,7 +26,6 @@ from benchmarks.torch_peer.processes import Process, has_torch, run_side
 
 TEXTS, CODES = 40_960 - 32_768 - 8, 32_768
 PROMPT, TOP_K, GUIDANCE = 32, 2048, 3.0
-CASES = [(batch, guidance) for batch in (1, 2, 8) for guidance in (1.0, GUIDANCE)]
 TOLERANCE = 1e-4  # float32 logits of order one through eight layers
 
 
@@ -83,7 +83,7 @@ def compare(options) -> None:
             print(f"largest difference of logits {difference:.1e}")
             if not difference < TOLERANCE:
                 raise SystemExit("that is too much")
-            for batch, guidance in CASES:
+            for batch, guidance in itertools.product(options.batches, (1.0, GUIDANCE)):
                 prompts, negatives = rng.integers(0, TEXTS, (2, batch, PROMPT), np.int32)
                 compare_case(ours, theirs, prompts, negatives, guidance)
         finally:
@@ -114,6 +114,7 @@ def main() -> None:
     parser.add_argument("--torch_python", default=sys.executable, help="(%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="timed runs (%(default)s)")
     parser.add_argument("--new", type=int, default=420, help="new tokens (%(default)s)")
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 8], help="(%(default)s)")
     parser.add_argument("--decoder", default="sequential", help="of this package (%(default)s)")
     parser.add_argument("--window", type=int, help="of the decoder")
     parser.add_argument("--side", choices=("torch",), help=argparse.SUPPRESS)
