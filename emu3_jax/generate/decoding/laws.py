@@ -6,6 +6,7 @@ order, all ties with the k-th score kept, and the smallest set of tokens that re
 Functions take any dimensions before the last.
 """
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -13,6 +14,9 @@ import jax.numpy as jnp
 
 # Candidates whose weights are summed first; a draw chooses a block, then one of it.
 BLOCK = 256
+# Candidates are counted in int8, at most 64 for each of 512 lanes: a CPU compares and adds that many
+# numbers at once, 2 to 4 times as fast as with int32.
+COUNTED, LANES = 64, 512
 
 
 class Filters(NamedTuple):
@@ -47,18 +51,24 @@ def kth_best(scores_BV: jax.Array, k: int) -> jax.Array:
     Bisection over the bits of the number: 32 passes that count, where `jax.lax.top_k` sorts, which
     for the 2,048 best of 32,768 takes as long as the layers of a small model. No score is NaN.
     """
+    candidates = scores_BV.shape[-1]
     bits_BV = jax.lax.bitcast_convert_type(scores_BV.astype(jnp.float32), jnp.uint32)
     sign = jnp.uint32(1 << 31)
     # Unsigned integers in the order of the numbers.
     order_BV = jnp.where(bits_BV & sign, ~bits_BV, bits_BV | sign)
+    # Padding is never counted: it is 0, below every number that is asked for.
+    groups = math.ceil(candidates / (COUNTED * LANES))
+    counted = math.ceil(candidates / (groups * LANES))
+    padding = [(0, 0)] * (order_BV.ndim - 1) + [(0, -candidates % (groups * counted * LANES))]
+    order_BGNL = jnp.pad(order_BV, padding).reshape(*order_BV.shape[:-1], groups, counted, LANES)
 
     def add_bit(i: jax.Array, found_B1: jax.Array) -> jax.Array:
         larger_B1 = found_B1 | (sign >> i.astype(jnp.uint32))
-        enough_B1 = (order_BV >= larger_B1).sum(axis=-1, keepdims=True) >= k
+        count_BGL = (order_BGNL >= larger_B1[..., None, None]).sum(axis=-2, dtype=jnp.int8)
+        enough_B1 = count_BGL.sum(axis=(-2, -1), dtype=jnp.int32)[..., None] >= k
         return jnp.where(enough_B1, larger_B1, found_B1)
 
-    none_B1 = jnp.zeros_like(order_BV[..., :1])
-    found_B1 = jax.lax.fori_loop(0, 32, add_bit, none_B1)
+    found_B1 = jax.lax.fori_loop(0, 32, add_bit, jnp.zeros_like(order_BV[..., :1]))
     bits_B1 = jnp.where(found_B1 & sign, found_B1 ^ sign, ~found_B1)
     return jax.lax.bitcast_convert_type(bits_B1, jnp.float32)
 

@@ -53,6 +53,15 @@ def test_the_kth_best_is_that_of_a_sort(k):
     np.testing.assert_array_equal(found[:, 0], np.sort(scores, axis=-1)[:, -k])
 
 
+@pytest.mark.parametrize("candidates", [511, 512, 513, 32768, 32769, 70001])
+def test_the_kth_best_of_any_number_of_candidates(candidates):
+    scores = np.random.default_rng(0).normal(size=(2, candidates)).astype(np.float32)
+    scores[1] = 1  # all are counted at once
+    for k in (1, 300, candidates):
+        found = laws.kth_best(jnp.asarray(scores), k)
+        np.testing.assert_array_equal(found[:, 0], np.sort(scores, axis=-1)[:, -k])
+
+
 def test_the_greedy_law_is_the_best_token_and_needs_no_temperature():
     scores = jnp.array([[0.0, 3.0, 1.0], [5.0, 3.0, 1.0]])
     law = laws.law(scores, 0.0, 1.0, Filters(True, 0, False))
