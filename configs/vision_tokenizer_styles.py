@@ -28,8 +28,8 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(name="clips", kind="clips", size=64, count=2, frames=8),
     )
     config.loss.clips = 0.5  # their stills are half of a batch, and four in five drawings have none
-    config.run.steps = 12000
+    config.run.steps = 8000
     config.run.ema_decay = 0.999
     (reconstruction,) = config.evaluation
-    config.evaluation = (dict(reconstruction, every=2000, data=corpus, limit=256),)
+    config.evaluation = (dict(reconstruction, every=1000, data=corpus, limit=256),)
     return config
