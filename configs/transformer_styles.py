@@ -10,7 +10,7 @@ Commands:
   python -m emu3_jax.tokenize --config=configs/tokenize_styles.py
   JAX_NUM_CPU_DEVICES=2 python -m emu3_jax.train --config=configs/transformer_styles.py --workdir=runs/styles/transformer
 
-Not trained yet.
+Not trained yet; 1,500 to 1,900 tokens/s on two cores: 45 M tokens in 7 to 8 hours.
 """
 
 from ml_collections import ConfigDict
