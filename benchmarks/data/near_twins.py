@@ -17,7 +17,7 @@ from emu3_jax.evaluate import items
 def nearest_psnr(held_out_ND: np.ndarray, train_MD: np.ndarray) -> np.ndarray:
     """PSNR in dB of each held-out image to the nearest training image, float64 [N].
 
-    Both hold uint8 pixels, flat, as float64; equal images have infinity.
+    Both hold uint8 pixels, flat, as floats; equal images have infinity.
     """
     distance_NM = -2.0 * held_out_ND @ train_MD.T
     distance_NM += np.square(held_out_ND).sum(1)[:, None] + np.square(train_MD).sum(1)

@@ -8,11 +8,11 @@ Writes into the corpus
                         half, second half; for the splits with clips;
   first/<id>.png        the first frames of the clips.
 
-An edit changes the skin tone of an emoji or the person in it; all pairs of images of which this is
-the only difference are taken, in both directions. An edit belongs to the split of its target. Its
-source is of the same split or of training, so that no image that is held out occurs in training,
-neither as target nor as source. Of several phrasings one is drawn from the ids, so that the files
-are always the same.
+An edit changes the skin tone of an emoji or the person in it, not its style; all pairs of images of
+which this is the only difference are taken, in both directions. An edit belongs to the split of its
+target. Its source is of the same split or of training, so that no image that is held out occurs in
+training, neither as target nor as source. Of several phrasings one is drawn from the ids, so that
+the files are always the same.
 """
 
 import json
@@ -26,7 +26,7 @@ from absl import flags
 
 from emu3_jax import command_line
 from emu3_jax.data import media
-from emu3_jax.data.fluent_emoji import SPLITS, TONES, read_split
+from emu3_jax.data.fluent_emoji import TONES, read_split, splits_of
 from emu3_jax.data.questions.chats import write_rows
 
 # Of one emoji, so that "turn the man into a woman" is all that there is to say.
@@ -42,23 +42,26 @@ def edits(stills: Iterable[dict], split: str) -> list[dict]:
 
     Args:
       stills: rows of `<split>.jsonl` of all splits, each with its "split"; clips are left out.
-      split: one of SPLITS.
+      split: one of `splits_of` the corpus.
 
     Returns:
       Rows {"id", "source", "instruction", "target", "kind"}; the kind is "tone" or "person".
     """
     rows = sorted((row for row in stills if "image" in row), key=lambda row: row["id"])
-    by_tone: dict[str, list[dict]] = {}
-    by_name = {(row["base"], row["tone"]): row for row in rows}
+    by_tone: dict[tuple, list[dict]] = {}
+    by_name = {(_style(row), row["base"], row["tone"]): row for row in rows}
     for row in rows:
-        by_tone.setdefault(row["base"], []).append(row)
+        by_tone.setdefault((_style(row), row["base"]), []).append(row)
     made = []
     for target in (row for row in rows if row["split"] == split):
-        others = [(other, "tone") for other in by_tone[target["base"]] if other is not target]
+        style, tone = _style(target), target["tone"]
+        others = [
+            (other, "tone") for other in by_tone[style, target["base"]] if other is not target
+        ]
         others += [
-            (by_name[name, target["tone"]], "person")
+            (by_name[style, name, tone], "person")
             for name in _other_persons(target["base"])
-            if (name, target["tone"]) in by_name
+            if (style, name, tone) in by_name
         ]
         made += [
             {
@@ -72,6 +75,11 @@ def edits(stills: Iterable[dict], split: str) -> list[dict]:
             if source["split"] in (split, "train")
         ]
     return made
+
+
+def _style(row: dict) -> str | None:
+    """The style of a row; None in a corpus of one style."""
+    return row.get("style")
 
 
 def instruction(source: dict, target: dict, kind: str) -> str:
@@ -120,8 +128,9 @@ def write_documents(corpus: str | os.PathLike) -> dict[str, int]:
       ValueError: there is no such corpus.
     """
     corpus = Path(corpus)
-    rows = [row | {"split": split} for split in SPLITS for row in read_split(corpus, split)]
-    written = {f"edits_{split}": edits(rows, split) for split in SPLITS}
+    splits = splits_of(corpus)
+    rows = [row | {"split": split} for split in splits for row in read_split(corpus, split)]
+    written = {f"edits_{split}": edits(rows, split) for split in splits}
     (corpus / "first").mkdir(exist_ok=True)
     for row in (row for row in rows if "video" in row):
         first = f"first/{row['id']}.png"

@@ -17,7 +17,8 @@ from pathlib import Path
 from absl import flags
 
 from emu3_jax import command_line
-from emu3_jax.data.fluent_emoji import HELD_OUT, SPLITS, TONES, read_split
+from emu3_jax.data.emoji_styles import split_style
+from emu3_jax.data.fluent_emoji import TONES, read_split, splits_of
 from emu3_jax.files import write_atomically
 
 PERSONS = ("man", "woman", "person", "boy", "girl", "men", "women", "people")
@@ -47,9 +48,12 @@ def write_prompts(corpus: str | os.PathLike, output: str | os.PathLike) -> int:
 
     ValueError if there is no unpacked corpus (`emu3_jax.data.fluent_emoji`) at `corpus`.
     """
-    captions = {split: {row["text"] for row in read_split(corpus, split)} for split in SPLITS}
-    held_out = set().union(*(captions[split] for split in HELD_OUT))
-    prompts = [one for one in recombined(captions["train"]) if one not in held_out]
+    texts = {
+        split: [row["text"] for row in read_split(corpus, split)] for split in splits_of(corpus)
+    }
+    # A 3D caption may name its style or not: it is the same one.
+    known = {split_style(text) for of_split in texts.values() for text in of_split}
+    prompts = [one for one in recombined(texts["train"]) if split_style(one) not in known]
     Path(output).parent.mkdir(parents=True, exist_ok=True)
     write_atomically(Path(output), ("\n".join(prompts) + "\n").encode())
     return len(prompts)

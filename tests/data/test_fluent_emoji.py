@@ -18,7 +18,7 @@ def test_an_unpacking_that_stops_leaves_nothing(reason, tmp_path, monkeypatch):
         raise reason
 
     small_zip(tmp_path / "small.zip")
-    monkeypatch.setattr(fluent_emoji, "_write_clip", stops)
+    monkeypatch.setattr(fluent_emoji, "write_clip", stops)
     with pytest.raises((KeyboardInterrupt, ValueError)) as raised:
         fluent_emoji.prepare(tmp_path / "small.zip", tmp_path / "emoji")
     if isinstance(reason, ValueError):

@@ -21,7 +21,7 @@ from pathlib import Path
 from absl import flags
 
 from emu3_jax import command_line
-from emu3_jax.data.fluent_emoji import SPLITS, TONES, read_split
+from emu3_jax.data.fluent_emoji import TONES, read_split, splits_of
 from emu3_jax.data.questions.chats import Asked, chats, single, write_rows
 
 # Most turns of a chat: with an image of 8 x 8 codes all fit into a row of the nano model.
@@ -88,7 +88,8 @@ def write_questions(corpus: str | os.PathLike) -> dict[str, int]:
       ValueError: there is no such corpus.
     """
     stills = {
-        split: [row for row in read_split(corpus, split) if "image" in row] for split in SPLITS
+        split: [row for row in read_split(corpus, split) if "image" in row]
+        for split in splits_of(corpus)
     }
     groups = sorted({row["group"] for row in stills["train"]})
     tags = sorted({tag for row in stills["train"] for tag in row["tags"]})

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from emu3_jax.data.emoji_styles import split_style
 from emu3_jax.data.fluent_emoji import TONES
 from emu3_jax.evaluate import items, language_use
 from emu3_jax.evaluate.emoji.names import ParsedCaption, parse_caption
@@ -23,8 +24,9 @@ from emu3_jax.interop.bundle import Language
 class EmojiCaptions(language_use.ImageEvaluator):
     """Shares of toned items whose greedy caption has the right tone, person, both, every word.
 
-    For comparison: the shares of the best constant answer and of the caption of the nearest
-    training image.
+    If items have a style, also of those whose caption names it; it does not count as a word. For
+    comparison: the shares of the best constant answer and of the caption of the nearest training
+    image.
 
     Attributes:
       splits: splits to evaluate separately. The data must have the split `train` too.
@@ -72,7 +74,10 @@ def score(
     tone = np.array([p.tones == t.tones for p, t in zip(parsed, truths, strict=True)])
     person = np.array([p.person == t.person for p, t in zip(parsed, truths, strict=True)])
     exact = np.array(
-        [text.strip() == item.text.strip() for text, item in zip(written, chosen, strict=True)]
+        [
+            split_style(text)[0].strip() == split_style(item.text)[0].strip()
+            for text, item in zip(written, chosen, strict=True)
+        ]
     )
     metrics = {
         "tone_right": 100.0 * tone.mean(),
@@ -81,6 +86,9 @@ def score(
         "caption_exact": 100.0 * exact.mean(),
         "count": len(chosen),
     }
+    if any("style" in item.attributes for item in chosen):
+        style = [p.style == t.style for p, t in zip(parsed, truths, strict=True)]
+        metrics["style_right"] = 100.0 * np.mean(style)
     rows = zip(chosen, written, tone, person, strict=True)
     table = Table(
         ("id", "truth", "generated", "tone_right", "person_right"),

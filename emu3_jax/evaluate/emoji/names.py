@@ -1,10 +1,11 @@
-"""Parses the caption of an emoji: who or what it is, which tones of skin, what is done."""
+"""Parses the caption of an emoji: who or what it is, tones of skin, what is done, the style."""
 
 import dataclasses
 import re
 import unicodedata
 
 from emu3_jax.data.emoji_prompts import PERSONS
+from emu3_jax.data.emoji_styles import DEFAULT, split_style
 from emu3_jax.data.fluent_emoji import TONES
 
 PARTS = ("tone", "person", "activity")
@@ -16,12 +17,14 @@ class ParsedCaption:
     """A parsed caption.
 
     Attributes:
-      person: the caption without tones and punctuation; may be empty.
+      person: the caption without tones, style and punctuation; may be empty.
       tones: indices into TONES, in the order of the caption; a couple has two.
+      style: the style that it names, or that of captions which name none.
     """
 
     person: str
     tones: tuple[int, ...]
+    style: str = DEFAULT
 
 
 def normalise(text: str) -> str:
@@ -33,9 +36,10 @@ def normalise(text: str) -> str:
 
 def parse_caption(text: str) -> ParsedCaption:
     """Parses a caption: "woman: dark skin tone, blond hair" → "woman blond hair", (4,)."""
+    text, style = split_style(text)
     text = normalise(text)
     tones = tuple(TONES.index(t.replace(" ", "-")) for t in _TONE.findall(text))
-    return ParsedCaption(" ".join(_TONE.sub(" ", text).split()), tones)
+    return ParsedCaption(" ".join(_TONE.sub(" ", text).split()), tones, style)
 
 
 def stated_parts(text: str) -> dict[str, str]:

@@ -1,5 +1,7 @@
 """Is an image drawn from a caption nearest, among all validation images, to the right one?
 
+If the items have a style, among those of its style.
+
 The feature space was chosen on real images only, before any model was evaluated. An image is
 resized to 64x64, blurred with a Gaussian of 2 pixels, averaged to 16x16 RGB, and compared by
 Euclidean distance. The space depends on no model and no tokenizer, so figures of different models
@@ -29,10 +31,11 @@ RECALLS = (1, 5, 10)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EmojiRetrieval(language_use.ImageEvaluator):
-    """Recall at 1, 5, 10 and median rank of drawn images among all validation images.
+    """Recall at 1, 5, 10 and median rank of drawn images among all validation images of a style.
 
     The ceiling is the result for the real images after the vision tokenizer, which a language model
-    that predicts every code correctly would reach. Chance at k is k / N.
+    that predicts every code correctly would reach. Chance at k is k / N, with N the images of the
+    style.
 
     Attributes:
       splits: splits whose captions are drawn; their images together are the gallery.
@@ -69,15 +72,16 @@ class EmojiRetrieval(language_use.ImageEvaluator):
             progress=subject.progress.line,
         )
         drawn = language_use.draw(subject.language_model, self.tokenizer, gallery, options)
-        ranks = ranks_of_right(features(drawn), gallery_ND)
+        styles = [item.attributes.get("style", "") for item in gallery]
+        ranks = ranks_of_right(features(drawn), gallery_ND, styles)
         _, rebuilt, _ = reconstruct(self.tokenizer, gallery, self.batch_size, subject.progress)
-        ceiling = ranks_of_right(features(rebuilt), gallery_ND)
+        ceiling = ranks_of_right(features(rebuilt), gallery_ND, styles)
         metrics = recall_metrics(ranks)
         for split in self.splits:
             metrics |= recall_metrics(ranks[np.array(split_of) == split], f"_{split}")
         metrics |= recall_metrics(ceiling, "_ceiling")
-        metrics |= {f"recall_at_{k}_chance": 100.0 * k / len(gallery) for k in RECALLS}
-        metrics |= {"median_rank_chance": (len(gallery) + 1) / 2, "gallery": len(gallery)}
+        metrics |= chance(styles)
+        metrics |= {"gallery": len(gallery)}
         metrics |= reader.metrics
         rows = zip(gallery, split_of, ranks, ceiling, strict=True)
         table = Table(
@@ -104,15 +108,30 @@ def features(images: Sequence[np.ndarray]) -> np.ndarray:
     return cells.reshape(len(images), -1)
 
 
-def ranks_of_right(query_ND: np.ndarray, gallery_ND: np.ndarray) -> np.ndarray:
-    """Returns int64 [N]: rank of gallery image i for query i; 1 is best, ties count as worse."""
+def ranks_of_right(
+    query_ND: np.ndarray, gallery_ND: np.ndarray, groups: Sequence[str] = ()
+) -> np.ndarray:
+    """Returns int64 [N]: rank of gallery image i for query i; 1 is best, ties count as worse.
+
+    With `groups`, one for each image, only images of the group of i count.
+    """
     distance_NN = (
         np.sum(query_ND**2, axis=1)[:, None]
         + np.sum(gallery_ND**2, axis=1)[None]
         - 2.0 * query_ND @ gallery_ND.T
     )
     # The expansion above has rounding errors of 1e-12; equal images must tie.
-    return np.sum(distance_NN <= np.diag(distance_NN)[:, None] + 1e-9, axis=1)
+    nearer_NN = distance_NN <= np.diag(distance_NN)[:, None] + 1e-9
+    if len(groups):
+        nearer_NN &= np.array(groups)[:, None] == np.array(groups)
+    return np.sum(nearer_NN, axis=1)
+
+
+def chance(groups: Sequence[str]) -> dict[str, float]:
+    """Returns the metrics of `recall_metrics` for drawn images that are anything."""
+    sizes = np.array([list(groups).count(group) for group in groups])
+    recalls = {f"recall_at_{k}_chance": 100.0 * float(np.mean(k / sizes)) for k in RECALLS}
+    return recalls | {"median_rank_chance": float(np.median((sizes + 1) / 2))}
 
 
 def recall_metrics(ranks: np.ndarray, suffix: str = "") -> dict[str, float]:

@@ -30,6 +30,12 @@ from emu3_jax.train import weights
 )
 def test_parse_caption(text, person, tones):
     assert parse_caption(text) == ParsedCaption(person, tones)
+    assert parse_caption(f"{text}, Noto style") == ParsedCaption(person, tones, "Noto")
+
+
+def test_a_caption_without_a_style_means_3d():
+    assert parse_caption("apple, 3D style") == parse_caption("apple")
+    assert parse_caption("apple in Noto style").style == "3D"
 
 
 def test_base_and_caption_agree_on_the_person():

@@ -46,6 +46,16 @@ def test_ranks_count_what_is_nearer_and_ties_against():
     assert retrieval.ranks_of_right(queries, gallery).tolist() == [2, 1, 2, 2]
 
 
+def test_only_images_of_the_same_style_are_compared():
+    gallery = np.array([[0.0], [1.0], [5.0], [5.0]])
+    queries = np.array([[0.9], [0.9], [5.0], [4.0]])
+    styles = ["flat", "3D", "flat", "3D"]
+    assert retrieval.ranks_of_right(queries, gallery, styles).tolist() == [1, 1, 1, 1]
+    found = retrieval.chance(["flat", "3D", "flat", "flat"])
+    assert found["recall_at_1_chance"] == pytest.approx(100 * (1 + 3 / 3) / 4)
+    assert found["median_rank_chance"] == 2
+
+
 def test_recall_metrics():
     found = retrieval.recall_metrics(np.array([1, 3, 6, 20]), "_x")
     assert found == {

@@ -1,0 +1,31 @@
+"""Tokenize the embedded emoji of four styles, with English and Chinese captions.
+
+Purpose: the data of configs/transformer_styles.py. Each still is there with its English caption
+(train) and with its Chinese one (train_zh), in four versions each, seven of the eight moved by up
+to two pixels.
+
+  python -m emu3_jax.data.emoji_styles --output=runs/styles/corpus
+  python -m emu3_jax.tokenize --config=configs/tokenize_styles.py
+
+The argument is the folder of all runs: corpus/, the vision tokenizer, and tokens/, which is
+made here (launch/train_styles.sh).
+"""
+
+from ml_collections import ConfigDict
+
+from configs import tokenize_nano
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    folder = arg or "runs/styles"
+    config = tokenize_nano.get_config()
+    config.output = f"{folder}/tokens"
+    config.corpus_zip = ""
+    config.corpus = f"{folder}/corpus"
+    config.splits.train_zh = ("train_zh.jsonl",)
+    config.splits.validation_style = ("validation_style.jsonl",)
+    config.splits.validation_style_zh = ("validation_style_zh.jsonl",)
+    config.vision_tokenizer = f"{folder}/vision_tokenizer_export"
+    config.text_tokenizer = "assets/text_styles.model"
+    config.copies = ConfigDict(dict(train=4, train_zh=4))
+    return config

@@ -1,0 +1,51 @@
+r"""The transformer of the emoji in four styles: 11.5 M parameters, captions in English and Chinese.
+
+Purpose: the model of the README images and the demos. With the vision tokenizer it has at most 16 M
+parameters, 32 MB in bfloat16. The recipe is that of configs/transformer_nano.py; captions in
+Chinese are drawn from (train_zh) but not written, so that an image has one language.
+
+The argument is the folder of all runs (launch/train_styles.sh).
+
+Commands:
+  python -m emu3_jax.tokenize --config=configs/tokenize_styles.py
+  JAX_NUM_CPU_DEVICES=2 python -m emu3_jax.train --config=configs/transformer_styles.py --workdir=runs/styles/transformer
+
+Not trained yet; 1,500 to 1,900 tokens/s on two cores: 45 M tokens in 7 to 8 hours.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import transformer_nano
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    folder = arg or "runs/styles"
+    tokens = f"{folder}/tokens"
+    config = transformer_nano.get_config(tokens)
+    config.text_tokenizer = "assets/text_styles.model"
+    config.model.update(
+        dict(hidden_size=384, intermediate_size=896, num_layers=6, num_heads=6, num_kv_heads=2)
+    )
+    config.start.codebook = f"{folder}/vision_tokenizer_export"
+    config.data.mixture = _mixture(tokens)
+    config.data.batch_size = 8
+    config.run.steps = 16000
+    config.run.optimizer.update(learning_rate=1e-3, warmup_steps=200)
+    config.run.checkpoint.every = 500
+    (likelihood,) = config.evaluation
+    splits = ("validation", "validation_combination", "validation_style")
+    config.evaluation = (dict(likelihood, every=2000, limit=128, splits=splits),)
+    return config
+
+
+def _mixture(tokens: str) -> tuple[dict, ...]:
+    english, chinese = f"{tokens}/train", f"{tokens}/train_zh"
+    drawn = dict(weight=3.0, null_prompt=0.1)
+    return (
+        dict(dataset=english, task="text_to_image", **drawn),
+        dict(dataset=chinese, task="text_to_image", name="chinese_to_image", **drawn),
+        dict(dataset=english, task="image_to_text", weight=3.0),
+        dict(dataset=english, task="text_to_video", weight=0.3, null_prompt=0.1),
+        dict(dataset=english, task="video_to_text", weight=0.3),
+        dict(dataset=english, task="text", weight=0.5),
+    )

@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# The models of the emoji in four styles, overnight on two cores: corpus -> vision tokenizer -> tokens ->
+# transformer -> quality fine-tuning on the best of its own images -> held-out figures of both.
+#
+#   bash launch/train_styles.sh [--dry_run] [FOLDER]        # FOLDER: runs/styles
+#
+# Ctrl-C at any point: the same command continues at the last checkpoint. --dry_run prints the commands.
+
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/commands.sh"
+cd "$ROOT"
+if [[ "${1:-}" == --dry_run ]]; then
+    DRY_RUN=1
+    shift
+fi
+[[ $# -le 1 && "${1:-}" != -* ]] || fail "expected at most the folder of the runs, found $*"
+here="${1:-runs/styles}"
+[[ -n "$DRY_RUN" ]] || set_up requirements.txt
+export JAX_NUM_CPU_DEVICES=2
+
+emu3() {
+    run "$PYTHON_BIN" -m "emu3_jax.$1" "${@:2}"
+}
+
+emu3 data.emoji_styles --output="$here/corpus"
+emu3 train --config="vision_tokenizer_styles:$here" --workdir="$here/vision_tokenizer"
+vision="$here/vision_tokenizer_export"
+emu3 convert export --model="$here/vision_tokenizer" --output="$vision"
+emu3 tokenize --config="tokenize_styles:$here"
+emu3 train --config="transformer_styles:$here" --workdir="$here/transformer"
+
+emu3 data.emoji_prompts --corpus="$here/corpus" --output="$here/prompts.txt"
+emu3 preferences --config=post_training/data/preferences_nano --config.limit=1200 \
+    --config.prompts="$here/prompts.txt" --config.output="$here/tokens/preferences" \
+    --config.model="$here/transformer" --config.vision_tokenizer="$vision"
+emu3 train --config="post_training/qft_styles:$here" --workdir="$here/tuned"
+
+emu3 evaluate --evaluators=reconstruction --vision_tokenizer="$vision" --data="$here/corpus" \
+    --output="$here/evaluation/vision_tokenizer"
+# Recall is among the images of one style and one split, hence each split alone. The tuned model has
+# learnt from guided images and needs less guidance.
+for model in transformer:6 tuned:2; do
+    for split in validation_style validation_combination validation; do
+        emu3 evaluate --evaluators=emoji_retrieval,emoji_captions,emoji_compositions,likelihood \
+            --model="$here/${model%:*}" --vision_tokenizer="$vision" --data="$here/corpus" \
+            --tokens="$here/tokens" --splits="$split" --guidance="${model#*:}" --temperature=0.7 \
+            --top_k=200 --output="$here/evaluation/${model%:*}_$split"
+    done
+    emu3 evaluate --evaluators=emoji_retrieval --model="$here/${model%:*}" \
+        --vision_tokenizer="$vision" --data="$here/corpus" --splits=validation_style_zh \
+        --guidance="${model#*:}" --temperature=0.7 --top_k=200 \
+        --output="$here/evaluation/${model%:*}_validation_style_zh"
+done
