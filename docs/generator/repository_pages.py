@@ -11,6 +11,7 @@ GENERATED = DOCS / "generated"
 # Files outside docs/ that pages link to.
 FILES = (
     "README.md", "CONTRIBUTING.md", "CHANGELOG.md", "examples/photographs/README.md",
+    "examples/emoji_styles/README.md",
     "assets/LICENSES/README.md",
 )  # fmt: skip
 _LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
