@@ -14,8 +14,8 @@ import jax.numpy as jnp
 
 # Candidates whose weights are summed first; a draw chooses a block, then one of it.
 BLOCK = 256
-# Candidates are counted in int8, at most 64 for each of 512 lanes: a CPU compares and adds that many
-# numbers at once, 2 to 4 times as fast as with int32.
+# Candidates are counted in int8, at most 64 for each of 512 lanes: a CPU then adds more numbers at
+# once, and is 2 to 4 times as fast as with int32.
 COUNTED, LANES = 64, 512
 
 
