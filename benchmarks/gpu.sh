@@ -14,11 +14,12 @@ export PYTHONPATH="$ROOT"
 
 is_ready() {
     "$1" -c 'import sys, benchmarks.gpu.run_all, jax
-sys.exit("--tiny" not in sys.argv and jax.devices()[0].platform != "gpu")' "${@:2}" >/dev/null 2>&1
+if "--tiny" not in sys.argv and jax.devices()[0].platform != "gpu": sys.exit("JAX sees no GPU")' "${@:2}"
 }
 
 python="${PYTHON:-python3}"
-if ! is_ready "$python" "$@"; then
+if ! reason="$(is_ready "$python" "$@" 2>&1)"; then
+    echo "$python is not ready: $(tail -n 1 <<<"$reason")"
     set_up requirements-gpu.txt
     python="$PYTHON_BIN"
 fi

@@ -1,9 +1,11 @@
 """Drawing an image of 720 x 720 by Emu3-8B with random weights: milliseconds of a forward pass.
 
-The program is the one that `emu3_jax.generate` runs, compiled ahead of time. How long a pass takes
-depends on the slots of the cache that it reads, in four stages (`scheduling.live_slots`); it is
-timed in some of them, over a stretch of passes each, and lies on a line in between. The time of an
-image is the sum over its passes. Reading the prompt and decoding the codes are left out.
+The program is the one that `emu3_jax.generate` runs, compiled ahead of time, over a list of layers
+or over one stack of them (`model.scan_layers`): out of a stack XLA's GPU compiler copies the
+weights of each layer in every pass. How long a pass takes depends on the slots of the cache that
+it reads, in four stages (`scheduling.live_slots`). It is timed in some of them, over a stretch of
+passes each, and lies on a line in between. The time of an image is the sum over its passes. Reading
+the prompt and decoding the codes are left out.
 
 Random weights say nothing of how many drafts `jacobi` keeps. So of a window the time of a pass is
 measured, and how many tokens it must commit to be as fast as `sequential`.
@@ -17,6 +19,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from emu3_jax import vocab
 from emu3_jax.aot.compile_and_report import program_of
@@ -34,6 +37,7 @@ def measure(
     card: dict,
     quantize: tuple[str, ...] = (),
     window: int | None = None,
+    stacked: bool = False,
     points: int = 3,
     passes: int = 64,
     repeats: int = 3,
@@ -46,10 +50,14 @@ def measure(
       card: the result of `card.measure`.
       quantize: what is int8: "weights", "cache".
       window: of `jacobi`; None for `sequential`.
+      stacked: whether the layers are one stack.
       points: stages of the cache in which passes are timed: the first, the last, those between.
       passes: the most that are timed at once.
       repeats: how often.
     """
+    config = ConfigDict(config)
+    with config.unlocked():
+        config.model.scan_layers = stacked
     sampling = {} if window is None else {"decoder": "jacobi", "window": window}
     program = program_of(config, "sample", {**sampling, "quantize": quantize})
     of_token = program.live_slots()
@@ -74,12 +82,13 @@ def measure(
         "decoder": sampling.get("decoder", "sequential"),
         "window": program.decoder.width,
         "int8": list(quantize),
+        "stacked": stacked,
         "points": found,
         "ms": ms,
         "floor_ms": max(least, products),
         "seconds": count and count * ms / 1e3,
         "floor_seconds": count and count * max(least, products) / 1e3,
-        "gib": max(map(_gib, compiled)),
+        "gib": max(map(gib, compiled)),
         "compile_s": compile_s,
     }
 
@@ -99,8 +108,9 @@ def _arguments(compiled) -> list:
 
 
 def _name(path) -> str:
-    """Of a leaf in its dict or tuple."""
-    return path[-1].key if isinstance(path[-1], jax.tree_util.DictKey) else path[-1].name
+    """Of a leaf in its dict or named tuple, whatever list it is in there."""
+    last = [at for at in path if not isinstance(at, jax.tree_util.SequenceKey)][-1]
+    return last.key if isinstance(last, jax.tree_util.DictKey) else last.name
 
 
 @functools.cache
@@ -161,7 +171,7 @@ def _ms_of_pass(compiled, arguments: list, rows: Rows, passes: int, repeats: int
     return statistics.median(found[1:])
 
 
-def _gib(compiled) -> float:
+def gib(compiled) -> float:
     """Memory of a program with its arguments; results that take the place of arguments once."""
     sizes = compiled.memory_analysis()
     total = sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + sizes.output_size_in_bytes

@@ -85,9 +85,11 @@ def parts(scale: Scale, device: jax.Device, measured: dict) -> dict[str, Callabl
     large = emu3_8b_stage1.get_config()
     large.model.update(scale.model)
 
-    def drawn(window: int | None = None, quantize: tuple[str, ...] = ()):
+    def drawn(window: int | None = None, quantize: tuple[str, ...] = (), stacked: bool = False):
         how = dict(points=scale.points, passes=scale.passes, repeats=scale.repeats)
-        return functools.partial(drawing.measure, large, device, measured, quantize, window, **how)
+        return functools.partial(
+            drawing.measure, large, device, measured, quantize, window, stacked, **how
+        )
 
     def trained(**model):
         config = emu3_1b5.get_config()
@@ -112,6 +114,7 @@ def parts(scale: Scale, device: jax.Device, measured: dict) -> dict[str, Callabl
             attention_error.measure, heads, device, scale.kernel, scale.repeats
         ),
         "training": trained(),
+        "sequential stacked": drawn(stacked=True),
     }
     for window in others:
         found[f"jacobi {window}"] = drawn(window)

@@ -55,10 +55,11 @@ _TRAINING = (
 
 
 def _drawing_table(parts: list[dict]) -> str:
-    one_by_one = {tuple(p["int8"]): p["ms"] for p in parts if p["decoder"] == "sequential"}
+    plain = [p for p in parts if p["decoder"] == "sequential" and not p["stacked"]]
+    one_by_one = {tuple(p["int8"]): p["ms"] for p in plain}
     head = [
-        "decoder", "tokens of a pass", "int8", "ms, first to last", "ms, mean", "floor", "×",
-        "an image", "its floor", "memory", "tokens to break even",
+        "decoder", "tokens of a pass", "int8", "layers", "ms, first to last", "ms, mean", "floor",
+        "×", "an image", "its floor", "memory", "tokens to break even",
     ]  # fmt: skip
     rows = []
     for part in parts:
@@ -68,6 +69,7 @@ def _drawing_table(parts: list[dict]) -> str:
             part["decoder"],
             str(part["window"]),
             " and ".join(part["int8"]),
+            "stack" if part["stacked"] else "list",
             ", ".join(f"{point['ms']:.2f}" for point in part["points"]),
             f"{part['ms']:.2f}",
             f"{part['floor_ms']:.2f}",

@@ -25,8 +25,9 @@ def test_a_dry_run_measures_every_part(tmp_path, capsys):
     found = json.loads(file.read_text())
     assert not [part for part in found["parts"].values() if "error" in part]
     names = ["sequential", "sequential int8", "jacobi 4", "jacobi 4 int8", "attention", "training"]
+    names.append("sequential stacked")
     assert list(found["parts"]) == names and found["tiny"]
-    for name in names[:4]:
+    for name in (*names[:4], names[-1]):
         part = found["parts"][name]
         assert part["window"] == (4 if "jacobi" in name else 1)
         assert (part["seconds"] is None) == ("jacobi" in name)
@@ -80,10 +81,10 @@ def test_a_part_that_fails_leaves_a_sentence_and_late_parts_are_not_begun(tmp_pa
 
 def test_all_parts_of_a_card_are_there():
     names = list(run_all.parts(run_all.Scale(), jax.devices()[0], {}))
-    assert names[:2] == ["sequential", "sequential int8"] and len(names) == 12
+    assert names[:2] == ["sequential", "sequential int8"] and len(names) == 13
     assert sum(name.startswith("jacobi") for name in names) == 6
     scale = dataclasses.replace(run_all.Scale(), windows=(8,), changes=())
-    assert len(run_all.parts(scale, jax.devices()[0], {})) == 6
+    assert len(run_all.parts(scale, jax.devices()[0], {})) == 7
 
 
 @pytest.mark.parametrize("kernel", ["reference", "blockwise", "triangle"])
@@ -137,7 +138,7 @@ def test_what_cannot_be_run_is_refused(options, message, capsys):
 FAKE_PYTHON = """#!/usr/bin/env bash
 # An interpreter that is READY or not; prints what it runs.
 if [[ "$1" == -c ]]; then
-    [[ "$2" != *gpu.run_all* ]] || exit READY
+    [[ "$2" != *gpu.run_all* ]] || { echo "It is blue" >&2; exit READY; }
 else
     echo "NAME: $*"
 fi
@@ -159,5 +160,5 @@ def test_an_interpreter_that_has_all_is_used_as_it_is(ready, name, tmp_path):
         check=True,
     )
     assert result.stdout.splitlines()[-1] == f"{name}: -m benchmarks.gpu.run_all --tiny"
-    installs = "made: -m pip install" in result.stdout
-    assert installs == (name == "made")
+    for line in ("own is not ready: It is blue", "made: -m pip install"):
+        assert (line in result.stdout) == (name == "made")
