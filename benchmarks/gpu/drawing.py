@@ -88,7 +88,7 @@ def measure(
         "floor_ms": max(least, products),
         "seconds": count and count * ms / 1e3,
         "floor_seconds": count and count * max(least, products) / 1e3,
-        "gib": max(map(gib, compiled)),
+        "gib": max(map(_gib, compiled)),
         "compile_s": compile_s,
     }
 
@@ -171,7 +171,7 @@ def _ms_of_pass(compiled, arguments: list, rows: Rows, passes: int, repeats: int
     return statistics.median(found[1:])
 
 
-def gib(compiled) -> float:
+def _gib(compiled) -> float:
     """Memory of a program with its arguments; results that take the place of arguments once."""
     sizes = compiled.memory_analysis()
     total = sizes.argument_size_in_bytes + sizes.temp_size_in_bytes + sizes.output_size_in_bytes

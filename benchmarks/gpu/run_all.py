@@ -30,7 +30,7 @@ from configs import emu3_1b5, emu3_8b_stage1
 
 INT8 = ("weights", "cache")
 TINY = dict(
-    hidden_size=32, intermediate_size=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8
+    hidden_size=32, intermediate_size=48, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=8
 )
 
 
@@ -45,6 +45,7 @@ class Scale:
       mib, side: see `card.measure`.
       windows: of jacobi.
       points, passes, repeats: see `drawing.measure`.
+      stacked: whether `sequential` also draws out of a stack of layers.
       kernel: the attention that is measured.
       changes: what is changed of the trained model beside its config, one step each. Less is
         computed again; and if cuDNN's kernel fails, there is one time all the same.
@@ -60,6 +61,7 @@ class Scale:
     points: int = 3
     passes: int = 64
     repeats: int = 3
+    stacked: bool = True
     kernel: str = "cudnn"
     changes: tuple[dict, ...] = (dict(remat="attention"), dict(attention="blockwise"))
 
@@ -75,6 +77,7 @@ SMALL = Scale(
     points=1,
     passes=2,
     repeats=1,
+    stacked=False,
     kernel="blockwise",
     changes=(),
 )
@@ -114,8 +117,9 @@ def parts(scale: Scale, device: jax.Device, measured: dict) -> dict[str, Callabl
             attention_error.measure, heads, device, scale.kernel, scale.repeats
         ),
         "training": trained(),
-        "sequential stacked": drawn(stacked=True),
     }
+    if scale.stacked:
+        found["sequential stacked"] = drawn(stacked=True)
     for window in others:
         found[f"jacobi {window}"] = drawn(window)
         found[f"jacobi {window} int8"] = drawn(window, INT8)
