@@ -30,6 +30,7 @@ CASES = [
     ("sequential", None),
     *(("jacobi", window) for window in (4, 8, 16, 32, 64)),
     *(("zipar", window) for window in (4, 8, 16)),
+    *(("adaptive_zipar", window) for window in (2, 4)),
 ]
 BATCH = 16
 

@@ -84,7 +84,8 @@ class Ours:
             optimizer, _ = task.optimizer(settings.optimizer, settings.steps)
             state = training.init_state(task, optimizer, jax.random.key(0), mesh, False)
             step = training.jitted_train_step(task, optimizer, state, mesh, key=jax.random.key(1))
-            batch = jax.device_put(_batch(task.config), task.batch_shardings(mesh))
+            batch = random_batch(task.config, documents=4 if case == "nano" else 1)
+            batch = jax.device_put(batch, task.batch_shardings(mesh))
             step = step.lower(state, batch).compile()
         self.runs[case, program] = types.SimpleNamespace(
             task=task, mesh=mesh, step=step, state=state, batch=batch
@@ -136,12 +137,11 @@ def _config(case: str):
     return config
 
 
-def _batch(config) -> dict:
-    """Random tokens; rows of 352 have four documents, longer ones a single one."""
+def random_batch(config, documents: int) -> dict:
+    """Random tokens; each row has some documents of one length."""
     import numpy as np
 
     rows, length = config.data.batch_size, config.data.sequence_length
-    documents = 4 if length < 1024 else 1
     shape, size = (rows, length), length // documents
     index = np.broadcast_to(np.arange(length, dtype=np.int32), shape)
     tokens = np.random.default_rng(0).integers(0, config.model.vocab_size, (rows, length + 1))

@@ -128,7 +128,9 @@ SAMPLING = (
     flags.DEFINE_float("temperature", None, "Temperature of drawn images (1); 0 is greedy."),
     flags.DEFINE_integer("top_k", None, "Codes to draw from (2048, as released); 0: all."),
     flags.DEFINE_integer("seed", None, "Seed of drawn images (0)."),
-    flags.DEFINE_string("decoder", None, "Of drawn images: sequential, jacobi or zipar."),
+    flags.DEFINE_string(
+        "decoder", None, "Of drawn images: sequential, jacobi, zipar or adaptive_zipar."
+    ),
     flags.DEFINE_integer("window", None, "Of the decoder; see docs/explanation/decoding.md."),
 )
 DTYPE = flags.DEFINE_enum(

@@ -114,7 +114,7 @@ NEGATIVE = flags.DEFINE_string("negative_prompt", "", "The prompt of the uncondi
 DECODER = flags.DEFINE_enum(
     "decoder", None, tuple(DECODERS), "How many tokens a forward pass draws; default: sequential."
 )
-WINDOW = flags.DEFINE_integer("window", None, "Tokens of jacobi's window, or codes of zipar's.")
+WINDOW = flags.DEFINE_integer("window", None, "Tokens of jacobi's window, or codes of a zipar's.")
 ATTEND_PADDING = flags.DEFINE_bool(
     "attend_negative_padding", False, "Batch guidance as the official scripts do; see Sampling."
 )

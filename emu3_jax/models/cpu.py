@@ -82,8 +82,8 @@ def unscanned_layers(params) -> bool:
     """Whether decoding should run over a list of layers instead of a scan over stacked weights.
 
     In each step of a scan, XLA's CPU backend copies the layer's weights out of the stack. Decoding
-    one row then takes 1.2 to 1.5 times as long, two rows 1.5 to 1.9 times. On accelerators the
-    matmuls read the stack. The list is a copy of the weights.
+    one row then takes 1.2 to 1.5 times as long, two rows 1.5 to 1.9 times. On a TPU the matmuls
+    read the stack; see gpu.py for a GPU. The list is a copy of the weights.
     """
     size = sum(x.nbytes for x in jax.tree.leaves(params) if hasattr(x, "nbytes"))
     return is_single_cpu() and size <= MOST_COPIED

@@ -149,6 +149,7 @@ def test_passes_follow_the_decoder():
 
     assert of().passes() == 8193 and of(decoder="jacobi", window=16).passes() is None
     assert of(decoder="zipar", window=4).passes() == 89 * 4 + 90
+    assert of(decoder="adaptive_zipar", window=4).passes() is None
     assert of(decoder="jacobi", window=16).decoder.width == 16
     few, many = (
         p.matmul_flops(machine("cpu:1").devices) for p in (of(), of(decoder="jacobi", window=16))

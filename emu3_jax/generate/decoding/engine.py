@@ -27,7 +27,7 @@ from emu3_jax.generate.decoding.requests import CancelledError, Request, check
 from emu3_jax.generate.decoding.sampling import Sampling
 from emu3_jax.generate.decoding.scheduling import Plan
 from emu3_jax.generate.decoding.session import Session
-from emu3_jax.models import cpu
+from emu3_jax.models import cpu, gpu
 from emu3_jax.models.language.kv_cache import cache_bytes
 from emu3_jax.models.language.transformer import Transformer, check_mesh, unscanned
 from emu3_jax.vocab import Vocab
@@ -171,7 +171,8 @@ def prepared(requests: list[Request], settings: Sampling, vocab: Vocab) -> list[
 def fastest(model: Transformer, params) -> tuple[Transformer, Any]:
     """The model and its parameters, unboxed, as they decode fastest where they are."""
     params = nn.meta.unbox(params)
-    return unscanned(model, params) if cpu.unscanned_layers(params) else (model, params)
+    listed = cpu.unscanned_layers(params) or gpu.unscanned_layers(params)
+    return unscanned(model, params) if listed else (model, params)
 
 
 def open_session(

@@ -126,6 +126,33 @@ def draw(weights_BV: jax.Array, uniform_B2: jax.Array) -> jax.Array:
     return block_B * BLOCK + _inverse(weights_BK, uniform_B2[..., 1])
 
 
+def coupled(
+    p_BV: jax.Array, q_BV: jax.Array, index_B: jax.Array, uniform_B3: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Turns draws from laws q into draws from laws p that are the same as often as possible.
+
+    A draw x is kept with probability min(1, p(x) / q(x)), and otherwise redrawn from
+    max(0, p - q) / sum.
+
+    Args:
+      p_BV, q_BV: float32, sums are 1.
+      index_B: int32, each drawn from its q.
+      uniform_B3: three independent numbers in [0, 1): one for the test, two for the redraw.
+
+    Returns:
+      bool [B], whether each was kept, and int32 [B], the draws from p.
+    """
+
+    def of_draw(law_BV):
+        return jnp.take_along_axis(law_BV, index_B[..., None], axis=-1)[..., 0]
+
+    kept_B = uniform_B3[..., 0] * of_draw(q_BV) < of_draw(p_BV)
+    rest_BV = jnp.maximum(p_BV - q_BV, 0)
+    # Nothing is left where p = q up to rounding; then a draw is rejected by rounding alone.
+    rest_BV = jnp.where(rest_BV.sum(axis=-1, keepdims=True) > 0, rest_BV, p_BV)
+    return kept_B, jnp.where(kept_B, index_B, draw(rest_BV, uniform_B3[..., 1:]))
+
+
 def _inverse(weights_BN: jax.Array, uniform_B: jax.Array) -> jax.Array:
     """The first index whose cumulative weight exceeds the uniform share of the sum, int32 [B]."""
     reached_BN = jnp.cumsum(weights_BN, axis=-1)

@@ -81,7 +81,7 @@ def deviation(params, exact, draws=DRAWS, **settings) -> float:
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.parametrize("window", [5, *(pytest.param(w, marks=SLOW) for w in (1, 2, 3))])
+@pytest.mark.parametrize("window", [5, *(pytest.param(w, marks=SLOW) for w in (1, 2, 3, 4))])
 def test_the_joint_law_is_that_of_enumeration(params, exact, window):
     assert abs(deviation(params, exact, decoder="jacobi", window=window, seed=window)) < 4
 

@@ -124,17 +124,9 @@ class Jacobi:
         if drafts.law_BWV is None:
             best_BW = scores.visual_BSV.argmax(axis=-1).astype(jnp.int32)
             return None, best_BW == code_BW, visual_start + best_BW
-        p_BWV, q_BWV = reader.law(scores.visual_BSV), drafts.law_BWV
-
-        def of_draft(law_BWV):
-            return jnp.take_along_axis(law_BWV, code_BW[..., None], axis=-1)[..., 0]
-
-        kept_BW = uniforms_BW4[..., 0] * of_draft(q_BWV) < of_draft(p_BWV)
-        rest_BWV = jnp.maximum(p_BWV - q_BWV, 0)
-        # Nothing is left where p = q up to rounding; then a draft is rejected by rounding alone.
-        rest_BWV = jnp.where(rest_BWV.sum(axis=-1, keepdims=True) > 0, rest_BWV, p_BWV)
-        redrawn_BW = laws.draw(rest_BWV, uniforms_BW4[..., 1:3])
-        return p_BWV, kept_BW, visual_start + jnp.where(kept_BW, code_BW, redrawn_BW)
+        p_BWV = reader.law(scores.visual_BSV)
+        kept_BW, code_BW = laws.coupled(p_BWV, drafts.law_BWV, code_BW, uniforms_BW4[..., :3])
+        return p_BWV, kept_BW, visual_start + code_BW
 
     def _moved(self, reader: Reader, rows: Rows, drafts: Drafts, count_B: jax.Array) -> Drafts:
         """The window behind the tokens that were committed, filled up with fresh drafts."""

@@ -1,11 +1,17 @@
 """The decoders by name."""
 
+from emu3_jax.generate.decoding.decoders.adaptive_zipar import AdaptiveZipar
 from emu3_jax.generate.decoding.decoders.decoder import Decoder
 from emu3_jax.generate.decoding.decoders.jacobi import Jacobi
 from emu3_jax.generate.decoding.decoders.sequential import Sequential
 from emu3_jax.generate.decoding.decoders.zipar import Zipar
 
-DECODERS = {"sequential": Sequential, "jacobi": Jacobi, "zipar": Zipar}
+DECODERS = {
+    "sequential": Sequential,
+    "jacobi": Jacobi,
+    "zipar": Zipar,
+    "adaptive_zipar": AdaptiveZipar,
+}
 
 
 def make(name: str, window: int | None = None) -> Decoder:

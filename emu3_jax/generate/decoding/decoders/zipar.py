@@ -11,18 +11,19 @@ order and draws are those of `sequential`. Texts are decoded one token at a time
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from emu3_jax.generate.decoding import constraints
-from emu3_jax.generate.decoding.reader import Reader
+from emu3_jax.generate.decoding.reader import Reader, Scores
 from emu3_jax.generate.decoding.rows import Rows, State
+from emu3_jax.models.language.kv_cache import KVCache
 from emu3_jax.vocab import Vocab
 
-NEVER = np.iinfo(np.int32).max
+NEVER = 2**30  # a pass that there is not; some more can be added to it in int32
 
 
 class Fronts(NamedTuple):
@@ -54,10 +55,11 @@ class Zipar:
     window: int = 7
     width: int = 1
     fronts: int = 1
+    name: ClassVar[str] = "zipar"
 
     def __post_init__(self):
         if self.window < 1:
-            raise ValueError(f"window={self.window} of zipar must be at least 1 code.")
+            raise ValueError(f"window={self.window} of {self.name} must be at least 1 code.")
 
     def fitted(self, masks: Sequence[np.ndarray]) -> "Zipar":
         """This decoder with room for the fronts of answers with these constraint masks."""
@@ -97,6 +99,19 @@ class Zipar:
     def step(self, reader: Reader, state: State) -> State:
         """One pass: the next token of each front that has begun."""
         rows, fronts = state.rows, state.rows.schedule
+        scores, cache, offset_BS = self.read(reader, state, fronts)
+        drawn_BS = reader.draw(scores, rows, offset_BS)
+        return State(cache, committed(rows, fronts, drawn_BS, offset_BS, reader.vocab), ())
+
+    def read(
+        self, reader: Reader, state: State, fronts: Fronts
+    ) -> tuple[Scores, KVCache, jax.Array]:
+        """Reads the token of each front whose pass it is, the newest front first.
+
+        Returns:
+          As `Reader.read`, and the names of the tokens, int32 [B, S]; -1 where none was read.
+        """
+        rows = state.rows
         now_B1 = rows.forwards_B[:, None]
         newest_B1 = (fronts.start_BI <= now_B1).sum(axis=1, keepdims=True) - 1
         front_BS = newest_B1 - jnp.arange(self.width)
@@ -113,20 +128,19 @@ class Zipar:
         token_BS = jnp.where(forced_BS >= 0, forced_BS, token_BS)
         is_first_RS = rows.per_branch(offset_BS == 0)
         token_RS = jnp.where(is_first_RS, rows.last_R[:, None], rows.per_branch(token_BS))
-        written_RC = self._written(reader, rows)
-        scores, cache = reader.read(state, token_RS, offset_BS, written_RC)
-        drawn_BS = reader.draw(scores, rows, offset_BS)
-        return State(cache, _committed(rows, drawn_BS, offset_BS, reader.vocab), ())
+        written_RC = _written(reader, rows, fronts)
+        return *reader.read(state, token_RS, offset_BS, written_RC), offset_BS
 
-    def _written(self, reader: Reader, rows: Rows) -> jax.Array:
-        """The slots of tokens that have been read, bool [R, live]."""
-        offset_RC = jnp.arange(reader.live) - rows.first_positions()[:, None]
-        pass_RN = rows.per_branch(rows.schedule.pass_BN)
-        at_RC = jnp.take_along_axis(pass_RN, rows.inside(offset_RC), axis=1)
-        is_read_RC = (at_RC < rows.per_branch(rows.forwards_B)[:, None]) & (
-            offset_RC < pass_RN.shape[1]
-        )
-        return (offset_RC < 0) | is_read_RC
+
+def _written(reader: Reader, rows: Rows, fronts: Fronts) -> jax.Array:
+    """The slots of tokens that have been read, bool [R, live]."""
+    offset_RC = jnp.arange(reader.live) - rows.first_positions()[:, None]
+    pass_RN = rows.per_branch(fronts.pass_BN)
+    at_RC = jnp.take_along_axis(pass_RN, rows.inside(offset_RC), axis=1)
+    is_read_RC = (at_RC < rows.per_branch(rows.forwards_B)[:, None]) & (
+        offset_RC < pass_RN.shape[1]
+    )
+    return (offset_RC < 0) | is_read_RC
 
 
 def _fronts(mask: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -150,15 +164,17 @@ def _fronts(mask: np.ndarray, window: int) -> tuple[np.ndarray, np.ndarray, np.n
     return np.concatenate([[0], start_I]), first_I, ends_I
 
 
-def _committed(rows: Rows, drawn_BS: jax.Array, offset_BS: jax.Array, vocab: Vocab) -> Rows:
-    """The rows with the tokens that were drawn."""
+def committed(
+    rows: Rows, fronts: Fronts, drawn_BS: jax.Array, offset_BS: jax.Array, vocab: Vocab
+) -> Rows:
+    """The rows with the tokens that were drawn; none where the offset is -1."""
     is_free_BN = rows.mask_BN < 0
     columns_N = jnp.arange(rows.mask_BN.shape[1])
     is_here_BSN = (offset_BS[..., None] == columns_N) & ~rows.finished_B[:, None, None]
     token_BN = jnp.where(is_here_BSN, drawn_BS[..., None], 0).sum(axis=1)
     new_BN = jnp.where(is_here_BSN.any(axis=1), token_BN, rows.new_BN)
     # Up to the first token that has not been drawn; forced ones need not be.
-    is_missing_BN = is_free_BN & (rows.schedule.pass_BN > rows.forwards_B[:, None])
+    is_missing_BN = is_free_BN & (fronts.pass_BN > rows.forwards_B[:, None])
     is_missing_BN &= columns_N < rows.length_B[:, None]
     none_B = ~is_missing_BN.any(axis=1)
     step_B = jnp.where(none_B, rows.length_B, jnp.argmax(is_missing_BN, axis=1))

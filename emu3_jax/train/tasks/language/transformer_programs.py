@@ -32,6 +32,7 @@ class SampleProgram(Program):
     Attributes:
       decoder: how tokens are decoded.
       quantized: what is int8: "weights", "cache".
+      mask: int32, the constraint mask of an image.
     """
 
     PROMPT, SIDE, BRANCHES = 128, 720 // 8, 2
@@ -48,9 +49,9 @@ class SampleProgram(Program):
         if unknown := [name for name in quantize if name not in QUANTIZED]:
             raise ConfigError(f"{' and '.join(QUANTIZED)} can be int8, not {unknown[0]!r}")
         self.quantized = tuple(quantize)
-        self._mask = allowed_after_img(vocab.released(), "image", 1, self.SIDE, self.SIDE)
+        self.mask = allowed_after_img(vocab.released(), "image", 1, self.SIDE, self.SIDE)
         try:
-            self.decoder = registry.make(decoder, window).fitted([self._mask])
+            self.decoder = registry.make(decoder, window).fitted([self.mask])
         except ValueError as error:
             raise ConfigError(str(error)) from error
 
@@ -60,7 +61,7 @@ class SampleProgram(Program):
         `live` slots of the cache are read in a pass; None: all that are allocated.
         """
         model, released, mesh = self._model(), vocab.released(), self.mesh(devices)
-        sizes = {"requests": self._requests(mesh), "prompt": self.PROMPT, "mask": self._mask}
+        sizes = {"requests": self._requests(mesh), "prompt": self.PROMPT, "mask": self.mask}
         return lowering.lower(
             model, released, mesh, self.decoder, live=live, quantized=self.quantized, **sizes
         )
@@ -79,19 +80,19 @@ class SampleProgram(Program):
 
     def live_slots(self) -> list[int]:
         """The slots that are read for each token of an image."""
-        slots = lowering.slots_of(self.decoder, self.PROMPT, self._mask)
+        slots = lowering.slots_of(self.decoder, self.PROMPT, self.mask)
         return [scheduling.live_slots(written, slots) for written in self._written()]
 
     def _written(self) -> range:
         """Tokens of the cache before each token of an image is drawn."""
-        return range(self.PROMPT - 1, self.PROMPT - 1 + len(self._mask))
+        return range(self.PROMPT - 1, self.PROMPT - 1 + len(self.mask))
 
     def passes(self) -> int | None:
         """Forward passes of an image; None if chance decides."""
         if isinstance(self.decoder, Sequential):
-            return len(self._mask)
-        if isinstance(self.decoder, Zipar):
-            pass_N = self.decoder.schedule(self._mask, len(self._mask)).pass_BN
+            return len(self.mask)
+        if type(self.decoder) is Zipar:  # the adaptive one waits by chance
+            pass_N = self.decoder.schedule(self.mask, len(self.mask)).pass_BN
             return int(pass_N[pass_N < NEVER].max()) + 1
         return None
 
