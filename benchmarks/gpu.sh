@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Measures this package on one NVIDIA GPU in a quarter of an hour, install and compiling included,
-# and prints a section for docs/measurements.md. benchmarks/gpu/run_all.py says what is measured.
+# and prints a section for docs/reference/measurements.md. benchmarks/gpu/run_all.py says what is measured.
 #
 #   bash benchmarks/gpu.sh [--output=runs/gpu.json] [--budget_s=600] [--tiny]
 #

@@ -159,7 +159,8 @@ def _ms_of_pass(compiled, arguments: list, rows: Rows, passes: int, repeats: int
 
     The cache, `arguments[1]`, is donated and replaced.
     """
-    numbers = Numbers(np.uint32(0), np.float32(1), np.float32(1), np.float32(GUIDANCE))
+    settings = (np.uint32(0), np.float32(1), np.float32(1), np.float32(GUIDANCE))
+    numbers = Numbers(*(np.array([x]) for x in settings))
     rest = rows, np.ones(1, bool), numbers, np.int32(passes), np.int32(1)
     rest = jax.device_put(rest, compiled.input_shardings[0][3:])
     found = []

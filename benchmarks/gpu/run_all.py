@@ -7,7 +7,7 @@ bfloat16 and with int8 weights and cache (drawing.py); cuDNN's attention against
 (attention_error.py); the training step of configs/emu3_1b5.py on one card (training_step.py). The
 most important parts come first. After each part everything so far is written to `--output`; a part
 that fails leaves one sentence there. No part begins after `--budget_s` seconds. At the end it is
-printed as a section of docs/measurements.md (section.py).
+printed as a section of docs/reference/measurements.md (section.py).
 
 `--tiny` runs the same code on small models, on any machine; its figures mean nothing.
 """

@@ -1,4 +1,4 @@
-"""The JSON of `run_all` as a section of docs/measurements.md.
+"""The JSON of `run_all` as a section of docs/reference/measurements.md.
 
 PYTHONPATH=. python -m benchmarks.gpu.section runs/gpu.json
 """

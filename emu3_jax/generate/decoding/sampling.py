@@ -21,7 +21,8 @@ class Sampling:
         before them. True does the same. False: padding is never attended to.
       decoder: the name of a decoder, which says how many tokens a forward pass commits: one
         (sequential), a run of them with the same law (jacobi), or one of several rows of an image
-        at once, which is an approximation (zipar, adaptive_zipar). See docs/explanation/decoding.md.
+        at once, which is an approximation (zipar, adaptive_zipar). docs/explanation/decoding.md
+        explains each.
       window: tokens that a forward pass reads (jacobi), or that the row above must be ahead (zipar;
         adaptive_zipar: at the least); None: the decoder's default.
       whole_vocabulary: the official scripts put no constraint on texts, so an answer may contain

@@ -94,7 +94,7 @@ class AdaptiveZipar(Zipar):
             law_BV, best_B = None, scores.visual_BSV[:, 0].argmax(axis=-1).astype(jnp.int32)
             kept_B, code_B = best_B == before.code_B, best_B
         else:
-            law_BV = reader.law(scores.visual_BSV[:, 0])
+            law_BV = reader.law(scores.visual_BSV[:, :1])[:, 0]
             kept_B, code_B = laws.coupled(law_BV, before.law_BV, before.code_B, uniform_B3)
         code_B = jnp.where(before.waits_B, code_B, drawn_BS[:, 0] - reader.vocab.visual_start)
         # The first code behind something forced, of an image that has codes above it.
