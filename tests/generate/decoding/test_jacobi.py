@@ -20,8 +20,8 @@ from emu3_jax.models.language.transformer import Transformer, TransformerConfig
 
 VOCAB = vocab_lib.small(text_size=6, codebook_size=4)
 MODEL = Transformer(TransformerConfig(VOCAB.size, 16, 24, 1, 2, 1, 8, vocab_multiple=1))
-# Two codes, a forced token, two codes: 256 answers.
-MASK = np.array([-1, -1, VOCAB.eol, -1, -1], np.int32)
+# Two codes, a forced token, two codes: 256 answers. An image of two rows, and a clip of two frames.
+IMAGE, CLIP = (np.array([-1, -1, mark, -1, -1], np.int32) for mark in (VOCAB.eol, VOCAB.eof))
 PROMPT = np.array([VOCAB.bos, 3, VOCAB.boi, 1, VOCAB.img], np.int32)
 NEGATIVE = np.array([VOCAB.bos, VOCAB.boi, 1, VOCAB.img], np.int32)
 SETTINGS = dict(temperature=1.3, guidance=1.5, top_k=3)
@@ -36,9 +36,13 @@ def params():
 
 @pytest.fixture(scope="module")
 def exact(params):
+    return enumerated(params, IMAGE)
+
+
+def enumerated(params, mask):
     """The probability of every answer, float64 [4, 4, 4, 4], from whole forward passes."""
     codes = np.array(list(itertools.product(range(4), repeat=4)))
-    new = np.full((len(codes), 5), VOCAB.eol)
+    new = np.tile(mask, (len(codes), 1))
     new[:, [0, 1, 3, 4]] = VOCAB.visual_ids(codes)
 
     def branch(prompt):
@@ -59,9 +63,9 @@ def exact(params):
     return found
 
 
-def deviation(params, exact, draws=DRAWS, **settings) -> float:
+def deviation(params, exact, draws=DRAWS, mask=IMAGE, **settings) -> float:
     """How many standard deviations chi-square of the joint law lies above its mean."""
-    request = Request(PROMPT, NEGATIVE, MASK)
+    request = Request(PROMPT, NEGATIVE, mask)
     settings = Sampling(**SETTINGS | settings)
     found = generate(MODEL, params, [request] * draws, settings, VOCAB, batch_size=draws)
     codes = VOCAB.codes(np.stack(found)[:, [0, 1, 3, 4]])
@@ -84,6 +88,25 @@ SLOW = pytest.mark.slow
 @pytest.mark.parametrize("window", [5, *(pytest.param(w, marks=SLOW) for w in (1, 2, 3, 4))])
 def test_the_joint_law_is_that_of_enumeration(params, exact, window):
     assert abs(deviation(params, exact, decoder="jacobi", window=window, seed=window)) < 4
+
+
+@pytest.mark.parametrize("window", [3, pytest.param(2, marks=SLOW)])
+def test_drafts_from_the_frame_before_change_no_law(params, window):
+    exact = enumerated(params, CLIP)
+    assert abs(deviation(params, exact, mask=CLIP, decoder="jacobi", window=window, seed=7)) < 4
+
+
+@SLOW
+def test_a_draft_from_the_frame_before_is_not_a_uniform_one(params, monkeypatch):
+    class ClaimsUniform(Jacobi):
+        def _fresh(self, reader, rows):
+            drafts = super()._fresh(reader, rows)
+            return drafts._replace(law_BWV=jnp.full_like(drafts.law_BWV, 1 / 4))
+
+    wrong = dataclasses.dataclass(frozen=True)(ClaimsUniform)
+    monkeypatch.setitem(registry.DECODERS, "wrong", wrong)
+    exact = enumerated(params, CLIP)
+    assert deviation(params, exact, mask=CLIP, decoder="wrong", window=2, seed=2) > 5
 
 
 def test_the_sequential_decoder_passes_the_same_test(params, exact):

@@ -59,24 +59,38 @@ class Jacobi:
         return ()
 
     def begin(self, reader: Reader, rows: Rows) -> Drafts:
-        """Drafts that are drawn uniformly."""
-        uniform = 1 / reader.vocab.codebook_size
-        shape = (*rows.step_B.shape, self.width, reader.vocab.codebook_size)
-        law_BWV = None if reader.kind.filters.greedy else jnp.full(shape, uniform)
-        return Drafts(self._fresh(reader, rows, self._offsets(rows)), law_BWV)
+        """Fresh drafts."""
+        return self._fresh(reader, rows)
 
     def _offsets(self, rows: Rows) -> jax.Array:
         """The offsets of the window, int32 [B, W]."""
         return rows.step_B[:, None] + jnp.arange(self.width)
 
-    def _fresh(self, reader: Reader, rows: Rows, offsets_BW: jax.Array) -> jax.Array:
-        """Drafts that no pass has seen yet: uniform over the codes, or the forced token."""
+    def _fresh(self, reader: Reader, rows: Rows) -> Drafts:
+        """A window that no pass has seen yet: codes of the frame before, or any; forced tokens.
+
+        A code of the frame before is certain, so its law has all mass on it: a pass keeps it with
+        the probability that the model gives it.
+        """
+        codebook_size, start = reader.vocab.codebook_size, reader.vocab.visual_start
+        offsets_BW = self._offsets(rows)
         forwards_BW = jnp.broadcast_to(rows.forwards_B[:, None], offsets_BW.shape)
         uniform_BW = reader.uniforms(4, rows, offsets_BW, forwards_BW)[..., 3]
-        code_BW = (uniform_BW * reader.vocab.codebook_size).astype(jnp.int32)
-        code_BW = jnp.minimum(code_BW, reader.vocab.codebook_size - 1)
+        any_BW = jnp.minimum((uniform_BW * codebook_size).astype(jnp.int32), codebook_size - 1)
+        # A frame ends with EOF. An image has no frame before.
+        columns = rows.mask_BN.shape[1]
+        ends_BN = jnp.where(rows.mask_BN == reader.vocab.eof, jnp.arange(columns), columns)
+        before_BW = offsets_BW - (ends_BN.min(axis=1, keepdims=True) + 1)
+        token_BW = jnp.take_along_axis(rows.new_BN, rows.inside(before_BW), axis=1)
+        is_known_BW = (before_BW >= 0) & (before_BW < rows.step_B[:, None])
+        is_known_BW &= (token_BW >= start) & (token_BW < start + codebook_size)
+        code_BW = jnp.where(is_known_BW, token_BW - start, any_BW)
         mask_BW = rows.mask_at(offsets_BW)
-        return jnp.where(mask_BW < 0, reader.vocab.visual_start + code_BW, mask_BW)
+        token_BW = jnp.where(mask_BW < 0, start + code_BW, mask_BW)
+        if reader.kind.filters.greedy:
+            return Drafts(token_BW, None)
+        certain_BWV = jax.nn.one_hot(code_BW, codebook_size)
+        return Drafts(token_BW, jnp.where(is_known_BW[..., None], certain_BWV, 1 / codebook_size))
 
     def reach(self, rows: Rows) -> jax.Array:
         """All tokens that are committed: drafts are read anew in each pass."""
@@ -134,10 +148,9 @@ class Jacobi:
         is_fresh_BW = from_BW >= self.width
         from_BW = jnp.minimum(from_BW, self.width - 1)
         token_BW = jnp.take_along_axis(drafts.token_BW, from_BW, axis=1)
-        fresh_BW = self._fresh(reader, rows, self._offsets(rows))
-        token_BW = jnp.where(is_fresh_BW, fresh_BW, token_BW)
+        fresh = self._fresh(reader, rows)
+        token_BW = jnp.where(is_fresh_BW, fresh.token_BW, token_BW)
         if drafts.law_BWV is None:
             return Drafts(token_BW, None)
         law_BWV = jnp.take_along_axis(drafts.law_BWV, from_BW[..., None], axis=1)
-        uniform = 1 / reader.vocab.codebook_size
-        return Drafts(token_BW, jnp.where(is_fresh_BW[..., None], uniform, law_BWV))
+        return Drafts(token_BW, jnp.where(is_fresh_BW[..., None], fresh.law_BWV, law_BWV))
