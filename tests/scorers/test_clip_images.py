@@ -2,6 +2,7 @@
 
 import clip_files
 import numpy as np
+import PIL
 import pytest
 
 from emu3_jax.scorers import clip_images
@@ -27,12 +28,16 @@ def as_bytes(pixels):
     return np.rint(values).astype(np.uint8)
 
 
+# The golden crops are of Pillow 13. Those before it round otherwise between their two passes.
+LEVELS = 0 if int(PIL.__version__.split(".")[0]) >= 13 else 2
+
+
 @pytest.mark.parametrize("rule", ["torchvision", "transformers"])
 def test_crops_are_those_of_the_projects(rule):
     for image in golden():
         found = getattr(clip_images, f"{rule}_crop")(image["pixels"], SIDE)
         assert found.dtype == np.float32
-        assert np.array_equal(as_bytes(found), image[rule])
+        assert np.abs(as_bytes(found).astype(int) - image[rule]).max() <= LEVELS
 
 
 def test_values_are_normalised_as_in_transformers():
