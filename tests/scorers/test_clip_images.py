@@ -28,8 +28,9 @@ def as_bytes(pixels):
     return np.rint(values).astype(np.uint8)
 
 
-# The golden crops are of Pillow 13. Those before it round otherwise between their two passes.
-LEVELS = 0 if int(PIL.__version__.split(".")[0]) >= 13 else 2
+# The golden crops are of Pillow 13, which resizes the height of a tall image first. Earlier ones
+# begin with the width, and their rounding between the two is another.
+WIDTH_FIRST = int(PIL.__version__.split(".")[0]) < 13
 
 
 @pytest.mark.parametrize("rule", ["torchvision", "transformers"])
@@ -37,7 +38,10 @@ def test_crops_are_those_of_the_projects(rule):
     for image in golden():
         found = getattr(clip_images, f"{rule}_crop")(image["pixels"], SIDE)
         assert found.dtype == np.float32
-        assert np.abs(as_bytes(found).astype(int) - image[rule]).max() <= LEVELS
+        height, width, _ = image["pixels"].shape
+        if WIDTH_FIRST and height > 2 * width:
+            continue
+        assert np.array_equal(as_bytes(found), image[rule])
 
 
 def test_values_are_normalised_as_in_transformers():
