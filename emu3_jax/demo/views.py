@@ -138,7 +138,7 @@ def inside(look: Look) -> str:
         texts = np.array([f"{value:.1f}" for value in bits.flat]).reshape(h, w)
         grids.append((
             cells(texts, heat(bits / top)),
-            f"surprise of each code in bits: mean {bits.mean():.1f}, most {top:.1f}",
+            f"surprisal of each code in bits: mean {bits.mean():.1f}, most {top:.1f}",
         ))  # fmt: skip
     counts = ", ".join(f"{count:,} {name}" for name, count in look.counts.items())
     parts = [

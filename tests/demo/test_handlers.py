@@ -189,7 +189,7 @@ def test_a_model_without_chats_describes(exhibit, photo):
 def test_an_image_is_looked_into(handlers, photo, tmp_path):
     html, words = handlers.inspect("v", photo, "a caption")
     assert words == "" and html.count("<img") == 3 and html.count('class="cells"') == 2
-    for part in ("PSNR", "codes, on their mean colours", "surprise of each code", "11 text"):
+    for part in ("PSNR", "codes, on their mean colours", "surprisal of each code", "11 text"):
         assert part in html
     assert handlers.inspect("v", None, "") == ("", "")
     (tmp_path / "bad.png").write_bytes(b"not an image")

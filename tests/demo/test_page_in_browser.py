@@ -109,7 +109,7 @@ def test_a_visitor_looks_into_a_photograph(visitor, tmp_path):
             page.get_by_text("Click to Upload").locator("visible=true").click()
         chooser.value.set_files(tmp_path / name)
         if words is None:
-            page.get_by_text("surprise of each code").wait_for(timeout=60_000)
+            page.get_by_text("surprisal of each code").wait_for(timeout=60_000)
             page.get_by_role("button", name=re.compile("clear|remove", re.I)).first.click()
         else:
             said(page, words)
