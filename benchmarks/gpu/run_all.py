@@ -1,4 +1,4 @@
-"""What a quarter of an hour of one GPU can tell: `bash benchmarks/gpu.sh`, which see.
+"""What a quarter of an hour of one GPU can tell; `bash benchmarks/gpu.sh` runs it.
 
   PYTHONPATH=. python -m benchmarks.gpu.run_all [--output=runs/gpu.json] [--budget_s=600] [--tiny]
 

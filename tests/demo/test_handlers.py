@@ -96,7 +96,7 @@ def test_wrong_settings_are_named(handlers, fields, words):
 
 def test_a_failure_of_the_server_is_a_sentence_and_in_the_log(handlers, monkeypatch, caplog):
     def broken(*arguments):
-        raise RuntimeError("secret /root/path")
+        raise RuntimeError("secret /some/path")
 
     monkeypatch.setattr(imaging, "draw", broken)
     ((_, words),) = handlers.draw("v", "a", **SETTINGS)
