@@ -23,14 +23,14 @@ from configs import vision_tokenizer_nano
 def get_config(arg: str = "") -> ConfigDict:
     corpus = f"{arg or 'runs/styles'}/corpus"
     config = vision_tokenizer_nano.get_config()
-    config.model.num_res_blocks = 2
+    config.model.codebook_size = 8192
     config.data.root = corpus
     config.data.groups = (
         dict(name="stills", kind="stills", size=64, count=16),
         dict(name="clips", kind="clips", size=64, count=2, frames=8),
     )
     config.loss.clips = 0.5  # their stills are half of a batch, and four in five drawings have none
-    config.run.steps = 8000
+    config.run.steps = 5000
     config.run.ema_decay = 0.999
     (reconstruction,) = config.evaluation
     config.evaluation = (dict(reconstruction, every=1000, data=corpus, limit=256),)

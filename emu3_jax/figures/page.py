@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from emu3_jax import provenance
 from emu3_jax.figures import chart
 
 STYLE = """
@@ -95,19 +96,34 @@ pre { background:var(--card); border:1px solid var(--line); border-radius:12px; 
 .banner { background:color-mix(in srgb,var(--bad) 13%,transparent); color:var(--bad); padding:10px;
   text-align:center; font-weight:600; font-size:.92rem } .empty { color:var(--soft) }
 footer { padding-top:22px; padding-bottom:56px; color:var(--soft); font-size:.85rem;
-  border-top:1px solid var(--line); margin-top:70px } footer p { margin:.3em 0 }
+  border-top:1px solid var(--line); margin-top:70px } footer p { margin:.3em 0;
+  overflow-wrap:anywhere }
 """
 
 
-def page(title: str, body: str, banner: str = "") -> str:
-    """Returns a whole HTML document that loads no other file."""
+def page(title: str, body: str, banner: str = "", credits: Sequence[str] = ()) -> str:
+    """Returns a whole HTML document that loads no other file.
+
+    Args:
+      title: of the document.
+      body: HTML: a `head` and <main>.
+      banner: a warning across the top.
+      credits: lines at the foot, before those that say what wrote the page.
+    """
     note = f'<div class="banner">{html.escape(banner)}</div>' if banner else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{STYLE}</style></head>\n"
-        f"<body>{note}{body}</body></html>\n"
+        f"<body>{note}{body}{_foot(credits)}</body></html>\n"
     )
+
+
+def _foot(credits: Sequence[str]) -> str:
+    made = provenance.of_this_process()
+    lines = [*map(html.escape, credits), f"Written by <code>{html.escape(made.command)}</code>",
+             html.escape(made.sentence())]  # fmt: skip
+    return f"<footer>{''.join(f'<p>{line}</p>' for line in lines)}</footer>"
 
 
 def head(title: str, summary: str, links: Sequence[tuple[str, str]], *parts: str) -> str:

@@ -1,23 +1,24 @@
 """Compare runs: python -m emu3_jax.report.compare RUN RUN ... --output=DIR
 
 Reads config.json, metrics.jsonl and, if present, results.json (or evaluation/results.json) of each
-run directory. Writes comparison.md (which config keys differ, and the last figures of each run) and
-comparison.svg (validation loss by step, one panel per modality, or training loss if no validation
-was logged; PSNR and codebook of vision tokenizers), and prints the tables.
+run directory. Writes comparison.html (which config keys differ, the last figures of each run, and
+validation loss by step, one panel per modality, or training loss if no validation was logged; PSNR
+and codebook of vision tokenizers; commands) and comparison.svg (its charts), and prints the tables.
 
 Example:
   python -m emu3_jax.report.compare runs/nano runs/nano_no_dropout --output=runs/compared
 """
 
+import html
 import pathlib
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from emu3_jax.figures import chart, markdown_tables
+from emu3_jax.figures import chart, markdown_tables, page
 from emu3_jax.files import write_atomically
 from emu3_jax.report import tables
-from emu3_jax.report.runs import Run, command, differences, points, read_run
+from emu3_jax.report.runs import Run, command, commands_section, differences, points, read_run
 from emu3_jax.report.tables import MODALITIES, training_key, validation_key
 
 # Training losses are noisy; the last figure is a mean over this many log lines.
@@ -54,7 +55,7 @@ def markdown(runs: Sequence[Run]) -> str:
     parts = ["## What differs\n"]
     changed = differences(runs)
     if changed:
-        rows = [[f"`{key}`", *map(_setting, values)] for key, values in changed.items()]
+        rows = [[f"`{key}`", *map(_quoted, values)] for key, values in changed.items()]
         parts.append(markdown_tables.table(["key", *names], rows))
     else:
         parts.append("The configs are the same.\n")
@@ -63,43 +64,66 @@ def markdown(runs: Sequence[Run]) -> str:
     return "\n".join(parts)
 
 
-def plot(runs: Sequence[Run]) -> str:
-    """Returns an SVG with one line per run: losses by modality, and VISION_TOKENIZER's panels."""
+def panels(runs: Sequence[Run]) -> list[tuple[str, str]]:
+    """Returns (title, chart) with one line per run: losses by modality, and VISION_TOKENIZER's."""
     held_out = any(validation_key(m) in row for run in runs for row in run.rows for m in MODALITIES)
-    panels = []
+    found = []
     for modality in MODALITIES:
         key = validation_key(modality) if held_out else training_key(modality)
         lines = []
         for index, run in enumerate(runs):
-            found = points(run.rows, key)
+            values = points(run.rows, key)
             if not held_out:
-                found = chart.smoothed(found, max(1, len(found) // 40))
-            lines.append(chart.Series(run.name, found, index, dots=held_out))
+                values = chart.smoothed(values, max(1, len(values) // 40))
+            lines.append(chart.Series(run.name, values, index, dots=held_out))
         if any(line.finite for line in lines):
             what = "validation" if held_out else "training"
-            label = "nats per token"
-            svg = chart.line_chart(lines, "step", label)
-            panels.append((f"{modality.capitalize()} tokens, {what}", svg))
+            svg = chart.line_chart(lines, "step", "nats per token")
+            found.append((f"{modality.capitalize()} tokens, {what}", svg))
     for title, key, label in VISION_TOKENIZER:
         lines = [
             chart.Series(run.name, points(run.rows, key), index, dots=key.startswith("validation"))
             for index, run in enumerate(runs)
         ]
         if any(len(line.finite) > 1 for line in lines):
-            panels.append((title, chart.line_chart(lines, "step", label)))
-    return chart.sheet(panels, [run.name for run in runs])
+            found.append((title, chart.line_chart(lines, "step", label)))
+    return found
+
+
+def build(runs: Sequence[Run]) -> str:
+    """Returns the page as HTML."""
+    names = [run.name for run in runs]
+    changed = [[html.escape(key), *(html.escape(_setting(value)) for value in values)]
+               for key, values in differences(runs).items()]  # fmt: skip
+    last = [[html.escape(label), *map(_number, row)] for label, row in figures(runs).items()]
+    charts = "".join(
+        f'<div class="card"><h3>{html.escape(title)}</h3>{svg}</div>' for title, svg in panels(runs)
+    )
+    legend = page.legend([(name, index) for index, name in enumerate(names)])
+    sections = (
+        ("settings", "What differs",
+         "Config keys that have other values." if changed else "The configs are the same.",
+         page.table(("", *names), changed) if changed else ""),
+        ("figures", "Last figures", f"Of training: a mean over the last {LAST_LINES} lines of the "
+         "log. – : not measured.", page.table(("", *names), last)),
+        ("curves", "Curves", "Dots: held-out data.", legend,
+         f'<div class="charts">{charts}</div>'),
+    )  # fmt: skip
+    links = [(anchor, title) for anchor, title, *_ in sections] + [("commands", "Commands")]
+    body = "".join(page.section(*parts) for parts in sections) + commands_section(runs)
+    top = page.head("Comparison", ", ".join(names), links)
+    return page.page(f"Comparison: {', '.join(names)}", f"{top}<main>{body}</main>")
 
 
 def compare(paths: Sequence[pathlib.Path], output: pathlib.Path) -> str:
-    """Reads the runs, writes comparison.md and comparison.svg, and returns the Markdown."""
+    """Reads the runs, writes comparison.html and .svg, and returns the tables as Markdown."""
     if len(paths) < 2:
         raise ValueError("comparing takes two run directories or more")
     runs = [read_run(path) for path in paths]
-    text = markdown(runs)
-    write_atomically(output / "comparison.svg", plot(runs).encode())
-    content = f"# {', '.join(run.name for run in runs)}\n\n{text}\n![losses](comparison.svg)\n"
-    write_atomically(output / "comparison.md", content.encode())
-    return text
+    write_atomically(output / "comparison.html", build(runs).encode())
+    sheet = chart.sheet(panels(runs), [run.name for run in runs])
+    write_atomically(output / "comparison.svg", sheet.encode())
+    return markdown(runs)
 
 
 def _mean_of_last(run: Run, key: str) -> float | None:
@@ -108,6 +132,10 @@ def _mean_of_last(run: Run, key: str) -> float | None:
 
 
 def _setting(value: Any) -> str:
+    return "–" if value is None else str(value)
+
+
+def _quoted(value: Any) -> str:
     return "–" if value is None else f"`{value}`"
 
 
@@ -121,7 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
     with command("report.compare", __doc__, "folder to write into", arguments) as given:
         print(compare(given.runs, given.output))
-        print(f"written: {given.output}/comparison.md, {given.output}/comparison.svg")
+        print(f"written: {given.output}/comparison.html, {given.output}/comparison.svg")
 
 
 if __name__ == "__main__":

@@ -135,8 +135,8 @@ def build_report(inputs: ReportInputs, path: str | os.PathLike) -> pathlib.Path:
     links += [("evaluation", "Evaluation")] if inputs.evaluated else []
     links += [("time", "Time")] if inputs.stages else []
     links += [("commands", "Commands")] if inputs.commands else []
-    body = f"{_head(inputs, links)}<main>{''.join(sections)}</main>{_foot(inputs)}"
-    write_atomically(path, page.page(inputs.title, body, inputs.banner).encode())
+    body = f"{_head(inputs, links)}<main>{''.join(sections)}</main>"
+    write_atomically(path, page.page(inputs.title, body, inputs.banner, inputs.credits).encode())
     return path
 
 
@@ -297,11 +297,6 @@ def _commands(inputs: ReportInputs) -> str:
         return ""
     lead = "The commands of this run, in order. Each can be repeated from the project's folder."
     return page.section("commands", "Commands", lead, page.commands(inputs.commands))
-
-
-def _foot(inputs: ReportInputs) -> str:
-    lines = "".join(f"<p>{html.escape(line)}</p>" for line in inputs.credits)
-    return f"<footer>{lines}</footer>"
 
 
 def _duration(seconds: float) -> str:

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import pathlib
+import shlex
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,9 +15,11 @@ import ml_collections
 from emu3_jax import exit_codes
 from emu3_jax.config import ABSENT, config_differences, read_config
 from emu3_jax.evaluate.evaluator import RESULTS_FILE, read_results
-from emu3_jax.files import in_words
+from emu3_jax.figures import page
+from emu3_jax.files import in_words, read_lines
 from emu3_jax.report.tables import Results
 from emu3_jax.train.run.metrics import read_metrics
+from emu3_jax.train.run.run_directory import STARTS_FILE
 
 EVALUATION_FOLDER = "evaluation"
 # Keys that do not change what a run computes.
@@ -32,12 +35,14 @@ class Run:
       config: the config in config.json.
       rows: the log, in step order.
       results: evaluator → metrics; empty if the run was not evaluated offline.
+      starts: lines of starts.jsonl; empty without that file.
     """
 
     path: pathlib.Path
     config: ml_collections.ConfigDict
     rows: Sequence[Mapping[str, Any]]
     results: Results
+    starts: Sequence[Mapping[str, Any]] = ()
 
     @property
     def name(self) -> str:
@@ -57,6 +62,18 @@ class Run:
         values = self.values(key)
         return statistics.median(values) if values else None
 
+    def commands(self) -> list[tuple[str, str]]:
+        """Returns (when and where, command) of each start; the interpreter without its folder."""
+        if not self.starts:
+            return [(f"{self.name}: its command was not recorded", f"--workdir={self.path}")]
+        commands = []
+        for start in self.starts:
+            first, *rest = start["command"]
+            code = (start.get("revision") or "")[:12] or "unknown"
+            what = f"{self.name}, {start['time']}, {start['devices']}, revision {code}"
+            commands.append((what, shlex.join([pathlib.PurePath(first).name, *rest])))
+        return commands
+
 
 def read_run(path: pathlib.Path) -> Run:
     """Reads a run directory; ValueError if it has no config or no log."""
@@ -65,7 +82,15 @@ def read_run(path: pathlib.Path) -> Run:
         if (folder / RESULTS_FILE).is_file():
             results = read_results(folder)
             break
-    return Run(path, read_config(path), read_metrics(path), results)
+    starts = read_lines(path, STARTS_FILE) if (path / STARTS_FILE).is_file() else []
+    return Run(path, read_config(path), read_metrics(path), results, starts)
+
+
+def commands_section(runs: Sequence[Run]) -> str:
+    """Returns a section of a page: the command of each start."""
+    pairs = [pair for run in runs for pair in run.commands()]
+    lead = "The command of each start of each run."
+    return page.section("commands", "Commands", lead, page.commands(pairs))
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from emu3_jax.figures import chart, page
 from emu3_jax.files import write_atomically
 from emu3_jax.report import tokenizer_verdicts
-from emu3_jax.report.runs import command, differences, points
+from emu3_jax.report.runs import command, commands_section, differences, points
 from emu3_jax.report.tokenizer_run import TokenizerRun, read
 from emu3_jax.report.tokenizer_verdicts import BAD, GOOD, UNKNOWN
 
@@ -48,7 +48,7 @@ def build(paths: Sequence[pathlib.Path], output: pathlib.Path) -> None:
         ("runs", "Runs", _runs(tokenizers)),
         ("curves", "Curves", _curves(tokenizers)),
         ("images", "Images", _images(tokenizers)),
-        ("commands", "Commands", _commands(tokenizers)),
+        ("commands", "Commands", commands_section([t.run for t in tokenizers])),
     )
     title = "Vision tokenizer" + ("s" if len(names) > 1 else "")
     links = [(anchor, name) for anchor, name, _ in sections]
@@ -245,16 +245,6 @@ def _images(tokenizers: Sequence[TokenizerRun]) -> str:
         parts.append(f'<div class="charts images">{cards}</div>' if cards else empty)
     lead = "Reconstructions of held-out stills and clips, and what the codes look like."
     return page.section("images", "Images", lead, *parts)
-
-
-def _commands(tokenizers: Sequence[TokenizerRun]) -> str:
-    starts = [pair for tokenizer in tokenizers for pair in tokenizer.commands()]
-    starts += [
-        (f"{t.run.name}: its command was not recorded", f"--workdir={t.run.path}")
-        for t in tokenizers if not t.starts
-    ]  # fmt: skip
-    lead = "The command of each start of each run."
-    return page.section("commands", "Commands", lead, page.commands(starts))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,19 +3,15 @@
 import dataclasses
 import pathlib
 import re
-import shlex
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from emu3_jax.config import to_dataclass
 from emu3_jax.data.pixels.pixel_batches import PixelConfig
 from emu3_jax.evaluate.during_training import IMAGES_FOLDER, METRICS_PREFIX
-from emu3_jax.files import read_lines
 from emu3_jax.models.vision.tokenizer_config import VisionTokenizerConfig
 from emu3_jax.report.runs import EVALUATION_FOLDER, Run, read_run
 from emu3_jax.report.tokenizer_verdicts import Verdict, verdicts
 from emu3_jax.train.run import goodput
-from emu3_jax.train.run.run_directory import STARTS_FILE
 from emu3_jax.train.run_config import RunConfig
 from emu3_jax.train.tasks.vision.vision_objective import VisionLossConfig
 
@@ -43,7 +39,6 @@ class TokenizerRun:
       run: its directory, config, log and offline figures.
       model, loss, data, plan: sections of its config, with all defaults.
       hours: wall time of all starts; None if it was not logged.
-      starts: lines of starts.jsonl; empty without that file.
       images: the last reconstructions, then those of the offline evaluation.
     """
 
@@ -53,7 +48,6 @@ class TokenizerRun:
     data: PixelConfig
     plan: RunConfig
     hours: float | None
-    starts: Sequence[Mapping[str, Any]]
     images: Sequence[RunImage]
 
     @property
@@ -115,16 +109,6 @@ class TokenizerRun:
         how = "adaptive " if chosen.adaptive else ""
         return f"{kind}, {how}{chosen.weight:g} after step {chosen.start:,}"
 
-    def commands(self) -> list[tuple[str, str]]:
-        """Returns (when and where, command) of each start; the interpreter without its folder."""
-        commands = []
-        for start in self.starts:
-            first, *rest = start["command"]
-            code = (start.get("revision") or "")[:12] or "unknown"
-            what = f"{self.run.name}, {start['time']}, {start['devices']}, code {code}"
-            commands.append((what, shlex.join([pathlib.PurePath(first).name, *rest])))
-        return commands
-
 
 def read(path: pathlib.Path) -> TokenizerRun:
     """Reads a run directory; ValueError if it is not one, or one of another task."""
@@ -144,8 +128,7 @@ def read(path: pathlib.Path) -> TokenizerRun:
     hours = None
     if (path / goodput.GOODPUT_FILE).is_file():
         hours = sum(goodput.summary(path).values()) / 3600
-    starts = read_lines(path, STARTS_FILE) if (path / STARTS_FILE).is_file() else []
-    return TokenizerRun(run, *sections, hours=hours, starts=starts, images=_images(path))
+    return TokenizerRun(run, *sections, hours=hours, images=_images(path))
 
 
 def _images(path: pathlib.Path) -> list[RunImage]:

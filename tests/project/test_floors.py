@@ -11,7 +11,7 @@ PACKAGE = ROOT / "emu3_jax"
 # Rooms are folders or single files of the package.
 FLOORS = {
     "exit_codes": 0, "files": 0, "shipped": 0, "vocab": 0, "sharding": 0, "config": 0,
-    "command_line": 0, "foreign": 0, "compiling": 0,
+    "command_line": 0, "foreign": 0, "compiling": 0, "provenance": 0,
     "text": 1, "sequence": 1, "models": 1,
     "data": 2, "interop": 2,
     "generate": 3, "figures": 3, "scorers": 3,

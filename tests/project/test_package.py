@@ -171,7 +171,7 @@ def test_the_revision_is_not_that_of_a_checkout_around_the_package(built, tmp_pa
     for words in (("init", "-q"), ("commit", "-q", "--allow-empty", "-m", "x")):
         who = ("-c", "user.name=x", "-c", "user.email=x@example.org")
         subprocess.run(["git", "-C", str(home), *who, *words], check=True)
-    code = "from emu3_jax.train.run import run_directory; print(run_directory.code_revision())"
+    code = "from emu3_jax import provenance; print(provenance.code_revision())"
     assert run(tmp_path, sys.executable, home / "venv", "-c", code).stdout == "None\n"
 
 

@@ -29,9 +29,9 @@ def runs(tmp_path):
     return [tmp_path / "base", tmp_path / "no_dropout"]
 
 
-def test_table_and_plot(runs, tmp_path):
+def test_table_and_plot(runs, tmp_path, capsys):
     compare.main([*map(str, runs), f"--output={tmp_path / 'out'}"])
-    text = (tmp_path / "out" / "comparison.md").read_text()
+    text = capsys.readouterr().out
     assert "| `model.dropout` | `0.1` | `0.0` |" in text
     assert "log.every" not in text
     assert "| validation, text (nats) | 2.250 | 1.750 |" in text
@@ -40,6 +40,10 @@ def test_table_and_plot(runs, tmp_path):
     plot = ElementTree.parse(tmp_path / "out" / "comparison.svg").getroot()
     words = [t.text for t in plot.iter("{http://www.w3.org/2000/svg}text")]
     assert {"base", "no_dropout", "Text tokens, validation"} <= set(words)
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert "<td>model.dropout</td><td>0.1</td><td>0.0</td>" in page and "log.every" not in page
+    assert "<td>validation, text (nats)</td><td>2.250</td><td>1.750</td>" in page
+    assert "Text tokens, validation" in page and "its command was not recorded" in page
 
 
 def test_mixtures_are_compared_entry_by_entry(tmp_path):

@@ -5,11 +5,8 @@ an error before its first step leaves the run directory unchanged.
 """
 
 import datetime
-import importlib.metadata
 import os
-import pathlib
 import platform
-import subprocess
 import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -17,7 +14,7 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-import emu3_jax
+from emu3_jax import provenance
 from emu3_jax.config import (
     CONFIG_FILE,
     ConfigError,
@@ -31,10 +28,6 @@ from emu3_jax.train.run.checkpoint import has_checkpoints
 from emu3_jax.train.tasks import registry
 
 STARTS_FILE = "starts.jsonl"
-PACKAGES = (
-    "jax", "jaxlib", "libtpu", "jax-cuda13-plugin", "jax-cuda12-plugin", "flax", "optax",
-    "orbax-checkpoint", "grain", "array_record", "numpy", "ml_dtypes", "sentencepiece", "tiktoken",
-)  # fmt: skip
 # Keys that may change when a run resumes, since they do not change its losses: exact names, or
 # sections with a dot at the end.
 FREE_KEYS = (
@@ -162,40 +155,11 @@ def record_start(workdir: str | os.PathLike) -> None:
         {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "command": [sys.executable, *sys.orig_argv[1:]],
-            "revision": code_revision(),
+            "revision": provenance.code_revision(),
             "python": platform.python_version(),
-            "packages": package_versions(),
+            "packages": provenance.package_versions(),
             "processes": jax.process_count(),
             "devices": f"{len(devices)} x {devices[0].device_kind}",
         }
     )
     lines.close()
-
-
-def code_revision() -> str | None:
-    """Returns the commit of the package's checkout, with "+changes" if files were edited; None
-    without a checkout."""
-    here = pathlib.Path(__file__)
-
-    def git(*words: str) -> str:
-        command = ["git", "-C", str(here.parent), *words]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        # An installed package may lie inside the checkout of another project.
-        git("ls-files", "--error-unmatch", here.name)
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def package_versions() -> dict[str, str]:
-    """Returns package → version for those that decide what a run computes, this one first."""
-    found = {"emu3_jax": emu3_jax.__version__}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
