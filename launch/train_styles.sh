@@ -17,23 +17,26 @@ fi
 here="${1:-runs/styles}"
 [[ -n "$DRY_RUN" ]] || set_up requirements.txt
 export JAX_NUM_CPU_DEVICES=2
+# glibc keeps what XLA frees instead of giving it back after every step (docs/how_to/training.md).
+export MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
+export GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 
 emu3() {
     run "$PYTHON_BIN" -m "emu3_jax.$1" "${@:2}"
 }
 
 emu3 data.emoji_styles --output="$here/corpus"
-emu3 train --config="vision_tokenizer_styles:$here" --workdir="$here/vision_tokenizer"
+emu3 train --config="styles/vision_tokenizer:$here" --workdir="$here/vision_tokenizer"
 vision="$here/vision_tokenizer_export"
 emu3 convert export --model="$here/vision_tokenizer" --output="$vision"
-emu3 tokenize --config="tokenize_styles:$here"
-emu3 train --config="transformer_styles:$here" --workdir="$here/transformer"
+emu3 tokenize --config="styles/tokenize:$here"
+emu3 train --config="styles/transformer:$here" --workdir="$here/transformer"
 
 emu3 data.emoji_prompts --corpus="$here/corpus" --output="$here/prompts.txt"
 emu3 preferences --config=post_training/data/preferences_nano --config.limit=1200 \
     --config.prompts="$here/prompts.txt" --config.output="$here/tokens/preferences" \
     --config.model="$here/transformer" --config.vision_tokenizer="$vision"
-emu3 train --config="post_training/qft_styles:$here" --workdir="$here/tuned"
+emu3 train --config="styles/qft:$here" --workdir="$here/tuned"
 
 emu3 evaluate --evaluators=reconstruction --vision_tokenizer="$vision" --data="$here/corpus" \
     --output="$here/evaluation/vision_tokenizer"

@@ -1,11 +1,11 @@
 """Tokenize the embedded emoji of four styles, with English and Chinese captions.
 
-Purpose: the data of configs/transformer_styles.py. Each still is there with its English caption
+Purpose: the data of configs/styles/transformer.py. Each still is there with its English caption
 (train) and with its Chinese one (train_zh), in four versions each, seven of the eight moved by up
 to two pixels.
 
   python -m emu3_jax.data.emoji_styles --output=runs/styles/corpus
-  python -m emu3_jax.tokenize --config=configs/tokenize_styles.py
+  python -m emu3_jax.tokenize --config=configs/styles/tokenize.py
 
 The argument is the folder of all runs: corpus/, the vision tokenizer, and tokens/, which is
 made here (launch/train_styles.sh).

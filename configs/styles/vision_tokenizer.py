@@ -8,7 +8,7 @@ The argument is the folder of all runs (launch/train_styles.sh).
 
 Commands:
   python -m emu3_jax.data.emoji_styles --output=runs/styles/corpus
-  JAX_NUM_CPU_DEVICES=2 python -m emu3_jax.train --config=configs/vision_tokenizer_styles.py --workdir=runs/styles/vision_tokenizer
+  JAX_NUM_CPU_DEVICES=2 python -m emu3_jax.train --config=configs/styles/vision_tokenizer.py --workdir=runs/styles/vision_tokenizer
 
 Aim: 27 dB on validation stills. Not trained yet; 25 frames/s on two cores, 2.9 hours. Before, the
 nano tokenizer, which knows 3D alone, reaches 27.6 dB on stills of 3D, 21.1 of Noto, 19.7 of Twemoji

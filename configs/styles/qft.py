@@ -7,20 +7,20 @@ mixture, since what is left out is unlearnt.
 The argument is the folder of all runs, which has transformer/ and tokens/preferences/.
 
 Command:
-  python -m emu3_jax.train --config=configs/post_training/qft_styles.py --workdir=runs/styles/tuned
+  python -m emu3_jax.train --config=configs/styles/qft.py --workdir=runs/styles/tuned
 
 Not run yet. Choose the guidance anew afterwards: 1.5 to 3 was best for the nano model.
 """
 
 from ml_collections import ConfigDict
 
-from configs import transformer_styles
 from configs.post_training import sft_qft
+from configs.styles import transformer
 
 
 def get_config(arg: str = "") -> ConfigDict:
     folder = arg or "runs/styles"
-    base = transformer_styles.get_config(folder)
+    base = transformer.get_config(folder)
     config = sft_qft.get_config(f"nano:{folder}/tokens")
     config.text_tokenizer, config.model = base.text_tokenizer, base.model
     config.start.transformer = f"{folder}/transformer"
