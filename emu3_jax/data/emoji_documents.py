@@ -8,13 +8,15 @@ Writes into the corpus
                         half, second half; for the splits with clips;
   first/<id>.png        the first frames of the clips.
 
-An edit changes the skin tone of an emoji or the person in it, not its style; all pairs of images of
-which this is the only difference are taken, in both directions. An edit belongs to the split of its
+An edit changes one thing: the skin tone of an emoji, the person in it, or, in a corpus of several
+styles, its style. All pairs of images that differ in tone or person alone are taken, in both
+directions; of those that differ in style one for each target. An edit belongs to the split of its
 target. Its source is of the same split or of training, so that no image that is held out occurs in
 training, neither as target nor as source. Of several phrasings one is drawn from the ids, so that
 the files are always the same.
 """
 
+import collections
 import json
 import os
 import random
@@ -35,6 +37,7 @@ TONE = ("Make the skin tone {}.", "Change the skin tone to {}.", "Give it a {} s
 # The yellow of emoji without a tone.
 NO_TONE = ("Remove the skin tone.", "Make the skin yellow.")
 PERSON = ("Turn the {} into a {}.", "Replace the {} with a {}.")
+STYLE = ("Draw it in {} style.", "Change the style to {}.", "The same in {} style.")
 
 
 def edits(stills: Iterable[dict], split: str) -> list[dict]:
@@ -45,13 +48,15 @@ def edits(stills: Iterable[dict], split: str) -> list[dict]:
       split: one of `splits_of` the corpus.
 
     Returns:
-      Rows {"id", "source", "instruction", "target", "kind"}; the kind is "tone" or "person".
+      Rows {"id", "source", "instruction", "target", "kind"}; the kind is "tone", "person" or
+      "style".
     """
     rows = sorted((row for row in stills if "image" in row), key=lambda row: row["id"])
-    by_tone: dict[tuple, list[dict]] = {}
     by_name = {(_style(row), row["base"], row["tone"]): row for row in rows}
+    by_tone, by_style = collections.defaultdict(list), collections.defaultdict(list)
     for row in rows:
-        by_tone.setdefault((_style(row), row["base"]), []).append(row)
+        by_tone[_style(row), row["base"]].append(row)
+        by_style[row["base"], row["tone"]].append(row)
     made = []
     for target in (row for row in rows if row["split"] == split):
         style, tone = _style(target), target["tone"]
@@ -63,6 +68,13 @@ def edits(stills: Iterable[dict], split: str) -> list[dict]:
             for name in _other_persons(target["base"])
             if (style, name, tone) in by_name
         ]
+        styles = [
+            (other, "style")
+            for other in by_style[target["base"], tone]
+            if _style(other) != style and other["split"] in (split, "train")
+        ]
+        # Twelve pairs of each would be most of the corpus.
+        others += random.Random(target["id"]).sample(styles, min(1, len(styles)))
         made += [
             {
                 "id": f"{source['id']}>{target['id']}",
@@ -85,6 +97,8 @@ def _style(row: dict) -> str | None:
 def instruction(source: dict, target: dict, kind: str) -> str:
     """What turns the first of two rows into the second; `kind` is as in `edits`."""
     draw = random.Random(f"{source['id']} {target['id']}")
+    if kind == "style":
+        return draw.choice(STYLE).format(target["style"])
     if kind == "person":
         return draw.choice(PERSON).format(_person(source["base"]), _person(target["base"]))
     if not target["tone"]:

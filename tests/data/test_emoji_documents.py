@@ -83,6 +83,21 @@ def test_all_pairs_of_one_emoji_are_taken_in_both_directions():
     assert ("manual 1", "man 1") not in pairs and ("man 1", "woman 5") not in pairs
 
 
+def test_one_edit_of_style_for_each_target_of_a_corpus_of_styles():
+    stills = [
+        {"id": f"{style} {split}", "base": "cat", "tone": None, "style": style,
+         "image": f"{style} {split}", "split": split}
+        for style, split in (("3D", "train"), ("Noto", "train"), ("flat", "validation_style"),
+                             ("Twemoji", "validation"))
+    ]  # fmt: skip
+    (trained,) = [row for row in edits(stills, "train") if row["target"] == "Noto train"]
+    assert trained["source"] == "3D train"  # never one that is held out
+    assert "Noto" in trained["instruction"] and trained["kind"] == "style"
+    (held_out,) = edits(stills, "validation_style")
+    assert held_out["target"] == "flat validation_style" and "flat" in held_out["instruction"]
+    assert held_out["source"] in ("3D train", "Noto train")
+
+
 def test_edits_and_clips_are_read(corpus):
     """By the readers of the configs that tokenize them, without a problem."""
     for spec, split in (("edit:edits", "validation"), ("videos", "train")):

@@ -1,4 +1,4 @@
-"""Questions about emoji, made from their labels, groups, tags and tones of skin.
+"""Questions about emoji, made from their labels, groups, tags, tones of skin and styles.
 
   python -m emu3_jax.data.questions.emoji --corpus=runs/emoji
 
@@ -33,6 +33,7 @@ IS_GROUP = ("Is it from the group {}?", "Does it belong to {}?")
 TONE = ("Which skin tone is it?", "What tone of skin is shown?", "Name the skin tone.")
 IS_TONE = ("Is the skin tone {}?", "Does it have a {} skin tone?")
 EITHER_TONE = ("Is the skin {} or {}?", "Which of the two tones is it: {} or {}?")
+STYLE = ("In which style is it?", "Which style is it drawn in?", "Name the style.")
 IS_TAG = ("Does the word {} fit?", "Could it mean {}?")
 
 
@@ -61,6 +62,8 @@ def questions(row: dict, groups: Sequence[str], tags: Sequence[str]) -> list[Ask
             Asked("which tone", draw.choice(EITHER_TONE).format(*two), tone),
             _yes_or_no("is tone", IS_TONE, tone, TONES, (tone,), draw),
         ]
+    if row.get("style"):  # a corpus of several
+        asked.append(Asked("style", draw.choice(STYLE), row["style"]))
     return asked
 
 

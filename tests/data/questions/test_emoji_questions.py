@@ -78,3 +78,14 @@ def test_a_second_call_writes_the_same_files(corpus):
 def test_another_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match="is not the unpacked corpus"):
         emoji.write_questions(tmp_path)
+
+
+def test_the_style_is_asked_for_where_there_are_several():
+    row = {"id": "1f436-noto", "base": "dog face", "group": "animals", "tags": [], "tone": None}
+    kinds = lambda row: {asked.kind: asked.answer for asked in questions_of(row)}  # noqa: E731
+    assert "style" not in kinds(row)
+    assert kinds(row | {"style": "Noto"})["style"] == "Noto"
+
+
+def questions_of(row):
+    return emoji.questions(row, ["animals", "food"], ["bone"])
