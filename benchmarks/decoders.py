@@ -1,12 +1,15 @@
 """The decoders on the shipped nano model: passes, seconds, recall and likelihood of what is drawn.
 
   PYTHONPATH=. python benchmarks/decoders.py --data=runs/emoji [--guidance=6] [--clips] [--alone=24]
+      [--quantize=weights,cache]
 
 Every decoder draws all validation captions (with `--clips` those of clips) with the same settings.
 One line each: forward passes per drawing, and how many times fewer than `sequential` takes; the
 share of passes that committed one token; seconds per drawing one by one (of the first `--alone`)
 and in batches of 16; recall at 10 among the real images, with its standard error; and nats per code
 of the drawings under the model, with the standard error over drawings. Compiling is not timed.
+`--quantize` compares drawing with int8 weights, an int8 cache or both instead: `sequential` with
+and without them, judged by the model in float32.
 `--picture=window.svg` instead draws jacobi's passes over one image, as
 docs/explanation/decoding.md shows them.
 """
@@ -24,6 +27,7 @@ from emu3_jax.evaluate.emoji import retrieval
 from emu3_jax.generate import Request, Sampling, scoring
 from emu3_jax.generate.decoding import engine, scheduling, session
 from emu3_jax.sequence import Document, Image, Text, TokenClass, Video
+from emu3_jax.train import weights
 
 SPLITS = ("validation", "validation_combination")
 CASES = [
@@ -49,6 +53,7 @@ class Drawings:
 
     def __init__(self, data: pathlib.Path, clips: bool, limit: int):
         """Reads captions and real images, at most `limit` of each split (0: all)."""
+        self.int8: set[str] = set()  # "weights", "cache": those of the model that draws
         self.bundle, self.clips = emu3_jax.load_bundle("nano", "nano"), clips
         self.vision = self.bundle.vision, self.bundle.vision_variables
         reader = items.Reader(self.vision[0].config, self.bundle.media)
@@ -77,9 +82,12 @@ class Drawings:
 
     def answers(self, requests: list[Request], settings: Sampling, batch_size: int):
         """(answers, seconds)."""
+        drawing = self.bundle
+        if "weights" in self.int8:
+            drawing, _ = weights.load_language_model("nano", quantized=True)
+        model, params = drawing.model, drawing.variables["params"]
+        options = dict(batch_size=batch_size, quantized_cache="cache" in self.int8)
         began = time.perf_counter()
-        model, params = self.bundle.model, self.bundle.variables["params"]
-        options = dict(batch_size=batch_size)
         found = engine.answers(model, params, requests, settings, self.bundle.vocab, **options)
         return found, time.perf_counter() - began
 
@@ -114,7 +122,7 @@ class Drawings:
         return tally.nll[:, kind] / tally.count[:, kind]
 
 
-def compare(drawings: Drawings, settings: dict, alone: int) -> None:
+def compare(drawings: Drawings, settings: dict, alone: int, quantize: list[str]) -> None:
     """Prints the table."""
     requests = drawings.requests()
     print(f"{len(requests)} drawings of {len(requests[0].mask)} tokens and the like, {settings}")
@@ -129,7 +137,12 @@ def compare(drawings: Drawings, settings: dict, alone: int) -> None:
     )
     print(f"| decoder | {' | '.join(columns)} |\n|{'---|' * (1 + len(columns))}")
     first = None
-    for name, window in CASES:
+    cases = [(*case, ()) for case in CASES]
+    if quantize:
+        cases = [("sequential", None, int8) for int8 in [(), *[(one,) for one in quantize]]]
+        cases += [("sequential", None, tuple(quantize))] * (len(quantize) > 1)
+    for name, window, int8 in cases:
+        drawings.int8 = set(int8)
         chosen = Sampling(**settings, decoder=name, window=window)
         # The same requests compile all programs: which ones depends on their lengths.
         drawings.answers(requests[:alone], chosen, 1)
@@ -141,7 +154,7 @@ def compare(drawings: Drawings, settings: dict, alone: int) -> None:
         first = first or passes
         recall, error, nats, of_nats = drawings.judged(requests, found)
         print(
-            f"| {name}{'' if window is None else f' {window}'} | {passes:.1f} "
+            f"| {' '.join(map(str, (name, *([window] if window else ()), *int8)))} | {passes:.1f} "
             f"| {first / passes:.2f} | {100 * commits[0] / commits.sum():.0f} "
             f"| {one_by_one / min(alone, len(requests)):.3f} | {together / len(requests):.3f} "
             f"| {recall:.1f} ± {error:.1f} | {nats:.3f} ± {of_nats:.3f} |",
@@ -205,6 +218,7 @@ def main() -> None:
     parser.add_argument("--clips", action="store_true", help="draw clips, not images")
     parser.add_argument("--limit", type=int, default=0, help="captions of each split; 0 is all")
     parser.add_argument("--picture", type=pathlib.Path, help="where to draw the passes of jacobi")
+    parser.add_argument("--quantize", default="", help="compare int8: weights, cache or both")
     parser.add_argument("--alone", type=int, default=24, help="drawn one by one (%(default)s)")
     options = parser.parse_args()
     names = ("guidance", "temperature", "top_k")
@@ -213,7 +227,7 @@ def main() -> None:
     if options.picture:
         draw_passes(looks(drawings, settings, window=24, which=3), options.picture)
     else:
-        compare(drawings, settings, options.alone)
+        compare(drawings, settings, options.alone, [q for q in options.quantize.split(",") if q])
 
 
 if __name__ == "__main__":
