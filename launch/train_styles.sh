@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The models of the emoji in four styles, overnight on two cores: corpus -> vision tokenizer -> tokens ->
-# transformer -> quality fine-tuning on the best of its own images -> held-out figures of both.
+# transformer -> tuning on captions, chats, edits and clips -> quality fine-tuning on the best of its own
+# images -> held-out figures of both.
 #
 #   bash launch/train_styles.sh [--dry_run] [FOLDER]        # FOLDER: runs/styles
 #
@@ -26,23 +27,26 @@ emu3() {
 }
 
 emu3 data.emoji_styles --output="$here/corpus"
+emu3 data.emoji_documents --corpus="$here/corpus"
+emu3 data.questions.emoji --corpus="$here/corpus"
 emu3 train --config="styles/vision_tokenizer:$here" --workdir="$here/vision_tokenizer"
 vision="$here/vision_tokenizer_export"
 emu3 convert export --model="$here/vision_tokenizer" --output="$vision"
 emu3 tokenize --config="styles/tokenize:$here"
 emu3 train --config="styles/transformer:$here" --workdir="$here/transformer"
+emu3 train --config="styles/tuned:$here" --workdir="$here/tuned"
 
 emu3 data.emoji_prompts --corpus="$here/corpus" --output="$here/prompts.txt"
 emu3 preferences --config=post_training/data/preferences_nano --config.limit=1200 \
     --config.prompts="$here/prompts.txt" --config.output="$here/tokens/preferences" \
-    --config.model="$here/transformer" --config.vision_tokenizer="$vision"
-emu3 train --config="styles/qft:$here" --workdir="$here/tuned"
+    --config.model="$here/tuned" --config.vision_tokenizer="$vision"
+emu3 train --config="styles/qft:$here" --workdir="$here/qft"
 
 emu3 evaluate --evaluators=reconstruction --vision_tokenizer="$vision" --data="$here/corpus" \
     --output="$here/evaluation/vision_tokenizer"
-# Recall is among the images of one style and one split, hence each split alone. The tuned model has
+# Recall is among the images of one style and one split, hence each split alone. The model of QFT has
 # learnt from guided images and needs less guidance.
-for model in transformer:6 tuned:2; do
+for model in tuned:6 qft:2; do
     for split in validation_style validation_combination validation; do
         emu3 evaluate --evaluators=emoji_retrieval,emoji_captions,emoji_compositions,likelihood \
             --model="$here/${model%:*}" --vision_tokenizer="$vision" --data="$here/corpus" \

@@ -2,9 +2,11 @@
 
 Purpose: the data of configs/styles/transformer.py. Each still is there with its English caption
 (train) and with its Chinese one (train_zh), in four versions each, seven of the eight moved by up
-to two pixels.
+to two pixels. configs/styles/tuned.py takes chats, edits and continued clips too.
 
   python -m emu3_jax.data.emoji_styles --output=runs/styles/corpus
+  python -m emu3_jax.data.emoji_documents --corpus=runs/styles/corpus
+  python -m emu3_jax.data.questions.emoji --corpus=runs/styles/corpus
   python -m emu3_jax.tokenize --config=configs/styles/tokenize.py
 
 The argument is the folder of all runs: corpus/, the vision tokenizer, and tokens/, which is
@@ -23,6 +25,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.corpus_zip = ""
     config.corpus = f"{folder}/corpus"
     config.splits.train_zh = ("train_zh.jsonl",)
+    config.splits.train_chats = ("questions_train.jsonl",)
+    config.splits.train_edits = ("edit:edits_train.jsonl",)
+    config.splits.train_clips = ("videos_train.jsonl",)
     config.splits.validation_style = ("validation_style.jsonl",)
     config.splits.validation_style_zh = ("validation_style_zh.jsonl",)
     config.vision_tokenizer = f"{folder}/vision_tokenizer_export"

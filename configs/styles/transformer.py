@@ -2,8 +2,9 @@ r"""The transformer of the emoji in four styles: 9.5 M parameters, captions in E
 
 Purpose: the model of the README images and the demos. The recipe is that of
 configs/transformer_nano.py, with two more layers; captions in Chinese are drawn from (train_zh) but
-not written, so that an image has one language. The schedule (wsd) allows a run to be prolonged:
-a checkpoint before the decay goes on with more --config.run.steps and --allow_changes.
+not written, so that an image has one language. The rate stays at its peak: configs/styles/tuned.py
+lets it fall, from any checkpoint of this run, and a longer run goes on with more --config.run.steps
+and --allow_changes.
 
 The argument is the folder of all runs (launch/train_styles.sh).
 
@@ -28,7 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.start.codebook = f"{folder}/vision_tokenizer_export"
     config.data.mixture = _mixture(tokens)
     config.run.steps = 20000
-    config.run.optimizer.schedule = "wsd"
+    config.run.optimizer.schedule = "constant"
     config.run.checkpoint.every = 500
     (likelihood,) = config.evaluation
     splits = ("validation", "validation_combination", "validation_style")
