@@ -15,7 +15,6 @@ Not run yet. Choose the guidance anew afterwards: 1.5 to 3 was best for the nano
 from ml_collections import ConfigDict
 
 from configs.post_training import sft_qft
-from configs.post_training import sft_qft
 from configs.styles import tuned
 
 
