@@ -25,11 +25,11 @@ def get_config(arg: str = "") -> ConfigDict:
     config.corpus_zip = ""
     config.corpus = f"{folder}/corpus"
     config.splits.train_zh = ("train_zh.jsonl",)
+    config.splits.validation_style = ("validation_style.jsonl",)
+    config.splits.validation_style_zh = ("validation_style_zh.jsonl",)
     config.splits.train_chats = ("questions_train.jsonl",)
     config.splits.train_edits = ("edit:edits_train.jsonl",)
     config.splits.train_clips = ("videos_train.jsonl",)
-    config.splits.validation_style = ("validation_style.jsonl",)
-    config.splits.validation_style_zh = ("validation_style_zh.jsonl",)
     config.vision_tokenizer = f"{folder}/vision_tokenizer_export"
     config.text_tokenizer = "assets/text_styles.model"
     config.copies = ConfigDict(dict(train=4, train_zh=4))
