@@ -98,6 +98,13 @@ def test_codebook_use_counts_codes_of_the_split_and_of_all_splits(folder, result
     )
 
 
+def test_an_image_with_two_captions_counts_once(folder, evaluator, result, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    shutil.copy(tmp_path / "train.jsonl", tmp_path / "train_zh.jsonl")
+    again = dataclasses.replace(evaluator, data=str(tmp_path)).run(SUBJECT)
+    assert again.metrics == pytest.approx(dict(result.metrics))
+
+
 @pytest.fixture(scope="module")
 def long(evaluator):
     """With a perceptual distance, clips of 32 frames, training clips of 8."""
