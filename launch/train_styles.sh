@@ -31,7 +31,8 @@ emu3 data.emoji_documents --corpus="$here/corpus"
 emu3 data.questions.emoji --corpus="$here/corpus"
 emu3 train --config="styles/vision_tokenizer:$here" --workdir="$here/vision_tokenizer"
 vision="$here/vision_tokenizer_export"
-emu3 convert export --model="$here/vision_tokenizer" --output="$vision"
+# In the type that is shipped: tokens belong to exactly these weights.
+emu3 convert export --model="$here/vision_tokenizer" --output="$vision" --dtype=bfloat16
 emu3 tokenize --config="styles/tokenize:$here"
 emu3 train --config="styles/transformer:$here" --workdir="$here/transformer"
 emu3 train --config="styles/tuned:$here" --workdir="$here/tuned"

@@ -76,7 +76,7 @@ STEP = flags.DEFINE_integer("step", None, "Checkpoint of the run directory; defa
 VISION = command_line.define_path(
     "vision_tokenizer",
     shipped.vision_tokenizer,
-    "Vision tokenizer: run directory, weights, nano or photo.",
+    "Vision tokenizer: run directory, weights, nano, photo or styles.",
 )
 EVALUATORS = flags.DEFINE_list("evaluators", None, "Names, separated by commas; see above.")
 BENCHMARK = flags.DEFINE_string("benchmark", None, "Name of a published benchmark.")

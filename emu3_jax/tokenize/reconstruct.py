@@ -23,7 +23,7 @@ from emu3_jax.generate.codec import pixel_limits
 from emu3_jax.train import weights
 
 VISION = command_line.define_path(
-    "vision_tokenizer", shipped.vision_tokenizer, "Weights, run directory, nano or photo."
+    "vision_tokenizer", shipped.vision_tokenizer, "Weights, run directory, nano, photo or styles."
 )
 OUTPUT = flags.DEFINE_string("output", None, "Directory to write.")
 INPUT = flags.DEFINE_multi_string("input", [], "Image or clip; may be repeated.")

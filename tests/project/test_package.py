@@ -92,7 +92,7 @@ def test_every_module_config_and_asset_is_in_it(built):
 
 
 def test_it_is_small_enough_to_install():
-    assert sum((ROOT / "assets" / file).stat().st_size for file in files(ROOT / "assets")) < 40e6
+    assert sum((ROOT / "assets" / file).stat().st_size for file in files(ROOT / "assets")) < 64e6
 
 
 def test_dependencies_are_those_of_the_requirement_files(metadata):
