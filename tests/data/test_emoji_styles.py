@@ -93,14 +93,23 @@ def test_captions_name_the_style_in_both_languages(small):
                 assert named == (split == "train")
 
 
-def test_edits_keep_the_style(small):
+def test_edits_keep_the_style_or_change_it_alone(small):
     _, corpus = small
     rows = [r | {"split": s} for s in splits_of(corpus) for r in read_split(corpus, s)]
-    styles = {row["image"]: row["style"] for row in rows if "image" in row}
-    made = edits(rows, "train")
+    stills = {row["image"]: row for row in rows if "image" in row}
+    kept, changed = set(), set()
+    for edit in edits(rows, "train"):
+        source, target = stills[edit["source"]], stills[edit["target"]]
+        if edit["kind"] == "style":
+            changed.add(target["style"])
+            assert source["style"] != target["style"]
+            assert (source["base"], source["tone"]) == (target["base"], target["tone"])
+        else:
+            kept.add(target["style"])
+            assert source["style"] == target["style"]
     # The man cook of Twemoji is held out.
-    assert {styles[edit["target"]] for edit in made} == set(STYLES) - {"Twemoji"}
-    assert all(styles[edit["source"]] == styles[edit["target"]] for edit in made)
+    assert kept == set(STYLES) - {"Twemoji"}
+    assert changed == set(STYLES)
 
 
 def test_no_known_caption_is_a_prompt_with_or_without_3d(small, tmp_path):
