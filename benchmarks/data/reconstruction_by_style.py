@@ -1,6 +1,7 @@
-"""PSNR of the held-out stills of each style, through one vision tokenizer or several.
+r"""PSNR of the held-out stills of each style, through one vision tokenizer or several.
 
-  PYTHONPATH=. python benchmarks/data/reconstruction_by_style.py --data=runs/styles/corpus styles nano
+  PYTHONPATH=. python benchmarks/data/reconstruction_by_style.py --data=runs/styles/corpus \
+      styles nano
 
 A line for each style, with the number of stills and, for each tokenizer, the mean PSNR in dB.
 """
