@@ -9,6 +9,7 @@ import platform
 import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 
 import emu3_jax
 
@@ -46,15 +47,25 @@ class Provenance:
 
 def of_this_process() -> Provenance:
     """Returns what this process is, now."""
-    first, *rest = [sys.executable, *sys.orig_argv[1:]]
     versions = {**package_versions(), "Python": platform.python_version()}
     return Provenance(
-        command=shlex.join([pathlib.PurePath(first).name, *rest]),
+        command=command_line(command_words()),
         revision=code_revision(),
         versions={name: versions[name] for name in ("emu3_jax", "jax", "Python")},
         machine=machine(),
         time=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
+
+
+def command_words() -> list[str]:
+    """Returns the words that started this process."""
+    return [sys.executable, *sys.orig_argv[1:]]
+
+
+def command_line(words: Sequence[str]) -> str:
+    """Returns the words of a command as one line, the interpreter without its folder."""
+    first, *rest = words
+    return shlex.join([pathlib.PurePath(first).name, *rest])
 
 
 def machine() -> str:

@@ -8,6 +8,8 @@ The argument is the folder of all runs, which has transformer/ and tokens/.
 
 Command:
   JAX_NUM_CPU_DEVICES=2 python -m emu3_jax.train --config=configs/styles/tuned.py --workdir=runs/styles/tuned
+
+Not run yet.
 """
 
 from ml_collections import ConfigDict

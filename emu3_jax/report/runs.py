@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import dataclasses
 import pathlib
-import shlex
 import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import ml_collections
 
-from emu3_jax import exit_codes
+from emu3_jax import exit_codes, provenance
 from emu3_jax.config import ABSENT, config_differences, read_config
 from emu3_jax.evaluate.evaluator import RESULTS_FILE, read_results
 from emu3_jax.figures import page
@@ -68,10 +67,9 @@ class Run:
             return [(f"{self.name}: its command was not recorded", f"--workdir={self.path}")]
         commands = []
         for start in self.starts:
-            first, *rest = start["command"]
             code = (start.get("revision") or "")[:12] or "unknown"
             what = f"{self.name}, {start['time']}, {start['devices']}, revision {code}"
-            commands.append((what, shlex.join([pathlib.PurePath(first).name, *rest])))
+            commands.append((what, provenance.command_line(start["command"])))
         return commands
 
 

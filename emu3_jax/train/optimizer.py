@@ -1,4 +1,4 @@
-"""AdamW or Muon with warm-up, a decay schedule, clipping, and weight decay of some weights."""
+"""AdamW with warm-up, a decay schedule, clipping, and weight decay on some of the weights."""
 
 import dataclasses
 import functools
@@ -8,9 +8,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from emu3_jax.train import muon
-
-SCHEDULES = ("cosine", "linear", "constant", "wsd")
 # Which weights decay -> whether a leaf of this name does.
 DECAYED = {
     "kernels": lambda name: name == "kernel",
@@ -20,28 +17,21 @@ DECAYED = {
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """The optimizer and its schedule.
+    """AdamW and its schedule.
 
     Emu3 states the peak (5e-5) and "cosine to zero" (paper section 2.4); betas, epsilon, weight
     decay and clipping are unknown for pretraining, so the defaults are those of the official
     fine-tuning script (scripts/t2i_sft.sh), with a smaller clipping norm.
 
     Attributes:
-      kind: "adamw", or "muon" for the matrices of a transformer's layers and AdamW for the rest
-        (train.muon).
       learning_rate: peak learning rate, reached after `warmup_steps`.
       warmup_steps: steps over which the learning rate rises evenly to the peak.
       warmup_from: what the first of these steps is: "first_step", one share of the peak, or "zero",
         no update of the weights, so that the peak comes one step later (transformers' schedules,
         and so the official fine-tuning script).
-      schedule: from the peak to `final_fraction` × peak by "cosine" or "linear"; "constant", no
-        decay; or "wsd" (warm-up, stable, decay; arXiv 2404.06395): the peak, and a linear decay
-        over the last `decay_fraction` of the steps. A run of wsd can be prolonged: its checkpoints
-        before the decay do not depend on the number of steps.
-      decay_fraction: share of the steps in which wsd decays.
+      schedule: "cosine" | "linear" | "constant", from the peak to `final_fraction` × peak.
       final_fraction: learning rate of the last step as a share of the peak.
       b1: decay per step of Adam's first moment.
-      momentum: decay per step of Muon's momentum.
       b2: decay per step of Adam's second moment.
       eps: added to the root of the second moment.
       weight_decay: decoupled weight decay, per step times the learning rate.
@@ -54,15 +44,12 @@ class OptimizerConfig:
         that, its changes are too small for eight bits of mantissa.
     """
 
-    kind: str = "adamw"
     learning_rate: float = 5e-5
     warmup_steps: int = 100
     warmup_from: str = "first_step"
     schedule: str = "cosine"
-    decay_fraction: float = 0.2
     final_fraction: float = 0.0
     b1: float = 0.9
-    momentum: float = 0.95
     b2: float = 0.95
     eps: float = 1e-8
     weight_decay: float = 0.1
@@ -71,12 +58,8 @@ class OptimizerConfig:
     second_moment: str = "float32"
 
     def __post_init__(self):
-        if self.kind not in ("adamw", "muon"):
-            raise ValueError(f"kind must be adamw or muon, got {self.kind!r}")
-        if self.schedule not in SCHEDULES:
-            raise ValueError(f"schedule must be one of {SCHEDULES}, got {self.schedule!r}")
-        if not 0 < self.decay_fraction <= 1:
-            raise ValueError(f"decay_fraction must be in (0, 1], got {self.decay_fraction}")
+        if self.schedule not in ("cosine", "linear", "constant"):
+            raise ValueError(f"schedule must be cosine, linear or constant, got {self.schedule!r}")
         if self.warmup_from not in ("first_step", "zero"):
             raise ValueError(f"warmup_from must be first_step or zero, got {self.warmup_from!r}")
         if self.decayed not in DECAYED:
@@ -86,7 +69,7 @@ class OptimizerConfig:
         for name in ("learning_rate", "final_fraction", "weight_decay", "clip_norm"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
-        for name in ("b1", "b2", "momentum"):
+        for name in ("b1", "b2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
         if self.second_moment not in ("float32", "bfloat16"):
@@ -100,15 +83,11 @@ class OptimizerConfig:
 def make_schedule(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
     """Returns step → learning rate: linear warm-up, then the chosen decay until the last step."""
     decay_steps = max(1, total_steps - config.warmup_steps)
-    last_steps = min(decay_steps, max(1, round(config.decay_fraction * total_steps)))
     peak, floor = config.learning_rate, config.final_fraction
     decay = {
         "cosine": lambda: optax.cosine_decay_schedule(peak, decay_steps, alpha=floor),
         "linear": lambda: optax.linear_schedule(peak, peak * floor, decay_steps),
         "constant": lambda: optax.constant_schedule(peak),
-        "wsd": lambda: optax.linear_schedule(
-            peak, peak * floor, last_steps, transition_begin=decay_steps - last_steps
-        ),
     }[config.schedule]()
     warmup = optax.linear_schedule(0.0, peak, max(1, config.warmup_steps))
     # A first step at a rate of zero would be wasted.
@@ -145,17 +124,14 @@ def make_optimizer(
     schedule = make_schedule(config, total_steps)
     clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
     # The parts of optax.adamw, which cannot store the second moment in another dtype.
-    scaled = _scale_by_adam(config)
-    if config.kind == "muon":
-        scaled = muon.scale_by_muon_and(scaled, config.momentum)
-    moved = optax.chain(
-        scaled,
+    adamw = optax.chain(
+        _scale_by_adam(config),
         optax.add_decayed_weights(
             config.weight_decay, functools.partial(decay_mask, decayed=config.decayed)
         ),
         _scale_by_rate_of_step(schedule),
     )
-    return optax.chain(clip, moved), schedule
+    return optax.chain(clip, adamw), schedule
 
 
 def _scale_by_rate_of_step(schedule: optax.Schedule) -> optax.GradientTransformationExtraArgs:

@@ -1,4 +1,4 @@
-"""The schedule, which parameters decay, and steps of AdamW against numpy in float64."""
+"""The schedule, which parameters decay, and one step of AdamW against numpy in float64."""
 
 import flax.linen as nn
 import jax
@@ -25,24 +25,6 @@ def test_schedule_at_named_steps(schedule, at_half, at_end):
     np.testing.assert_allclose([rate(60), rate(110)], [2 * at_half, 2 * at_end], 1e-6)
 
 
-def test_wsd_stays_at_its_peak_and_decays_at_the_end():
-    config = OptimizerConfig(
-        learning_rate=2.0, warmup_steps=10, schedule="wsd", decay_fraction=0.2, final_fraction=0.1
-    )
-    rate = make_schedule(config, 100)
-    steps = [0, 9, 10, 50, 80, 90, 100]
-    np.testing.assert_allclose([rate(s) for s in steps], [0.2, 2, 2, 2, 2, 1.1, 0.2], 1e-6)
-    longer = make_schedule(config, 200)
-    assert [float(longer(s)) for s in range(81)] == [float(rate(s)) for s in range(81)]
-
-
-def test_wsd_shorter_than_its_warm_up_and_all_decay():
-    config = OptimizerConfig(learning_rate=2.0, warmup_steps=8, schedule="wsd", decay_fraction=1.0)
-    np.testing.assert_allclose(
-        [make_schedule(config, 12)(step) for step in (7, 8, 10, 12)], [2.0, 2.0, 1.0, 0.0], 1e-6
-    )
-
-
 def test_a_warm_up_from_zero_is_one_step_later():
     config = OptimizerConfig(learning_rate=2.0, warmup_steps=10, warmup_from="zero")
     rate = make_schedule(config, 110)
@@ -60,10 +42,7 @@ def test_schedule_without_warm_up_and_shorter_than_its_warm_up():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        (dict(schedule="cosin"), "schedule must be one of .*'wsd'.*, got 'cosin'"),
-        (dict(kind="adam"), "kind must be adamw or muon, got 'adam'"),
-        (dict(decay_fraction=0.0), r"decay_fraction must be in \(0, 1\], got 0.0"),
-        (dict(momentum=1.0), r"momentum must be in \[0, 1\)"),
+        (dict(schedule="cosin"), "schedule must be cosine, linear or constant, got 'cosin'"),
         (dict(warmup_steps=-1), "warmup_steps must be 0 or more"),
         (dict(warmup_from="nil"), "warmup_from must be first_step or zero, got 'nil'"),
         (dict(decayed="all"), "decayed must be kernels or all_but_norms, got 'all'"),

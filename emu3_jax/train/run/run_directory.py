@@ -7,7 +7,6 @@ an error before its first step leaves the run directory unchanged.
 import datetime
 import os
 import platform
-import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -154,7 +153,7 @@ def record_start(workdir: str | os.PathLike) -> None:
     lines.append(
         {
             "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-            "command": [sys.executable, *sys.orig_argv[1:]],
+            "command": provenance.command_words(),
             "revision": provenance.code_revision(),
             "python": platform.python_version(),
             "packages": provenance.package_versions(),
