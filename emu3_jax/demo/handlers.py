@@ -6,10 +6,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from emu3_jax.demo import filming, imaging, inspecting, talking, views
+from emu3_jax.demo import views
 from emu3_jax.demo.exhibit import Exhibit
-from emu3_jax.demo.filming import Film
-from emu3_jax.demo.imaging import Picture
+from emu3_jax.demo.tabs import filming, imaging, inspecting, talking
+from emu3_jax.demo.tabs.filming import Film
+from emu3_jax.demo.tabs.imaging import Picture
 from emu3_jax.demo.visitors import Visitors, states
 from emu3_jax.files import in_words
 from emu3_jax.foreign import MissingPackageError

@@ -3,10 +3,11 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from emu3_jax.demo import talking, views
-from emu3_jax.demo.filming import MOST_FRAMES, Film
+from emu3_jax.demo import views
 from emu3_jax.demo.handlers import Handlers
-from emu3_jax.demo.imaging import MOST_IMAGES, Picture
+from emu3_jax.demo.tabs import talking
+from emu3_jax.demo.tabs.filming import MOST_FRAMES, Film
+from emu3_jax.demo.tabs.imaging import MOST_IMAGES, Picture
 from emu3_jax.demo.uploads import LIMITS
 from emu3_jax.foreign import optional
 from emu3_jax.generate.decoding.decoders.registry import DECODERS

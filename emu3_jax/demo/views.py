@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from emu3_jax.demo.filming import Film
-from emu3_jax.demo.imaging import Picture
-from emu3_jax.demo.inspecting import Look
+from emu3_jax.demo.tabs.filming import Film
+from emu3_jax.demo.tabs.imaging import Picture
+from emu3_jax.demo.tabs.inspecting import Look
 from emu3_jax.figures import page
 from emu3_jax.report.dataset_page import CLASSES
 

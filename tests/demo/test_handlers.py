@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from emu3_jax.demo import filming, imaging, talking
 from emu3_jax.demo.handlers import Handlers
+from emu3_jax.demo.tabs import filming, imaging, talking
 from emu3_jax.demo.visitors import Visitors
 from emu3_jax.generate import CancelledError, Sampling, modalities
 

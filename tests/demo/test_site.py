@@ -14,8 +14,9 @@ import httpx
 from test_handlers import endless
 from test_uploads import bomb, saved
 
-from emu3_jax.demo import imaging, site
+from emu3_jax.demo import site
 from emu3_jax.demo.handlers import Handlers
+from emu3_jax.demo.tabs import imaging
 from emu3_jax.demo.uploads import MAX_BYTES
 from emu3_jax.demo.visitors import Visitors
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from emu3_jax.demo import views
-from emu3_jax.demo.imaging import Picture
+from emu3_jax.demo.tabs.imaging import Picture
 
 
 def picture(rows, nats=None):

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from emu3_jax.demo.exhibit import Exhibit
-from emu3_jax.demo.imaging import size_of
+from emu3_jax.demo.tabs.imaging import size_of
 from emu3_jax.demo.visitors import Pace
 from emu3_jax.generate import modalities
 from emu3_jax.generate.completion import going_on

@@ -1,0 +1,1 @@
+"""What each tab of the page does, without the page: draw, film, chat, look inside."""
