@@ -1,15 +1,15 @@
 """The decoders on the shipped nano model: passes, seconds, recall and likelihood of what is drawn.
 
   PYTHONPATH=. python benchmarks/decoders.py --data=runs/emoji [--guidance=6] [--clips] [--alone=24]
-      [--quantize=weights,cache]
+      [--int8]
 
 Every decoder draws all validation captions (with `--clips` those of clips) with the same settings.
 One line each: forward passes per drawing, and how many times fewer than `sequential` takes; the
 share of passes that committed one token; seconds per drawing one by one (of the first `--alone`)
 and in batches of 16; recall at 10 among the real images, with its standard error; and nats per code
 of the drawings under the model, with the standard error over drawings. Compiling is not timed.
-`--quantize` compares drawing with int8 weights, an int8 cache or both instead: `sequential` with
-and without them, judged by the model in float32.
+`--int8` compares int8 weights, an int8 cache and both instead, by `sequential`; the model in
+float32 judges.
 `--picture=window.svg` instead draws jacobi's passes over one image, as
 docs/explanation/decoding.md shows them.
 """
@@ -17,6 +17,7 @@ docs/explanation/decoding.md shows them.
 import argparse
 import pathlib
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -36,6 +37,9 @@ CASES = [
     *(("zipar", window) for window in (4, 8, 16)),
     *(("adaptive_zipar", window) for window in (2, 4)),
 ]
+INT8 = [
+    ("sequential", None, *int8) for int8 in ((), ("weights",), ("cache",), ("weights", "cache"))
+]
 BATCH = 16
 
 OUTSIDE, REDRAWN, KEPT, COMMITTED, BEFORE = range(5)  # of the window; what a pass did
@@ -53,7 +57,7 @@ class Drawings:
 
     def __init__(self, data: pathlib.Path, clips: bool, limit: int):
         """Reads captions and real images, at most `limit` of each split (0: all)."""
-        self.int8: set[str] = set()  # "weights", "cache": those of the model that draws
+        self.drawing, self.quantized_cache = None, False  # by `draw_with`
         self.bundle, self.clips = emu3_jax.load_bundle("nano", "nano"), clips
         self.vision = self.bundle.vision, self.bundle.vision_variables
         reader = items.Reader(self.vision[0].config, self.bundle.media)
@@ -80,13 +84,16 @@ class Drawings:
             found.append(Request(*prompts, layout, number=number))
         return found
 
+    def draw_with(self, int8: Sequence[str]) -> None:
+        """Draws with these in int8 from now on: "weights", "cache"; the judge stays in floats."""
+        self.drawing, self.quantized_cache = self.bundle, "cache" in int8
+        if "weights" in int8:
+            self.drawing, _ = weights.load_language_model("nano", quantized=True)
+
     def answers(self, requests: list[Request], settings: Sampling, batch_size: int):
         """(answers, seconds)."""
-        drawing = self.bundle
-        if "weights" in self.int8:
-            drawing, _ = weights.load_language_model("nano", quantized=True)
-        model, params = drawing.model, drawing.variables["params"]
-        options = dict(batch_size=batch_size, quantized_cache="cache" in self.int8)
+        model, params = self.drawing.model, self.drawing.variables["params"]
+        options = dict(batch_size=batch_size, quantized_cache=self.quantized_cache)
         began = time.perf_counter()
         found = engine.answers(model, params, requests, settings, self.bundle.vocab, **options)
         return found, time.perf_counter() - began
@@ -122,8 +129,8 @@ class Drawings:
         return tally.nll[:, kind] / tally.count[:, kind]
 
 
-def compare(drawings: Drawings, settings: dict, alone: int, quantize: list[str]) -> None:
-    """Prints the table."""
+def compare(drawings: Drawings, settings: dict, alone: int, cases: Sequence[tuple]) -> None:
+    """Prints the table; a case is a decoder, its window, and what is int8."""
     requests = drawings.requests()
     print(f"{len(requests)} drawings of {len(requests[0].mask)} tokens and the like, {settings}")
     columns = (
@@ -137,12 +144,8 @@ def compare(drawings: Drawings, settings: dict, alone: int, quantize: list[str])
     )
     print(f"| decoder | {' | '.join(columns)} |\n|{'---|' * (1 + len(columns))}")
     first = None
-    cases = [(*case, ()) for case in CASES]
-    if quantize:
-        cases = [("sequential", None, int8) for int8 in [(), *[(one,) for one in quantize]]]
-        cases += [("sequential", None, tuple(quantize))] * (len(quantize) > 1)
-    for name, window, int8 in cases:
-        drawings.int8 = set(int8)
+    for name, window, *int8 in cases:
+        drawings.draw_with(int8)
         chosen = Sampling(**settings, decoder=name, window=window)
         # The same requests compile all programs: which ones depends on their lengths.
         drawings.answers(requests[:alone], chosen, 1)
@@ -218,7 +221,7 @@ def main() -> None:
     parser.add_argument("--clips", action="store_true", help="draw clips, not images")
     parser.add_argument("--limit", type=int, default=0, help="captions of each split; 0 is all")
     parser.add_argument("--picture", type=pathlib.Path, help="where to draw the passes of jacobi")
-    parser.add_argument("--quantize", default="", help="compare int8: weights, cache or both")
+    parser.add_argument("--int8", action="store_true", help="compare int8, not decoders")
     parser.add_argument("--alone", type=int, default=24, help="drawn one by one (%(default)s)")
     options = parser.parse_args()
     names = ("guidance", "temperature", "top_k")
@@ -227,7 +230,7 @@ def main() -> None:
     if options.picture:
         draw_passes(looks(drawings, settings, window=24, which=3), options.picture)
     else:
-        compare(drawings, settings, options.alone, [q for q in options.quantize.split(",") if q])
+        compare(drawings, settings, options.alone, INT8 if options.int8 else CASES)
 
 
 if __name__ == "__main__":
