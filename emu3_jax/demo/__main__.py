@@ -30,17 +30,29 @@ from emu3_jax.interop.formats.safetensors_io import DTYPES
 from emu3_jax.interop.language.language_config import read_further
 from emu3_jax.train import weights
 
-# Captions to try: of the shipped corpus, and what released weights draw.
-SHIPPED_SHOWS = dict(
-    prompts=(
-        "red apple", "smiling face with sunglasses", "person biking: medium skin tone", "blue heart"
+# With what the page begins, by shipped model: captions of its corpus, and of clips of 8 frames in
+# 3.024 s.
+CLIPS = dict(fps=2.646, frames=4)
+SHOWS = {
+    "transformer_styles": dict(
+        prompts=(
+            "red apple, Noto style", "smiling face with sunglasses, flat style",
+            "person biking: medium skin tone, Twemoji style", "蓝心，Noto风格"
+        ),
+        films=("grinning face with big eyes", "sun with face", "rainbow"),
+        **CLIPS,
     ),
-    films=("grinning face with big eyes", "sun with face", "rainbow"),
-    # Clips of 8 frames in 3.024 s.
-    fps=2.646,
-    frames=4,
-)  # fmt: skip
-SHOWS = dict(prompts=("a portrait of a young girl", "a red fox in the snow"), films=("rain",))
+    "transformer_nano": dict(
+        prompts=(
+            "red apple", "smiling face with sunglasses", "person biking: medium skin tone",
+            "blue heart"
+        ),
+        films=("grinning face with big eyes", "sun with face", "rainbow"),
+        **CLIPS,
+    ),
+}  # fmt: skip
+# What released weights draw.
+OTHERS_SHOW = dict(prompts=("a portrait of a young girl", "a red fox in the snow"), films=("rain",))
 
 MODEL = command_line.define_path("model", shipped.language_model, "The language model.")
 VISION = command_line.define_path("vision_tokenizer", shipped.vision_tokenizer, "Its codes.")
@@ -61,9 +73,10 @@ def exhibit_of(bundle: Bundle, serving: Serving, model: str, vision: str) -> Exh
     limits = codec.pixel_limits(vision, side, trained=bundle.media)
     stated = read_further(model).get("image_area")
     area = stated or min(limits.max_pixels, presets.GEN_AREA)
-    if not str(model).startswith(str(shipped.ASSETS)):
-        return Exhibit(bundle, serving, limits, area, **SHOWS)
-    return Exhibit(bundle, serving, limits, area, SHIPPED, **SHIPPED_SHOWS)
+    folder = pathlib.Path(model)
+    if folder.parent != shipped.ASSETS:
+        return Exhibit(bundle, serving, limits, area, **OTHERS_SHOW)
+    return Exhibit(bundle, serving, limits, area, SHIPPED, **SHOWS[folder.name])
 
 
 def main() -> None:
@@ -71,8 +84,8 @@ def main() -> None:
     optional("gradio", "the page", "-r requirements-demo.txt")
     from emu3_jax.demo import site
 
-    model = MODEL.value or shipped.language_model("nano")
-    vision = VISION.value or shipped.vision_tokenizer("nano")
+    model = MODEL.value or shipped.language_model("styles")
+    vision = VISION.value or shipped.vision_tokenizer("styles")
     # Ends as after Ctrl-C: files of visitors are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     load_language(model)  # names what is missing before weights are read

@@ -33,6 +33,15 @@ def contact_sheet(
     return sheet
 
 
+def tiled(
+    tiles: Sequence[np.ndarray], columns: int, above: Sequence[np.ndarray] = ()
+) -> list[Sequence[np.ndarray]]:
+    """Breaks tiles into rows of `columns`, each below the row of its `above`, if there are any."""
+    starts = range(0, len(tiles), columns)
+    lists = (above, tiles) if len(above) else (tiles,)
+    return [row[i : i + columns] for i in starts for row in lists]
+
+
 def film_strip(clip: np.ndarray) -> np.ndarray:
     """Puts frames side by side: uint8 [T, H, W, 3] → [H, T*W, 3]."""
     return np.concatenate(list(clip), axis=1)

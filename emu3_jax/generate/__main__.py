@@ -32,22 +32,19 @@ that number and --samples=1 give the same answer again, alone.
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
 
 import jax
 from absl import flags
 from etils import epath
 
 from emu3_jax import command_line, shipped
-from emu3_jax.data import media
 from emu3_jax.data.codec import vision_codec
-from emu3_jax.figures.contact_sheet import contact_sheet
 from emu3_jax.generate import codec, modalities, presets
 from emu3_jax.generate.completion import completion_flags
 from emu3_jax.generate.decoding.decoders.registry import DECODERS
 from emu3_jax.generate.decoding.sampling import Sampling
 from emu3_jax.generate.job import GENERATION_TASKS, Job, JobError, sizes_of
-from emu3_jax.generate.job_runner import Runner, read_media
+from emu3_jax.generate.job_runner import Runner, read_media, write_sheet
 from emu3_jax.generate.open_ended import open_ended_flags, open_ended_job
 from emu3_jax.interop.bundle import BUNDLE_FILE, Bundle, load_language, with_vision
 from emu3_jax.interop.formats.safetensors_io import DTYPES
@@ -56,7 +53,6 @@ from emu3_jax.sequence import VIDEO_FORMATS, Grammar
 from emu3_jax.train import weights
 
 QUANTIZED = ("weights", "cache")
-SHEET_COLUMNS = 8  # of the image that shows all images of a command, one sample each
 
 MODEL = command_line.define_path("model", shipped.language_model, "The language model.")
 STEP = flags.DEFINE_integer("step", None, "Checkpoint of a run directory; default: the newest.")
@@ -320,18 +316,7 @@ def main() -> None:
     with jax.set_mesh(mesh):
         files = runner.run(job, print_line, shown)
     if job.makes == "image" and len(files) > 1:
-        print_line(f"{write_sheet(files, job.samples)}  all of these")
-
-
-def write_sheet(files: Sequence[pathlib.Path], samples: int) -> pathlib.Path:
-    """Writes one image of all images, a row per prompt if there are several samples."""
-    columns = samples if samples > 1 else SHEET_COLUMNS
-    images = [media.read_image(file) for file in files]
-    rows = [images[i : i + columns] for i in range(0, len(images), columns)]
-    first, last = (file.stem.removeprefix("image_") for file in (files[0], files[-1]))
-    sheet = files[0].with_name(f"images_{first}-{last}.png")
-    media.write_png(sheet, contact_sheet(rows))
-    return sheet
+        print_line(f"{write_sheet(job, shown, files)}  all of these")
 
 
 def print_line(line: str) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 from emu3_jax.data import media
 from emu3_jax.data.codec import vision_codec
+from emu3_jax.figures.contact_sheet import contact_sheet, tiled
 from emu3_jax.files import write_atomically
 from emu3_jax.generate import codec, modalities
 from emu3_jax.generate.completion import given_files
@@ -28,6 +29,7 @@ from emu3_jax.sequence import Image, Text, Turn, Video
 
 # Key of the PNG text chunk that holds the settings as JSON.
 METADATA_KEY = "emu3_jax"
+SHEET_COLUMNS = 8  # of the image that shows all images of a job, one sample each
 
 
 class Shown(NamedTuple):
@@ -300,6 +302,26 @@ class Runner:
             Video(code, one.fps, len(code) * factor / one.fps)
             for code, one in zip(codes, shown, strict=True)
         ]
+
+
+def write_sheet(job: Job, shown: Sequence[Shown], files: Sequence[pathlib.Path]) -> pathlib.Path:
+    """Writes one image of all `files` of a job that draws images, with what was read for each.
+
+    With several samples a row is what was read, if anything, and its samples; otherwise the images
+    read are above those drawn. Of several images of an edit the last is shown.
+    """
+    drawn = [media.read_image(file) for file in files]
+    ends = list(itertools.accumulate(map(len, job.sources)))
+    read = [shown[ends[one.source] - 1].pixels for one in job.drawings if one.source is not None]
+    if job.samples > 1:
+        starts = range(0, len(drawn), job.samples)
+        rows = [[*read[i : i + 1], *drawn[i : i + job.samples]] for i in starts]
+    else:
+        rows = tiled(drawn, SHEET_COLUMNS, above=read)
+    first, last = (file.stem.removeprefix("image_") for file in (files[0], files[-1]))
+    sheet = files[0].with_name(f"images_{first}-{last}.png")
+    media.write_png(sheet, contact_sheet(rows))
+    return sheet
 
 
 def _write_image(stem: pathlib.Path, pixels: np.ndarray, settings: dict) -> list[pathlib.Path]:

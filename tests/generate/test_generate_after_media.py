@@ -16,7 +16,7 @@ from emu3_jax.data.codec import vision_codec
 from emu3_jax.data.sources import open_source
 from emu3_jax.generate import codec, modalities
 from emu3_jax.generate.job import Job, JobError, parse_size
-from emu3_jax.generate.job_runner import METADATA_KEY, read_media, unlearnt
+from emu3_jax.generate.job_runner import METADATA_KEY, read_media, unlearnt, write_sheet
 from emu3_jax.sequence import Document, Image, Text, Video
 from emu3_jax.tokenize.prepare import Medium, Prepared, to_record
 
@@ -222,6 +222,32 @@ def test_the_command_line_edits(tiny_directories, files, tmp_path):
     assert "images_00000-00001.png" in done.stdout
     stored = json.loads(PILImage.open(out / "image_00001.png").text[METADATA_KEY])
     assert (stored["task"], stored["size"], stored["guidance"]) == ("edit", "3x2", 3.0)
+
+
+def test_the_sheet_of_a_command_shows_what_was_read(tiny_bundle, files, tmp_path):
+    a, b = files["a.png"], files["b.png"]
+    pixels = [media.read_image(name) for name in (a, b, a, a)]  # [4, 6], [6, 4] pixels
+    drawn = [tmp_path / f"image_0000{i}.png" for i in range(4)]
+    for file, one in zip(drawn, pixels, strict=True):
+        media.write_png(file, 255 - one)
+
+    def tile(sheet, row, column, like):  # cells of 6 x 6 pixels, margins of 4
+        top, left = 4 + 10 * row, 4 + 10 * column
+        return sheet[top : top + like.shape[0], left : left + like.shape[1]]
+
+    edits = Job("edit", ("x", "y"), (f"{a},{b}", a), samples=2, sampling=GUIDED)
+    shown = read_media(edits, LIMITS, tiny_bundle.vision.config)
+    sheet = media.read_image(write_sheet(edits, shown, drawn))
+    assert sheet.shape[:2] == (24, 34)
+    np.testing.assert_array_equal(tile(sheet, 0, 0, pixels[1]), pixels[1])  # the last of two
+    np.testing.assert_array_equal(tile(sheet, 1, 2, pixels[3]), 255 - pixels[3])
+
+    edits = Job("edit", ("x",), (a, b), sampling=GUIDED)
+    shown = read_media(edits, LIMITS, tiny_bundle.vision.config)
+    sheet = media.read_image(write_sheet(edits, shown, drawn[:2]))
+    assert sheet.shape[:2] == (24, 24)
+    np.testing.assert_array_equal(tile(sheet, 0, 1, pixels[1]), pixels[1])
+    np.testing.assert_array_equal(tile(sheet, 1, 1, pixels[1]), 255 - pixels[1])
 
 
 def test_files_for_another_task_are_one_sentence(tiny_directories, files, tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from emu3_jax.evaluate.emoji.judge import Reading
-from emu3_jax.figures.contact_sheet import contact_sheet
+from emu3_jax.figures.contact_sheet import contact_sheet, tiled
 
 SIDE, GAP, LINE, COLUMNS = 116, 4, 14, 5
 RIGHT, WRONG, UNASKED = "#117733", "#cc3311", "#999999"
@@ -39,7 +39,7 @@ def sheet(
     for i in chosen:
         read = {part: reading.values[i] for part, reading in readings.items()}
         tiles.append(_tile(real[i], drawn[i], stated[i], read))
-    return contact_sheet([tiles[i : i + COLUMNS] for i in range(0, len(tiles), COLUMNS)])
+    return contact_sheet(tiled(tiles, COLUMNS))
 
 
 def _tile(real, drawn, stated: Mapping[str, str], read: Mapping[str, str]) -> np.ndarray:

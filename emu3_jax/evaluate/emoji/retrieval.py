@@ -22,11 +22,12 @@ from PIL import Image
 from emu3_jax.evaluate import items, language_use
 from emu3_jax.evaluate.evaluator import Result, Subject, Table
 from emu3_jax.evaluate.vision.reconstruction import reconstruct
-from emu3_jax.figures.contact_sheet import contact_sheet
+from emu3_jax.figures.contact_sheet import contact_sheet, tiled
 from emu3_jax.generate import modalities
 
 SIDE, CELLS, BLUR = 64, 16, 2.0
 RECALLS = (1, 5, 10)
+SHEET_COLUMNS = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,11 +94,8 @@ class EmojiRetrieval(language_use.ImageEvaluator):
 
     def _sheet(self, gallery, drawn) -> np.ndarray:
         chosen = np.linspace(0, len(gallery) - 1, min(self.shown, len(gallery))).astype(int)
-        rows = []
-        for start in range(0, len(chosen), 8):
-            part = chosen[start : start + 8]
-            rows += [[gallery[i].pixels for i in part], [drawn[i] for i in part]]
-        return contact_sheet(rows)
+        real = [gallery[i].pixels for i in chosen]
+        return contact_sheet(tiled([drawn[i] for i in chosen], SHEET_COLUMNS, above=real))
 
 
 def features(images: Sequence[np.ndarray]) -> np.ndarray:
