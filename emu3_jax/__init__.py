@@ -26,7 +26,7 @@ def load_vision_tokenizer(
     Args:
       path: a directory with config.json and safetensors files in BAAI's or the -hf layout, a run
         directory of `python -m emu3_jax.train` (its newest checkpoint is read), or the name of a
-        shipped one: "nano" or "photo".
+        shipped one: "nano", "photo" or "styles".
       mesh: devices (`emu3_jax.sharding.make_mesh`) that receive the weights, tensor by tensor;
         default: the first device.
 
@@ -50,7 +50,7 @@ def load_language_model(
     Args:
       path: a directory with config.json and safetensors files in BAAI's or the -hf layout, a run
         directory of `python -m emu3_jax.train` (its newest checkpoint is read), or the name of a
-        shipped one: "nano".
+        shipped one: "nano" or "styles".
       mesh: devices (`emu3_jax.sharding.make_mesh`) that receive the weights, tensor by tensor;
         default: the first device.
 
@@ -75,7 +75,8 @@ def load_bundle(
 
     Args:
       path: a run directory, a directory written by `python -m emu3_jax.convert`, released weights
-        with their rank file or, in the -hf layout, their tokenizer, or the name "nano".
+        with their rank file or, in the -hf layout, their tokenizer, or the name "nano" or
+        "styles".
       vision_tokenizer: directory or name of the vision tokenizer, or None if only codes are
         needed.
       mesh: as in `load_language_model`, for the language model; default: the first device.

@@ -26,7 +26,7 @@ VISION = command_line.define_path(
     "Decodes images and clips: weights, a run directory, or a shipped name.",
 )
 TEXT = flags.DEFINE_string(
-    "text_tokenizer", "nano", "The text tokenizer: bytes, *.model, *.tiktoken, or nano."
+    "text_tokenizer", "nano", "The text tokenizer: bytes, *.model, *.tiktoken, nano or styles."
 )
 RECORDS = flags.DEFINE_integer("records", 12, "Records of each kind, evenly spread.", lower_bound=1)
 

@@ -1,10 +1,10 @@
 r"""The transformer of the emoji in four styles: 9.5 M parameters, captions in English and Chinese.
 
 Purpose: one model that draws four styles, from captions in two languages. The recipe is that of
-configs/transformer_nano.py, with two more layers; captions in Chinese are drawn from (train_zh) but
-not written, so that an image has one language. The rate stays at its peak: configs/styles/tuned.py
-lets it fall, from any checkpoint of this run, and a longer run goes on with more --config.run.steps
-and --allow_changes.
+configs/transformer_nano.py, with two more layers, without dropout, and without loss on the codes
+before a caption. Captions in Chinese are drawn from (train_zh) but not written, so that an image
+has one language. The rate stays at its peak: configs/styles/tuned.py lets it fall, from any
+checkpoint of this run, and a longer run goes on with more --config.run.steps and --allow_changes.
 
 The argument is the folder of all runs (launch/train_styles.sh).
 
@@ -12,7 +12,9 @@ Commands:
   python -m emu3_jax.tokenize --config=configs/styles/tokenize.py
   JAX_NUM_CPU_DEVICES=2 python -m emu3_jax.train --config=configs/styles/transformer.py --workdir=runs/styles/transformer
 
-Expected: 3,000 tokens/s on two cores, 28 M tokens in 2.6 hours. Not trained to its end yet.
+Observed: 27 minutes on two cores, 4,900 tokens/s. Nats per image code given the caption, 128 items
+of each of the three validation splits, after 2,000 and 4,000 steps: 6.33, 5.83. Validation is
+below training (6.25), whose images are moved; on images that are not moved training is at 5.7.
 """
 
 from ml_collections import ConfigDict
@@ -26,11 +28,12 @@ def get_config(arg: str = "") -> ConfigDict:
     config = transformer_nano.get_config(tokens)
     config.text_tokenizer = "assets/text_styles.model"
     config.model.num_layers = 6
-    # No image is seen more than some fifteen times: there is little to regularise.
+    # An image is drawn some ten times in each language, tuning included: too seldom to be learnt
+    # by heart.
     config.model.dropout = 0.0
     config.start.codebook = f"{folder}/vision_tokenizer_export"
-    config.data.mixture = _mixture(tokens)
-    config.run.steps = 20000
+    config.data.mixture = mixture(f"{tokens}/train", f"{tokens}/train_zh")
+    config.run.steps = 5500
     config.run.optimizer.schedule = "constant"
     config.run.checkpoint.every = 500
     (likelihood,) = config.evaluation
@@ -39,8 +42,8 @@ def get_config(arg: str = "") -> ConfigDict:
     return config
 
 
-def _mixture(tokens: str) -> tuple[dict, ...]:
-    english, chinese = f"{tokens}/train", f"{tokens}/train_zh"
+def mixture(english: str, chinese: str) -> tuple[dict, ...]:
+    """The tasks, on token datasets of the same images with captions in two languages."""
     return (
         dict(dataset=english, task="text_to_image", weight=4.0, null_prompt=0.1),
         dict(
@@ -50,8 +53,8 @@ def _mixture(tokens: str) -> tuple[dict, ...]:
             weight=1.5,
             null_prompt=0.1,
         ),
-        # The codes before a caption are not predicted: a small model that learns to draw without
-        # a caption, too, learns to ignore it.
+        # The codes before a caption are not predicted: the nano model, which learnt to predict them,
+        # gains 0.05 nats by a caption (docs/reference/measurements.md).
         dict(dataset=english, task="image_to_text", weight=2.0, train_condition=False),
         dict(dataset=english, task="text_to_video", weight=0.2, null_prompt=0.1),
         dict(dataset=english, task="video_to_text", weight=0.2, train_condition=False),

@@ -34,8 +34,8 @@ A flag sets the setting of its name in every evaluator that has it.
 
 Writes results.json, one CSV per table, one PNG per sheet of images and one MP4 per film into
 --output, and prints the figures. --model and --vision_tokenizer take a run directory, a directory
-of weights, or the name of shipped weights (nano, photo). --data is a folder of <split>.jsonl files;
---tokens is a token dataset or a folder of them, one per split.
+of weights, or the name of shipped weights (nano, styles, and photo). --data is a folder of
+<split>.jsonl files; --tokens is a token dataset or a folder of them, one per split.
 
 --mesh=fsdp=-1 spreads weights and work over all devices. On a pod every host runs this command with
 --coordinator=auto, as for `train`.

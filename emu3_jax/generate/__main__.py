@@ -17,7 +17,7 @@ python -m emu3_jax.generate --model=DIR --vision_tokenizer=DIR --task=TASK --out
 
 DIR of --model is a run directory of `python -m emu3_jax.train`, a directory that
 `python -m emu3_jax.convert export` wrote, released weights with emu3.tiktoken beside them, or the
-name of shipped weights (nano). The same holds for --vision_tokenizer (nano, photo). --prompt,
+name of shipped weights (nano, styles). The same holds for --vision_tokenizer (and photo). --prompt,
 --image and --video may be repeated. So may --size or --ratio: one for all prompts, several for one
 prompt, or one per prompt. They share batches. An edit of several images names them in one --image,
 separated by commas. What is drawn after an image or a clip has its size unless --size says more;

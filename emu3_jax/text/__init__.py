@@ -47,9 +47,9 @@ class TextTokenizer(Protocol):
 
 
 def load_text_tokenizer(path: str | pathlib.Path) -> TextTokenizer:
-    """Loads "bytes", a `*.model` file (SentencePiece), a `*.tiktoken` file (ranks), or "nano".
+    """Loads "bytes", a `*.model` file (SentencePiece), a `*.tiktoken` file (ranks), or a name.
 
-    "nano" is the shipped tokenizer. Raises ValueError if the file is missing, of another kind or
+    "nano" and "styles" are shipped. Raises ValueError if the file is missing, of another kind or
     not readable as that kind.
     """
     name = str(path)
