@@ -2,8 +2,7 @@
 
 Purpose: the data of configs/styles/transformer.py. Each still is there with its English caption
 (train) and with its Chinese one (train_zh), in four versions each, three of them moved by up to two
-pixels. configs/styles/tuned.py takes the images where they are (train_unmoved, train_zh_unmoved),
-chats, edits and continued clips.
+pixels. configs/styles/tuned.py takes chats, edits and continued clips too.
 
   python -m emu3_jax.data.emoji_styles --output=runs/styles/corpus
   python -m emu3_jax.data.emoji_documents --corpus=runs/styles/corpus
@@ -28,8 +27,6 @@ def get_config(arg: str = "") -> ConfigDict:
     config.splits.train_zh = ("train_zh.jsonl",)
     config.splits.validation_style = ("validation_style.jsonl",)
     config.splits.validation_style_zh = ("validation_style_zh.jsonl",)
-    config.splits.train_unmoved = ("train.jsonl", "text.jsonl")
-    config.splits.train_zh_unmoved = ("train_zh.jsonl",)
     config.splits.train_chats = ("questions_train.jsonl",)
     config.splits.train_edits = ("edit:edits_train.jsonl",)
     config.splits.train_clips = ("videos_train.jsonl",)

@@ -32,7 +32,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # by heart.
     config.model.dropout = 0.0
     config.start.codebook = f"{folder}/vision_tokenizer_export"
-    config.data.mixture = mixture(f"{tokens}/train", f"{tokens}/train_zh")
+    config.data.mixture = _mixture(tokens)
     config.run.steps = 5500
     config.run.optimizer.schedule = "constant"
     config.run.checkpoint.every = 500
@@ -42,8 +42,8 @@ def get_config(arg: str = "") -> ConfigDict:
     return config
 
 
-def mixture(english: str, chinese: str) -> tuple[dict, ...]:
-    """The tasks, on token datasets of the same images with captions in two languages."""
+def _mixture(tokens: str) -> tuple[dict, ...]:
+    english, chinese = f"{tokens}/train", f"{tokens}/train_zh"
     return (
         dict(dataset=english, task="text_to_image", weight=4.0, null_prompt=0.1),
         dict(

@@ -24,14 +24,14 @@ def get_config(arg: str = "") -> ConfigDict:
     config.start = ConfigDict(dict(transformer=f"{folder}/transformer", shared_ids=-1))
     last = dict(null_prompt=0.1, train_condition=False)
     config.data.mixture = (
-        *transformer.mixture(f"{tokens}/train_unmoved", f"{tokens}/train_zh_unmoved"),
-        dict(dataset=f"{tokens}/train_chats", task="chat", weight=0.7),
-        dict(dataset=f"{tokens}/train_edits", task="document", weight=1.0, **last),
-        dict(dataset=f"{tokens}/train_clips", task="document", weight=0.3, name="clips", **last),
+        *config.data.mixture,
+        dict(dataset=f"{tokens}/train_chats", task="chat", weight=0.5),
+        dict(dataset=f"{tokens}/train_edits", task="document", weight=0.7, **last),
+        dict(dataset=f"{tokens}/train_clips", task="document", weight=0.2, name="clips", **last),
     )
     # An image and a clip, or a caption and two halves of a clip, have up to 500 tokens.
     config.data.sequence_length = 528
-    config.run.steps = 9500
+    config.run.steps = 7500
     config.run.optimizer.update(schedule="linear", warmup_steps=50)
     config.evaluation = tuple(dict(entry, every=1000) for entry in config.evaluation)
     return config
