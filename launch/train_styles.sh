@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
-# The models of the emoji in four styles, overnight on two cores: corpus -> vision tokenizer -> tokens ->
-# transformer -> tuning on captions, chats, edits and clips -> quality fine-tuning on the best of its own
-# images -> held-out figures of both.
+# The models of the emoji in four styles, some three hours on two cores: corpus -> vision tokenizer -> tokens ->
+# transformer -> tuning on captions, chats, edits and clips -> held-out figures of both.
 #
 #   bash launch/train_styles.sh [--dry_run] [FOLDER]        # FOLDER: runs/styles
 #
@@ -37,25 +36,15 @@ emu3 tokenize --config="styles/tokenize:$here"
 emu3 train --config="styles/transformer:$here" --workdir="$here/transformer"
 emu3 train --config="styles/tuned:$here" --workdir="$here/tuned"
 
-emu3 data.emoji_prompts --corpus="$here/corpus" --output="$here/prompts.txt"
-emu3 preferences --config=post_training/data/preferences_nano --config.limit=1200 \
-    --config.prompts="$here/prompts.txt" --config.output="$here/tokens/preferences" \
-    --config.model="$here/tuned" --config.vision_tokenizer="$vision"
-emu3 train --config="styles/qft:$here" --workdir="$here/qft"
-
 emu3 evaluate --evaluators=reconstruction --vision_tokenizer="$vision" --data="$here/corpus" \
     --output="$here/evaluation/vision_tokenizer"
-# Recall is among the images of one style and one split, hence each split alone. The model of QFT has
-# learnt from guided images and needs less guidance.
-for model in tuned:6 qft:2; do
-    for split in validation_style validation_combination validation; do
-        emu3 evaluate --evaluators=emoji_retrieval,emoji_captions,emoji_compositions,likelihood \
-            --model="$here/${model%:*}" --vision_tokenizer="$vision" --data="$here/corpus" \
-            --tokens="$here/tokens" --splits="$split" --guidance="${model#*:}" --temperature=0.7 \
-            --top_k=200 --output="$here/evaluation/${model%:*}_$split"
-    done
-    emu3 evaluate --evaluators=emoji_retrieval --model="$here/${model%:*}" \
-        --vision_tokenizer="$vision" --data="$here/corpus" --splits=validation_style_zh \
-        --guidance="${model#*:}" --temperature=0.7 --top_k=200 \
-        --output="$here/evaluation/${model%:*}_validation_style_zh"
+# Recall is among the images of one style and one split, hence each split alone.
+for split in validation_style validation_combination validation; do
+    emu3 evaluate --evaluators=emoji_retrieval,emoji_captions,emoji_compositions,likelihood \
+        --model="$here/tuned" --vision_tokenizer="$vision" --data="$here/corpus" \
+        --tokens="$here/tokens" --splits="$split" --guidance=GUIDANCE --temperature=0.7 --top_k=200 \
+        --output="$here/evaluation/$split"
 done
+emu3 evaluate --evaluators=emoji_retrieval --model="$here/tuned" --vision_tokenizer="$vision" \
+    --data="$here/corpus" --splits=validation_style_zh --guidance=GUIDANCE --temperature=0.7 --top_k=200 \
+    --output="$here/evaluation/validation_style_zh"
