@@ -42,9 +42,9 @@ emu3 evaluate --evaluators=reconstruction --vision_tokenizer="$vision" --data="$
 for split in validation_style validation_combination validation; do
     emu3 evaluate --evaluators=emoji_retrieval,emoji_captions,emoji_compositions,likelihood \
         --model="$here/tuned" --vision_tokenizer="$vision" --data="$here/corpus" \
-        --tokens="$here/tokens" --splits="$split" --guidance=GUIDANCE --temperature=0.7 --top_k=200 \
+        --tokens="$here/tokens" --splits="$split" --guidance=3 --temperature=0.7 --top_k=200 \
         --output="$here/evaluation/$split"
 done
 emu3 evaluate --evaluators=emoji_retrieval --model="$here/tuned" --vision_tokenizer="$vision" \
-    --data="$here/corpus" --splits=validation_style_zh --guidance=GUIDANCE --temperature=0.7 --top_k=200 \
+    --data="$here/corpus" --splits=validation_style_zh --guidance=3 --temperature=0.7 --top_k=200 \
     --output="$here/evaluation/validation_style_zh"

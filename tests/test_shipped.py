@@ -65,7 +65,7 @@ def test_what_can_only_be_a_path_stays(elsewhere, path):
         (
             shipped.language_model,
             "xyz",
-            "'xyz' is neither a path nor the name of a shipped language model; shipped: nano",
+            "'xyz' is neither a path nor the name of a shipped language model; shipped: nano, styles",
         ),
         (
             load_config,
@@ -143,11 +143,16 @@ def test_loading_a_config_leaves_the_imports_as_they_were():
     assert shipped._ShippedConfigs not in sys.meta_path
 
 
-def test_the_face_takes_names(elsewhere):
-    module, _ = emu3_jax.load_vision_tokenizer("nano")
-    assert module.config.codebook_size == 2048
-    bundle = emu3_jax.load_bundle("nano", "nano")
+@pytest.mark.parametrize("name, codes", [("nano", 2048), ("styles", 8192)])
+def test_the_face_takes_names(elsewhere, name, codes):
+    module, _ = emu3_jax.load_vision_tokenizer(name)
+    assert module.config.codebook_size == codes
+    bundle = emu3_jax.load_bundle(name, name)  # ValueError if the codes are of another tokenizer
     assert bundle.vision is not None
+    assert {"text_to_image", "image_to_text"} <= set(bundle.learnt)
+
+
+def test_the_face_refuses_other_names(elsewhere):
     with pytest.raises(ValueError, match="did you mean nano"):
         emu3_jax.load_language_model("nanu")
 

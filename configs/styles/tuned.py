@@ -9,7 +9,11 @@ The argument is the folder of all runs, which has transformer/ and tokens/.
 Command:
   JAX_NUM_CPU_DEVICES=2 python -m emu3_jax.train --config=configs/styles/tuned.py --workdir=runs/styles/tuned
 
-Not run yet.
+Observed: 55 minutes on two cores, 4,800 tokens/s. Nats per image code given the caption, 128 items
+of each of the three validation splits, after 1,000, 2,000, 4,000, 5,000, 7,000 and 7,500 steps:
+5.30, 5.11, 4.86, 4.73, 4.45, 4.41, with training at 4.3: more steps would gain. On images that are
+not moved instead (copies.train=1), training is at 3.9 and validation at 5.25 after 2,000 steps, and
+fewer images are found. Recall: docs/reference/measurements.md.
 """
 
 from ml_collections import ConfigDict

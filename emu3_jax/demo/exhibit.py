@@ -15,9 +15,6 @@ from emu3_jax.generate.modalities import Options
 from emu3_jax.generate.serving import Serving
 from emu3_jax.interop.bundle import Bundle
 
-# What the shipped models draw best with (docs/reference/measurements.md).
-SHIPPED = Sampling(guidance=6.0, temperature=0.7, top_k=200)
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Exhibit:
