@@ -65,7 +65,8 @@ def test_what_can_only_be_a_path_stays(elsewhere, path):
         (
             shipped.language_model,
             "xyz",
-            "'xyz' is neither a path nor the name of a shipped language model; shipped: nano, styles",
+            "'xyz' is neither a path nor the name of a shipped language model; "
+            "shipped: nano, styles",
         ),
         (
             load_config,
