@@ -20,6 +20,7 @@ FOLDERS = ("docs", "assets", "benchmarks", "configs", "examples", "launch", "tes
 OTHERS = [page for name in FOLDERS[1:] for page in (ROOT / name).rglob("*.md")]
 MARKDOWN = [*ROOT.glob("*.md"), *PAGES[1:], *OTHERS]
 README = PAGES[0].read_text(encoding="utf-8")
+PLACEHOLDERS = {"a.b"}
 _LOOP = re.compile(r"^(for \w+ in .*; do)\n(.*?)^done$", re.MULTILINE | re.DOTALL)
 _BASH = re.compile(r"^ *```bash\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
 
@@ -80,6 +81,26 @@ def test_configs_and_their_overrides_exist(page, line, monkeypatch):
     overrides = dict(word.split("=", 1) for word in words)
     apply_overrides(config, overrides)
     every_field(config)
+
+
+def test_keys_that_pages_name_within_sentences_exist():
+    def keys(values, prefix=""):
+        """Dotted names of all values and sections; a number stands for the entries of a list."""
+        if isinstance(values, list):
+            values = dict.fromkeys("0", values[0]) if values else {}
+        if not isinstance(values, dict):
+            return set()
+        names = {f"{prefix}{name}" for name in values}
+        return names.union(*(keys(value, f"{prefix}{name}.") for name, value in values.items()))
+
+    files = (ROOT / "tests/golden/configs").glob("*.json")
+    known = set().union(*(keys(json.loads(file.read_text())) for file in files))
+    for page in PAGES:
+        text = _BASH.sub("", page.read_text(encoding="utf-8"))
+        for key in re.findall(r"--config\.([a-z][\w.]*[a-z])(?![\w.])", text):
+            key = re.sub(r"\.\d+(?=\.|$)", ".0", key)
+            if key not in PLACEHOLDERS:
+                assert key in known, f"{page}: --config.{key}"
 
 
 def test_paths_in_the_folder_listing_exist():
