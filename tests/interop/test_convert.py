@@ -149,6 +149,14 @@ def test_a_directory_is_replaced_whole_or_not_at_all(tmp_path):
         pass
 
 
+def test_whoever_may_read_a_directory_may_read_its_weights(tmp_path):
+    (tmp_path / "other").touch()  # what the umask allows
+    with replacing_model(tmp_path / "model") as folder:
+        write_tensors(folder, [("a", np.zeros(2))])
+    modes = {p.stat().st_mode for p in (tmp_path / "other", *(tmp_path / "model").rglob("*.*"))}
+    assert len(modes) == 1
+
+
 def test_weights_that_cannot_be_written_are_one_sentence_about_the_model(tmp_path, monkeypatch):
     def full(tensors, file, metadata):
         raise safetensors.SafetensorError("I/O error: No space left on device (os error 28)")

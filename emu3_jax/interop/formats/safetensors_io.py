@@ -136,8 +136,11 @@ def write_file(
     file: pathlib.Path, tensors: dict[str, np.ndarray], where: str | os.PathLike
 ) -> None:
     """Writes one safetensors file; an OSError, such as for a full disk, names `where`."""
+    file.touch()
+    mode = file.stat().st_mode
     try:
         safetensors.numpy.save_file(tensors, file, metadata={"format": "pt"})
+        file.chmod(mode)  # safetensors lets the owner alone read it
     except safetensors.SafetensorError as error:  # also for errors of the operating system
         raise OSError(f"{where} cannot be written: {error}") from error
 
