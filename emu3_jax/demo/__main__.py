@@ -19,41 +19,16 @@ import jax
 from absl import flags
 
 from emu3_jax import command_line, shipped
-from emu3_jax.demo.exhibit import Exhibit
+from emu3_jax.demo.exhibit import OTHERS_SHOW, SHOWS, Exhibit
 from emu3_jax.demo.handlers import Handlers
 from emu3_jax.demo.visitors import Visitors
 from emu3_jax.foreign import optional
 from emu3_jax.generate import codec, presets
-from emu3_jax.generate.decoding.sampling import Sampling
 from emu3_jax.generate.serving import Serving
 from emu3_jax.interop.bundle import Bundle, load_language, with_vision
 from emu3_jax.interop.formats.safetensors_io import DTYPES
 from emu3_jax.interop.language.language_config import read_further
 from emu3_jax.train import weights
-
-# With what the page begins, by shipped model: captions of its corpus, clips of 8 frames in 3.024 s,
-# and the settings that it draws best with (docs/reference/measurements.md).
-CLIPS = dict(films=("grinning face with big eyes", "sun with face", "rainbow"), fps=2.646, frames=4)
-SHOWS = {
-    "transformer_styles": dict(
-        sampling=Sampling(guidance=3.0, temperature=0.7, top_k=200),
-        prompts=(
-            "red apple, Noto style", "smiling face with sunglasses, flat style",
-            "person biking: medium skin tone, Twemoji style", "蓝心，Noto风格"
-        ),
-        **CLIPS,
-    ),
-    "transformer_nano": dict(
-        sampling=Sampling(guidance=6.0, temperature=0.7, top_k=200),
-        prompts=(
-            "red apple", "smiling face with sunglasses", "person biking: medium skin tone",
-            "blue heart"
-        ),
-        **CLIPS,
-    ),
-}  # fmt: skip
-# What released weights draw.
-OTHERS_SHOW = dict(prompts=("a portrait of a young girl", "a red fox in the snow"), films=("rain",))
 
 MODEL = command_line.define_path("model", shipped.language_model, "The language model.")
 VISION = command_line.define_path("vision_tokenizer", shipped.vision_tokenizer, "Its codes.")
