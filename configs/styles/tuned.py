@@ -30,7 +30,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.mixture = (
         *config.data.mixture,
         dict(dataset=f"{tokens}/train_chats", task="chat", weight=0.5),
-        dict(dataset=f"{tokens}/train_edits", task="document", weight=0.7, **last),
+        dict(dataset=f"{tokens}/train_edits", task="document", name="edits", weight=0.7, **last),
         dict(dataset=f"{tokens}/train_clips", task="document", weight=0.2, name="clips", **last),
     )
     # An image and a clip, or a caption and two halves of a clip, have up to 500 tokens.

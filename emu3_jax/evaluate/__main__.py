@@ -22,6 +22,8 @@ Measures a language model or a vision tokenizer on held-out data. Evaluators:
   emoji_compositions
                    do drawn images show tone, person and activity of their caption, for a judge
                    needs --model --vision_tokenizer --data
+  emoji_edits      are images drawn from an image and an instruction nearest to their target
+                   needs --model --vision_tokenizer --data
 
 There are four ways to choose the evaluators:
   --evaluators=NAME,...   evaluators with their defaults

@@ -8,7 +8,7 @@ import dataclasses
 import functools
 import itertools
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -116,6 +116,25 @@ class Reader:
         if not chosen:
             raise ValueError(f"{pathlib.Path(data) / split}.jsonl holds no image")
         return chosen
+
+    def read_files(self, paths: Iterable[str]) -> dict[str, np.ndarray]:
+        """Returns path → pixels of image files, each read once; without those of no use.
+
+        Raises:
+          ValueError: too many files so far cannot be used.
+        """
+        files = [RawItem(path, image=path, where=path) for path in dict.fromkeys(paths)]
+        self.rows += len(files)
+        pixels = {}
+        for raw, (found, problem) in zip(
+            files, distributed.map_shared(self._read, files), strict=True
+        ):
+            if problem:
+                self.skipped.append(f"{raw.where}: {problem}")
+            else:
+                pixels[raw.key] = found
+        _check_share(self.skipped, self.rows)
+        return pixels
 
     @property
     def metrics(self) -> dict[str, int]:

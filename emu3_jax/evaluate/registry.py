@@ -16,6 +16,7 @@ from emu3_jax.evaluate.benchmarks.answers import Answers
 from emu3_jax.evaluate.benchmarks.drawings import Drawings
 from emu3_jax.evaluate.emoji.captions import EmojiCaptions
 from emu3_jax.evaluate.emoji.compositions import EmojiCompositions
+from emu3_jax.evaluate.emoji.edits import EmojiEdits
 from emu3_jax.evaluate.emoji.retrieval import EmojiRetrieval
 from emu3_jax.evaluate.evaluator import Evaluator
 from emu3_jax.evaluate.language.likelihood import Likelihood
@@ -36,6 +37,7 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "emoji_captions": EmojiCaptions,
     "emoji_retrieval": EmojiRetrieval,
     "emoji_compositions": EmojiCompositions,
+    "emoji_edits": EmojiEdits,
 }
 
 

@@ -33,13 +33,13 @@ def contact_sheet(
     return sheet
 
 
-def tiled(
-    tiles: Sequence[np.ndarray], columns: int, above: Sequence[np.ndarray] = ()
-) -> list[Sequence[np.ndarray]]:
-    """Breaks tiles into rows of `columns`, each below the row of its `above`, if there are any."""
-    starts = range(0, len(tiles), columns)
-    lists = (above, tiles) if len(above) else (tiles,)
-    return [row[i : i + columns] for i in starts for row in lists]
+def tiled(columns: int, *lists: Sequence[np.ndarray]) -> list[Sequence[np.ndarray]]:
+    """Breaks equally long lists of tiles into rows of `columns`.
+
+    Each row of the first list has the rows of the others, in order, below it.
+    """
+    starts = range(0, len(lists[0]), columns)
+    return [tiles[i : i + columns] for i in starts for tiles in lists]
 
 
 def film_strip(clip: np.ndarray) -> np.ndarray:

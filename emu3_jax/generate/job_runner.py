@@ -317,7 +317,7 @@ def write_sheet(job: Job, shown: Sequence[Shown], files: Sequence[pathlib.Path])
         starts = range(0, len(drawn), job.samples)
         rows = [[*read[i : i + 1], *drawn[i : i + job.samples]] for i in starts]
     else:
-        rows = tiled(drawn, SHEET_COLUMNS, above=read)
+        rows = tiled(SHEET_COLUMNS, *filter(len, (read, drawn)))
     first, last = (file.stem.removeprefix("image_") for file in (files[0], files[-1]))
     sheet = files[0].with_name(f"images_{first}-{last}.png")
     media.write_png(sheet, contact_sheet(rows))

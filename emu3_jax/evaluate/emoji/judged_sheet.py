@@ -39,7 +39,7 @@ def sheet(
     for i in chosen:
         read = {part: reading.values[i] for part, reading in readings.items()}
         tiles.append(_tile(real[i], drawn[i], stated[i], read))
-    return contact_sheet(tiled(tiles, COLUMNS))
+    return contact_sheet(tiled(COLUMNS, tiles))
 
 
 def _tile(real, drawn, stated: Mapping[str, str], read: Mapping[str, str]) -> np.ndarray:

@@ -95,7 +95,7 @@ class EmojiRetrieval(language_use.ImageEvaluator):
     def _sheet(self, gallery, drawn) -> np.ndarray:
         chosen = np.linspace(0, len(gallery) - 1, min(self.shown, len(gallery))).astype(int)
         real = [gallery[i].pixels for i in chosen]
-        return contact_sheet(tiled([drawn[i] for i in chosen], SHEET_COLUMNS, above=real))
+        return contact_sheet(tiled(SHEET_COLUMNS, real, [drawn[i] for i in chosen]))
 
 
 def features(images: Sequence[np.ndarray]) -> np.ndarray:
@@ -107,22 +107,30 @@ def features(images: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def ranks_of_right(
-    query_ND: np.ndarray, gallery_ND: np.ndarray, groups: Sequence[str] = ()
+    query_ND: np.ndarray,
+    gallery_ND: np.ndarray,
+    groups: Sequence[str] = (),
+    right: Sequence[int] | None = None,
 ) -> np.ndarray:
-    """Returns int64 [N]: rank of gallery image i for query i; 1 is best, ties count as worse.
+    """Returns int64 [N]: rank of each query's right gallery image; 1 is best, ties count as worse.
 
-    With `groups`, one for each image, only images of the group of i count.
+    Args:
+      query_ND: features of N queries.
+      gallery_ND: features of the gallery.
+      groups: one for each gallery image: only images of the right one's group count.
+      right: for each query, the position of its right image; None if it is the query's own.
     """
-    distance_NN = (
+    right = np.arange(len(query_ND)) if right is None else np.array(right)
+    distance_NG = (
         np.sum(query_ND**2, axis=1)[:, None]
         + np.sum(gallery_ND**2, axis=1)[None]
         - 2.0 * query_ND @ gallery_ND.T
     )
     # The expansion above has rounding errors of 1e-12; equal images must tie.
-    nearer_NN = distance_NN <= np.diag(distance_NN)[:, None] + 1e-9
+    nearer_NG = distance_NG <= distance_NG[np.arange(len(right)), right][:, None] + 1e-9
     if len(groups):
-        nearer_NN &= np.array(groups)[:, None] == np.array(groups)
-    return np.sum(nearer_NN, axis=1)
+        nearer_NG &= np.array(groups)[right][:, None] == np.array(groups)
+    return np.sum(nearer_NG, axis=1)
 
 
 def chance(groups: Sequence[str]) -> dict[str, float]:
