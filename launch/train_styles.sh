@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The models of the emoji in four styles, some three hours on two cores: corpus -> vision tokenizer -> tokens ->
-# transformer -> tuning on captions, chats, edits and clips -> held-out figures of both.
+# The models of the emoji in four styles, some five hours on two cores: corpus -> vision tokenizer -> tokens ->
+# transformer -> tuning on captions, chats, edits and clips, twice -> held-out figures of both.
 #
 #   bash launch/train_styles.sh [--dry_run] [FOLDER]        # FOLDER: runs/styles
 #
@@ -35,16 +35,20 @@ emu3 convert export --model="$here/vision_tokenizer" --output="$vision" --dtype=
 emu3 tokenize --config="styles/tokenize:$here"
 emu3 train --config="styles/transformer:$here" --workdir="$here/transformer"
 emu3 train --config="styles/tuned:$here" --workdir="$here/tuned"
+emu3 train --config="styles/longer:$here" --workdir="$here/longer"
 
 emu3 evaluate --evaluators=reconstruction --vision_tokenizer="$vision" --data="$here/corpus" \
     --output="$here/evaluation/vision_tokenizer"
 # Recall is among the images of one style and one split, hence each split alone.
+model=(--model="$here/longer" --vision_tokenizer="$vision" --tokens="$here/tokens")
+drawing=(--data="$here/corpus" --guidance=3 --temperature=0.7 --top_k=200)
 for split in validation_style validation_combination validation; do
-    emu3 evaluate --evaluators=emoji_retrieval,emoji_captions,emoji_compositions,likelihood \
-        --model="$here/tuned" --vision_tokenizer="$vision" --data="$here/corpus" \
-        --tokens="$here/tokens" --splits="$split" --guidance=3 --temperature=0.7 --top_k=200 \
-        --output="$here/evaluation/$split"
+    emu3 evaluate --evaluators=emoji_retrieval,emoji_captions,emoji_compositions,emoji_edits,likelihood \
+        "${model[@]}" "${drawing[@]}" --splits="$split" --output="$here/evaluation/$split"
 done
-emu3 evaluate --evaluators=emoji_retrieval --model="$here/tuned" --vision_tokenizer="$vision" \
-    --data="$here/corpus" --splits=validation_style_zh --guidance=3 --temperature=0.7 --top_k=200 \
-    --output="$here/evaluation/validation_style_zh"
+emu3 evaluate --evaluators=emoji_retrieval --model="$here/longer" --vision_tokenizer="$vision" \
+    "${drawing[@]}" --splits=validation_style_zh --output="$here/evaluation/validation_style_zh"
+for split in validation_style validation_combination; do
+    emu3 evaluate --evaluators=questions "${model[@]}" --splits="${split}_chats" --reference=train_chats \
+        --output="$here/evaluation/${split}_chats"
+done

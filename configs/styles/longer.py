@@ -34,7 +34,7 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(source, weight=WEIGHTS[source.get("name", source["task"])])
         for source in config.data.mixture
     )
-    config.run.steps = 15500
+    config.run.steps = 14000
     config.run.optimizer.learning_rate = 1e-3
     config.run.checkpoint.every = 1000
     config.evaluation = tuple(dict(entry, every=2000) for entry in config.evaluation)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 _QUANTITIES = {
     r"psnr|(^|_)db(_|$)": (1, 2, " dB"),
     r"ssim|perceptual": (1, 4, ""),
-    r"(^|_)(used|effective|overlap|kept|recall|exact)(_|$)": (1, 1, " %"),
+    r"(^|_)(used|effective|overlap|kept|recall|exact|nearer)(_|$)": (1, 1, " %"),
     r"^(tone|person|both|activity|overall|whole|two|three)_": (1, 1, " %"),
     r"^codebook/(dead|shared)": (100, 1, " %"),
     r"^seconds$": (1, 1, " s"),
