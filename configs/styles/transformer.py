@@ -12,10 +12,10 @@ Commands:
   python -m emu3_jax.tokenize --config=configs/styles/tokenize.py
   JAX_NUM_CPU_DEVICES=2 python -m emu3_jax.train --config=configs/styles/transformer.py --workdir=runs/styles/transformer
 
-Observed: 27 minutes on two cores, 4,900 tokens/s (the shipped model: 5,479 steps). Nats per image
-code given the caption, 128 items of each of the three validation splits, after 2,000 and 4,000
-steps: 6.33, 5.83. Validation is below training (6.25), whose images are moved; on images that are
-not moved training is at 5.7.
+Observed: 27 minutes on two cores, 4,900 tokens/s (the shipped model: 5,479 steps, on four versions
+of each image, as in tuned.py). Nats per image code given the caption, 128 items of each of the
+three validation splits, after 2,000 and 4,000 steps: 6.33, 5.83. Validation is below training
+(6.25), whose images are moved; on images that are not moved training is at 5.7.
 """
 
 from ml_collections import ConfigDict
@@ -29,8 +29,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config = transformer_nano.get_config(tokens)
     config.text_tokenizer = "assets/text_styles.model"
     config.model.num_layers = 6
-    # Tuning included, an image is drawn some eleven times from its English caption and four from
-    # its Chinese one, in eight versions: too seldom to be learnt by heart.
+    # Tuning included, an image is drawn some twenty-four times from its English caption and six
+    # from its Chinese one, in eight versions and in four: too seldom to be learnt by heart.
     config.model.dropout = 0.0
     config.start.codebook = f"{folder}/vision_tokenizer_export"
     config.data.mixture = _mixture(tokens)

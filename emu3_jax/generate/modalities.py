@@ -38,7 +38,7 @@ class Options:
       first: number of the first answer; its draws depend on the seed, this number and `candidates`.
       batch_size: the most requests that run together.
       quantized_cache: see `generate`; for weights, `train.weights.load_language_model`.
-      progress: called with a line before and after each batch.
+      progress: called with a line before and after each batch, and now and then in between.
       stream: for texts: called as stream(position of the answer in the list, next piece of it)
         while they are generated; the pieces of an answer together are that answer.
       on_row: for images and clips: called as on_row(position of the answer in the list, complete

@@ -32,6 +32,9 @@ from emu3_jax.models.language.kv_cache import cache_bytes
 from emu3_jax.models.language.transformer import Transformer, check_mesh, unscanned
 from emu3_jax.vocab import Vocab
 
+# Between two lines of progress.
+EVERY_S = 10.0
+
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
@@ -81,7 +84,8 @@ def generate(
       max_context: the most tokens that the model may read: the prompt and all of the answer
         but its last token; None for no limit.
       quantized_cache: keys and values are kept as int8, with a scale for each head of each token.
-      progress: called with one line before and after each kind of requests.
+      progress: called with a line before and after each kind of requests, and every EVERY_S
+        seconds in between.
       stream: called as stream(position in the list, new tokens int32 [n]) every few tokens while
         requests run; the pieces of a request together are its answer.
       cancel: asked every few tokens; True ends the call. Several processes must be told the same.
@@ -139,10 +143,11 @@ def answers(
             session = open_session(
                 model, params, vocab, plan, members, masks, settings, quantized_cache
             )
-            report = _reporter(session, name, progress)
+            report = _Reporter(session, name, progress)
 
-            def answer(at: int, tokens, passes: int, commits, plan: Plan = plan) -> None:
+            def answer(at: int, tokens, passes: int, commits, plan=plan, report=report) -> None:
                 found[plan.members[at]] = Answer(tokens, passes, commits)
+                report.finished()
 
             def show(at: int, tokens: np.ndarray, plan: Plan = plan) -> None:
                 stream(plan.members[at], tokens)
@@ -150,7 +155,7 @@ def answers(
             if not session.run(answer, show if stream else None, cancel):
                 done = {i: one.tokens for i, one in enumerate(found) if one is not None}
                 raise CancelledError(done, len(requests))
-            report(sum(len(found[member].tokens) for member in plan.members))
+            report.end(sum(len(found[member].tokens) for member in plan.members))
     return found
 
 
@@ -220,26 +225,42 @@ def numbers_of(settings: Sampling) -> Numbers:
     )
 
 
-def _reporter(session: Session, name: str, progress: Callable[[str], None] | None):
-    """Reports the size of a session; returns a function that reports the speed of its tokens."""
-    if progress is None:
-        return lambda tokens: None
-    plan, branches = session.plan, session.branches
-    rows = plan.size * branches
-    size = cache_bytes(session.model.config, rows, session.slots, session.quantized)
-    progress(
-        f"{name}: {len(plan.members)} requests in {plan.size} rows"
-        f"{' x 2 branches' if branches == 2 else ''}, up to {plan.slots} tokens, "
-        f"{plan.columns} new, cache {size / 2**20:.1f} MiB"
-    )
-    start, compiled, known = time.perf_counter(), compiling.seconds(), compiling.programs()
+class _Reporter:
+    """Reports the size of a session, what it has finished, and the speed of its tokens."""
 
-    def done(tokens: int) -> None:
-        seconds = time.perf_counter() - start - (compiling.seconds() - compiled)
-        count = compiling.programs() - known
-        progress(
-            f"{name}: {tokens} tokens in {seconds:.1f} s, {tokens / seconds:.0f} tokens per second"
-            + (f" beside compiling {count} programs" if count else "")
+    def __init__(self, session: Session, name: str, progress: Callable[[str], None] | None):
+        self._name, self._say = name, progress or (lambda line: None)
+        self._count, self._finished = len(session.plan.members), 0
+        plan, branches = session.plan, session.branches
+        size = cache_bytes(
+            session.model.config, plan.size * branches, session.slots, session.quantized
+        )
+        self._say(
+            f"{name}: {self._count} requests in {plan.size} rows"
+            f"{' x 2 branches' if branches == 2 else ''}, up to {plan.slots} tokens, "
+            f"{plan.columns} new, cache {size / 2**20:.1f} MiB"
+        )
+        self._compiled, self._known = compiling.seconds(), compiling.programs()
+        self._start = self._said = time.perf_counter()
+
+    def finished(self) -> None:
+        """Counts a request that is answered."""
+        self._finished += 1
+        if time.perf_counter() - self._said >= EVERY_S and self._finished < self._count:
+            self._said = time.perf_counter()
+            left = self._seconds() * (self._count - self._finished) / self._finished
+            self._say(
+                f"{self._name}: {self._finished} of {self._count} requests, about {left:.0f} s left"
+            )
+
+    def end(self, tokens: int) -> None:
+        """Reports the speed of all tokens."""
+        seconds, count = self._seconds(), compiling.programs() - self._known
+        self._say(
+            f"{self._name}: {tokens} tokens in {seconds:.1f} s, {tokens / seconds:.0f} tokens per "
+            f"second" + (f" beside compiling {count} programs" if count else "")
         )
 
-    return done
+    def _seconds(self) -> float:
+        """Seconds since the begin without those of compiling."""
+        return time.perf_counter() - self._start - (compiling.seconds() - self._compiled)

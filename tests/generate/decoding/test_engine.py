@@ -15,7 +15,7 @@ from tiny_models import TWO_LAYERS
 from emu3_jax import compiling, sharding
 from emu3_jax import vocab as vocab_lib
 from emu3_jax.generate import CancelledError, Request, Sampling, generate
-from emu3_jax.generate.decoding import session
+from emu3_jax.generate.decoding import engine, session
 from emu3_jax.generate.decoding.engine import answers
 from emu3_jax.models.language.kv_cache import KVCache, cache_bytes
 from emu3_jax.models.language.transformer import Transformer, TransformerConfig
@@ -317,6 +317,17 @@ def test_cache_size_and_progress(params):
     lines = []
     generate(MODEL, params, some_requests(), Sampling(), VOCAB, progress=lines.append)
     assert "cache" in lines[0] and "MiB" in lines[0] and "tokens per second" in lines[1]
+
+
+def test_progress_counts_answered_requests(params, monkeypatch):
+    monkeypatch.setattr(engine, "EVERY_S", 0.0)
+    lines, asked = [], some_requests()
+    generate(MODEL, params, asked, Sampling(), VOCAB, batch_size=1, progress=lines.append)
+    counts = [line.partition(", about")[0] for line in lines if ", about" in line]
+    assert counts == [
+        *(f"batch 1/2: {n} of 4 requests" for n in (1, 2, 3)),
+        "batch 2/2: 1 of 2 requests",
+    ]
 
 
 def test_a_program_is_announced_once_and_its_speed_says_so(params, monkeypatch, caplog):
