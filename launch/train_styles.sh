@@ -41,14 +41,18 @@ emu3 evaluate --evaluators=reconstruction --vision_tokenizer="$vision" --data="$
     --output="$here/evaluation/vision_tokenizer"
 # Recall is among the images of one style and one split, hence each split alone.
 model=(--model="$here/longer" --vision_tokenizer="$vision" --tokens="$here/tokens")
-drawing=(--data="$here/corpus" --guidance=3 --temperature=0.7 --top_k=200)
+drawing=(--data="$here/corpus" --temperature=0.7 --top_k=200)
 for split in validation_style validation_combination validation; do
-    emu3 evaluate --evaluators=emoji_retrieval,emoji_captions,emoji_compositions,emoji_edits,likelihood \
-        "${model[@]}" "${drawing[@]}" --splits="$split" --output="$here/evaluation/$split"
+    emu3 evaluate --evaluators=emoji_retrieval,emoji_captions,emoji_compositions,likelihood \
+        "${model[@]}" "${drawing[@]}" --guidance=3 --splits="$split" --output="$here/evaluation/$split"
 done
 emu3 evaluate --evaluators=emoji_retrieval --model="$here/longer" --vision_tokenizer="$vision" \
-    "${drawing[@]}" --splits=validation_style_zh --output="$here/evaluation/validation_style_zh"
+    "${drawing[@]}" --guidance=3 --splits=validation_style_zh --output="$here/evaluation/validation_style_zh"
 for split in validation_style validation_combination; do
+    for guidance in 1 3; do
+        emu3 evaluate --evaluators=emoji_edits --model="$here/longer" --vision_tokenizer="$vision" "${drawing[@]}" \
+            --guidance="$guidance" --splits="$split" --output="$here/evaluation/${split}_edits_$guidance"
+    done
     emu3 evaluate --evaluators=questions "${model[@]}" --splits="${split}_chats" --reference=train_chats \
         --output="$here/evaluation/${split}_chats"
 done

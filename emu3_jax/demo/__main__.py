@@ -60,8 +60,8 @@ def main() -> None:
     optional("gradio", "the page", "-r requirements-demo.txt")
     from emu3_jax.demo import site
 
-    model = MODEL.value or shipped.language_model("nano")
-    vision = VISION.value or shipped.vision_tokenizer("nano")
+    model = MODEL.value or shipped.language_model("styles")
+    vision = VISION.value or shipped.vision_tokenizer("styles")
     # Ends as after Ctrl-C: files of visitors are removed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     load_language(model)  # names what is missing before weights are read
