@@ -22,8 +22,9 @@ SHOWS = {
     "transformer_styles": dict(
         sampling=Sampling(guidance=3.0, temperature=0.7, top_k=200),
         prompts=(
-            "red apple, Noto style", "smiling face with sunglasses, flat style",
-            "person biking: medium skin tone, Twemoji style", "蓝心，Noto风格"
+            "person raising hand: medium-light skin tone, Noto style",
+            "smiling face with sunglasses, flat style", "man health worker: medium skin tone",
+            "男生举手: 较深肤色，Twemoji风格"
         ),
         **CLIPS,
     ),
