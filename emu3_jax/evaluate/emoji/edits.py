@@ -65,7 +65,7 @@ class EmojiEdits(language_use.ImageEvaluator):
     Attributes:
       splits: splits whose edits are made, `limit` of each.
       sampling: how to draw images, with the seed.
-      shown: edits on the sheet of targets above drawn images.
+      shown: edits on the sheet of sources, targets and drawn images.
     """
 
     headline: ClassVar[tuple[str, ...]] = ("recall_*", "nearer*")
