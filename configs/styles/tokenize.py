@@ -2,7 +2,8 @@
 
 Purpose: the data of configs/styles/transformer.py. Each still is there with its English caption
 (train) and with its Chinese one (train_zh), in eight versions and in four, all but one of them moved
-by up to two pixels. configs/styles/tuned.py takes chats, edits and continued clips too.
+by up to two pixels. configs/styles/tuned.py takes chats, edits and continued clips too,
+configs/styles/refined.py single things in sixteen versions.
 
   python -m emu3_jax.data.emoji_styles --output=runs/styles/corpus
   python -m emu3_jax.data.emoji_documents --corpus=runs/styles/corpus
@@ -25,6 +26,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.corpus_zip = ""
     config.corpus = f"{folder}/corpus"
     config.splits.train_zh = ("train_zh.jsonl",)
+    config.splits.train_things = ("train_things.jsonl",)
     config.splits.validation_style = ("validation_style.jsonl",)
     config.splits.validation_style_zh = ("validation_style_zh.jsonl",)
     config.splits.train_chats = ("questions_train.jsonl",)
@@ -34,5 +36,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config.splits.train_clips = ("videos_train.jsonl",)
     config.vision_tokenizer = f"{folder}/vision_tokenizer_export"
     config.text_tokenizer = "assets/text_styles.model"
-    config.copies = ConfigDict(dict(train=8, train_zh=4))
+    config.copies = ConfigDict(dict(train=8, train_zh=4, train_things=16))
     return config

@@ -40,6 +40,9 @@ CONCEPTS = "concepts.jsonl"
 SIDE, TILES = 64, 8  # pixels of a still; stills of a row and of a column of a sheet
 # Rows in Chinese are in files of their own, so that a model describes images in one language.
 CHINESE = "_zh"
+# So are the training stills of concepts without skin tones, of which there is one image in a style
+# where others have six: a mixture may draw them more often.
+THINGS = "train_things"
 _NAMED = re.compile(rf", ({'|'.join(STYLES)}) style\s*$")
 
 
@@ -87,7 +90,8 @@ def prepare(
     """Unpacks the corpus into `out_dir` and returns it; a folder that is already prepared is kept.
 
     Files: an image per still, clips/<id>.webp, and `<split>.jsonl` and `<split>_zh.jsonl` for each
-    of `fluent_emoji.splits_of`, with the columns of `fluent_emoji.prepare` and "style"; text.jsonl.
+    of `fluent_emoji.splits_of`, with the columns of `fluent_emoji.prepare` and "style"; text.jsonl;
+    train_things.jsonl, rows of train.jsonl.
     The stills of one concept follow each other, so that the first rows show every style.
     """
 
@@ -125,6 +129,8 @@ def _unpack(archive: zipfile.ZipFile, fluent: zipfile.ZipFile, out_dir: Path) ->
                 zh = one["caption_zh"]
                 rows[still.split].append(one)
                 rows[still.split + CHINESE].append(one | {"id": f"{one['id']}-zh", "text": zh})
+    toned = {row["base"] for row in rows["train"] if row["tone"]}
+    rows[THINGS] = [row for row in rows["train"] if "image" in row and row["base"] not in toned]
     return fluent_emoji.write_splits(out_dir, {**rows, "text": text})
 
 

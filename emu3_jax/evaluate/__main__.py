@@ -61,10 +61,10 @@ from emu3_jax import command_line, shipped
 from emu3_jax.config import ConfigError
 from emu3_jax.evaluate import evaluator, registry
 from emu3_jax.evaluate.evaluator import Evaluator, Subject, described
-from emu3_jax.evaluate.progress import Progress
 from emu3_jax.interop.bundle import load_language
 from emu3_jax.interop.exporting import LANGUAGE_MODEL, VISION_TOKENIZER
 from emu3_jax.interop.formats.safetensors_io import DTYPES
+from emu3_jax.progress import Progress
 from emu3_jax.train import weights
 from emu3_jax.train.run import distributed, run_directory
 
@@ -251,7 +251,9 @@ def load_subject(evaluators: Sequence[Evaluator]) -> Subject:
         else:
             run = weights.open_run(MODEL.value, STEP.value)
             models[kind], label = run.trained_model(kind), run.label
-    return Subject(label, Progress(distributed.say), OUTPUT.value, **models)
+    return Subject(
+        label, Progress(lambda line: distributed.say(f"  {line}")), OUTPUT.value, **models
+    )
 
 
 def _measured(one: Evaluator) -> flags.FlagHolder:

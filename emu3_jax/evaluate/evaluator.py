@@ -21,10 +21,10 @@ from etils import epath
 
 from emu3_jax.config import ConfigError
 from emu3_jax.data import media
-from emu3_jax.evaluate.progress import Progress
 from emu3_jax.files import in_words, read_json, write_atomically, write_json
 from emu3_jax.interop.bundle import Bundle, Language
 from emu3_jax.models.vision.tokenizer import VisionTokenizer
+from emu3_jax.progress import Progress
 from emu3_jax.train.run import readable
 
 T = TypeVar("T")

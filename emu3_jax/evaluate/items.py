@@ -99,7 +99,7 @@ class Reader:
                 counts[raw.kind] += 1
                 path = pathlib.Path(raw.image or raw.video)
                 chosen.append(Item(raw.key, raw.kind, path, raw.text, raw.attributes, pixels))
-        _check_share(self.skipped, self.rows)
+        check_share(self.skipped, self.rows)
         return chosen
 
     def read_splits(self, data: pathlib.Path, splits: Sequence[str], limit: int = 0) -> list[Item]:
@@ -133,7 +133,7 @@ class Reader:
                 self.skipped.append(f"{raw.where}: {problem}")
             else:
                 pixels[raw.key] = found
-        _check_share(self.skipped, self.rows)
+        check_share(self.skipped, self.rows)
         return pixels
 
     @property
@@ -181,7 +181,7 @@ def check_splits(data: pathlib.Path, splits: Sequence[str]) -> None:
     """Reads the rows of each split, but no media; ValueError as from `Reader.read_split`."""
     for split in splits:
         rows = list(_rows(data, split))
-        _check_share([f"{raw.where}: {raw.problem}" for raw in rows if raw.problem], len(rows))
+        check_share([f"{raw.where}: {raw.problem}" for raw in rows if raw.problem], len(rows))
 
 
 def of_kind(items: Sequence[Item], kind: str) -> list[Item]:
@@ -199,7 +199,8 @@ def _rows(data: pathlib.Path, split: str) -> Iterator[RawItem]:
         yield from source.items(shard)
 
 
-def _check_share(skipped: Sequence[str], rows: int) -> None:
+def check_share(skipped: Sequence[str], rows: int) -> None:
+    """ValueError if too many of `rows` rows cannot be used; `skipped` has a sentence on each."""
     if too_many_skipped(len(skipped), rows):
         raise ValueError(
             f"{len(skipped)} of {rows} rows cannot be used, at most {100 * MAX_SKIPPED:g} % "

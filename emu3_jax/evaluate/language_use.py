@@ -11,10 +11,10 @@ from emu3_jax.data.codec import vision_codec
 from emu3_jax.evaluate import items
 from emu3_jax.evaluate.evaluator import SplitEvaluator
 from emu3_jax.evaluate.items import Item
-from emu3_jax.evaluate.progress import Progress
 from emu3_jax.generate import modalities, presets
 from emu3_jax.generate.decoding.sampling import Sampling
 from emu3_jax.interop.bundle import Bundle, Language, check_vision_tokenizer
+from emu3_jax.progress import Progress
 from emu3_jax.train import weights
 
 # The longest caption of the emoji corpus is 12 words; this is enough even at a token per byte.

@@ -10,16 +10,21 @@ import numpy as np
 
 from emu3_jax.generate import scoring
 from emu3_jax.interop.bundle import Bundle
+from emu3_jax.progress import Progress
 from emu3_jax.sequence import Document, Image, Text, TokenClass, Video
 
 
 def caption_nats(
-    bundle: Bundle, blocks: Sequence[Image | Video], captions: Sequence[str], batch_size: int = 16
+    bundle: Bundle,
+    blocks: Sequence[Image | Video],
+    captions: Sequence[str],
+    batch_size: int = 16,
+    progress: Callable[[str], None] | None = None,
 ) -> np.ndarray:
     """-log p(caption and its end | block), float64 [N], for each block and its caption.
 
-    On a mesh the weights stay where they are. ValueError if a pair is longer than the model's
-    context.
+    On a mesh the weights stay where they are. `progress` is called with a line now and then.
+    ValueError if a pair is longer than the model's context.
     """
     pairs = zip(blocks, captions, strict=True)
     built = [bundle.grammar.build(Document((block, Text(caption)))) for block, caption in pairs]
@@ -30,7 +35,8 @@ def caption_nats(
             f"{fitted.dropped} of {len(built)} candidates and their captions are longer than the "
             f"context of {bundle.max_context} tokens, so they cannot be compared"
         )
-    tally = scoring.score(bundle, fitted, batch_size)
+    done = Progress(progress or (lambda line: None)).counter("tokens compared", fitted.targets)
+    tally = scoring.score(bundle, fitted, batch_size, done)
     return tally.nll[:, TokenClass.TEXT]
 
 
@@ -43,7 +49,8 @@ def best(
     progress: Callable[[str], None] | None = None,
 ) -> list[int]:
     """The index of the best of every `candidates` neighbouring blocks, which share a caption."""
-    nats_NC = caption_nats(bundle, blocks, captions, batch_size).reshape(-1, candidates)
+    nats_N = caption_nats(bundle, blocks, captions, batch_size, progress)
+    nats_NC = nats_N.reshape(-1, candidates)
     chosen_N = np.argmin(nats_NC, axis=1)
     if progress:
         progress(

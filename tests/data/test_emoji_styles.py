@@ -93,6 +93,16 @@ def test_captions_name_the_style_in_both_languages(small):
                 assert named == (split == "train")
 
 
+def test_things_are_training_stills_of_concepts_without_tones(small):
+    kept, corpus = small
+    things = read_split(corpus, emoji_styles.THINGS)
+    bases = {row["base"] for row in things}
+    assert bases and "man cook" not in bases
+    expected = {c["base"] for c in kept if c["base"] != "man cook"}
+    trained = [row for row in read_split(corpus, "train") if "image" in row]
+    assert things == [row for row in trained if row["base"] in expected]
+
+
 def test_edits_keep_the_style_or_change_it_alone(small):
     _, corpus = small
     rows = [r | {"split": s} for s in splits_of(corpus) for r in read_split(corpus, s)]

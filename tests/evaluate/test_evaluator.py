@@ -16,8 +16,8 @@ from emu3_jax.evaluate import evaluator, items, language_use, registry
 from emu3_jax.evaluate.emoji.retrieval import EmojiRetrieval
 from emu3_jax.evaluate.evaluator import Result, Subject, Table
 from emu3_jax.evaluate.language.likelihood import Likelihood
-from emu3_jax.evaluate.progress import Progress
 from emu3_jax.generate import modalities, presets
+from emu3_jax.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

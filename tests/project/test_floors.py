@@ -11,7 +11,7 @@ PACKAGE = ROOT / "emu3_jax"
 # Rooms are folders or single files of the package.
 FLOORS = {
     "exit_codes": 0, "files": 0, "shipped": 0, "vocab": 0, "sharding": 0, "config": 0,
-    "command_line": 0, "foreign": 0, "compiling": 0, "provenance": 0,
+    "command_line": 0, "foreign": 0, "compiling": 0, "provenance": 0, "progress": 0,
     "text": 1, "sequence": 1, "models": 1, "figures": 1,
     "data": 2, "interop": 2,
     "generate": 3, "scorers": 3,
@@ -33,6 +33,7 @@ NEIGHBOURS = {
     ("command_line", "shipped"): "and takes names of what is shipped",
     ("config", "shipped"): "a config may be named",
     ("command_line", "sharding"): "the flag --mesh names a mesh",
+    ("progress", "compiling"): "the time left is without that of compiling",
     ("sequence", "text"): "documents hold text, which a tokenizer turns into ids",
     ("preferences", "tokenize"): "both make datasets shard by shard, and resume alike",
     ("generate", "scorers"): "what was drawn is scored",

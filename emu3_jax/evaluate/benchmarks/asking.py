@@ -12,9 +12,9 @@ import numpy as np
 
 from emu3_jax import sequence
 from emu3_jax.evaluate.benchmarks.benchmark import Question
-from emu3_jax.evaluate.progress import Progress
 from emu3_jax.generate import modalities, scoring
 from emu3_jax.interop.bundle import Bundle
+from emu3_jax.progress import Progress
 from emu3_jax.sequence import Document, Image, Segment, Text, Turn
 from emu3_jax.sequence.chat import prompt_segments, without_period
 

@@ -86,9 +86,10 @@ class EmojiEdits(language_use.ImageEvaluator):
 
     def run(self, subject: Subject) -> Result:
         """Makes every edit and ranks the targets by distance to it."""
-        edits = self.use("data", self._edits)
+        edits, problems = self.use("data", self._edits)
         reader = items.Reader(self.tokenizer[0].config, subject.language_model.media)
         pixels = reader.read_files(path for edit in edits for path in (edit.source, edit.target))
+        reader.skipped += problems
         edits = [edit for edit in edits if {edit.source, edit.target} <= pixels.keys()]
         encode, decode = (
             functools.partial(function, self.tokenizer, batch_size=self.batch_size)
@@ -125,8 +126,14 @@ class EmojiEdits(language_use.ImageEvaluator):
         sizes = [codes[edit.target].shape for edit in edits]
         return modalities.draw_images(subject.language_model, prompts, sizes, options)
 
-    def _edits(self, data: str) -> list[Edit]:
-        return [edit for split in self.splits for edit in read_edits(data, split, self.limit)]
+    def _edits(self, data: str) -> tuple[list[Edit], list[str]]:
+        """As `read_edits`, of all splits."""
+        found = [read_edits(data, split, self.limit) for split in self.splits]
+        edits, problems = (
+            list(itertools.chain.from_iterable(part)) for part in zip(*found, strict=True)
+        )
+        items.check_share(problems, len(edits) + len(problems))
+        return edits, problems
 
     def _sheet(self, edits, pixels, drawn) -> np.ndarray:
         """Rows of sources, of targets below them, and of what was drawn below these."""
@@ -135,27 +142,32 @@ class EmojiEdits(language_use.ImageEvaluator):
         return contact_sheet(tiled(SHEET_COLUMNS, *lists))
 
 
-def read_edits(data: str | os.PathLike, split: str, limit: int = 0) -> list[Edit]:
+def read_edits(data: str | os.PathLike, split: str, limit: int = 0) -> tuple[list[Edit], list[str]]:
     """Returns the edits of a split in file order, the first `limit` of them; 0 for all.
 
+    Returns:
+      (edits, a sentence on each row up to the last of them that is no edit of one image).
+
     Raises:
-      SourceError: there is no file, or a row of it is no edit of one image.
+      SourceError: there is no file, or no edit in it.
     """
     source = open_source(f"edit:edits_{split}.jsonl", data)
-    edits = []
+    edits, problems = [], []
     for row in itertools.chain.from_iterable(map(source.items, range(source.num_shards))):
-        if row.problem:
-            raise SourceError(f"{row.where}: {row.problem}")
-        if len(row.segments) != 3:
-            raise SourceError(f"{row.where}: expected an edit of one image")
+        if 0 < limit <= len(edits):
+            break
+        if row.problem or len(row.segments) != 3:
+            problems.append(f"{row.where}: {row.problem or 'expected an edit of one image'}")
+            continue
         before, instruction, target = row.segments
         kind = str(row.attributes.get("kind", ""))
         edits.append(
             Edit(row.key, split, kind, instruction["text"], before["image"], target["image"])
         )
     if not edits:
-        raise SourceError(f"{data}: edits_{split}.jsonl holds no edit")
-    return edits[: limit or None]
+        first = f"; the first row: {problems[0]}" if problems else ""
+        raise SourceError(f"{data}: edits_{split}.jsonl holds no edit{first}")
+    return edits, problems
 
 
 def edit_metrics(

@@ -24,7 +24,6 @@ from emu3_jax.config import ConfigError
 from emu3_jax.data.codec.programs import Program
 from emu3_jax.evaluate import items
 from emu3_jax.evaluate.evaluator import Result, SplitEvaluator, Subject
-from emu3_jax.evaluate.progress import Progress
 from emu3_jax.evaluate.vision import frechet
 from emu3_jax.evaluate.vision.clip_boundaries import of_length
 from emu3_jax.evaluate.vision.frechet import Statistics
@@ -34,6 +33,7 @@ from emu3_jax.interop.bundle import Language
 from emu3_jax.interop.vision import feature_networks, perceptual_weights
 from emu3_jax.models.features import i3d, inception, lpips
 from emu3_jax.models.features.resizing import resized
+from emu3_jax.progress import Progress
 from emu3_jax.train.run import distributed
 
 # Unterthiner et al. 2018 use clips of 16 frames.

@@ -15,7 +15,6 @@ import numpy as np
 from emu3_jax.data.codec import vision_codec
 from emu3_jax.evaluate import items
 from emu3_jax.evaluate.evaluator import Result, SplitEvaluator, Subject, Table
-from emu3_jax.evaluate.progress import Progress
 from emu3_jax.evaluate.vision import published
 from emu3_jax.evaluate.vision.clip_boundaries import boundary_metrics, clip_boundaries, of_length
 from emu3_jax.evaluate.vision.codebook_use import codebook_metrics
@@ -24,6 +23,7 @@ from emu3_jax.evaluate.vision.vision_evaluator import VisionEvaluator
 from emu3_jax.figures.contact_sheet import contact_sheet, film_strip
 from emu3_jax.interop.bundle import Language
 from emu3_jax.interop.vision import perceptual_weights
+from emu3_jax.progress import Progress
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

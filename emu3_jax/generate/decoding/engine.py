@@ -30,10 +30,8 @@ from emu3_jax.generate.decoding.session import Session
 from emu3_jax.models import cpu, gpu
 from emu3_jax.models.language.kv_cache import cache_bytes
 from emu3_jax.models.language.transformer import Transformer, check_mesh, unscanned
+from emu3_jax.progress import Progress
 from emu3_jax.vocab import Vocab
-
-# Between two lines of progress.
-EVERY_S = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +82,8 @@ def generate(
       max_context: the most tokens that the model may read: the prompt and all of the answer
         but its last token; None for no limit.
       quantized_cache: keys and values are kept as int8, with a scale for each head of each token.
-      progress: called with a line before and after each kind of requests, and every EVERY_S
-        seconds in between.
+      progress: called with a line before and after each kind of requests, and every few
+        seconds in between (`Progress`).
       stream: called as stream(position in the list, new tokens int32 [n]) every few tokens while
         requests run; the pieces of a request together are its answer.
       cancel: asked every few tokens; True ends the call. Several processes must be told the same.
@@ -147,7 +145,7 @@ def answers(
 
             def answer(at: int, tokens, passes: int, commits, plan=plan, report=report) -> None:
                 found[plan.members[at]] = Answer(tokens, passes, commits)
-                report.finished()
+                report.finished(1)
 
             def show(at: int, tokens: np.ndarray, plan: Plan = plan) -> None:
                 stream(plan.members[at], tokens)
@@ -230,37 +228,26 @@ class _Reporter:
 
     def __init__(self, session: Session, name: str, progress: Callable[[str], None] | None):
         self._name, self._say = name, progress or (lambda line: None)
-        self._count, self._finished = len(session.plan.members), 0
         plan, branches = session.plan, session.branches
         size = cache_bytes(
             session.model.config, plan.size * branches, session.slots, session.quantized
         )
-        self._say(
-            f"{name}: {self._count} requests in {plan.size} rows"
+        count, throttled = len(plan.members), Progress(self._say)
+        throttled.line(
+            f"{name}: {count} requests in {plan.size} rows"
             f"{' x 2 branches' if branches == 2 else ''}, up to {plan.slots} tokens, "
             f"{plan.columns} new, cache {size / 2**20:.1f} MiB"
         )
+        # Called with the number of requests just answered.
+        self.finished = throttled.counter(f"{name}, requests answered", count)
         self._compiled, self._known = compiling.seconds(), compiling.programs()
-        self._start = self._said = time.perf_counter()
-
-    def finished(self) -> None:
-        """Counts a request that is answered."""
-        self._finished += 1
-        if time.perf_counter() - self._said >= EVERY_S and self._finished < self._count:
-            self._said = time.perf_counter()
-            left = self._seconds() * (self._count - self._finished) / self._finished
-            self._say(
-                f"{self._name}: {self._finished} of {self._count} requests, about {left:.0f} s left"
-            )
+        self._start = time.perf_counter()
 
     def end(self, tokens: int) -> None:
         """Reports the speed of all tokens."""
-        seconds, count = self._seconds(), compiling.programs() - self._known
+        spent, count = time.perf_counter() - self._start, compiling.programs() - self._known
+        seconds = spent - (compiling.seconds() - self._compiled)
         self._say(
             f"{self._name}: {tokens} tokens in {seconds:.1f} s, {tokens / seconds:.0f} tokens per "
             f"second" + (f" beside compiling {count} programs" if count else "")
         )
-
-    def _seconds(self) -> float:
-        """Seconds since the begin without those of compiling."""
-        return time.perf_counter() - self._start - (compiling.seconds() - self._compiled)

@@ -9,7 +9,7 @@ import tiny_models
 
 from emu3_jax.evaluate.benchmarks import asking
 from emu3_jax.evaluate.benchmarks.benchmark import Question
-from emu3_jax.evaluate.progress import Progress
+from emu3_jax.progress import Progress
 from emu3_jax.sequence import Image, Turn
 
 ONE, TWO = (np.full((2, size), size, np.int32) for size in (2, 3))

@@ -1,6 +1,7 @@
 """Edits: what a model is asked, and the figures of one that is right and of one that copies."""
 
 import json
+import shutil
 import types
 
 import evaluation_stand_ins as parts
@@ -46,7 +47,8 @@ def evaluator(corpus, monkeypatch):
 
 
 def test_a_model_that_is_right(evaluator, corpus, monkeypatch):
-    rows = edits.read_edits(corpus, "validation_combination")
+    rows, problems = edits.read_edits(corpus, "validation_combination")
+    assert not problems
     asked = []
 
     def right(bundle, prompts, sizes, options):
@@ -83,6 +85,28 @@ def test_a_model_that_copies(evaluator, monkeypatch):
     found = evaluator.run(SUBJECT).metrics
     assert found["nearer"] == 0
     assert found["recall_at_1"] == found["recall_at_1_copy"]
+
+
+def test_rows_that_cannot_be_used_are_left_out_and_listed(corpus, tmp_path, monkeypatch):
+    folder = shutil.copytree(corpus, tmp_path / "corpus")
+    file = folder / "edits_validation_combination.jsonl"
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    (folder / "broken.png").write_bytes(b"")
+    bad = [
+        {"source": [rows[0]["source"]] * 2, "instruction": "x", "target": rows[0]["target"]},
+        {"source": "broken.png", "instruction": "x", "target": rows[0]["target"]},
+    ]
+    file.write_text("".join(json.dumps(row) + "\n" for row in (*bad, *rows)))
+    monkeypatch.setattr(weights, "load_vision_tokenizer", lambda path: TOKENIZER)
+    monkeypatch.setattr(
+        modalities, "draw_images", lambda b, prompts, *_: [i.codes for i, _ in prompts]
+    )
+    found = EmojiEdits(
+        data=str(folder), vision_tokenizer="grey", splits=("validation_combination",)
+    ).run(SUBJECT)
+    assert found.metrics["edits"] == len(rows) and found.metrics["items_skipped"] == len(bad)
+    assert any("of one image" in note for note in found.notes)
+    assert any("broken.png" in note for note in found.notes)
 
 
 def test_figures_by_hand():

@@ -13,8 +13,8 @@ from emu3_jax import sharding
 from emu3_jax.data.tokens import records
 from emu3_jax.evaluate.evaluator import Subject
 from emu3_jax.evaluate.language import likelihood, token_documents
-from emu3_jax.evaluate.progress import Progress
 from emu3_jax.generate import best_of, scoring
+from emu3_jax.progress import Progress
 from emu3_jax.sequence import Image, Text, TokenClass, Video
 from emu3_jax.sharding import MeshConfig
 
@@ -206,6 +206,12 @@ def test_documents_longer_than_the_context_are_scored_as_trained(bundle, tokens,
     assert result.notes == ["documents longer than the context: 1 cut as in training, 6 left out"]
     whole = likelihood.Likelihood(tokens=str(tokens)).run(Subject(language_model=bundle))
     assert whole.notes == [] and whole.metrics["documents_dropped"] == 0
+
+
+def test_comparing_candidates_says_how_far_it_is(bundle):
+    said = []
+    best_of.best(bundle, [Image(np.zeros((2, 2), int))] * 4, ["a"] * 4, 2, progress=said.append)
+    assert said[0].startswith("tokens compared: ") and "2 candidates each" in said[1]
 
 
 def test_candidates_longer_than_the_context_are_refused(bundle):

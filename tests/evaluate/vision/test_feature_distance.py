@@ -10,11 +10,11 @@ from emu3_jax import sharding
 from emu3_jax.data import media
 from emu3_jax.evaluate import items
 from emu3_jax.evaluate.evaluator import Subject
-from emu3_jax.evaluate.progress import Progress
 from emu3_jax.evaluate.vision import feature_distance, frechet
 from emu3_jax.evaluate.vision.feature_distance import FrechetDistance
 from emu3_jax.evaluate.vision.reconstruction import Reconstruction, reconstruct
 from emu3_jax.interop.vision import feature_networks, perceptual_weights
+from emu3_jax.progress import Progress
 from emu3_jax.sharding import MeshConfig
 
 

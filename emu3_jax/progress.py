@@ -1,4 +1,4 @@
-"""Progress lines of long evaluations, at most one per interval."""
+"""Progress lines of long work, at most one per interval."""
 
 import math
 import time
@@ -19,7 +19,7 @@ class Progress:
     def line(self, text: str) -> None:
         """Passes `text` on if the last line is at least `every_s` seconds old."""
         if time.monotonic() - self._said >= self._every_s:
-            self._say(f"  {text}")
+            self._say(text)
             self._said = time.monotonic()
 
     def counter(self, what: str, total: int) -> Callable[[int], None]:
