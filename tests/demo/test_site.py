@@ -2,7 +2,6 @@
 
 import json
 import re
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,73 +13,19 @@ import httpx
 from test_handlers import endless
 from test_uploads import bomb, saved
 
+from benchmarks.memory.page_memory import API, Visitor
 from emu3_jax.demo import site
 from emu3_jax.demo.handlers import Handlers
 from emu3_jax.demo.tabs import imaging
 from emu3_jax.demo.uploads import MAX_BYTES
 from emu3_jax.demo.visitors import Visitors
 
-API = "/gradio_api"
 
-
-class Browser:
-    """One visitor."""
-
-    def __init__(self, address):
-        self.http = httpx.Client(base_url=address, timeout=60)
-        self.session = uuid.uuid4().hex[:10]
-        self.config = self.http.get("/config").json()
-
-    def _event(self, words, event):
-        """The number of what happens at an event of the component with a label or value."""
-        of = {c["id"]: c["props"] for c in self.config["components"]}
-        for number, one in enumerate(self.config["dependencies"]):
-            for target, name in one["targets"]:
-                props = of.get(target, {})
-                if name == event and words in (props.get("label"), props.get("value")):
-                    return number
-        raise AssertionError(words)
-
-    def does(self, words, *data, event="click"):
-        """The data of each state that is shown, or None for one that failed."""
-        number = self._event(words, event)
-        body = {"fn_index": number, "session_hash": self.session, "data": list(data)}
-        joined = self.http.post(f"{API}/queue/join", json=body)
-        assert joined.status_code == 200, joined.text
-        event = joined.json()["event_id"]
-        shown, current = [], None
-        with self.http.stream("GET", f"{API}/queue/data?session_hash={self.session}") as lines:
-            for line in lines.iter_lines():
-                if not line.startswith("data:"):
-                    continue
-                told = json.loads(line.removeprefix("data:"))
-                assert "Traceback" not in line
-                if told.get("event_id") != event:
-                    continue
-                if told["msg"] == "process_generating":
-                    current = _patched(current, told["output"]["data"])
-                    shown.append(current)
-                if told["msg"] == "process_completed":
-                    return shown if told["success"] else [*shown, None]
+class Browser(Visitor):
+    """A visitor who also uploads."""
 
     def upload(self, name, content):
         return self.http.post(f"{API}/upload", files={"files": (name, content)})
-
-
-def _patched(before, data):
-    """States after the first state what changed in each of their parts."""
-    if before is None:
-        return data
-    return [_changed(old, part) for old, part in zip(before, data, strict=True)]
-
-
-def _changed(old, part):
-    if not (isinstance(part, list) and all(isinstance(p, list) and len(p) == 3 for p in part)):
-        return part
-    for action, path, value in part:
-        assert not path
-        old = value if action == "replace" else old + value
-    return old
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +74,7 @@ def test_a_visitor_changes_their_mind(address, monkeypatch):
     with ThreadPoolExecutor() as pool:
         drawing = pool.submit(browser.does, "Draw", *DRAW)
         while not drawing.done():
-            other = Browser(address)
-            other.session, stop = browser.session, browser._event("Stop", "click")
-            body = {"fn_index": stop, "session_hash": browser.session, "data": []}
-            other.http.post(f"{API}/queue/join", json=body)
+            Browser(address, browser.session).join("Stop")
     assert "Stopped." in drawing.result()[-1][1]
 
 

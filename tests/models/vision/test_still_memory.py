@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from benchmarks.still_memory import DIRECTIONS, measure
+from benchmarks.memory.still_memory import DIRECTIONS, measure
 from emu3_jax.models.vision.tokenizer import VisionTokenizer, VisionTokenizerConfig
 
 TINY = VisionTokenizerConfig(

@@ -1,6 +1,6 @@
 """Peak host memory of loading a language model, on a synthetic checkpoint of many files.
 
-  PYTHONPATH=. python benchmarks/loading_memory.py --directory=/tmp/checkpoint [--gigabytes=2]
+  PYTHONPATH=. python benchmarks/memory/loading_memory.py --directory=DIR [--gigabytes=2]
 
 Writes a checkpoint in the released layout (random weights, files of 200 MB) unless the directory
 holds one, then loads it onto two CPU devices in its own process. Prints the peak memory of that

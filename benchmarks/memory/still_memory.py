@@ -1,6 +1,6 @@
 """Memory of one still in the vision tokenizer of the released size, float32, on a CPU.
 
-  PYTHONPATH=. python benchmarks/still_memory.py [--side=1024]
+  PYTHONPATH=. python benchmarks/memory/still_memory.py [--side=1024]
 
 For encoding and for decoding, each in a fresh process: the temporaries that XLA plans for the
 compiled program, with and without the weights, and the peak of the process, which includes Python,
