@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The models of the emoji in four styles, some five hours on two cores: corpus -> vision tokenizer -> tokens ->
-# transformer -> tuning on captions, chats, edits and clips, twice -> held-out figures of both.
+# The models of the emoji in four styles, some seven hours on two cores: corpus -> vision tokenizer -> tokens ->
+# transformer -> tuning on captions, chats, edits and clips, three times -> held-out figures of both.
 #
 #   bash launch/train_styles.sh [--dry_run] [FOLDER]        # FOLDER: runs/styles
 #
@@ -36,21 +36,22 @@ emu3 tokenize --config="styles/tokenize:$here"
 emu3 train --config="styles/transformer:$here" --workdir="$here/transformer"
 emu3 train --config="styles/tuned:$here" --workdir="$here/tuned"
 emu3 train --config="styles/longer:$here" --workdir="$here/longer"
+emu3 train --config="styles/refined:$here" --workdir="$here/refined"
 
 emu3 evaluate --evaluators=reconstruction --vision_tokenizer="$vision" --data="$here/corpus" \
     --output="$here/evaluation/vision_tokenizer"
 # Recall is among the images of one style and one split, hence each split alone.
-model=(--model="$here/longer" --vision_tokenizer="$vision" --tokens="$here/tokens")
+model=(--model="$here/refined" --vision_tokenizer="$vision" --tokens="$here/tokens")
 drawing=(--data="$here/corpus" --temperature=0.7 --top_k=200)
 for split in validation_style validation_combination validation; do
     emu3 evaluate --evaluators=emoji_retrieval,emoji_captions,emoji_compositions,likelihood \
         "${model[@]}" "${drawing[@]}" --guidance=3 --splits="$split" --output="$here/evaluation/$split"
 done
-emu3 evaluate --evaluators=emoji_retrieval --model="$here/longer" --vision_tokenizer="$vision" \
+emu3 evaluate --evaluators=emoji_retrieval --model="$here/refined" --vision_tokenizer="$vision" \
     "${drawing[@]}" --guidance=3 --splits=validation_style_zh --output="$here/evaluation/validation_style_zh"
 for split in validation_style validation_combination; do
     for guidance in 1 3; do
-        emu3 evaluate --evaluators=emoji_edits --model="$here/longer" --vision_tokenizer="$vision" "${drawing[@]}" \
+        emu3 evaluate --evaluators=emoji_edits --model="$here/refined" --vision_tokenizer="$vision" "${drawing[@]}" \
             --guidance="$guidance" --splits="$split" --output="$here/evaluation/${split}_edits_$guidance"
     done
     emu3 evaluate --evaluators=questions "${model[@]}" --splits="${split}_chats" --reference=train_chats \

@@ -1,7 +1,7 @@
 r"""The transformer of four styles, tuned for longer: more images, captions and edits, one more fall of the rate.
 
-Purpose: the model that is shipped. It starts from the end of configs/styles/tuned.py at two thirds
-of its first rate, with a larger share of images and captions and twice the edits.
+Purpose: a larger share of images and captions, and twice the edits. It starts from the end of
+configs/styles/tuned.py at two thirds of its first rate.
 
 The argument is the folder of all runs, which has tuned/ and tokens/.
 
