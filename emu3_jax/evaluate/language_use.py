@@ -77,7 +77,8 @@ def caption(
     progress: Progress,
 ) -> list[str]:
     """Returns the greedy caption of each image, uint8 [H, W, 3]."""
-    codes = vision_codec.encode(tokenizer, images, batch_size)
+    count = progress.counter("encoded", len(images))
+    codes = vision_codec.encode(tokenizer, images, batch_size, done=count)
     options = modalities.Options(
         sampling=Sampling(temperature=0.0),
         max_new=MAX_CAPTION_TOKENS,
@@ -98,10 +99,11 @@ def draw(
         grid = (height // config.spatial_factor, width // config.spatial_factor)
         sizes.setdefault(grid, []).append(index)
     images: list = [None] * len(chosen)
+    count = Progress(options.progress or (lambda line: None)).counter("decoded", len(chosen))
     for (h, w), indices in sizes.items():
         captions = [chosen[i].text for i in indices]
         codes = modalities.text_to_image(bundle, captions, h, w, options)
-        drawn = vision_codec.decode(tokenizer, list(codes), options.batch_size)
+        drawn = vision_codec.decode(tokenizer, list(codes), options.batch_size, done=count)
         for index, image in zip(indices, drawn, strict=True):
             images[index] = image
     return images

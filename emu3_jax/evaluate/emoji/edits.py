@@ -95,10 +95,13 @@ class EmojiEdits(language_use.ImageEvaluator):
             functools.partial(function, self.tokenizer, batch_size=self.batch_size)
             for function in (vision_codec.encode, vision_codec.decode)
         )
-        count = subject.progress.counter("encoded", len(pixels))
-        codes = dict(zip(pixels, encode(list(pixels.values()), done=count), strict=True))
-        rebuilt = dict(zip(pixels, decode(list(codes.values())), strict=True))
-        drawn = decode(self._draw(subject, edits, codes))
+        counter = subject.progress.counter
+        encoded = encode(list(pixels.values()), done=counter("encoded", len(pixels)))
+        codes = dict(zip(pixels, encoded, strict=True))
+        decoded = decode(list(codes.values()), done=counter("decoded", len(codes)))
+        rebuilt = dict(zip(pixels, decoded, strict=True))
+        of_edits = self._draw(subject, edits, codes)
+        drawn = decode(of_edits, done=counter("edits decoded", len(edits)))
         gallery = sorted({edit.target for edit in edits})
         right = [gallery.index(edit.target) for edit in edits]
         gallery_ND = features([pixels[path] for path in gallery])

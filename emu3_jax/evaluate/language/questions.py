@@ -13,7 +13,7 @@ tokenizer.
 
 import collections
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,6 +28,7 @@ from emu3_jax.evaluate.language_use import CodesEvaluator
 from emu3_jax.generate import modalities
 from emu3_jax.generate.decoding.sampling import Sampling
 from emu3_jax.interop.bundle import Language
+from emu3_jax.progress import Progress
 from emu3_jax.sequence import Document, Grammar, Image, Turn
 from emu3_jax.sequence.chat import parse_chat
 
@@ -93,7 +94,7 @@ class Questions(CodesEvaluator):
         """Asks every question of the splits."""
         bundle = subject.language_model
         tokens = self.use("tokens", epath.Path)
-        known = self._known(tokens, bundle)
+        known = self._known(tokens, subject)
         metrics: dict[str, float] = {}
         tables = {}
         for split in self.splits:
@@ -117,12 +118,13 @@ class Questions(CodesEvaluator):
             )
         return Result(metrics, tables)
 
-    def _known(self, tokens: epath.Path, bundle) -> "Known | None":
+    def _known(self, tokens: epath.Path, subject: Subject) -> "Known | None":
         if not self.reference:
             return None
         path = dataset_path(tokens, self.reference)
         tokenizer = self.tokenizer if self.vision_tokenizer else None
-        return Known(turns_of(path, bundle.grammar), tokenizer, self.batch_size)
+        turns = turns_of(path, subject.language_model.grammar)
+        return Known(turns, tokenizer, self.batch_size, subject.progress)
 
 
 def is_right(answer: str, truth: str) -> bool:
@@ -185,13 +187,21 @@ def _asked(turns: Sequence[Turn]) -> Iterator[tuple[str, str, np.ndarray | None]
 class Known:
     """What can be said of a question from the answers of a training split alone."""
 
-    def __init__(self, turns, tokenizer: tuple[Any, Any] | None, batch_size: int):
+    def __init__(
+        self,
+        turns: Iterable[tuple[str, str, np.ndarray | None]],
+        tokenizer: tuple[Any, Any] | None,
+        batch_size: int,
+        progress: Progress,
+    ):
         self._tokenizer, self._batch_size = tokenizer, batch_size
+        self._progress = progress
         self._by_question: dict[str, list[tuple[str, int | None]]] = collections.defaultdict(list)
-        # Number of each different image; codes of those not decoded yet, features of the others.
+        # Number of each different image; codes of those not decoded yet, features [n, D] of those
+        # that were decoded together.
         self._images: dict[bytes, int] = {}
         self._codes: list[np.ndarray] = []
-        self._space: list[np.ndarray] = []
+        self._decoded: list[np.ndarray] = []
         for question, answer, codes in turns:
             self._by_question[question].append((_plain(answer), self._remember(codes)))
         self._all = [one for group in self._by_question.values() for one in group]
@@ -222,20 +232,31 @@ class Known:
 
     def _nearest(self, cases, groups) -> list[float]:
         asked = [self._remember(case.codes) for case in cases]
-        if self._codes:
-            pixels = vision_codec.decode(self._tokenizer, self._codes, self._batch_size)
-            self._space += list(features(pixels))
-            self._codes = []
-        right = []
-        for case, image, group in zip(cases, asked, groups, strict=True):
-            shown = [(answer, other) for answer, other in group if other is not None]
-            if image is None or not shown:
-                right.append(False)
-                continue
-            others = np.stack([self._space[other] for _, other in shown])
-            distance = np.sum((others - self._space[image]) ** 2, axis=1)
-            right.append(shown[int(np.argmin(distance))][0] == _plain(case.truth))
+        of_image = collections.defaultdict(list)
+        for at, image in enumerate(asked):
+            if image is not None:
+                of_image[image].append(at)
+        space_ND = self._features()
+        count = self._progress.counter("images compared", len(of_image))
+        right = [False] * len(cases)
+        for image, these in of_image.items():
+            distance_N = np.sum((space_ND - space_ND[image]) ** 2, axis=1)
+            for at in these:
+                shown = [(answer, other) for answer, other in groups[at] if other is not None]
+                if shown:
+                    nearest = np.argmin(distance_N[[other for _, other in shown]])
+                    right[at] = shown[int(nearest)][0] == _plain(cases[at].truth)
+            count(1)
         return right
+
+    def _features(self) -> np.ndarray:
+        """Features float64 [N, D] of all images so far."""
+        if self._codes:
+            count = self._progress.counter("images decoded", len(self._codes))
+            of = self._tokenizer, self._codes, self._batch_size
+            self._decoded.append(features(vision_codec.decode(*of, done=count)))
+            self._codes = []
+        return np.concatenate(self._decoded) if self._decoded else np.zeros((0, 1))
 
     def _remember(self, codes: np.ndarray | None) -> int | None:
         """The number of an image."""

@@ -11,6 +11,7 @@ from emu3_jax.evaluate.evaluator import Subject
 from emu3_jax.evaluate.language import questions
 from emu3_jax.evaluate.language.questions import Case, Known, Questions
 from emu3_jax.generate import modalities
+from emu3_jax.progress import Progress
 from emu3_jax.sequence import Image, Text, Turn, chat_document
 
 CODES = [np.full((2, 4), code, np.int32) for code in range(4)]
@@ -97,11 +98,12 @@ def test_what_counts_as_right(answer, truth, right):
 
 
 def test_figures_without_a_model_are_those_by_hand(bundle, tokens, monkeypatch):
-    known = Known(questions.turns_of(tokens / "train", bundle.grammar), ("decoder",), 4)
+    said, turns = [], questions.turns_of(tokens / "train", bundle.grammar)
+    known = Known(turns, ("decoder",), 4, Progress(said.append, every_s=0.0))
     # Every image decodes to its first code as a grey level: 0 is nearest to 0, 3 to 2.
     monkeypatch.setattr(
         questions.vision_codec, "decode",
-        lambda tokenizer, codes, batch: [
+        lambda tokenizer, codes, batch, done: [
             np.full((64, 64, 3), 9 * c.flat[0], np.uint8) for c in codes
         ],
     )  # fmt: skip
@@ -111,6 +113,9 @@ def test_figures_without_a_model_are_those_by_hand(bundle, tokens, monkeypatch):
     np.testing.assert_allclose(columns["chance"], [1 / 2, 1 / 2, 1 / 3])
     assert columns["majority"] == [False, True, False]
     assert columns["nearest"] == [True, True, False]
+    assert [line.partition(", ")[0] for line in said] == [
+        f"images compared: {n} of 3" for n in (1, 2, 3)
+    ]
 
 
 def test_shares_are_means_over_all_and_over_each_kind():
