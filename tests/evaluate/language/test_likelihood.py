@@ -99,7 +99,7 @@ def test_any_batch_and_packing_gives_the_mean_over_targets(
     )
     evaluator = likelihood.Likelihood(tokens=str(tokens), batch_size=batch_size, rows=rows)
     result = evaluator.run(subject)
-    done, total = re.match(r"  targets scored: (\d+) of (\d+), about 0 s left", said[-1]).groups()
+    done, total = re.match(r"targets scored: (\d+) of (\d+), about 0 s left", said[-1]).groups()
     assert done == total
     for (task, kind), nll in by_hand.items():
         found = result.metrics[f"nats_{task}_on_{kind}"]
