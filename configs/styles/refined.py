@@ -10,8 +10,9 @@ The argument is the folder of all runs, which has longer/ and tokens/.
 Command:
   JAX_NUM_CPU_DEVICES=2 python -m emu3_jax.train --config=configs/styles/refined.py --workdir=runs/styles/refined
 
-Observed: 101 minutes on two cores, 4,600 to 5,300 tokens/s. Nats per image code given the caption,
-128 items of each of the three validation splits, after 2,000, 4,000, … 14,000 and 14,500 steps:
+Observed: 101 minutes on two cores, 4,600 to 5,300 tokens/s, from the weights of longer.py rounded to
+bfloat16. Nats per image code given the caption, 128 items of each of the three validation splits,
+after 2,000, 4,000, … 14,000 and 14,500 steps:
 4.96, 4.80, 4.73, 4.55, 4.44, 4.30, 4.17, 4.15. These are the first items, faces and persons, which
 were at 4.12 before; but things unseen in a style are found by 56 % of the images instead of 34 %.
 Recall: docs/reference/measurements.md.
