@@ -10,10 +10,13 @@ EVERY_S = 10.0
 
 
 class Progress:
-    """Passes lines on to `say`: the first at once, then at most one every `every_s` seconds."""
+    """Passes lines on to `say`: the first at once, then at most one every `every_s` seconds.
 
-    def __init__(self, say: Callable[[str], None] = lambda line: None, every_s: float = EVERY_S):
-        self._say, self._every_s = say, every_s
+    Without `say` they are dropped.
+    """
+
+    def __init__(self, say: Callable[[str], None] | None = None, every_s: float = EVERY_S):
+        self._say, self._every_s = say or (lambda line: None), every_s
         self._said = -math.inf
 
     def line(self, text: str) -> None:

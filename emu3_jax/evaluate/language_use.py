@@ -99,7 +99,7 @@ def draw(
         grid = (height // config.spatial_factor, width // config.spatial_factor)
         sizes.setdefault(grid, []).append(index)
     images: list = [None] * len(chosen)
-    count = Progress(options.progress or (lambda line: None)).counter("decoded", len(chosen))
+    count = Progress(options.progress).counter("decoded", len(chosen))
     for (h, w), indices in sizes.items():
         captions = [chosen[i].text for i in indices]
         codes = modalities.text_to_image(bundle, captions, h, w, options)

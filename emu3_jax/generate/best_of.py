@@ -35,7 +35,7 @@ def caption_nats(
             f"{fitted.dropped} of {len(built)} candidates and their captions are longer than the "
             f"context of {bundle.max_context} tokens, so they cannot be compared"
         )
-    done = Progress(progress or (lambda line: None)).counter("tokens compared", fitted.targets)
+    done = Progress(progress).counter("tokens compared", fitted.targets)
     tally = scoring.score(bundle, fitted, batch_size, done)
     return tally.nll[:, TokenClass.TEXT]
 

@@ -232,7 +232,7 @@ class _Reporter:
         size = cache_bytes(
             session.model.config, plan.size * branches, session.slots, session.quantized
         )
-        count, throttled = len(plan.members), Progress(self._say)
+        count, throttled = len(plan.members), Progress(progress)
         throttled.line(
             f"{name}: {count} requests in {plan.size} rows"
             f"{' x 2 branches' if branches == 2 else ''}, up to {plan.slots} tokens, "
