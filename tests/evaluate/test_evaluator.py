@@ -159,11 +159,14 @@ def subject(tmp_path_factory):
 def test_a_real_model_draws_and_writes(subject):
     subject, folder = subject
     stills = items.Reader().read_images(folder, "validation_combination")
-    options = modalities.Options(sampling=EmojiRetrieval().sampling, batch_size=4)
-    models = subject.language_model, subject.vision_tokenizer
+    models, said = (subject.language_model, subject.vision_tokenizer), []
+    sampling = EmojiRetrieval().sampling
+    options = modalities.Options(sampling=sampling, batch_size=4, progress=said.append)
     drawn = language_use.draw(*models, stills, options)
+    assert said[-1] == "decoded: 3 of 3, about 0 s left"
     assert [d.shape for d in drawn] == [(16, 16, 3)] * 3
     assert np.array_equal(drawn, language_use.draw(*models, stills, options))
-    written = language_use.caption(*models, [item.pixels for item in stills], 4, Progress())
+    written = language_use.caption(*models, [item.pixels for item in stills], 4, Progress(said.append))
+    assert said[-1].startswith("encoded: 3 of 3")
     assert len(written) == 3
     assert all(isinstance(text, str) for text in written)

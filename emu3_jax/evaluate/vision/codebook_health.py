@@ -65,10 +65,10 @@ class CodebookHealth(VisionEvaluator):
             check_comparable(tokenizer[0].config, earlier[0].config)
         metrics, counts, reader = {}, {}, self.reader(subject)
         for kind, pixels in self._corpus(reader).items():
-            codes = vision_codec.encode(tokenizer, pixels, self.batch_size)
+            codes = self._codes(subject, tokenizer, pixels, f"{kind} encoded")
             counts[kind] = use.code_counts(codes, size)
             if earlier is not None:
-                before = vision_codec.encode(earlier, pixels, self.batch_size)
+                before = self._codes(subject, earlier, pixels, f"{kind} encoded before")
                 metrics[f"tokens_kept_{kind}"] = kept_percent(codes, before)
         total = sum(counts.values())
         for kind, counts_N in {**counts, "corpus": total}.items():
@@ -87,6 +87,10 @@ class CodebookHealth(VisionEvaluator):
             metrics["patch_drift"] = self._drift(tokenizer, earlier, order)
         notes = _notes(total) + reader.notes
         return Result(metrics | reader.metrics, images=images, notes=notes)
+
+    def _codes(self, subject: Subject, tokenizer, pixels: list[np.ndarray], what: str):
+        done = subject.progress.counter(what, len(pixels))
+        return vision_codec.encode(tokenizer, pixels, self.batch_size, done=done)
 
     def _drift(self, tokenizer, earlier, order: list[int]) -> float:
         chosen = order[: self.compared]

@@ -10,6 +10,7 @@ from emu3_jax.evaluate.evaluator import Subject
 from emu3_jax.evaluate.vision import codebook_images
 from emu3_jax.evaluate.vision import codebook_use as use
 from emu3_jax.evaluate.vision.codebook_health import CodebookHealth, flat_patches
+from emu3_jax.progress import Progress
 from emu3_jax.train import weights
 
 
@@ -76,6 +77,16 @@ def test_use_by_stills_and_by_clips_and_what_they_share(codes, result):
     assert any("too few to tell whether all 64 codes" in note for note in result.notes) == (
         result.metrics["tokens_corpus"] < 640
     )
+
+
+def test_encoding_is_counted_from_the_first_batch(folder):
+    said = []
+    subject = Subject(SUBJECT.label, Progress(said.append, every_s=0.0), **SUBJECT.models)
+    CodebookHealth(data=str(folder), batch_size=4).run(subject)
+    images = [line for line in said if line.startswith("images encoded: ")]
+    assert images[0].startswith("images encoded: 4 of ")
+    assert images[-1].endswith("about 0 s left")
+    assert "clips encoded: " in said[-1]
 
 
 def test_drift_counts_tokens_that_stay_and_how_patches_changed(codes, result):
