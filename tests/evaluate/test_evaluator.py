@@ -166,7 +166,9 @@ def test_a_real_model_draws_and_writes(subject):
     assert said[-1] == "decoded: 3 of 3, about 0 s left"
     assert [d.shape for d in drawn] == [(16, 16, 3)] * 3
     assert np.array_equal(drawn, language_use.draw(*models, stills, options))
-    written = language_use.caption(*models, [item.pixels for item in stills], 4, Progress(said.append))
+    written = language_use.caption(
+        *models, [item.pixels for item in stills], 4, Progress(said.append)
+    )
     assert said[-1].startswith("encoded: 3 of 3")
     assert len(written) == 3
     assert all(isinstance(text, str) for text in written)

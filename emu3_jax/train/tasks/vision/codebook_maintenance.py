@@ -30,9 +30,10 @@ class CodebookConfig:
     """Settings of codebook maintenance. Emu3 published none of this.
 
     Attributes:
-      start: what to do after the first step, when few entries have been used. "latents" moves the
-        unused entries to latents of the batch; "kmeans" moves all entries to k-means centres of
-        the latents; "as_is" moves nothing and keeps a codebook that `start` loaded.
+      start: what to do after the first step from random weights, when few entries have been used.
+        "latents" moves the unused entries to latents of the batch; "kmeans" moves all entries to
+        k-means centres of the latents; "as_is" moves nothing. Entries that the section `start`
+        loads always stay.
       revive_every: steps between revivals of dead codes; 0 turns revival off.
       revive_below: a code is dead if its moving count is below this share of the mean count.
       revive_until: share of the run after which revival stops, so that codes settle.

@@ -170,7 +170,10 @@ class VisionTokenizerTask(Task):
             return jnp.concatenate([self._as_entries(x).reshape(-1, x.shape[-1]) for x in found])
 
         c = self.config
-        return codebook_maintenance.after_update(state, c.codebook, c.run.steps, latents_of, key)
+        codebook = c.codebook
+        if c.start != VisionTokenizerStart():  # the entries were loaded: they have begun
+            codebook = dataclasses.replace(codebook, start="as_is")
+        return codebook_maintenance.after_update(state, codebook, c.run.steps, latents_of, key)
 
     def _as_entries(self, latents: jax.Array) -> jax.Array:
         """Returns latents as codebook entries: scaled to unit length for cosine codes."""

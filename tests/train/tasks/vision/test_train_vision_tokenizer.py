@@ -23,20 +23,21 @@ from emu3_jax.train.task import TrainState
 from emu3_jax.train.tasks.vision import codebook_maintenance
 from emu3_jax.train.tasks.vision.codebook_maintenance import USAGE, CodebookConfig, with_codebook
 from emu3_jax.train.tasks.vision.vision_objective import DISCRIMINATOR, VisionLossConfig, mean_psnr
+from emu3_jax.train.tasks.vision.vision_start import VisionTokenizerStart
 
 KEY = jax.random.key(0)
 ONE_DEVICE = sharding.make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
 
 
-PLAIN, MAINTENANCE = VisionLossConfig(), CodebookConfig()
+PLAIN, MAINTENANCE, FRESH = VisionLossConfig(), CodebookConfig(), VisionTokenizerStart()
 
 
-def _task(loss=PLAIN, steps=100, codebook=MAINTENANCE, model=MODEL, **counts):
+def _task(loss=PLAIN, steps=100, codebook=MAINTENANCE, model=MODEL, start=FRESH, **counts):
     groups = (
         PixelGroup("stills", "stills", 8, counts.get("stills", 8)),
         PixelGroup("clips", "clips", 8, counts.get("clips", 8), 2),
     )
-    return vision_task(model, PixelConfig("unused", groups=groups), loss, steps, codebook)
+    return vision_task(model, PixelConfig("unused", groups=groups), loss, steps, codebook, start)
 
 
 def _batch(kinds=("stills", "clips"), seed=0):
@@ -124,6 +125,21 @@ def test_batches_of_one_kind_alone(kind):
     new, metrics = jax.eval_shape(train_step, abstract, _batch((kind,)))
     assert new.params["quantize"]["embedding"].shape == (CODES, MODEL.embed_dim)
     assert f"loss/{kind}_l2" in metrics and f"loss/{other}_l2" not in metrics
+
+
+@pytest.mark.parametrize("start", ["latents", "kmeans"])
+def test_entries_of_random_weights_move_after_the_first_step_and_loaded_ones_stay(start):
+    moved = {}
+    for begin in ("", "weights", "movqgan"):
+        loaded = VisionTokenizerStart(**{begin: "a file"} if begin else {})
+        task = _task(codebook=CodebookConfig(start=start, revive_every=0), start=loaded)
+        before = _start(task, SGD)
+        used = {kind: counts.at[0].set(1) for kind, counts in before.model_state[USAGE].items()}
+        before = before.replace(model_state=before.model_state | {USAGE: used})
+        after = task.after_update(before, _put(task, ONE_DEVICE, _batch()), KEY)
+        tables = [np.asarray(codebook_maintenance.codebook(s.params)) for s in (before, after)]
+        moved[begin] = not np.array_equal(*tables)
+    assert moved == {"": True, "weights": False, "movqgan": False}
 
 
 def test_dead_codes_move_onto_latents_in_weights_and_average_and_start_anew(step):
