@@ -11,6 +11,7 @@ could show if a position took any value. PSNR in dB before rounding to whole lev
 
 import argparse
 import pathlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,9 @@ BATCH = 32
 RATE = 0.01
 
 
-def search(tokenizer, pixels: jax.Array, steps: int, quantised: bool) -> tuple[np.ndarray, ...]:
+def search(
+    tokenizer, pixels: jax.Array, steps: int, quantised: bool, done: Callable[[int], None]
+) -> tuple[np.ndarray, ...]:
     """Squared errors of the encoder's codes and of the best that were found.
 
     Args:
@@ -35,6 +38,7 @@ def search(tokenizer, pixels: jax.Array, steps: int, quantised: bool) -> tuple[n
       pixels: float [B, H, W, 3] in [-1, 1].
       steps: of the search.
       quantised: whether a position takes an entry of the codebook.
+      done: called after each step with 1.
 
     Returns:
       Two float [B], means over the values of each still.
@@ -63,6 +67,7 @@ def search(tokenizer, pixels: jax.Array, steps: int, quantised: bool) -> tuple[n
     for _ in range(steps):
         latents, state, best_B, error_B = step(latents, state, best_B)
         first_B = error_B if first_B is None else first_B
+        done(1)
     return np.asarray(first_B), np.asarray(best_B)
 
 
@@ -83,16 +88,16 @@ def main() -> None:
     every = [item.pixels for item in items.Reader().read_images(given.data, given.split)]
     rows = np.random.default_rng(0).permutation(len(every))[: given.stills]
     tokenizer = emu3_jax.load_vision_tokenizer(given.tokenizer)
-    count = Progress(print).counter("searched", len(rows))
+    batches = range(0, len(rows), BATCH)
+    count = Progress(print).counter("steps", 2 * given.steps * len(batches))
     encoded, searched, free = [], [], []
-    for start in range(0, len(rows), BATCH):
+    for start in batches:
         stills = [every[i] for i in rows[start : start + BATCH]]
         pixels = jnp.asarray(media.to_model(np.stack(stills)))
-        first_B, best_B = search(tokenizer, pixels, given.steps, quantised=True)
+        first_B, best_B = search(tokenizer, pixels, given.steps, True, count)
         encoded += first_B.tolist()
         searched += best_B.tolist()
-        free += search(tokenizer, pixels, given.steps, quantised=False)[1].tolist()
-        count(len(stills))
+        free += search(tokenizer, pixels, given.steps, False, count)[1].tolist()
     print("| codes | PSNR |\n|---|---|")
     for name, errors in (("encoder", encoded), ("searched", searched), ("latents", free)):
         print(f"| {name} | {psnr(errors):.2f} |")

@@ -4,8 +4,10 @@ As in tokenizing, a row or a file that cannot be used is left out, counted and l
 """
 
 import collections
+import copy
 import dataclasses
 import functools
+import hashlib
 import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -53,6 +55,7 @@ class Reader:
     Attributes:
       rows: rows seen.
       skipped: where each unusable one is, and the reason.
+      unread: a sentence on each split that `read_distinct` left out.
     """
 
     def __init__(self, config: Any = None, limits: Mapping[str, float] | None = None):
@@ -69,7 +72,7 @@ class Reader:
             sizes = limits["min_pixels"], limits["max_pixels"]
             sizes = media.PixelLimits(*sizes, config.spatial_factor)
             self._fit = functools.partial(media.smart_resize, limits=sizes)
-        self.rows, self.skipped = 0, []
+        self.rows, self.skipped, self.unread = 0, [], []
 
     def read_split(self, data: pathlib.Path, split: str, limit: int = 0) -> list[Item]:
         """Returns the items of a split that have an image or a clip, in file order.
@@ -110,6 +113,29 @@ class Reader:
             raise ValueError(f"{data}: split {named} holds no image and no video")
         return chosen
 
+    def read_distinct(
+        self, data: pathlib.Path, splits: Sequence[str], limit: int = 0, known: Sequence[Item] = ()
+    ) -> Iterator[tuple[str, list[Item]]]:
+        """Yields (split, those of its items that are not `known` and in no split before).
+
+        Captions in another language are a split of the same images. Whatever else a folder holds,
+        such as a list of edits, is left out with a note: it costs no other figure.
+        """
+        seen = {_content(item.pixels) for item in known}
+        for split in splits:
+            part = copy.copy(self)
+            part.rows, part.skipped = 0, []
+            try:
+                found = part.read_split(data, split, limit)
+            except ValueError as error:
+                self.unread.append(f"without the split {split}: {error}")
+                continue
+            self.rows += part.rows
+            self.skipped += part.skipped
+            distinct = {_content(item.pixels): item for item in found}
+            yield split, [item for content, item in distinct.items() if content not in seen]
+            seen |= distinct.keys()
+
     def read_images(self, data: pathlib.Path, split: str, limit: int = 0) -> list[Item]:
         """Returns the stills of a split; ValueError if it has none."""
         chosen = of_kind(self.read_split(data, split, limit), "image")
@@ -143,8 +169,8 @@ class Reader:
 
     @property
     def notes(self) -> list[str]:
-        """A sentence about each row left out."""
-        notes = [f"left out: {one}" for one in self.skipped[:LISTED]]
+        """A sentence about each split and each row left out."""
+        notes = self.unread + [f"left out: {one}" for one in self.skipped[:LISTED]]
         more = len(self.skipped) - LISTED
         return notes + ([f"left out: {more} more"] if more > 0 else [])
 
@@ -187,6 +213,10 @@ def check_splits(data: pathlib.Path, splits: Sequence[str]) -> None:
 def of_kind(items: Sequence[Item], kind: str) -> list[Item]:
     """Returns the stills ("image") or the clips ("video") among items."""
     return [item for item in items if item.kind == kind]
+
+
+def _content(pixels: np.ndarray) -> tuple[tuple[int, ...], bytes]:
+    return pixels.shape, hashlib.sha256(pixels.tobytes()).digest()
 
 
 def _rows(data: pathlib.Path, split: str) -> Iterator[RawItem]:

@@ -53,8 +53,8 @@ class CodebookHealth(VisionEvaluator):
         return self.use("earlier", weights.load_vision_tokenizer) if self.earlier else None
 
     def check(self, language: Language | None) -> None:
-        """Checks the items and the earlier tokenizer."""
-        self.use("data", lambda data: items.check_splits(data, _splits(data)))
+        """Checks that a split can be read, and the earlier tokenizer."""
+        self.use("data", _check_splits)
         _ = self.earlier_tokenizer
 
     def run(self, subject: Subject) -> Result:
@@ -101,9 +101,12 @@ class CodebookHealth(VisionEvaluator):
         return float(np.sqrt(np.mean((now - before) ** 2)))
 
     def _corpus(self, reader: items.Reader) -> dict[str, list[np.ndarray]]:
-        """Returns "images" or "clips" → pixels of the items of all splits, without empty kinds."""
+        """Returns "images" or "clips" → distinct pixels of all splits, without empty kinds."""
         data = self.use("data", pathlib.Path)
-        everything = reader.read_splits(data, _splits(data), self.limit)
+        parts = reader.read_distinct(data, _splits(data), self.limit)
+        everything = [item for _, part in parts for item in part]
+        if not everything:
+            raise ValueError(f"{data} holds no image and no video that can be read")
         kinds = {
             "images": items.of_kind(everything, "image"),
             "clips": items.of_kind(everything, "video"),
@@ -117,6 +120,18 @@ def _splits(data: str | pathlib.Path) -> list[str]:
     if not splits:
         raise ValueError(f"{data} holds no split, <name>.jsonl")
     return splits
+
+
+def _check_splits(data: str | pathlib.Path) -> None:
+    """Raises the first ValueError if no split of a folder can be read."""
+    problems, splits = [], _splits(data)
+    for split in splits:
+        try:
+            items.check_splits(data, [split])
+        except ValueError as error:
+            problems.append(error)
+    if len(problems) == len(splits):
+        raise problems[0]
 
 
 def _use_metrics(counts_N: np.ndarray, where: str) -> dict[str, float]:

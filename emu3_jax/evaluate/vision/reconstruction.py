@@ -5,7 +5,6 @@ This is an upper limit of the quality that the language model can draw.
 
 import dataclasses
 import functools
-import hashlib
 import pathlib
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -98,36 +97,23 @@ class Reconstruction(SplitEvaluator, VisionEvaluator):
             tables["by_size"] = Table(columns, tuple(by_size))
         tables["published"] = published.beside(self._our_rows(subject, by_size, measured.values))
         metrics |= codebook_metrics(codes, size, "_".join(self.splits))
-        others, more = self._codes_of_other_splits(subject, reader, everything)
+        others = self._codes_of_other_splits(subject, reader, everything)
         metrics |= codebook_metrics(codes + others, size, "corpus") | reader.metrics
-        return Result(metrics, tables, images, clips, notes + reader.notes + more)
+        return Result(metrics, tables, images, clips, notes + reader.notes)
 
     def _codes_of_other_splits(
         self, subject: Subject, reader: items.Reader, known: Sequence[items.Item]
-    ) -> tuple[list[np.ndarray], list[str]]:
-        """Returns codes, and a note on each split that cannot be read: it costs no other figure.
-
-        Captions in another language are a split of the same images, which count once.
-        """
-        codes, notes, seen = [], [], {_content(item.pixels) for item in known}
-        for split in items.split_names(self.data):
-            if split in self.splits:
-                continue
-            other = self.reader(subject)
-            try:
-                chosen = other.read_split(self.data, split, self.limit)
-            except ValueError as error:
-                notes.append(f"codebook of the corpus: without the split {split}: {error}")
-                continue
-            reader.skipped += other.skipped
-            found = {_content(item.pixels): item.pixels for item in chosen}
-            pixels = [found[content] for content in found if content not in seen]
-            seen |= found.keys()
-            done = subject.progress.counter(f"codes of {split}", len(pixels))
+    ) -> list[np.ndarray]:
+        others = [split for split in items.split_names(self.data) if split not in self.splits]
+        codes = []
+        for split, chosen in reader.read_distinct(self.data, others, self.limit, known):
             codes += vision_codec.encode(
-                subject.vision_tokenizer, pixels, self.batch_size, done=done
+                subject.vision_tokenizer,
+                [item.pixels for item in chosen],
+                self.batch_size,
+                done=subject.progress.counter(f"codes of {split}", len(chosen)),
             )
-        return codes, notes
+        return codes
 
     def _boundaries(self, subject: Subject, measured: Measured) -> tuple[dict, Table, list[str]]:
         """Measures sag at the ends of training clips and of latent frames.
@@ -168,10 +154,6 @@ class Reconstruction(SplitEvaluator, VisionEvaluator):
             source = self.perceptual_network[1] if self.perceptual_network else ""
             rows.append(published.Row(name, data, f"{height}x{width}", **values, source=source))
         return rows
-
-
-def _content(pixels: np.ndarray) -> tuple[tuple[int, ...], bytes]:
-    return pixels.shape, hashlib.sha256(pixels.tobytes()).digest()
 
 
 def reconstruct(

@@ -1,5 +1,8 @@
 """Codebook health: figures counted by hand, drift between two tokenizers, images."""
 
+import json
+import shutil
+
 import evaluation_stand_ins as parts
 import numpy as np
 import pytest
@@ -45,15 +48,15 @@ def evaluate(folder, earlier=None, **settings):
 
 @pytest.fixture(scope="module")
 def codes(folder):
-    """Kind → all codes of the corpus, flat."""
+    """Kind → all codes of the corpus, flat; two of its images are equal."""
     found = {}
     for kind, stored in (("images", "image"), ("clips", "video")):
-        pixels = [
-            item.pixels
+        pixels = {
+            item.pixels.tobytes(): item.pixels
             for split in items.split_names(folder)
             for item in items.of_kind(items.Reader().read_split(folder, split), stored)
-        ]
-        encoded = vision_codec.encode(SUBJECT.vision_tokenizer, pixels, 4)
+        }
+        encoded = vision_codec.encode(SUBJECT.vision_tokenizer, list(pixels.values()), 4)
         found[kind] = np.concatenate([c.ravel() for c in encoded])
     return found
 
@@ -77,6 +80,23 @@ def test_use_by_stills_and_by_clips_and_what_they_share(codes, result):
     assert any("too few to tell whether all 64 codes" in note for note in result.notes) == (
         result.metrics["tokens_corpus"] < 640
     )
+
+
+def test_each_image_counts_once_and_other_lists_of_a_folder_cost_a_note(folder, tmp_path):
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    expected = evaluate(tmp_path).metrics
+    train = (tmp_path / "train.jsonl").read_text()
+    (tmp_path / "train_zh.jsonl").write_text(train)
+    edits = [{"id": str(i), "source": "a.png", "target": "b.png"} for i in range(9)]
+    (tmp_path / "edits.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in edits))
+    result = evaluate(tmp_path)
+    assert {k: v for k, v in result.metrics.items() if k in expected} == expected
+    assert result.notes[-1].startswith("without the split edits: 9 of 9 rows cannot be used")
+    for split in items.split_names(tmp_path):
+        if split != "edits":
+            (tmp_path / f"{split}.jsonl").unlink()
+    with pytest.raises(ValueError, match="9 of 9 rows cannot be used"):
+        CodebookHealth(data=str(tmp_path)).check(None)
 
 
 def test_encoding_is_counted_from_the_first_batch(folder):

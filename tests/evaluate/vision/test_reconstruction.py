@@ -80,7 +80,7 @@ def test_a_split_that_was_not_asked_for_does_not_cost_the_figures(folder, evalua
     again = dataclasses.replace(evaluator, data=str(tmp_path)).run(SUBJECT)
     assert again.metrics == pytest.approx(dict(evaluator.run(SUBJECT).metrics))
     (note,) = (note for note in again.notes if "other" in note)
-    assert re.match("codebook of the corpus: without the split other: 9 of 9 rows cannot", note)
+    assert re.match("without the split other: 9 of 9 rows cannot", note)
     with pytest.raises(ValueError, match="9 of 9 rows cannot be used"):
         dataclasses.replace(evaluator, data=str(tmp_path), splits=("other",)).run(SUBJECT)
 
