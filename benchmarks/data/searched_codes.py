@@ -24,7 +24,7 @@ from emu3_jax.evaluate import items
 from emu3_jax.progress import Progress
 
 BATCH = 32
-# Of Adam; latents of the nano architecture are of the order of one. 0.03 found less.
+# Of Adam; with 0.03 the codes of 32 stills were 0.15 dB worse.
 RATE = 0.01
 
 
