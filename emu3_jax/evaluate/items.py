@@ -114,12 +114,21 @@ class Reader:
         return chosen
 
     def read_distinct(
-        self, data: pathlib.Path, splits: Sequence[str], limit: int = 0, known: Sequence[Item] = ()
+        self,
+        data: pathlib.Path,
+        splits: Sequence[str],
+        limit: int = 0,
+        known: Sequence[Item] = (),
+        strict: bool = True,
     ) -> Iterator[tuple[str, list[Item]]]:
         """Yields (split, those of its items that are not `known` and in no split before).
 
-        Captions in another language are a split of the same images. Whatever else a folder holds,
-        such as a list of edits, is left out with a note: it costs no other figure.
+        Captions in another language are a split of the same images. A file without a usable row is
+        another list, such as one of edits, and is left out with a note.
+
+        Raises:
+          ValueError: too many rows of a split, but not all, cannot be used; if not `strict`, such a
+            split is left out with a note, too.
         """
         seen = {_content(item.pixels) for item in known}
         for split in splits:
@@ -128,6 +137,8 @@ class Reader:
             try:
                 found = part.read_split(data, split, limit)
             except ValueError as error:
+                if strict and len(part.skipped) < part.rows:
+                    raise
                 self.unread.append(f"without the split {split}: {error}")
                 continue
             self.rows += part.rows

@@ -92,6 +92,11 @@ def test_each_image_counts_once_and_other_lists_of_a_folder_cost_a_note(folder, 
     result = evaluate(tmp_path)
     assert {k: v for k, v in result.metrics.items() if k in expected} == expected
     assert result.notes[-1].startswith("without the split edits: 9 of 9 rows cannot be used")
+    (tmp_path / "more.jsonl").write_text(
+        train + "".join(f'{{"id": {i}, "image": "none.png"}}\n' for i in range(9))
+    )
+    with pytest.raises(ValueError, match=r"9 of \d+ rows cannot be used"):
+        evaluate(tmp_path)
     for split in items.split_names(tmp_path):
         if split != "edits":
             (tmp_path / f"{split}.jsonl").unlink()

@@ -33,7 +33,7 @@ class CodebookConfig:
       start: what to do after the first step from random weights, when few entries have been used.
         "latents" moves the unused entries to latents of the batch; "kmeans" moves all entries to
         k-means centres of the latents; "as_is" moves nothing. Entries that the section `start`
-        loads always stay.
+        loads stay, unless they are revived.
       revive_every: steps between revivals of dead codes; 0 turns revival off.
       revive_below: a code is dead if its moving count is below this share of the mean count.
       revive_until: share of the run after which revival stops, so that codes settle.
