@@ -107,7 +107,8 @@ class Reconstruction(SplitEvaluator, VisionEvaluator):
         others = [split for split in items.split_names(self.data) if split not in self.splits]
         codes = []
         # Not strict: the figures of the splits that were asked for are already there.
-        for split, chosen in reader.read_distinct(self.data, others, self.limit, known, False):
+        parts = reader.read_distinct(self.data, others, self.limit, known, strict=False)
+        for split, chosen in parts:
             codes += vision_codec.encode(
                 subject.vision_tokenizer,
                 [item.pixels for item in chosen],
@@ -150,7 +151,7 @@ class Reconstruction(SplitEvaluator, VisionEvaluator):
             if kind == "clips":
                 name = f"this one, {config.temporal_downsample_factor}x{space}"
                 data = f"clips: {count} of {self.data}"
-            values = dict(zip(measures, means, strict=True))
+            values = dict(zip(measures, means, strict=False))
             values["lpips"] = values.pop(PERCEPTUAL, None)
             source = self.perceptual_network[1] if self.perceptual_network else ""
             rows.append(published.Row(name, data, f"{height}x{width}", **values, source=source))
@@ -189,7 +190,7 @@ def side_by_side(originals: Sequence[np.ndarray], rebuilt: Sequence[np.ndarray])
     """Returns a sheet of originals above reconstructions, eight per row; clips as film strips."""
     if originals[0].ndim == 4:
         rows = []
-        for a, b in zip(originals, rebuilt, strict=True):
+        for a, b in zip(originals, rebuilt, strict=False):
             rows += [[film_strip(a)], [film_strip(b)]]
         return contact_sheet(rows)
     rows = []
@@ -203,7 +204,7 @@ def side_by_side_clip(originals: Sequence[np.ndarray], rebuilt: Sequence[np.ndar
 
     Shorter clips stop at their last frame.
     """
-    pairs = list(zip(originals, rebuilt, strict=True))
+    pairs = list(zip(originals, rebuilt, strict=False))
     length = max(len(a) for a, _ in pairs)
     frames = [
         contact_sheet([[clip[min(t, len(clip) - 1)] for clip in pair] for pair in pairs])
